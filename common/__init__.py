@@ -1,0 +1,1 @@
+"""The Pale Transformer and everything that more than one task uses."""
