@@ -1,0 +1,44 @@
+"""Exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import paddle
+from paddle import nn
+
+__all__ = ["ModelEma"]
+
+
+class ModelEma:
+    """Keeps a second model whose weights are the moving average of the trained one's.
+
+    After update t (from 0) the average is ``d * average + (1 - d) * weights`` with the warmed-up decay
+    ``d = min(decay, (1 + t) / (10 + t))``, so that the first steps do not hold on to the initial weights. Floating-point
+    buffers, such as BatchNorm's statistics, are averaged in the same way.
+
+    Args:
+        model: the model to follow, with its pretrained weights already loaded.
+        decay: limit of the decay, in (0, 1).
+    """
+
+    def __init__(self, model: nn.Layer, decay: float):
+        if not 0.0 < decay < 1.0:
+            raise ValueError(f"decay is {decay}; it must be in (0, 1)")
+        self.decay, self.updates = decay, 0
+        self.model = copy.deepcopy(model)
+        self.model.eval()
+        for parameter in self.model.parameters():
+            parameter.stop_gradient = True
+
+    @paddle.no_grad()
+    def update(self, model: nn.Layer) -> None:
+        """Follow the model by one step; call it after each optimizer step."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        current = model.state_dict()
+        for name, average in self.model.state_dict().items():
+            if average.is_floating_point():
+                average.set_value(average * decay + current[name] * (1.0 - decay))
+            else:
+                average.set_value(current[name])

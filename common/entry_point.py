@@ -1,0 +1,96 @@
+"""What every command-line program of this project does first and last: device, process group, errors, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+
+from common.errors import UserError
+
+os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ side reports every connection otherwise
+
+EXIT_USER_ERROR = 2
+
+__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run", "select_device"]
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with this project's manners: a wrong flag is one line, and every flag works with one dash and with two."""
+
+    def add_flag(self, name: str, **options) -> None:
+        """Add ``-name`` and ``--name``."""
+        self.add_argument(f"-{name}", f"--{name}", dest=name, **options)
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; -h lists the flags")
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Run a program: ``main(arguments)``, then exit with 0, or with 2 and one line for a mistake of the user's.
+
+    ``-debug`` among the arguments shows the traceback as well. When several ranks were launched and the failure is of one
+    of them only, all exit with its code and rank 0 prints its line.
+    """
+    warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    watch = None
+    try:
+        from common import distributed
+
+        watch = distributed.init_process_group()
+        main(argv)
+    except UserError as error:
+        if {"-debug", "--debug"} & set(argv):
+            traceback.print_exc()
+        _fail(watch, str(error), EXIT_USER_ERROR)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(watch, f"{type(error).__name__}: {error}", 1)
+    if watch:
+        distributed.barrier()
+        watch.close()
+
+
+def _fail(watch, message: str, exit_code: int) -> None:
+    """Print the message where the user sees it and end all ranks."""
+    message = " ".join(message.split())
+    if watch is None or int(os.environ.get("PADDLE_TRAINER_ID", 0)) == 0:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    if watch:
+        watch.announce(message, exit_code)
+        time.sleep(0.2)
+        os._exit(exit_code)  # a rank may be blocked in a collective operation, which a normal exit would wait for
+    sys.exit(exit_code)
+
+
+def select_device(name: str = "") -> str:
+    """Choose where to compute and return it as Paddle spells it.
+
+    Args:
+        name: ``"cpu"``, ``"gpu"`` or ``"gpu:N"``; empty takes a GPU when Paddle was compiled for GPUs and sees one.
+
+    Raises:
+        UserError: a GPU was asked for and this Paddle or this machine has none.
+    """
+    import paddle
+
+    gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+    if name not in ("", "cpu", "gpu") and not name.startswith("gpu:"):
+        raise UserError(f"unknown device {name!r}; choose cpu, gpu or gpu:N")
+    if name.startswith("gpu") and not gpus:
+        reason = "sees no GPU" if paddle.is_compiled_with_cuda() else "was compiled without GPU support"
+        raise UserError(f"-device {name}: this Paddle {paddle.__version__} {reason}; use -device cpu")
+    if not name:
+        name = "gpu" if gpus else "cpu"
+    if name == "gpu" and "FLAGS_selected_gpus" in os.environ:
+        name = f"gpu:{os.environ['FLAGS_selected_gpus'].split(',')[0]}"
+    if name == "cpu":
+        # Strided views save copies on GPUs; on CPUs the copies behind them are up to 40 times slower than a transpose.
+        paddle.set_flags({"FLAGS_use_stride_kernel": False})
+    return paddle.set_device(name) and name

@@ -1,0 +1,203 @@
+"""Pale-shaped self-attention (PS-Attention) on channels-last maps.
+
+The marks tell how sure a fact of the paper (arXiv 2112.14000) is; ``docs/paper.md`` explains them:
+[P] the paper's own words, [R] a public review, [U] an unofficial reading, [C] confirmed by arithmetic, [A] assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from common.depthwise_conv import DepthwiseConv2D
+
+__all__ = [
+    "PSAttention",
+    "ScaledDotProductAttention",
+    "SeparableProjection",
+    "merge_columns",
+    "merge_rows",
+    "partition_columns",
+    "partition_rows",
+]
+
+
+def partition_rows(x: Tensor, pale_rows: int) -> Tensor:
+    """Gather the interlaced rows of each pale.
+
+    With N = H / pale_rows pales, pale i holds the rows i, i + N, i + 2N, ... [R, U].
+
+    Args:
+        x: ``[B, H, W, C]``, H a multiple of ``pale_rows``.
+        pale_rows: rows in a pale (s_r of the paper).
+
+    Returns:
+        ``[B * N, pale_rows * W, C]``; the pales of one image follow each other, a pale's tokens are row-major.
+    """
+    batch, height, width, channels = x.shape
+    spacing = height // pale_rows
+    x = x.reshape([batch, pale_rows, spacing, width, channels]).transpose([0, 2, 1, 3, 4])
+    return x.reshape([batch * spacing, pale_rows * width, channels])
+
+
+def merge_rows(groups: Tensor, pale_rows: int, height: int, width: int) -> Tensor:
+    """Put the rows back: the inverse of :func:`partition_rows`.
+
+    Args:
+        groups: ``[B * N, pale_rows * W, C]`` with N = height / pale_rows.
+
+    Returns:
+        ``[B, height, width, C]``.
+    """
+    spacing, channels = height // pale_rows, groups.shape[-1]
+    x = groups.reshape([-1, spacing, pale_rows, width, channels]).transpose([0, 2, 1, 3, 4])
+    return x.reshape([-1, height, width, channels])
+
+
+def partition_columns(x: Tensor, pale_columns: int) -> Tensor:
+    """Gather the interlaced columns of each pale.
+
+    With N = W / pale_columns pales, pale i holds the columns i, i + N, i + 2N, ... [R, U].
+
+    Args:
+        x: ``[B, H, W, C]``, W a multiple of ``pale_columns``.
+        pale_columns: columns in a pale (s_c of the paper).
+
+    Returns:
+        ``[B * N, H * pale_columns, C]``; a pale's tokens are row-major.
+    """
+    batch, height, width, channels = x.shape
+    spacing = width // pale_columns
+    x = x.reshape([batch, height, pale_columns, spacing, channels]).transpose([0, 3, 1, 2, 4])
+    return x.reshape([batch * spacing, height * pale_columns, channels])
+
+
+def merge_columns(groups: Tensor, pale_columns: int, height: int, width: int) -> Tensor:
+    """Put the columns back: the inverse of :func:`partition_columns`.
+
+    Args:
+        groups: ``[B * N, H * pale_columns, C]`` with N = width / pale_columns.
+
+    Returns:
+        ``[B, height, width, C]``.
+    """
+    spacing, channels = width // pale_columns, groups.shape[-1]
+    x = groups.reshape([-1, spacing, height, pale_columns, channels]).transpose([0, 2, 3, 1, 4])
+    return x.reshape([-1, height, width, channels])
+
+
+class ScaledDotProductAttention(nn.Layer):
+    """softmax(q k^T / sqrt(D)) v for every head; a layer of its own so that its products can be counted.
+
+    Args:
+        fused: use ``F.scaled_dot_product_attention``, which on GPUs never stores the score matrix; ``None`` uses it
+            on GPUs only, because on CPUs Paddle runs the plain formula behind it. Both agree to 1e-5 in float32.
+    """
+
+    def __init__(self, fused: bool | None = None):
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Map three ``[G, L, heads, D]`` tensors (G groups of L tokens) to one of the same shape and dtype."""
+        fused = paddle.device.get_device().startswith("gpu") if self.fused is None else self.fused
+        if fused:
+            return F.scaled_dot_product_attention(query, key, value, training=self.training)
+        query, key, value = (t.transpose([0, 2, 1, 3]) for t in (query * query.shape[-1] ** -0.5, key, value))
+        scores = F.softmax(paddle.matmul(query, key, transpose_y=True), axis=-1)
+        return paddle.matmul(scores, value).transpose([0, 2, 1, 3])
+
+
+class SeparableProjection(nn.Layer):
+    """Depthwise 3x3 convolution -> BatchNorm -> pointwise convolution, "following CvT" [R, U].
+
+    The depthwise convolution has no bias, as in CvT; the BatchNorm would cancel it. On channels-last maps the pointwise
+    convolution is a linear layer.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.depthwise = DepthwiseConv2D(dim, bias=False)
+        self.norm = nn.BatchNorm2D(dim, data_format="NHWC")
+        self.pointwise = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, H, W, C]`` to the same shape."""
+        return self.pointwise(self.norm(self.depthwise(x)))
+
+
+class PSAttention(nn.Layer):
+    """Pale-shaped attention in the parallel form, which the model uses [R].
+
+    Query, key and value are computed on all channels, then split into a row half and a column half [U, C]. The row
+    half attends within groups of s_r interlaced rows, the column half within groups of s_c interlaced columns; the
+    two results are concatenated and projected.
+
+    A map whose sides are not multiples of the pale is zero-padded before the projections and cropped after the
+    attention [C]; padded tokens are not masked [A: as Swin's dense-task code]. A map smaller than the pale gets a pale
+    of the map's size [A].
+
+    Args:
+        dim: channels C of the map.
+        num_heads: heads of both halves together, so a half has ``num_heads / 2`` heads of width ``dim / num_heads``
+            [A: CSWin's convention].
+        pale_size: rows and columns of a pale, one number or ``(s_r, s_c)``.
+        fused: see :class:`ScaledDotProductAttention`.
+
+    Raises:
+        ValueError: ``num_heads`` is odd or does not divide ``dim``, or ``pale_size`` is not positive.
+    """
+
+    def __init__(self, dim: int, num_heads: int, pale_size: int | Sequence[int] = 7, fused: bool | None = None):
+        super().__init__()
+        if num_heads < 2 or num_heads % 2:
+            raise ValueError(f"num_heads is {num_heads}; rows and columns share the heads, so it must be even and >= 2")
+        if dim % num_heads:
+            raise ValueError(f"num_heads {num_heads} does not divide dim {dim}; choose a divisor of {dim}")
+        self.dim, self.num_heads, self.pale_size = dim, num_heads, _pale_sides(pale_size)
+        self.query = SeparableProjection(dim)
+        self.key = SeparableProjection(dim)
+        self.value = SeparableProjection(dim)
+        self.attention = ScaledDotProductAttention(fused)
+        self.projection = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, H, W, C]`` to the same shape, for any H and W from 1 up."""
+        height, width = x.shape[1:3]
+        pale_rows, pale_columns = min(self.pale_size[0], height), min(self.pale_size[1], width)
+        pad_bottom, pad_right = -height % pale_rows, -width % pale_columns
+        if pad_bottom or pad_right:
+            x = F.pad(x, [0, pad_right, 0, pad_bottom], data_format="NHWC")
+        padded_height, padded_width = height + pad_bottom, width + pad_right
+
+        (query_r, query_c), (key_r, key_c), (value_r, value_c) = (
+            projection(x).chunk(2, axis=-1) for projection in (self.query, self.key, self.value)
+        )
+        rows = self._attend(*(partition_rows(t, pale_rows) for t in (query_r, key_r, value_r)))
+        columns = self._attend(*(partition_columns(t, pale_columns) for t in (query_c, key_c, value_c)))
+        rows = merge_rows(rows, pale_rows, padded_height, padded_width)
+        columns = merge_columns(columns, pale_columns, padded_height, padded_width)
+
+        x = paddle.concat([rows, columns], axis=-1)
+        if pad_bottom or pad_right:
+            x = x[:, :height, :width]
+        return self.projection(x)
+
+    def _attend(self, *qkv: Tensor) -> Tensor:
+        """Self-attention inside each group: three ``[G, L, C/2]`` tensors to one."""
+        heads = [t.reshape([0, 0, self.num_heads // 2, self.dim // self.num_heads]) for t in qkv]
+        return self.attention(*heads).flatten(2)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_heads={self.num_heads}, pale_size={self.pale_size}"
+
+
+def _pale_sides(pale_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (s_r, s_c), or raise ValueError."""
+    sides = (pale_size, pale_size) if isinstance(pale_size, int) else tuple(pale_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"pale_size is {pale_size!r}; give one positive integer or a pair (rows, columns)")
+    return sides

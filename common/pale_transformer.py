@@ -1,0 +1,315 @@
+"""Pale Transformer (arXiv 2112.14000): the backbone, its variants, and ``create_model``.
+
+Maps are channels-last, ``[B, H, W, C]``, inside; images come in and feature maps go out as ``[B, C, H, W]``.
+The marks [P], [R], [U], [C], [A] tell how sure a fact of the paper is; ``docs/paper.md`` explains them.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from paddle.distributed.fleet.utils import recompute
+
+from common.depthwise_conv import DepthwiseConv2D
+from common.pale_attention import PSAttention
+
+__all__ = ["VARIANTS", "PaleBlock", "PaleTransformer", "create_model", "list_models"]
+
+# A row is what distinguishes a variant. Depths and pale size: [U] for Pale-B, [C] for all three.
+VARIANTS: dict[str, dict[str, Any]] = {
+    # 21.8M parameters, 4.20G multiply-adds at 224x224. Channels [C], heads [A].
+    "pale_tiny": {"embed_dim": 64, "depths": (2, 2, 16, 2), "num_heads": (2, 4, 8, 16), "pale_size": 7},
+    # 48.3M, 8.98G. Channels [C], heads [A].
+    "pale_small": {"embed_dim": 96, "depths": (2, 2, 16, 2), "num_heads": (2, 4, 8, 16), "pale_size": 7},
+    # 85.3M, 15.53G. Channels [C], heads [U].
+    "pale_base": {"embed_dim": 128, "depths": (2, 2, 16, 2), "num_heads": (4, 8, 16, 32), "pale_size": 7},
+    # Not in the paper: ours, for CPUs, tests and small images. The pale of 4 divides the 8x8 map of a 32x32 image.
+    "pale_nano": {"embed_dim": 20, "depths": (1, 1, 3, 1), "num_heads": (2, 2, 4, 8), "pale_size": 4},
+}
+
+
+class ChannelsLastConv2D(nn.Conv2D):
+    """A convolution between ``[B, H, W, C]`` maps, run on NCHW, for which Paddle's CPU kernels are faster.
+
+    The bias is added to the channels-last result, because its broadcast over NCHW planes is slow on CPUs.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose([0, 3, 1, 2])
+        x = F.conv2d(x, self.weight, None, self._stride, self._padding, self._dilation, self._groups)
+        return x.transpose([0, 2, 3, 1]) + self.bias
+
+
+class PatchMerging(nn.Layer):
+    """Overlapping convolution that shrinks the map and widens the channels [U, C], then LayerNorm [A: CSWin, CvT]."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int):
+        super().__init__()
+        self.conv = ChannelsLastConv2D(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
+        self.norm = nn.LayerNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class DropPath(nn.Layer):
+    """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole samples while training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), 1.0 - self.rate))
+        return x * (kept / (1.0 - self.rate)).astype(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class Mlp(nn.Layer):
+    """Linear -> GELU -> linear [U, C]."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class PaleBlock(nn.Layer):
+    """Position encoding, PS-Attention and MLP, each with a residual connection [R, U]."""
+
+    def __init__(self, dim: int, num_heads: int, pale_size: int | Sequence[int], mlp_ratio: float, drop_path: float):
+        super().__init__()
+        self.position_encoding = DepthwiseConv2D(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = PSAttention(dim, num_heads, pale_size)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, H, W, C]`` to the same shape."""
+        x = x + self.position_encoding(x)
+        x = x + self.drop_path(self.attention(self.norm1(x)))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x
+
+
+class PaleStage(nn.Layer):
+    """Patch merging, then blocks at one resolution."""
+
+    def __init__(self, merging: PatchMerging, blocks: Sequence[PaleBlock]):
+        super().__init__()
+        self.merging = merging
+        self.blocks = nn.LayerList(blocks)
+
+    def forward(self, x: Tensor, recompute_blocks: bool = False) -> Tensor:
+        """Map ``[B, H, W, C_in]`` to ``[B, H / stride, W / stride, C_out]``."""
+        x = self.merging(x)
+        for block in self.blocks:
+            x = _recomputed(block, x) if recompute_blocks else block(x)
+        return x
+
+
+class PaleTransformer(nn.Layer):
+    """The hierarchical backbone of four stages with a classification head.
+
+    Args:
+        embed_dim: channels of the first stage; they double from stage to stage [U, C].
+        depths: blocks in each of the four stages.
+        num_heads: heads in each stage, rows and columns together.
+        pale_size: pale of every stage, one number or ``(rows, columns)``.
+        mlp_ratio: hidden width of the MLP over its input width [U, C].
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over the blocks.
+        num_classes: outputs of the head; 0 leaves the head out, ``forward`` then gives the pooled features.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        pale_size: int | Sequence[int] = 7,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        _require_positive(embed_dim=embed_dim, mlp_ratio=mlp_ratio, in_channels=in_channels)
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate is {drop_path_rate}; it must be in [0, 1)")
+        for name, values in (("depths", depths), ("num_heads", num_heads)):
+            if len(values) != 4:
+                raise ValueError(f"{name} is {values!r}; give one number for each of the four stages")
+        _require_positive(depths=min(depths), num_heads=min(num_heads))
+
+        self.out_channels = tuple(embed_dim * 2**stage for stage in range(4))
+        self.out_strides = (4, 8, 16, 32)
+        self.depths = tuple(depths)
+        rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
+        stages, previous = [], in_channels
+        for dim, depth, heads in zip(self.out_channels, depths, num_heads, strict=True):
+            merging = PatchMerging(previous, dim, 7, 4) if not stages else PatchMerging(previous, dim, 3, 2)
+            blocks = [PaleBlock(dim, heads, pale_size, mlp_ratio, next(rates)) for _ in range(depth)]
+            stages.append(PaleStage(merging, blocks))
+            previous = dim
+        self.stages = nn.LayerList(stages)
+        self.norm = nn.LayerNorm(previous)
+        self.head = nn.Identity()
+        self._recompute = False
+        self.apply(_init_weights)
+        self.reset_head(num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
+        *_, x = self._stage_outputs(images)
+        return self.head(self.norm(x).mean([1, 2]))
+
+    def forward_features(self, images: Tensor) -> list[Tensor]:
+        """Map images ``[B, C, H, W]``, H and W from 32 up, to the outputs of the four stages.
+
+        Returns:
+            Four NCHW maps with ``out_channels`` channels at ``out_strides``; a side that a stride does not divide is
+            rounded up. The final LayerNorm belongs to the head and is not applied.
+        """
+        return [x.transpose([0, 3, 1, 2]) for x in self._stage_outputs(images)]
+
+    def _stage_outputs(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the ``[B, H, W, C]`` map of each stage."""
+        if min(images.shape[2:]) < 32 and paddle.in_dynamic_mode():
+            raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the model needs at least 32x32")
+        x = images.transpose([0, 2, 3, 1])
+        for stage in self.stages:
+            x = stage(x, self._recompute and self.training)
+            yield x
+
+    def reset_head(self, num_classes: int) -> None:
+        """Replace the head by a newly initialised one for ``num_classes`` classes (0: none)."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}; it must be 0 (no head) or more")
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.out_channels[-1], num_classes) if num_classes else nn.Identity()
+        _init_weights(self.head)
+
+    def set_recompute(self, enabled: bool = True) -> None:
+        """Keep only each block's input while training and compute the block again in the backward pass."""
+        self._recompute = enabled
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone: biases and normalisation [A: Swin]."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+
+    @property
+    def num_layers(self) -> int:
+        """Number of distinct values of :meth:`layer_id`: the patch embedding, every block, and the head."""
+        return sum(self.depths) + 2
+
+    def layer_id(self, parameter_name: str) -> int:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        0 is the patch embedding, 1 to ``sum(depths)`` the blocks, ``sum(depths) + 1`` the final norm and the head. The
+        patch merging between two stages counts with the block after it.
+
+        Raises:
+            ValueError: the model has no such parameter.
+        """
+        if parameter_name not in dict(self.named_parameters()):
+            raise ValueError(f"{parameter_name!r} is no parameter of this model")
+        parts = parameter_name.split(".")
+        if parts[0] != "stages":
+            return self.num_layers - 1
+        blocks_before = sum(self.depths[: int(parts[1])])
+        if parts[2] == "merging":
+            return blocks_before + 1 if blocks_before else 0
+        return blocks_before + 1 + int(parts[3])
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that :func:`create_model` knows, smallest first, filtered by a shell pattern such as ``"pale_s*"``."""
+    return fnmatch.filter(("pale_nano", "pale_tiny", "pale_small", "pale_base"), pattern)
+
+
+def create_model(
+    name: str, num_classes: int = 1000, pretrained: str | None = None, **overrides: Any
+) -> PaleTransformer:
+    """Build a variant.
+
+    Args:
+        name: one of :func:`list_models`.
+        num_classes: outputs of the head; 0 for none.
+        pretrained: a ``.pdparams`` file to load; a head for another number of classes is left out, and said so.
+        overrides: any argument of :class:`PaleTransformer`, in place of the variant's own.
+
+    Raises:
+        ValueError: unknown name or argument, or a value out of range.
+        common.errors.UserError: the weights do not fit.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
+    try:
+        model = PaleTransformer(**{**VARIANTS[name], "num_classes": num_classes, **overrides})
+    except TypeError as error:
+        raise ValueError(f"impossible override for {name}: {error}") from error
+    if pretrained:
+        from common.checkpoint import load_pretrained
+
+        load_pretrained(model, pretrained)
+    return model
+
+
+def _init_weights(layer: nn.Layer) -> None:
+    """Truncated normal 0.02 for linear layers and convolutions, zero biases; norms keep Paddle's ones and zeros [A]."""
+    if isinstance(layer, (nn.Linear, nn.Conv2D)):
+        nn.initializer.TruncatedNormal(std=0.02)(layer.weight)
+        if layer.bias is not None:
+            nn.initializer.Constant(0.0)(layer.bias)
+
+
+def _require_positive(**values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"{name} is {value}; it must be positive")
+
+
+def _recomputed(block: PaleBlock, x: Tensor) -> Tensor:
+    """Run a block with recomputation; its BatchNorm statistics are updated once, by the second run."""
+
+    def run(x: Tensor) -> Tensor:
+        if paddle.is_grad_enabled():
+            return block(x)
+        with _kept_statistics(block):
+            return block(x)
+
+    return recompute(run, x)
+
+
+@contextmanager
+def _kept_statistics(layer: nn.Layer) -> Iterator[None]:
+    """Normalise by the batch without moving the running statistics."""
+    norms = [sublayer for sublayer in layer.sublayers() if isinstance(sublayer, nn.BatchNorm2D)]
+    momenta = [norm._momentum for norm in norms]
+    for norm in norms:
+        norm._momentum = 1.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm._momentum = momentum

@@ -1,0 +1,89 @@
+"""Which sample comes when: the same for any number of workers, and shared out among the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+
+__all__ = ["SampleKey", "ShardedEvalSampler", "ShardedTrainSampler"]
+
+
+class SampleKey(NamedTuple):
+    """What a dataset is asked for: an index, and where in the run it stands, from which its random numbers come."""
+
+    index: int
+    epoch: int
+    position: int
+
+
+class ShardedTrainSampler(paddle.io.BatchSampler):
+    """Yields this rank's batches of :class:`SampleKey` in an order that only the seed and the epoch decide.
+
+    Positions p of the shuffled epoch go to rank ``p % world_size``, so the union of the ranks' batches is the same for
+    any number of ranks with the same global batch. What does not fill a whole group of ``group`` batches on every rank
+    is left out; it is different every epoch.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: samples a rank gets in one batch.
+        seed: seed of the run.
+        rank, world_size: this rank and their number.
+        repeats: times a sample stands in a row with different augmentation, one copy to each rank, while the epoch keeps
+            its length (repeated augmentation, arXiv 1901.09335).
+        group: batches that make one optimizer step (gradient accumulation).
+
+    Raises:
+        ValueError: an epoch would be empty.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: int = 1,
+        group: int = 1,
+    ):
+        self.num_batches = num_samples // (batch_size * world_size * group) * group
+        if self.num_batches == 0:
+            raise ValueError(
+                f"{num_samples} samples do not fill one step of {group} x {world_size} batches of {batch_size}"
+            )
+        self.num_samples, self.batch_size, self.seed, self.repeats = num_samples, batch_size, seed, repeats
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.first_batch = 0
+
+    def set_position(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch, from 0, and the batch in it that the next iteration starts with."""
+        self.epoch, self.first_batch = epoch, first_batch
+
+    def __len__(self) -> int:
+        return self.num_batches - self.first_batch
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+        order = np.repeat(order, self.repeats)[: self.num_samples]
+        positions = np.arange(self.rank, self.num_batches * self.batch_size * self.world_size, self.world_size)
+        for batch in range(self.first_batch, self.num_batches):
+            own = positions[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [SampleKey(int(order[position]), self.epoch, int(position)) for position in own]
+
+
+class ShardedEvalSampler(paddle.io.BatchSampler):
+    """Yields every sample exactly once over all ranks: this rank's are ``rank, rank + world_size, ...``, never padded."""
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.indices = range(rank, num_samples, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [SampleKey(index, 0, index) for index in self.indices[start : start + self.batch_size]]

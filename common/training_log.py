@@ -1,0 +1,55 @@
+"""Where a run's figures go: one line on the terminal, a JSON-lines file, and VisualDL."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.distributed import is_main_process
+
+__all__ = ["TrainingLog"]
+
+
+class TrainingLog:
+    """Writes on rank 0 and does nothing on the others.
+
+    Args:
+        folder: gets ``log.jsonl`` (one object a record: ``kind``, ``step``, then the figures) and ``visualdl/``. ``None``
+            only prints.
+    """
+
+    def __init__(self, folder: Path | None):
+        self._file = self._visualdl = None
+        if folder and is_main_process():
+            from visualdl import LogWriter  # takes a second, and only rank 0 needs it
+
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+            self._visualdl = LogWriter(logdir=str(folder / "visualdl"), display_name=folder.name)
+
+    def line(self, text: str) -> None:
+        """Print one line, above a progress bar if there is one."""
+        if is_main_process():
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def record(self, kind: str, step: int, **figures: float) -> None:
+        """Keep figures of a step: ``kind`` is ``train``, ``val`` or the like, and the prefix in VisualDL."""
+        if self._file:
+            self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+            self._file.flush()
+            for name, value in figures.items():
+                self._visualdl.add_scalar(f"{kind}/{name}", value, step)
+
+    def progress(self, total: int, description: str) -> tqdm:
+        """A bar on stderr where that is a terminal, else something that shows nothing."""
+        hidden = not (is_main_process() and sys.stderr.isatty())
+        return tqdm(total=total, desc=description, disable=hidden, leave=False, dynamic_ncols=True)
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._visualdl.close()

@@ -1,0 +1,173 @@
+"""Training and evaluation of one configuration: puts data, model, loss and trainer together."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from yacs.config import CfgNode
+
+from common.checkpoint import CheckpointFolder, load_file, load_pretrained
+from common.distributed import is_main_process, world_size
+from common.entry_point import select_device
+from common.errors import UserError
+from common.flops import params
+from common.optimizer import build_adamw, warmup_cosine
+from common.trainer import StepResult, Trainer, TrainSettings
+from common.training_log import TrainingLog
+from image_classification.datasets import Dataset, build_dataset
+from image_classification.evaluation import evaluate
+from image_classification.loaders import build_eval_loader, build_train_loader, check_batch
+from image_classification.mixup import mixup_or_cutmix
+from image_classification.pale_backbone import build_model
+
+__all__ = ["Classification"]
+
+
+class Classification:
+    """One run of the launcher.
+
+    Args:
+        config: the frozen configuration.
+    """
+
+    def __init__(self, config: CfgNode):
+        self.config = config
+        self.device = select_device(config.DEVICE)
+        paddle.seed(config.SEED)
+
+    def train(self) -> dict[str, float]:
+        """Train, evaluating on the way; return the figures of the best weights."""
+        config = self.config
+        train_set, val_set = self._dataset("train"), self._dataset("val")
+        num_classes = config.MODEL.NUM_CLASSES or train_set.num_classes
+        train_loader, sampler = build_train_loader(config, train_set)
+        val_loader = build_eval_loader(config, val_set)
+        model = build_model(config, num_classes)
+        report = load_pretrained(model, config.MODEL.PRETRAINED) if config.MODEL.PRETRAINED else None
+        state = load_file(config.RESUME) if config.RESUME else None
+
+        output = Path(config.OUTPUT)
+        log = TrainingLog(output)
+        self._print_head(log, model)
+        log.line(f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes")
+        if report:
+            log.line(f"weights: {config.MODEL.PRETRAINED}: {report}")
+        if is_main_process():
+            (output / "config.yaml").write_text(config.dump(), encoding="utf-8")
+
+        steps_per_epoch = sampler.num_batches // config.TRAIN.ACCUM_ITER
+        learning_rate = self._learning_rate(steps_per_epoch)
+        trainer = Trainer(
+            model=model,
+            loss_function=functools.partial(self._loss, num_classes=num_classes),
+            loader=train_loader,
+            sampler=sampler,
+            optimizer=build_adamw(
+                model, config.TRAIN.BASE_LR, config.TRAIN.WEIGHT_DECAY, config.TRAIN.BETAS, config.TRAIN.LAYER_DECAY
+            ),
+            learning_rate=learning_rate,
+            evaluate=functools.partial(
+                evaluate, loader=val_loader, amp=config.TRAIN.AMP, skip_broken=config.DATA.SKIP_BROKEN
+            ),
+            criterion="top1",
+            settings=self._settings(),
+            log=log,
+            checkpoints=CheckpointFolder(output, config.KEEP_CHECKPOINTS),
+            config_text=config.dump(),
+        )
+        if state:
+            last_epoch = config.TRAIN.LAST_EPOCH
+            trainer.resume(state, config.RESUME, last_epoch if last_epoch >= 0 else None)
+            log.line(f"resuming {config.RESUME} after epoch {trainer.epoch}")
+        if trainer.epoch >= config.TRAIN.EPOCHS:
+            raise UserError(f"{config.RESUME} has finished {trainer.epoch} epochs; raise TRAIN.EPOCHS to train on")
+        best = trainer.run()
+        self._print_next_commands(log, trainer.checkpoints, best)
+        log.close()
+        return best
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate ``MODEL.PRETRAINED`` (or ``RESUME``) on the validation set."""
+        config = self.config
+        source = config.MODEL.PRETRAINED or config.RESUME
+        if not source:
+            raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
+        val_set = self._dataset("val")
+        loader = build_eval_loader(config, val_set)
+        model = build_model(config, config.MODEL.NUM_CLASSES or val_set.num_classes)
+        load_pretrained(model, source, replace_head=False)
+        log = TrainingLog(None)
+        self._print_head(log, model)
+        figures = evaluate(model, loader, config.TRAIN.AMP, config.DATA.SKIP_BROKEN)
+        log.line(f"{source}: " + "  ".join(f"{key} {value:.6g}" for key, value in figures.items()))
+        return figures
+
+    def _dataset(self, split: str) -> Dataset:
+        data = self.config.DATA
+        return build_dataset(data.DATASET, data.DATA_PATH or None, split, self.config.MODEL.NUM_CLASSES or None)
+
+    def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> StepResult:
+        aug = self.config.AUG
+        check_batch(batch, self.config.DATA.SKIP_BROKEN)
+        images, targets = mixup_or_cutmix(
+            batch["images"],
+            batch["labels"],
+            num_classes,
+            rng,
+            aug.MIXUP,
+            aug.CUTMIX,
+            aug.MIX_PROB,
+            aug.MIX_SWITCH_PROB,
+            aug.LABEL_SMOOTHING,
+        )
+        logits = model(images).astype("float32")
+        loss = F.cross_entropy(logits, targets, soft_label=True)
+        return StepResult(loss, len(images), (logits.argmax(-1) == batch["labels"]).sum())
+
+    def _learning_rate(self, steps_per_epoch: int):
+        train = self.config.TRAIN
+        global_batch = self.config.DATA.BATCH_SIZE * world_size() * train.ACCUM_ITER
+        scale = global_batch / train.LINEAR_SCALED_LR if train.LINEAR_SCALED_LR else 1.0
+        return functools.partial(
+            warmup_cosine,
+            total_steps=steps_per_epoch * train.EPOCHS,
+            warmup_steps=round(steps_per_epoch * train.WARMUP_EPOCHS),
+            base_lr=train.BASE_LR * scale,
+            warmup_lr=train.WARMUP_LR * scale,
+            end_lr=train.END_LR * scale,
+        )
+
+    def _settings(self) -> TrainSettings:
+        config = self.config
+        return TrainSettings(
+            epochs=config.TRAIN.EPOCHS,
+            accum_iter=config.TRAIN.ACCUM_ITER,
+            grad_clip=config.TRAIN.GRAD_CLIP,
+            amp=config.TRAIN.AMP,
+            ema_decay=config.TRAIN.EMA_DECAY,
+            seed=config.SEED,
+            log_interval=config.LOG_INTERVAL,
+            validate_epochs=config.VALIDATE_EPOCHS,
+            save_epochs=config.SAVE_EPOCHS,
+        )
+
+    def _print_head(self, log: TrainingLog, model: nn.Layer) -> None:
+        log.line(self.config.dump())
+        log.line(
+            f"{self.config.MODEL.NAME}: {params(model) / 1e6:.2f}M parameters on {self.device}, {world_size()} rank(s), "
+            f"Paddle {paddle.__version__}"
+        )
+
+    def _print_next_commands(self, log: TrainingLog, checkpoints: CheckpointFolder, best: dict[str, float]) -> None:
+        config_file = checkpoints.folder / "config.yaml"
+        launcher = f"python -m paddle.distributed.launch image_classification/main_multi_gpu.py -cfg {config_file}"
+        log.line(f"best: top-1 {best['top1']:.2f} % after epoch {best['epoch']} ({best['weights']})")
+        log.line(f"evaluate:  {launcher} -eval -pretrained {checkpoints.best}")
+        log.line(f"predict:   python tools/predict.py IMAGE... -cfg {config_file} -pretrained {checkpoints.best}")
+        log.line(f"resume:    {launcher} -resume {checkpoints.latest} -opts TRAIN.EPOCHS N")

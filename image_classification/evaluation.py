@@ -1,0 +1,57 @@
+"""Top-1 and top-5 accuracy as counts over all ranks, divided once."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from common.distributed import sum_over_ranks
+from common.errors import UserError
+from image_classification.loaders import IGNORED_LABEL, check_batch
+
+__all__ = ["evaluate"]
+
+
+@paddle.no_grad()
+def evaluate(model: nn.Layer, loader: paddle.io.DataLoader, amp: str = "", skip_broken: bool = False) -> dict:
+    """Evaluate on this rank's share and add up over the ranks.
+
+    Args:
+        loader: yields each image of the data set once over all ranks (``build_eval_loader``).
+        amp: ``"float16"``, ``"bfloat16"`` or empty.
+        skip_broken: leave unreadable images out of the counts instead of stopping.
+
+    Returns:
+        ``top1`` and ``top5`` in percent (top5 is over min(5, classes)), ``loss`` (mean cross-entropy), ``images``, and
+        ``skipped`` when there were any.
+
+    Raises:
+        UserError: an image could not be read, or none could.
+    """
+    training = model.training
+    model.eval()
+    correct1 = correct5 = loss = paddle.zeros([], "float64")
+    images = skipped = 0
+    for batch in loader:
+        skipped += len(check_batch(batch, skip_broken))
+        labels = batch["labels"]
+        with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
+            logits = model(batch["images"])
+        logits = logits.astype("float32")
+        counted = labels != IGNORED_LABEL
+        top5 = logits.topk(min(5, logits.shape[-1]), axis=-1)[1]
+        hits = top5 == labels.unsqueeze(-1)
+        losses = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
+        correct1 = correct1 + hits[:, 0].astype("float64").sum()
+        correct5 = correct5 + hits.astype("float64").sum()
+        loss = loss + losses.astype("float64").sum()
+        images += int(counted.sum())
+    if training:
+        model.train()
+    sums = sum_over_ranks([float(correct1), float(correct5), float(loss), images, skipped])
+    correct1, correct5, loss, images, skipped = sums.tolist()
+    if not images:
+        raise UserError(f"none of the {int(skipped)} images could be read; check DATA.DATA_PATH")
+    figures = {"top1": 100.0 * correct1 / images, "top5": 100.0 * correct5 / images, "loss": loss / images}
+    return figures | {"images": int(images)} | ({"skipped": int(skipped)} if skipped else {})

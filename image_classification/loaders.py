@@ -1,0 +1,131 @@
+"""From a data set and a transform to batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+from yacs.config import CfgNode
+
+from common.distributed import rank, world_size
+from common.errors import UserError
+from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
+from image_classification.datasets import Dataset
+from image_classification.transforms import EvalTransform, TrainTransform
+
+__all__ = ["build_eval_loader", "build_train_loader", "build_transform", "check_batch"]
+
+IGNORED_LABEL = -1  # stands for an image that could not be read
+
+
+class TransformedDataset(paddle.io.Dataset):
+    """Loads and transforms samples; the random numbers of one depend on the seed and its :class:`SampleKey` only.
+
+    An error cannot cross from a worker process as it is, so an unreadable image becomes an empty one with
+    ``IGNORED_LABEL`` and the message, which :func:`check_batch` turns into an error or a count.
+    """
+
+    def __init__(self, dataset: Dataset, transform: TrainTransform | EvalTransform, seed: int, replace_broken: bool):
+        self.dataset, self.transform, self.seed, self.replace_broken = dataset, transform, seed, replace_broken
+        self._min_size = transform.min_size() if isinstance(transform, TrainTransform) else None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> tuple[np.ndarray, int, str]:
+        rng = np.random.default_rng([self.seed, key.epoch, key.position])
+        errors = []
+        tries = 10 if self.replace_broken else 1
+        for index in range(key.index, key.index + tries):
+            index %= len(self.dataset)
+            try:
+                image = self.transform(self.dataset.load(index, self._min_size), rng)
+            except UserError as error:
+                errors.append(str(error))
+            else:
+                return image, int(self.dataset.labels[index]), "\n".join(errors)
+        height, width = self.transform.image_size
+        return np.zeros((3, height, width), np.float32), IGNORED_LABEL, "\n".join(errors)
+
+
+def _collate(samples: list[tuple[np.ndarray, int, str]]) -> dict[str, Any]:
+    images, labels, errors = zip(*samples, strict=True)
+    return {
+        "images": np.stack(images),
+        "labels": np.array(labels, np.int64),
+        "errors": "\n".join(error for error in errors if error),
+    }
+
+
+def check_batch(batch: dict[str, Any], skip_broken: bool) -> list[str]:
+    """Return the messages of a batch's unreadable images, or raise the first unless they may be skipped.
+
+    Raises:
+        UserError: an image could not be read.
+    """
+    errors = batch["errors"].splitlines()
+    if errors and not skip_broken:
+        raise UserError(f"{errors[0]} (or skip such images with -opts DATA.SKIP_BROKEN True)")
+    return errors
+
+
+def build_transform(config: CfgNode, training: bool) -> TrainTransform | EvalTransform:
+    """The transform of the configuration.
+
+    Raises:
+        UserError: a value of ``DATA`` or ``AUG`` is impossible.
+    """
+    data, aug = config.DATA, config.AUG
+    shared = {"interpolation": data.INTERPOLATION, "mean": data.MEAN, "std": data.STD}
+    try:
+        if not training:
+            return EvalTransform(data.IMAGE_SIZE, data.CROP_PCT, **shared)
+        return TrainTransform(
+            data.IMAGE_SIZE,
+            scale=aug.CROP_SCALE,
+            ratio=aug.CROP_RATIO,
+            flip=aug.FLIP,
+            rotation=aug.ROTATION,
+            rand_augment=aug.RAND_AUGMENT,
+            color_jitter=aug.COLOR_JITTER,
+            erasing=aug.ERASING,
+            **shared,
+        )
+    except ValueError as error:
+        raise UserError(f"DATA or AUG: {error}") from error
+
+
+def build_train_loader(config: CfgNode, dataset: Dataset) -> tuple[paddle.io.DataLoader, ShardedTrainSampler]:
+    """Batches for this rank.
+
+    Raises:
+        UserError: the data set is too small for one step.
+    """
+    try:
+        sampler = ShardedTrainSampler(
+            len(dataset),
+            config.DATA.BATCH_SIZE,
+            config.SEED,
+            rank(),
+            world_size(),
+            config.AUG.REPEATS,
+            config.TRAIN.ACCUM_ITER,
+        )
+    except ValueError as error:
+        raise UserError(f"{error}; lower -batch_size, -accum_iter or the number of ranks") from error
+    source = TransformedDataset(dataset, build_transform(config, True), config.SEED, config.DATA.SKIP_BROKEN)
+    return _loader(source, sampler, config.DATA.NUM_WORKERS), sampler
+
+
+def build_eval_loader(config: CfgNode, dataset: Dataset) -> paddle.io.DataLoader:
+    """This rank's share of the data set, every image once over all ranks."""
+    if len(dataset) < world_size():
+        raise UserError(f"{world_size()} ranks for {len(dataset)} images; start at most {len(dataset)} ranks")
+    sampler = ShardedEvalSampler(len(dataset), config.DATA.BATCH_SIZE_EVAL, rank(), world_size())
+    source = TransformedDataset(dataset, build_transform(config, False), config.SEED, replace_broken=False)
+    return _loader(source, sampler, config.DATA.NUM_WORKERS)
+
+
+def _loader(source: TransformedDataset, sampler: paddle.io.BatchSampler, workers: int) -> paddle.io.DataLoader:
+    return paddle.io.DataLoader(source, batch_sampler=sampler, num_workers=workers, collate_fn=_collate)

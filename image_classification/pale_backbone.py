@@ -1,0 +1,24 @@
+"""The backbone as this task uses it: built from the configuration, with its head."""
+
+from __future__ import annotations
+
+from yacs.config import CfgNode
+
+from common.errors import UserError
+from common.pale_transformer import PaleTransformer, create_model
+
+__all__ = ["build_model"]
+
+
+def build_model(config: CfgNode, num_classes: int) -> PaleTransformer:
+    """Build ``MODEL.NAME`` with a head for ``num_classes``.
+
+    Raises:
+        UserError: the name or a value is impossible; the message names it.
+    """
+    try:
+        model = create_model(config.MODEL.NAME, num_classes=num_classes, drop_path_rate=config.MODEL.DROP_PATH)
+    except ValueError as error:
+        raise UserError(f"MODEL: {error}") from error
+    model.set_recompute(config.MODEL.RECOMPUTE)
+    return model

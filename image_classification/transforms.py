@@ -1,0 +1,407 @@
+"""From a Pillow RGB image to the network's input, for training (random) and evaluation (fixed).
+
+A transform is a callable ``transform(image, rng) -> np.float32 [3, height, width]``. All randomness comes from the
+generator that is passed in: the same generator state gives the same array, bit by bit.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from common.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+Color = tuple[int, int, int]
+AugmentOp = Callable[[Image.Image, float, np.random.Generator, Color], Image.Image]
+
+
+# ---- checks of the arguments
+
+
+def _pair(image_size: int | Sequence[int]) -> tuple[int, int]:
+    pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
+    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
+        raise ValueError(f"image_size {image_size!r} is neither a positive integer nor two of them (height, width)")
+    return pair
+
+
+def _range(name: str, value: Sequence[float], upper: float = math.inf) -> tuple[float, float]:
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= upper:
+        raise ValueError(f"{name} {value!r} is not (low, high) with 0 < low <= high <= {upper}")
+    return tuple(value)
+
+
+def _probability(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} {value!r} is not a probability between 0 and 1")
+    return value
+
+
+def _resampling(interpolation: str) -> Image.Resampling:
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation {interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+    return INTERPOLATIONS[interpolation]
+
+
+# ---- normalisation
+
+
+class Normalize:
+    """``(image / 255 - mean) / std`` per channel, as one multiplication and one addition.
+
+    Args:
+        mean: three values on the scale 0..1.
+        std: three positive values on the scale 0..1.
+
+    Raises:
+        ValueError: not three values each, or a std that is not positive.
+    """
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean {mean!r} and std {std!r} are not three values each with a positive std")
+        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        self._factor = (1 / (255 * std)).astype(np.float32)
+        self._offset = (-mean / std).astype(np.float32)
+        self.mean_color: Color = tuple(int(level) for level in np.clip(np.round(255 * mean), 0, 255))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Normalise an RGB image to a contiguous np.float32 [3, height, width]."""
+        pixels = np.asarray(image)
+        out = np.empty((3, *pixels.shape[:2]), np.float32)
+        for channel in range(3):
+            np.multiply(pixels[:, :, channel], self._factor[channel], out=out[channel], dtype=np.float32)
+            out[channel] += self._offset[channel]
+        return out
+
+
+# ---- geometry
+
+
+def random_crop_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draw the box of a random resized crop (Inception, arXiv 1409.4842).
+
+    Args:
+        width: pixels of the image.
+        height: pixels of the image.
+        scale: limits of the box's share of the image area, drawn uniformly.
+        ratio: limits of the box's width / height, drawn uniformly on a log scale.
+        rng: generator of the draw.
+
+    Returns:
+        (left, top, right, bottom) in pixels. If ten draws do not fit into the image, the largest central box whose
+        ratio is within the limits.
+    """
+    log_ratio = np.log(ratio)
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _rotate(image: Image.Image, degrees: float, resample: Image.Resampling, fill: Color) -> Image.Image:
+    return image.rotate(degrees, resample, fillcolor=fill)
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Color) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
+
+
+# ---- RandAugment
+
+MAX_MAGNITUDE = 10
+
+
+def _signed(value: float, rng: np.random.Generator) -> float:
+    return -value if rng.random() < 0.5 else value
+
+
+def _posterize(image, magnitude, rng, fill):
+    # Not down to the 0 bits of timm at magnitude 10: that is a black image, and an error since Pillow 13.
+    return ImageOps.posterize(image, max(1, 4 - int(4 * magnitude / MAX_MAGNITUDE)))
+
+
+def _solarize(image, magnitude, rng, fill):
+    return ImageOps.solarize(image, 256 - int(256 * magnitude / MAX_MAGNITUDE))
+
+
+def _solarize_add(image, magnitude, rng, fill):
+    added = int(110 * magnitude / MAX_MAGNITUDE)
+    return image.point([min(255, level + added) if level < 128 else level for level in range(256)] * 3)
+
+
+def _enhance(enhancer: Callable) -> AugmentOp:
+    def op(image, magnitude, rng, fill):
+        return enhancer(image).enhance(1 + _signed(0.9 * magnitude / MAX_MAGNITUDE, rng))
+
+    return op
+
+
+def _rotate_op(image, magnitude, rng, fill):
+    return _rotate(image, _signed(30 * magnitude / MAX_MAGNITUDE, rng), Image.Resampling.BICUBIC, fill)
+
+
+def _shear_x(image, magnitude, rng, fill):
+    return _affine(image, (1, _signed(0.3 * magnitude / MAX_MAGNITUDE, rng), 0, 0, 1, 0), fill)
+
+
+def _shear_y(image, magnitude, rng, fill):
+    return _affine(image, (1, 0, 0, _signed(0.3 * magnitude / MAX_MAGNITUDE, rng), 1, 0), fill)
+
+
+def _translate_x(image, magnitude, rng, fill):
+    return _affine(image, (1, 0, _signed(0.45 * image.width * magnitude / MAX_MAGNITUDE, rng), 0, 1, 0), fill)
+
+
+def _translate_y(image, magnitude, rng, fill):
+    return _affine(image, (1, 0, 0, 0, 1, _signed(0.45 * image.height * magnitude / MAX_MAGNITUDE, rng)), fill)
+
+
+# Each op takes (image, magnitude 0..10, rng, colour of the pixels that come from outside the image).
+RAND_AUGMENT_OPS: dict[str, AugmentOp] = {
+    "AutoContrast": lambda image, magnitude, rng, fill: ImageOps.autocontrast(image),
+    "Equalize": lambda image, magnitude, rng, fill: ImageOps.equalize(image),
+    "Invert": lambda image, magnitude, rng, fill: ImageOps.invert(image),
+    "Rotate": _rotate_op,
+    "PosterizeIncreasing": _posterize,
+    "SolarizeIncreasing": _solarize,
+    "SolarizeAdd": _solarize_add,
+    "ColorIncreasing": _enhance(ImageEnhance.Color),
+    "ContrastIncreasing": _enhance(ImageEnhance.Contrast),
+    "BrightnessIncreasing": _enhance(ImageEnhance.Brightness),
+    "SharpnessIncreasing": _enhance(ImageEnhance.Sharpness),
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "TranslateXRel": _translate_x,
+    "TranslateYRel": _translate_y,
+}
+
+
+class RandAugment:
+    """RandAugment (arXiv 1909.13719) with the ops whose strength grows with the magnitude, as in timm's recipes.
+
+    ``num_ops`` ops are drawn with replacement; each is applied with probability 0.5, at a magnitude drawn from
+    N(magnitude, magnitude_std) and clipped to 0..10.
+
+    Args:
+        recipe: timm's notation: "rand" and, joined by "-", ``m`` magnitude, ``n`` number of ops (2), ``mstd`` standard
+            deviation of the magnitude (0), ``inc1`` (required: the other ops are not provided); for example
+            "rand-m9-mstd0.5-inc1".
+        fill: colour of the pixels that come from outside the image.
+
+    Raises:
+        UserError: a recipe with an unknown, repeated, malformed or missing part.
+    """
+
+    APPLY_PROBABILITY = 0.5
+
+    def __init__(self, recipe: str, fill: Color):
+        self.magnitude, self.num_ops, self.magnitude_std = self._parse(recipe)
+        self._fill = fill
+
+    @staticmethod
+    def _parse(recipe: str) -> tuple[float, int, float]:
+        form = 'write it like "rand-m9-n2-mstd0.5-inc1"'
+        kind, *parts = recipe.split("-")
+        if kind != "rand":
+            raise UserError(f'RandAugment recipe {recipe!r} does not begin with "rand": {form}')
+        values = {}
+        for part in parts:
+            match = re.fullmatch(r"(mstd|m)([0-9]+(?:\.[0-9]+)?)|(n)([1-9][0-9]?)|(inc)(1)", part)
+            key, value = [group for group in match.groups() if group] if match else (None, "")
+            if key is None or key in values or (key == "m" and float(value) > MAX_MAGNITUDE):
+                raise UserError(f"RandAugment recipe {recipe!r}: part {part!r} is unknown, repeated or wrong: {form}")
+            values[key] = float(value)
+        for key in ("m", "inc"):
+            if key not in values:
+                raise UserError(f"RandAugment recipe {recipe!r} lacks the part {key!r}: {form}")
+        return values["m"], int(values.get("n", 2)), values.get("mstd", 0.0)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        ops = list(RAND_AUGMENT_OPS.values())
+        for index in rng.integers(len(ops), size=self.num_ops):
+            if rng.random() < self.APPLY_PROBABILITY:
+                magnitude = min(max(rng.normal(self.magnitude, self.magnitude_std), 0.0), MAX_MAGNITUDE)
+                image = ops[index](image, magnitude, rng, self._fill)
+        return image
+
+
+# ---- colour jitter, random erasing
+
+
+def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Scale brightness, contrast and saturation, in random order, each by U(max(0, 1 - strength), 1 + strength)."""
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for index in rng.permutation(len(enhancers)):
+        image = enhancers[index](image).enhance(rng.uniform(max(0.0, 1 - strength), 1 + strength))
+    return image
+
+
+def random_erase(array: np.ndarray, scale: tuple[float, float], rng: np.random.Generator) -> None:
+    """Overwrite a random box with N(0, 1) noise, in place (Random Erasing, arXiv 1708.04896).
+
+    The box takes a share of the area drawn uniformly from ``scale``, with height / width from 0.3 to 1 / 0.3 on a log
+    scale. If ten draws do not fit, nothing is erased.
+
+    Args:
+        array: np.float32 [channels, height, width], normalised.
+        scale: limits of the erased share of the area.
+        rng: generator of the draw.
+    """
+    channels, height, width = array.shape
+    log_aspect = math.log(0.3), -math.log(0.3)
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_aspect))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < h < height and 0 < w < width:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            array[:, top : top + h, left : left + w] = rng.standard_normal((channels, h, w), dtype=np.float32)
+            return
+
+
+# ---- the two transforms
+
+
+class TrainTransform:
+    """Random resized crop, flip, rotation, RandAugment or colour jitter, normalisation, random erasing.
+
+    Args:
+        image_size: pixels of the output, one number or (height, width).
+        scale: limits of the crop's share of the image area.
+        ratio: limits of the crop's width / height.
+        interpolation: a key of INTERPOLATIONS.
+        flip: probability of a horizontal flip.
+        rotation: degrees; the angle is uniform within +-rotation and the corners become black. Meant for digits and
+            the like, on a black ground.
+        rand_augment: recipe of RandAugment; "" for none.
+        color_jitter: strength, see ``color_jitter``; like in timm it is used only without RandAugment.
+        erasing: probability of random erasing.
+        erasing_scale: limits of the erased share of the area.
+        mean: per channel, on the scale 0..1; also the colour that RandAugment fills with.
+        std: per channel, on the scale 0..1.
+
+    Raises:
+        ValueError: an argument out of its range.
+        UserError: a wrong ``rand_augment`` recipe.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        interpolation: str = "bicubic",
+        flip: float = 0.5,
+        rotation: float = 0.0,
+        rand_augment: str = "",
+        color_jitter: float = 0.0,
+        erasing: float = 0.25,
+        erasing_scale: Sequence[float] = (0.02, 1 / 3),
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ):
+        self._height, self._width = _pair(image_size)
+        self._scale = _range("scale", scale, 1.0)
+        self._ratio = _range("ratio", ratio)
+        self._resample = _resampling(interpolation)
+        self._flip = _probability("flip", flip)
+        if not 0 <= rotation <= 180:
+            raise ValueError(f"rotation {rotation!r} is not an angle between 0 and 180 degrees")
+        self._rotation = rotation
+        if not 0 <= color_jitter < math.inf:
+            raise ValueError(f"color_jitter {color_jitter!r} is not a strength of 0 or more")
+        self._color_jitter = color_jitter
+        self._erasing = _probability("erasing", erasing)
+        self._erasing_scale = _range("erasing_scale", erasing_scale, 1.0)
+        self._normalize = Normalize(mean, std)
+        self._rand_augment = RandAugment(rand_augment, self._normalize.mean_color) if rand_augment else None
+
+    def min_size(self) -> int:
+        """Shortest side, in pixels, at which even the smallest crop need not be enlarged: the hint for ``load``."""
+        low, high = self._ratio
+        return math.ceil(max(self._width / math.sqrt(low), self._height * math.sqrt(high)) / math.sqrt(self._scale[0]))
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """Transform an RGB image to np.float32 [3, height, width]."""
+        box = random_crop_box(*image.size, self._scale, self._ratio, rng)
+        image = image.resize((self._width, self._height), self._resample, box=box)
+        if rng.random() < self._flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self._rotation:
+            angle = rng.uniform(-self._rotation, self._rotation)
+            image = _rotate(image, angle, Image.Resampling.BILINEAR, (0, 0, 0))
+        if self._rand_augment:
+            image = self._rand_augment(image, rng)
+        elif self._color_jitter:
+            image = color_jitter(image, self._color_jitter, rng)
+        array = self._normalize(image)
+        if rng.random() < self._erasing:
+            random_erase(array, self._erasing_scale, rng)
+        return array
+
+
+class EvalTransform:
+    """Resize, crop the centre, normalise.
+
+    The image is scaled, keeping its proportions, until it just covers ``image_size / crop_pct`` (for a square size:
+    until its shorter side is that long), and the centre is cut out.
+
+    Args:
+        image_size: pixels of the output, one number or (height, width).
+        crop_pct: share of the resized side that the crop keeps, 0 < crop_pct <= 1.
+        interpolation: a key of INTERPOLATIONS.
+        mean: per channel, on the scale 0..1.
+        std: per channel, on the scale 0..1.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        crop_pct: float = 0.875,
+        interpolation: str = "bicubic",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ):
+        self._height, self._width = _pair(image_size)
+        if not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct {crop_pct!r} is not within 0 < crop_pct <= 1")
+        self._cover_height, self._cover_width = round(self._height / crop_pct), round(self._width / crop_pct)
+        self._resample = _resampling(interpolation)
+        self._normalize = Normalize(mean, std)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Size (width, height) that an image of the given size is scaled to before the crop."""
+        if width * self._cover_height >= height * self._cover_width:
+            return max(self._cover_width, width * self._cover_height // height), self._cover_height
+        return self._cover_width, max(self._cover_height, height * self._cover_width // width)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Transform an RGB image to np.float32 [3, height, width]; ``rng`` is not used."""
+        width, height = self.resized(*image.size)
+        image = image.resize((width, height), self._resample)
+        left, top = round((width - self._width) / 2), round((height - self._height) / 2)
+        return self._normalize(image.crop((left, top, left + self._width, top + self._height)))

@@ -1,0 +1,142 @@
+"""Mixup, CutMix and label smoothing."""
+
+import numpy as np
+import paddle
+import pytest
+
+from image_classification.mixup import cutmix_box, mixup_or_cutmix, smooth_one_hot
+
+CLASSES = 5
+
+
+def batch(size=4, height=8, width=6):
+    """Constant images, 0, 1, 2, ..., whose mixing is easy to read off."""
+    images = np.broadcast_to(np.arange(size, dtype=np.float32)[:, None, None, None], (size, 3, height, width))
+    return paddle.to_tensor(images.copy()), paddle.to_tensor(np.arange(size, dtype=np.int64) % CLASSES)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def one_hot(labels):
+    return np.eye(CLASSES, dtype=np.float32)[labels.numpy()]
+
+
+def test_label_smoothing():
+    labels = paddle.to_tensor([1, 4])
+    targets = smooth_one_hot(labels, CLASSES, 0.1)
+    assert targets.dtype == paddle.float32
+    expected = np.full((2, CLASSES), 0.02)
+    expected[[0, 1], [1, 4]] = 0.92
+    np.testing.assert_allclose(targets.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mixup_alpha": 0, "cutmix_alpha": 0}, {"mixup_alpha": 1, "cutmix_alpha": 1, "prob": 0}]
+)
+def test_nothing_mixed(options):
+    images, labels = batch()
+    mixed, targets = mixup_or_cutmix(images, labels, CLASSES, rng(), label_smoothing=0.1, **options)
+    np.testing.assert_array_equal(mixed.numpy(), images.numpy())
+    np.testing.assert_allclose(targets.numpy(), 0.9 * one_hot(labels) + 0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_mixup(size):
+    images, labels = batch(size)
+    mixed, targets = mixup_or_cutmix(images, labels, CLASSES, rng(), mixup_alpha=0.8, cutmix_alpha=0)
+    lam = rng_lambda(0.8)
+    expected = lam * images.numpy() + (1 - lam) * np.roll(images.numpy(), 1, axis=0)
+    np.testing.assert_allclose(mixed.numpy(), expected, atol=1e-6)
+    expected = lam * one_hot(labels) + (1 - lam) * np.roll(one_hot(labels), 1, axis=0)
+    np.testing.assert_allclose(targets.numpy(), expected, atol=1e-6)
+    assert targets.dtype == paddle.float32
+
+
+def rng_lambda(alpha, seed=0):
+    generator = rng(seed)
+    generator.random()
+    return generator.beta(alpha, alpha)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", range(10))
+def test_cutmix_targets_are_the_exact_areas(size, seed):
+    images, labels = batch(size)
+    mixed, targets = mixup_or_cutmix(images, labels, CLASSES, rng(seed), mixup_alpha=0, cutmix_alpha=1.0)
+    assert mixed.shape == images.shape
+    for index in range(size):
+        own = mixed.numpy()[index] == index
+        assert (own | (mixed.numpy()[index] == (index - 1) % size)).all()
+        if size > 1:
+            assert targets.numpy()[index, index] == pytest.approx(own.mean(), abs=1e-6)
+            assert targets.numpy()[index, (index - 1) % size] == pytest.approx(1 - own.mean(), abs=1e-6)
+    np.testing.assert_allclose(targets.numpy().sum(1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mixup_alpha", "cutmix_alpha"), [(0.8, 0), (0, 1.0), (0.8, 1.0)])
+def test_caller_tensors_are_not_modified(mixup_alpha, cutmix_alpha):
+    images, labels = batch()
+    before = images.numpy().copy(), labels.numpy().copy()
+    for seed in range(5):
+        mixup_or_cutmix(images, labels, CLASSES, rng(seed), mixup_alpha, cutmix_alpha, label_smoothing=0.1)
+    assert images.shape == [4, 3, 8, 6]
+    assert labels.shape == [4]
+    assert labels.dtype == paddle.int64
+    np.testing.assert_array_equal(images.numpy(), before[0])
+    np.testing.assert_array_equal(labels.numpy(), before[1])
+
+
+def test_probabilities():
+    images, labels = batch()
+    generator, kinds = rng(), []
+    for _ in range(400):
+        mixed, _ = mixup_or_cutmix(images, labels, CLASSES, generator, 1.0, 1.0, prob=0.5, switch_prob=0.25)
+        if mixed is images:
+            kinds.append("none")
+        else:
+            kinds.append("cutmix" if np.isin(mixed.numpy(), range(4)).all() else "mixup")
+    shares = {kind: kinds.count(kind) / len(kinds) for kind in ("none", "mixup", "cutmix")}
+    assert shares == pytest.approx({"none": 0.5, "mixup": 0.375, "cutmix": 0.125}, abs=0.07)
+
+
+def test_same_seed_same_batch():
+    images, labels = batch()
+    for seed in range(5):
+        runs = [mixup_or_cutmix(images, labels, CLASSES, rng(seed), 0.8, 1.0) for _ in range(2)]
+        for first, second in zip(*runs, strict=True):
+            np.testing.assert_array_equal(first.numpy(), second.numpy())
+
+
+def test_cutmix_box():
+    generator = rng()
+    for lam in np.linspace(0, 1, 300):
+        (top, bottom, left, right), corrected = cutmix_box(30, 20, lam, generator)
+        assert 0 <= top <= bottom <= 30
+        assert 0 <= left <= right <= 20
+        assert corrected == pytest.approx(1 - (bottom - top) * (right - left) / 600)
+        assert corrected >= lam - 1e-9
+    assert cutmix_box(30, 20, 1.0, generator)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"mixup_alpha": -1}, "mixup_alpha -1"),
+        ({"cutmix_alpha": -1}, "cutmix_alpha -1"),
+        ({"prob": 1.5}, "prob 1.5"),
+        ({"switch_prob": -0.5}, "switch_prob -0.5"),
+        ({"label_smoothing": 2}, "label_smoothing 2"),
+    ],
+)
+def test_wrong_arguments(options, part):
+    images, labels = batch()
+    with pytest.raises(ValueError, match=part):
+        mixup_or_cutmix(images, labels, CLASSES, rng(), **{"mixup_alpha": 1, "cutmix_alpha": 1, **options})
+
+
+def test_shapes_must_match():
+    images, labels = batch()
+    with pytest.raises(ValueError, match="labels"):
+        mixup_or_cutmix(images, labels[:3], CLASSES, rng(), 1, 1)

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Makes .venv at the repository root with the pinned requirements, and fetches the data of the first example.
+#
+#     bash tools/setup.sh          # CPU
+#     bash tools/setup.sh --gpu    # the PaddlePaddle of requirements-gpu.txt
+#     PYTHON=/path/to/python3.12 bash tools/setup.sh
+#
+# Running it again costs nothing unless a requirement file or the Python has changed.
+set -euo pipefail
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+# A relative PYTHON is meant from where the user stands.
+[[ ${PYTHON:-} == */* && $PYTHON != /* ]] && PYTHON=$PWD/$PYTHON
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+requirements=requirements.txt
+supported="3.10 3.11 3.12 3.13"
+case "$*" in
+"") ;;
+--gpu)
+    requirements=requirements-gpu.txt
+    supported="3.10 3.11 3.12" # of paddlepaddle-gpu 2.6.2
+    ;;
+*) fail "unknown arguments '$*': tools/setup.sh takes --gpu or nothing" ;;
+esac
+venv_python=.venv/bin/python
+
+# Prints the version, such as 3.11, or nothing if it does not run (pyenv leaves commands on PATH that only say so).
+version_of() {
+    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
+}
+
+is_supported() {
+    [[ -n $1 && " $supported " == *" $1 "* ]]
+}
+
+# ---- which Python
+if [[ -n ${PYTHON:-} ]]; then
+    python=$PYTHON
+    version=$(version_of "$python")
+    [[ -n $version ]] || fail "PYTHON=$python does not run: give the path of a Python ${supported// /, }"
+    is_supported "$version" || fail "PYTHON=$python is Python $version: supported are ${supported// /, }"
+else
+    python=
+    for candidate in "$venv_python" python3 python3.13 python3.12 python3.11 python3.10; do
+        version=$(version_of "$candidate")
+        if is_supported "$version"; then
+            python=$candidate
+            break
+        fi
+    done
+    [[ -n $python ]] || fail "no supported Python on PATH: install one of ${supported// /, }, or set PYTHON to its path"
+fi
+echo "== Python $version ($python); supported: ${supported// /, }"
+
+# ---- .venv, and what is in it
+files=(requirements-base.txt "$requirements" requirements-dev.txt)
+fingerprint="python $version $(cat "${files[@]}" |
+    "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
+stamp=.venv/setup-stamp
+
+if [[ $(version_of "$venv_python") == "$version" && -f $stamp && $(<"$stamp") == "$fingerprint" ]]; then
+    echo "== .venv: already set up"
+else
+    rm -f "$stamp"
+    if [[ $(version_of "$venv_python") != "$version" ]] || ! "$venv_python" -m pip --version >/dev/null 2>&1; then
+        # Debian ships venv without ensurepip, in a package of its own.
+        "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+            fail "$python has no venv or ensurepip: on Debian and Ubuntu, apt-get install python$version-venv"
+        echo "== .venv: creating"
+        "$python" -m venv --clear .venv || fail "$python cannot create $PWD/.venv: see the message above"
+    fi
+
+    echo "== .venv: installing $requirements and requirements-dev.txt (a few minutes; the CPU build downloads 280 MB)"
+    log=.venv/setup.log
+    "$venv_python" -m pip install --quiet --disable-pip-version-check --no-input \
+        -r "$requirements" -r requirements-dev.txt >"$log" 2>&1 || {
+        tail -n 5 "$log" >&2
+        fail "pip cannot install $requirements: check the network or PIP_INDEX_URL; pip's messages are in $log"
+    }
+
+    echo "== .venv: importing paddle"
+    if ! "$venv_python" -c 'import paddle' >"$log" 2>&1; then
+        if grep -q 'libgomp\.so' "$log"; then
+            fail "paddle needs the system library libgomp: apt-get install libgomp1 (Debian, Ubuntu)," \
+                "dnf install libgomp (Fedora)"
+        fi
+        fail "paddle cannot be imported ($(tail -n 1 "$log")): the whole message is in $log"
+    fi
+    echo "$fingerprint" >"$stamp"
+fi
+
+# ---- data of the first example
+echo "== demo data"
+"$venv_python" -m common.demo_data mnist5k
+
+echo
+echo "Ready. Next, in $PWD:"
+echo "    $venv_python -m paddle.distributed.launch image_classification/main_multi_gpu.py"
