@@ -62,7 +62,7 @@ def sum_over_ranks(values: Sequence[float]) -> np.ndarray:
 
 
 def average_buffers(model: nn.Layer) -> None:
-    """Give every rank the mean of the floating-point buffers, such as BatchNorm's statistics of each rank's own data."""
+    """Give every rank the mean of the floating-point buffers, such as BatchNorm's statistics."""
     if world_size() == 1:
         return
     for buffer in model.buffers():
@@ -81,9 +81,9 @@ def barrier() -> None:
 class FailureWatch:
     """Ends every rank with the same exit code when one of them fails, so that nobody waits for ever.
 
-    The launcher shows rank 0 only, and stops the others without telling why. A failing rank therefore leaves its message
-    in the job's key-value store; a thread of each rank looks there twice a second, rank 0 prints what it finds, and all
-    exit. The thread works while the main one is blocked in a collective operation.
+    The launcher shows rank 0 only, and stops the others without telling why. A failing rank therefore leaves its
+    message in the job's key-value store; a thread of each rank looks there twice a second, rank 0 prints what it finds,
+    and all exit. The thread works while the main one is blocked in a collective operation.
     """
 
     _INTERVAL = 0.5  # seconds

@@ -20,7 +20,7 @@ __all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run", "select_device"]
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with this project's manners: a wrong flag is one line, and every flag works with one dash and with two."""
+    """argparse with this project's manners: a wrong flag is one line, and flags take one dash or two."""
 
     def add_flag(self, name: str, **options) -> None:
         """Add ``-name`` and ``--name``."""
@@ -33,8 +33,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a program: ``main(arguments)``, then exit with 0, or with 2 and one line for a mistake of the user's.
 
-    ``-debug`` among the arguments shows the traceback as well. When several ranks were launched and the failure is of one
-    of them only, all exit with its code and rank 0 prints its line.
+    ``-debug`` among the arguments shows the traceback as well. When several ranks were launched and one of them fails,
+    all exit with its code and rank 0 prints its line.
     """
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
@@ -88,8 +88,9 @@ def select_device(name: str = "") -> str:
         raise UserError(f"-device {name}: this Paddle {paddle.__version__} {reason}; use -device cpu")
     if not name:
         name = "gpu" if gpus else "cpu"
-    if name == "gpu" and "FLAGS_selected_gpus" in os.environ:
-        name = f"gpu:{os.environ['FLAGS_selected_gpus'].split(',')[0]}"
+    launched_on = os.environ.get("FLAGS_selected_gpus")  # noqa: SIM112 (Paddle's launcher spells it so)
+    if name == "gpu" and launched_on:
+        name = f"gpu:{launched_on.split(',')[0]}"
     if name == "cpu":
         # Strided views save copies on GPUs; on CPUs the copies behind them are up to 40 times slower than a transpose.
         paddle.set_flags({"FLAGS_use_stride_kernel": False})

@@ -31,8 +31,8 @@ class ShardedTrainSampler(paddle.io.BatchSampler):
         batch_size: samples a rank gets in one batch.
         seed: seed of the run.
         rank, world_size: this rank and their number.
-        repeats: times a sample stands in a row with different augmentation, one copy to each rank, while the epoch keeps
-            its length (repeated augmentation, arXiv 1901.09335).
+        repeats: times a sample stands in a row with different augmentation, one copy to each rank, while the epoch
+            keeps its length (repeated augmentation, arXiv 1901.09335).
         group: batches that make one optimizer step (gradient accumulation).
 
     Raises:
@@ -75,7 +75,7 @@ class ShardedTrainSampler(paddle.io.BatchSampler):
 
 
 class ShardedEvalSampler(paddle.io.BatchSampler):
-    """Yields every sample exactly once over all ranks: this rank's are ``rank, rank + world_size, ...``, never padded."""
+    """Yields every sample once over all ranks: this rank's are ``rank, rank + world_size, ...``, never padded."""
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):
         self.indices = range(rank, num_samples, world_size)

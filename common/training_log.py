@@ -17,8 +17,8 @@ class TrainingLog:
     """Writes on rank 0 and does nothing on the others.
 
     Args:
-        folder: gets ``log.jsonl`` (one object a record: ``kind``, ``step``, then the figures) and ``visualdl/``. ``None``
-            only prints.
+        folder: gets ``log.jsonl`` (one object a record: ``kind``, ``step``, then the figures) and ``visualdl/``.
+            ``None`` only prints.
     """
 
     def __init__(self, folder: Path | None):

@@ -160,8 +160,8 @@ class Classification:
     def _print_head(self, log: TrainingLog, model: nn.Layer) -> None:
         log.line(self.config.dump())
         log.line(
-            f"{self.config.MODEL.NAME}: {params(model) / 1e6:.2f}M parameters on {self.device}, {world_size()} rank(s), "
-            f"Paddle {paddle.__version__}"
+            f"{self.config.MODEL.NAME}: {params(model) / 1e6:.2f}M parameters on {self.device}, "
+            f"{world_size()} rank(s), Paddle {paddle.__version__}"
         )
 
     def _print_next_commands(self, log: TrainingLog, checkpoints: CheckpointFolder, best: dict[str, float]) -> None:

@@ -21,7 +21,7 @@ case "$*" in
 "-m pip install"*) [[ -z ${{PIP_ERROR:-}} ]] || {{ echo "$PIP_ERROR" >&2; exit 1; }} ;;
 "-c import paddle") [[ -z ${{PADDLE_ERROR:-}} ]] || {{ echo "$PADDLE_ERROR" >&2; exit 1; }} ;;
 "-m "*) ;;
-*) exec {sys.executable} "$@" ;;
+*) exec "{sys.executable}" "$@" ;;
 esac
 """
 
