@@ -46,7 +46,7 @@ def init_process_group() -> FailureWatch | None:
     """Join the other ranks, if there are any, and watch over them."""
     if world_size() == 1:
         return None
-    with contextlib.redirect_stdout(io.StringIO()):  # Paddle prints the flags that the launcher itself has set
+    with contextlib.redirect_stderr(io.StringIO()):  # Paddle prints the flags that the launcher itself has set
         dist.init_parallel_env()
     return FailureWatch()
 

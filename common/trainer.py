@@ -59,11 +59,18 @@ class TrainSettings:
 
 @dataclass
 class StepResult:
-    """What the task's loss function returns: the mean loss (scalar tensor), and counts for the training accuracy."""
+    """What the task's loss function returns.
+
+    Attributes:
+        loss: mean over the batch, a scalar tensor.
+        samples, correct: counts for the training accuracy; ``correct`` is a scalar tensor.
+        skipped: samples of the batch that could not be read and were replaced.
+    """
 
     loss: paddle.Tensor
     samples: int
     correct: paddle.Tensor
+    skipped: int = 0
 
 
 class Trainer:
@@ -75,7 +82,7 @@ class Trainer:
         loader: yields the batches that ``sampler`` chooses.
         learning_rate: optimizer step -> rate.
         evaluate: ``model -> figures``, on all ranks; ``figures[criterion]`` decides which weights are the best.
-        config_text: the frozen configuration, kept in every checkpoint.
+        metadata: plain values to keep in every checkpoint, such as the configuration and the class names.
     """
 
     def __init__(
@@ -91,7 +98,7 @@ class Trainer:
         settings: TrainSettings,
         log: TrainingLog,
         checkpoints: CheckpointFolder,
-        config_text: str,
+        metadata: Mapping[str, Any],
     ):
         self.model, self.loss_function, self.loader, self.sampler = model, loss_function, loader, sampler
         self.optimizer, self.learning_rate, self.evaluate, self.criterion = (
@@ -100,7 +107,7 @@ class Trainer:
             evaluate,
             criterion,
         )
-        self.settings, self.log, self.checkpoints, self.config_text = settings, log, checkpoints, config_text
+        self.settings, self.log, self.checkpoints, self.metadata = settings, log, checkpoints, dict(metadata)
         self.ema = ModelEma(model, settings.ema_decay) if settings.ema_decay else None
         self.scaler = paddle.amp.GradScaler(enable=settings.amp == "float16", init_loss_scaling=2.0**16)
         self.parallel = paddle.DataParallel(model) if world_size() > 1 else model
@@ -119,12 +126,15 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "best": dict(self.best),
-            "config": self.config_text,
-            "versions": {"pale-transformer-paddle": __version__, "paddle": paddle.__version__, "numpy": np.__version__},
+            **self._described(),
         }
         if self.ema:
             state |= {"model_ema": numpy_state(self.ema.model), "ema_updates": self.ema.updates}
         return state
+
+    def _described(self) -> dict[str, Any]:
+        versions = {"pale-transformer-paddle": __version__, "paddle": paddle.__version__, "numpy": np.__version__}
+        return {**self.metadata, "versions": versions}
 
     def resume(self, state: Mapping[str, Any], source: str, last_epoch: int | None = None) -> None:
         """Continue after the last whole epoch of a saved state.
@@ -221,9 +231,10 @@ class Trainer:
         rate = self.learning_rate(max(0, self.step - 1))
         batches_left = (self.total_steps - self.step) * self.settings.accum_iter
         eta = timedelta(seconds=round(batches_left * figures["seconds_per_batch"]))
+        skipped = f"  {figures['skipped']} unreadable images replaced" if figures["skipped"] else ""
         self.log.line(
             f"{head}  loss {figures['loss']:.4f}  top-1 {figures['accuracy']:.2f} %  lr {rate:.2e}  "
-            f"{figures['images_per_second']:.0f} images/s  data {figures['data_share']:.0f} %  ETA {eta}"
+            f"{figures['images_per_second']:.0f} images/s  data {figures['data_share']:.0f} %  ETA {eta}{skipped}"
         )
         if record:
             self.log.record("train", self.step, lr=rate, epoch=self.step / self.steps_per_epoch, **figures)
@@ -242,7 +253,7 @@ class Trainer:
             if figures[self.criterion] > self.best.get(self.criterion, -math.inf):
                 self.best = {**figures, "epoch": self.epoch, "weights": name}
                 self.checkpoints.save_best(
-                    {"model": numpy_state(candidate), "figures": dict(self.best), "config": self.config_text}
+                    {"model": numpy_state(candidate), "figures": dict(self.best), **self._described()}
                 )
 
 
@@ -251,7 +262,7 @@ class _Interval:
 
     def __init__(self):
         self.began = time.perf_counter()
-        self.batches = self.samples = 0
+        self.batches = self.samples = self.skipped = 0
         self.data_time = 0.0
         self.loss = self.correct = paddle.zeros([])
 
@@ -259,14 +270,15 @@ class _Interval:
         self.loss = self.loss + result.loss.detach().astype("float32")
         self.correct = self.correct + result.correct.astype("float32")
         self.samples += result.samples
+        self.skipped += result.skipped
         self.batches += 1
         self.data_time += data_time
 
     def figures(self) -> dict[str, float]:
         """Means over all ranks; a collective operation. ``data_share`` is this rank's percentage spent on waiting."""
         seconds = time.perf_counter() - self.began
-        loss, correct, samples, batches = sum_over_ranks(
-            [float(self.loss), float(self.correct), self.samples, self.batches]
+        loss, correct, samples, batches, skipped = sum_over_ranks(
+            [float(self.loss), float(self.correct), self.samples, self.batches, self.skipped]
         )
         return {
             "loss": loss / batches,
@@ -274,4 +286,5 @@ class _Interval:
             "images_per_second": samples / seconds,
             "data_share": 100.0 * self.data_time / seconds,
             "seconds_per_batch": seconds / self.batches,
+            "skipped": int(skipped),
         }

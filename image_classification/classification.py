@@ -79,7 +79,7 @@ class Classification:
             settings=self._settings(),
             log=log,
             checkpoints=CheckpointFolder(output, config.KEEP_CHECKPOINTS),
-            config_text=config.dump(),
+            metadata={"config": config.dump(), "class_names": train_set.class_names},
         )
         if state:
             last_epoch = config.TRAIN.LAST_EPOCH
@@ -114,7 +114,7 @@ class Classification:
 
     def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> StepResult:
         aug = self.config.AUG
-        check_batch(batch, self.config.DATA.SKIP_BROKEN)
+        skipped = check_batch(batch, self.config.DATA.SKIP_BROKEN)
         images, targets = mixup_or_cutmix(
             batch["images"],
             batch["labels"],
@@ -128,7 +128,7 @@ class Classification:
         )
         logits = model(images).astype("float32")
         loss = F.cross_entropy(logits, targets, soft_label=True)
-        return StepResult(loss, len(images), (logits.argmax(-1) == batch["labels"]).sum())
+        return StepResult(loss, len(images), (logits.argmax(-1) == batch["labels"]).sum(), len(skipped))
 
     def _learning_rate(self, steps_per_epoch: int):
         train = self.config.TRAIN

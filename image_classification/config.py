@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from common.entry_point import ArgumentParser
 from common.errors import UserError
 
-__all__ = ["DEFAULT_CONFIG", "add_config_flags", "default_config", "load_config"]
+__all__ = ["DEFAULT_CONFIG", "add_config_flags", "config_from_text", "default_config", "load_config"]
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "pale_nano_mnist5k.yaml"
 
@@ -143,6 +143,17 @@ def load_config(arguments: argparse.Namespace) -> CfgNode:
         _set(config, key, _parse(text), "-opts")
     _check(config)
     config.freeze()
+    return config
+
+
+def config_from_text(text: str, source: str) -> CfgNode:
+    """Read back the configuration that a checkpoint carries.
+
+    Raises:
+        UserError: it is not one of this version's.
+    """
+    config = default_config()
+    _merge_mapping(config, yaml.safe_load(text), source, "")
     return config
 
 

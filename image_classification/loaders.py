@@ -22,12 +22,15 @@ IGNORED_LABEL = -1  # stands for an image that could not be read
 class TransformedDataset(paddle.io.Dataset):
     """Loads and transforms samples; the random numbers of one depend on the seed and its :class:`SampleKey` only.
 
-    An error cannot cross from a worker process as it is, so an unreadable image becomes an empty one with
-    ``IGNORED_LABEL`` and the message, which :func:`check_batch` turns into an error or a count.
+    Paddle's loader waits for ever when a data set raises in its reading thread. An unreadable image therefore becomes
+    an empty one with ``IGNORED_LABEL`` and the message, which :func:`check_batch` turns into an error or a count.
     """
 
-    def __init__(self, dataset: Dataset, transform: TrainTransform | EvalTransform, seed: int, replace_broken: bool):
-        self.dataset, self.transform, self.seed, self.replace_broken = dataset, transform, seed, replace_broken
+    def __init__(
+        self, dataset: Dataset, transform: TrainTransform | EvalTransform, config: CfgNode, replace_broken: bool
+    ):
+        self.dataset, self.transform, self.replace_broken = dataset, transform, replace_broken
+        self.seed, self.image_size = config.SEED, config.DATA.IMAGE_SIZE
         self._min_size = transform.min_size() if isinstance(transform, TrainTransform) else None
 
     def __len__(self) -> int:
@@ -43,10 +46,11 @@ class TransformedDataset(paddle.io.Dataset):
                 image = self.transform(self.dataset.load(index, self._min_size), rng)
             except UserError as error:
                 errors.append(str(error))
+            except Exception as error:
+                errors.append(f"{self.dataset.describe(index)}: {type(error).__name__}: {error}")
             else:
                 return image, int(self.dataset.labels[index]), "\n".join(errors)
-        height, width = self.transform.image_size
-        return np.zeros((3, height, width), np.float32), IGNORED_LABEL, "\n".join(errors)
+        return np.zeros((3, self.image_size, self.image_size), np.float32), IGNORED_LABEL, "\n".join(errors)
 
 
 def _collate(samples: list[tuple[np.ndarray, int, str]]) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def build_train_loader(config: CfgNode, dataset: Dataset) -> tuple[paddle.io.Dat
         )
     except ValueError as error:
         raise UserError(f"{error}; lower -batch_size, -accum_iter or the number of ranks") from error
-    source = TransformedDataset(dataset, build_transform(config, True), config.SEED, config.DATA.SKIP_BROKEN)
+    source = TransformedDataset(dataset, build_transform(config, True), config, config.DATA.SKIP_BROKEN)
     return _loader(source, sampler, config.DATA.NUM_WORKERS), sampler
 
 
@@ -123,7 +127,7 @@ def build_eval_loader(config: CfgNode, dataset: Dataset) -> paddle.io.DataLoader
     if len(dataset) < world_size():
         raise UserError(f"{world_size()} ranks for {len(dataset)} images; start at most {len(dataset)} ranks")
     sampler = ShardedEvalSampler(len(dataset), config.DATA.BATCH_SIZE_EVAL, rank(), world_size())
-    source = TransformedDataset(dataset, build_transform(config, False), config.SEED, replace_broken=False)
+    source = TransformedDataset(dataset, build_transform(config, False), config, replace_broken=False)
     return _loader(source, sampler, config.DATA.NUM_WORKERS)
 
 
