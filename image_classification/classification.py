@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +166,12 @@ class Classification:
         )
 
     def _print_next_commands(self, log: TrainingLog, checkpoints: CheckpointFolder, best: dict[str, float]) -> None:
-        config_file = checkpoints.folder / "config.yaml"
+        config_file, best_file, latest_file = (
+            shlex.quote(str(path))
+            for path in (checkpoints.folder / "config.yaml", checkpoints.best, checkpoints.latest)
+        )
         launcher = f"python -m paddle.distributed.launch image_classification/main_multi_gpu.py -cfg {config_file}"
         log.line(f"best: top-1 {best['top1']:.2f} % after epoch {best['epoch']} ({best['weights']})")
-        log.line(f"evaluate:  {launcher} -eval -pretrained {checkpoints.best}")
-        log.line(f"predict:   python tools/predict.py IMAGE... -cfg {config_file} -pretrained {checkpoints.best}")
-        log.line(f"resume:    {launcher} -resume {checkpoints.latest} -opts TRAIN.EPOCHS N")
+        log.line(f"evaluate:  {launcher} -eval -pretrained {best_file}")
+        log.line(f"predict:   python tools/predict.py IMAGE... -cfg {config_file} -pretrained {best_file}")
+        log.line(f"resume:    {launcher} -resume {latest_file} -opts TRAIN.EPOCHS {2 * self.config.TRAIN.EPOCHS}")

@@ -70,8 +70,8 @@ class Classifier:
     def predict(self, files: Sequence[str], top: int = 5) -> Iterator[dict[str, Any]]:
         """Yield for each file, in order, ``image`` and ``predictions`` (most probable first) or ``error``.
 
-        A prediction has ``label`` (index), ``name`` (the label where the classes have no names) and ``score``, the softmax
-        probability in 0..1.
+        A prediction has ``label`` (index), ``name`` (the label where the classes have no names) and ``score``, the
+        softmax probability in 0..1.
         """
         dataset = FileDataset(Path(), list(files), np.zeros(len(files), np.int64), None, 1)
         files = iter(files)

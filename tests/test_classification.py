@@ -1,0 +1,252 @@
+"""Training, evaluation and prediction through the front door, on one rank and on several."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_shapes, run_program
+
+LAUNCHER = "image_classification/main_multi_gpu.py"
+PREDICT = "tools/predict.py"
+
+
+def train(config: Path, *flags: object, ranks: int = 0) -> str:
+    result = run_program(LAUNCHER, "-cfg", config, *flags, ranks=ranks, cwd=config.parent)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def weights(path: Path) -> dict[str, np.ndarray]:
+    return pickle.loads(path.read_bytes())["model"]
+
+
+def fails(*flags: object, ranks: int, cwd: Path, script: str = LAUNCHER) -> str:
+    """Run, expect exit code 2 and one message without a traceback, and return the message."""
+    result = run_program(script, *flags, ranks=ranks, cwd=cwd)
+    assert result.returncode == 2, result.stdout
+    assert "Traceback" not in result.stdout
+    messages = set(re.findall(r"^error: .*", result.stdout, re.MULTILINE))
+    assert len(messages) == 1, result.stdout
+    return messages.pop()
+
+
+# ---- one rank
+
+
+def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(tmp_path, shapes, shapes_config):
+    output = train(shapes_config, "-opts", "TRAIN.EMA_DECAY", "0.9", "TRAIN.EPOCHS", "3")
+    folder = tmp_path / "out"
+    assert {path.name for path in folder.iterdir()} >= {
+        "best.pdparams", "latest.pdparams", "epoch_0003.pdparams", "config.yaml", "log.jsonl", "visualdl",
+    }  # fmt: skip
+    assert output.count("DATASET: folder") == 1
+    best = float(re.search(r"best: top-1 ([\d.]+) %", output)[1])
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert {record["kind"] for record in records} == {"train", "val", "val_ema"}
+    assert max(record["top1"] for record in records if "top1" in record) == pytest.approx(best, abs=0.01)
+    assert list((folder / "visualdl").glob("vdlrecords.*"))
+
+    commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
+    strip = "-m paddle.distributed.launch image_classification/main_multi_gpu.py "
+    evaluated = run_program(LAUNCHER, *commands["evaluate"].replace(strip, "").split(), cwd=tmp_path)
+    assert f"top1 {best:.6g}" in evaluated.stdout, evaluated.stdout
+
+    image = shapes / "val" / "red" / "00.png"
+    flags = commands["predict"].removeprefix("tools/predict.py IMAGE... ").split()
+    predicted = run_program(PREDICT, image, *flags, "--json", cwd=tmp_path)
+    (entry,) = json.loads(predicted.stdout)
+    assert entry["image"] == str(image)
+    assert {prediction["name"] for prediction in entry["predictions"]} == {"red", "green", "blue"}
+    assert sum(prediction["score"] for prediction in entry["predictions"]) == pytest.approx(1.0, abs=1e-4)
+
+    resumed = run_program(LAUNCHER, *commands["resume"].replace(strip, "").split(), cwd=tmp_path)
+    assert "after epoch 3" in resumed.stdout
+    assert "epoch 4/6 train" in resumed.stdout
+    assert "epoch 3/6 train" not in resumed.stdout
+
+
+def test_the_model_learns(tmp_path, shapes_config):
+    output = train(shapes_config, "-opts", "TRAIN.EPOCHS", "6")
+    assert float(re.search(r"best: top-1 ([\d.]+) %", output)[1]) > 90.0
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, shapes_config):
+    options = ("-opts", "AUG.MIXUP", "0.8", "AUG.CUTMIX", "1.0", "MODEL.DROP_PATH", "0.2", "TRAIN.EMA_DECAY", "0.9",
+               "KEEP_CHECKPOINTS", "3", "SAVE_EPOCHS", "1", "TRAIN.EPOCHS", "2")  # fmt: skip
+    straight = tmp_path / "straight"
+    train(shapes_config, "-output", straight, *options)
+    train(shapes_config, "-output", tmp_path / "again", "-resume", straight / "epoch_0001.pdparams", *options)
+    first, second = (
+        pickle.loads((folder / "latest.pdparams").read_bytes()) for folder in (straight, tmp_path / "again")
+    )
+    for part in ("model", "model_ema", "optimizer"):
+        assert first[part].keys() == second[part].keys()
+        assert all(np.array_equal(first[part][name], second[part][name]) for name in first[part]), part
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_number_of_workers(tmp_path, shapes_config):
+    train(shapes_config, "-output", tmp_path / "a", "-opts", "TRAIN.EPOCHS", "1", "AUG.ERASING", "0.5")
+    train(shapes_config, "-output", tmp_path / "b", "-opts", "TRAIN.EPOCHS", "1", "AUG.ERASING", "0.5",
+          "DATA.NUM_WORKERS", "2")  # fmt: skip
+    a, b = weights(tmp_path / "a" / "latest.pdparams"), weights(tmp_path / "b" / "latest.pdparams")
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_fine_tuning_on_other_classes_replaces_the_head_and_says_so(tmp_path, shapes_config):
+    train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
+    make_shapes(tmp_path / "two", 6)
+    (tmp_path / "two" / "red").rename(tmp_path / "red")
+    output = train(shapes_config, "-data_path", tmp_path / "two", "-pretrained", tmp_path / "out" / "best",
+                   "-output", tmp_path / "tuned", "-opts", "TRAIN.LAYER_DECAY", "0.8", "TRAIN.EPOCHS", "1")  # fmt: skip
+    assert "new head" in output
+    assert weights(tmp_path / "tuned" / "best.pdparams")["head.weight"].shape[1] == 2
+
+
+def test_evaluation_needs_no_training_set_and_skips_broken_images_only_when_asked(tmp_path, shapes, shapes_config):
+    train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
+    for image in (shapes / "train").rglob("*.png"):
+        image.unlink()
+    for folder in sorted((shapes / "train").rglob("*"), reverse=True):
+        folder.rmdir()
+    (shapes / "train").rmdir()
+    broken = shapes / "val" / "green" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    flags = ("-cfg", shapes_config, "-eval", "-pretrained", tmp_path / "out" / "best.pdparams")
+    message = fails(*flags, ranks=0, cwd=tmp_path)
+    assert str(broken) in message
+    assert "SKIP_BROKEN" in message
+    skipped = run_program(LAUNCHER, *flags, "-opts", "DATA.SKIP_BROKEN", "True", cwd=tmp_path)
+    assert "images 20  skipped 1" in skipped.stdout
+
+
+def test_predict_reads_what_it_can_and_names_the_rest(tmp_path, shapes, shapes_config):
+    train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
+    (tmp_path / "broken.png").write_text("no image")
+    flags = (shapes / "val" / "red", tmp_path / "broken.png", "-pretrained", tmp_path / "out" / "best.pdparams")
+    result = run_program(PREDICT, *flags, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout.count(" %  ") == 7 * 3
+    assert "1 of 8 images could not be read" in result.stdout
+    assert str(tmp_path / "broken.png") in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["missing.png", "-pretrained", "missing.pdparams"], "missing.png"),
+        ([".", "-pretrained", "missing.pdparams"], "missing.pdparams"),
+        ([], "IMAGE"),
+    ],
+)
+def test_predict_names_what_is_missing(shapes, flags, named):
+    assert named in fails(*flags, ranks=0, cwd=shapes, script=PREDICT)
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, shapes_config):
+    train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
+    best = tmp_path / "out" / "best.pdparams"
+    message = fails("-cfg", shapes_config, "-eval", "-pretrained", best, "-opts", "MODEL.NAME", "pale_tiny",
+                    ranks=0, cwd=tmp_path)  # fmt: skip
+    assert "pale_nano weights" in message
+    message = fails("-eval", "-pretrained", best, ranks=0, cwd=tmp_path)
+    assert "3 classes" in message
+    message = fails("-cfg", shapes_config, "-resume", best, ranks=0, cwd=tmp_path)
+    assert "latest" in message
+
+
+# ---- several ranks
+
+
+@pytest.mark.slow
+def test_two_ranks_train_like_one_with_their_batches_together(tmp_path, shapes_config):
+    # Without BatchNorm's per-rank statistics the two would be equal; with them they stay close for a few steps.
+    options = ("-opts", "TRAIN.EPOCHS", "1", "TRAIN.BASE_LR", "1e-5")
+    train(shapes_config, "-output", tmp_path / "one", "-batch_size", 12, *options)
+    train(shapes_config, "-output", tmp_path / "two", "-batch_size", 6, *options, ranks=2)
+    one, two = weights(tmp_path / "one" / "latest.pdparams"), weights(tmp_path / "two" / "latest.pdparams")
+    assert max(np.abs(one[name] - two[name]).max() for name in one if "norm._" not in name) < 1e-4
+
+
+@pytest.mark.slow
+def test_one_rank_and_three_ranks_count_the_same_images(tmp_path, shapes, shapes_config):
+    train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
+    (shapes / "val" / "red" / "00.png").unlink()  # 20 images do not divide by 3
+    flags = ("-cfg", shapes_config, "-eval", "-pretrained", tmp_path / "out" / "best.pdparams")
+    results = [run_program(LAUNCHER, *flags, ranks=ranks, cwd=tmp_path).stdout for ranks in (1, 3)]
+    one, three = (re.search(r"top1 (\S+)  top5 (\S+)  loss (\S+)  images (\d+)", text).groups() for text in results)
+    assert one[3] == three[3] == "20"
+    assert one[:2] == three[:2]
+    assert float(one[2]) == pytest.approx(float(three[2]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_accumulated_gradients_are_those_of_the_large_batch_on_two_ranks(tmp_path, shapes_config):
+    # BatchNorm sees batches of 3 either way; the order of the positions is the same, so only sums are regrouped.
+    options = ("-opts", "TRAIN.EPOCHS", "1", "TRAIN.BASE_LR", "1e-5")
+    train(shapes_config, "-output", tmp_path / "a", "-batch_size", 3, "-accum_iter", 2, *options, ranks=2)
+    train(shapes_config, "-output", tmp_path / "b", "-batch_size", 6, *options, ranks=2)
+    a, b = weights(tmp_path / "a" / "latest.pdparams"), weights(tmp_path / "b" / "latest.pdparams")
+    assert max(np.abs(a[name] - b[name]).max() for name in a if "norm._" not in name) < 1e-4
+
+
+@pytest.mark.slow
+def test_several_machines_joined_by_a_master_train_together(tmp_path, shapes_config):
+    import socket
+    import subprocess
+    import sys
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nnodes", "2", "--master", f"127.0.0.1:{port}"]
+    command = [*launch, str(ROOT / LAUNCHER), "-cfg", str(shapes_config), "-opts", "TRAIN.EPOCHS", "1"]
+    nodes = []
+    for number in range(2):
+        (tmp_path / f"node{number}").mkdir()
+        pipe = subprocess.PIPE
+        nodes.append(subprocess.Popen(command, cwd=tmp_path / f"node{number}", stdout=pipe, stderr=subprocess.STDOUT))
+    outputs = [node.communicate(timeout=200)[0].decode() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert sum("2 rank(s)" in output for output in outputs) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["-cfg", "missing.yaml"], "missing.yaml"),
+        (["-data_path", "/no/such/folder"], "/no/such/folder"),
+        (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
+        (["-batch_size", "1000"], "36 samples"),
+        (["-pretrained", "missing.pdparams"], "missing.pdparams"),
+    ],
+)
+def test_wrong_input_ends_every_rank_with_one_line_and_code_2(tmp_path, shapes_config, ranks, flags, named):
+    config = [] if "-cfg" in flags else ["-cfg", shapes_config]
+    assert named in fails(*config, *flags, ranks=ranks, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_only_ends_all_with_its_message(tmp_path, shapes, shapes_config):
+    train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
+    broken = shapes / "val" / "blue" / "01.png"  # the second image: rank 1 reads it, ranks 0 and 2 do not
+    broken.write_bytes(b"")
+    flags = ("-cfg", shapes_config, "-eval", "-pretrained", tmp_path / "out" / "best.pdparams")
+    message = fails(*flags, ranks=3, cwd=tmp_path)
+    assert str(broken) in message
+    assert "rank 1" in message
+
+
+@pytest.mark.slow
+def test_more_ranks_than_images_is_an_error(tmp_path, shapes, shapes_config):
+    train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
+    (shapes / "val_list.txt").write_text("val/red/00.png 2\nval/blue/00.png 0\n")
+    flags = ("-cfg", shapes_config, "-eval", "-pretrained", tmp_path / "out" / "best.pdparams")
+    message = fails(*flags, "-dataset", "imagenet2012", "-opts", "MODEL.NUM_CLASSES", "3", ranks=3, cwd=tmp_path)
+    assert "3 ranks for 2 images" in message

@@ -1,0 +1,149 @@
+"""The configuration: order of precedence, types, and errors that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.entry_point import ArgumentParser
+from common.errors import UserError
+from image_classification.classification import Classification
+from image_classification.config import (
+    DEFAULT_CONFIG,
+    add_config_flags,
+    config_from_text,
+    default_config,
+    load_config,
+)
+from image_classification.loaders import build_transform
+from image_classification.pale_backbone import build_model
+
+CONFIGS = sorted(DEFAULT_CONFIG.parent.glob("*.yaml"))
+
+
+def load(*flags: object):
+    parser = ArgumentParser()
+    add_config_flags(parser)
+    return load_config(parser.parse_args([str(flag) for flag in flags]))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_without_cfg_the_digits_are_trained():
+    config = load()
+    assert config.DATA.DATASET == "mnist5k"
+    assert config.MODEL.NAME == "pale_nano"
+
+
+def test_defaults_then_base_then_file_then_flags_then_opts(tmp_path):
+    write(tmp_path / "base.yaml", "TRAIN: {EPOCHS: 1, BASE_LR: 0.1, WEIGHT_DECAY: 0.1, ACCUM_ITER: 2, GRAD_CLIP: 1.0}")
+    child = write(
+        tmp_path / "child.yaml",
+        "BASE: base.yaml\nTRAIN: {BASE_LR: 0.2, WEIGHT_DECAY: 0.2, ACCUM_ITER: 3, GRAD_CLIP: 2}",
+    )
+    config = load("-cfg", child, "-accum_iter", 4, "-opts", "TRAIN.GRAD_CLIP", "4")
+    train = config.TRAIN
+    assert (train.WARMUP_EPOCHS, train.EPOCHS, train.BASE_LR) == (20.0, 1, 0.2)
+    assert (train.ACCUM_ITER, train.GRAD_CLIP) == (4, 4.0)
+
+
+@pytest.mark.parametrize("dash", ["-", "--"])
+def test_flags_of_paddlevit_work_with_one_dash_and_two(dash):
+    values = {
+        "dataset": "folder", "data_path": "d", "batch_size": 3, "batch_size_eval": 5, "image_size": 64, "accum_iter": 2,
+        "pretrained": "p", "resume": "r", "last_epoch": 7, "output": "o",
+    }  # fmt: skip
+    flags = [part for name, value in values.items() for part in (dash + name, value)]
+    config = load(*flags, f"{dash}amp", f"{dash}eval")
+    data = config.DATA
+    assert (data.DATASET, data.DATA_PATH, data.BATCH_SIZE, data.BATCH_SIZE_EVAL, data.IMAGE_SIZE) == (
+        "folder", "d", 3, 5, 64,
+    )  # fmt: skip
+    assert (config.TRAIN.ACCUM_ITER, config.TRAIN.LAST_EPOCH, config.TRAIN.AMP) == (2, 7, "float16")
+    assert (config.MODEL.PRETRAINED, config.RESUME, config.OUTPUT, config.EVAL) == ("p", "r", "o", True)
+
+
+def test_amp_takes_a_type():
+    assert load("-amp", "bfloat16").TRAIN.AMP == "bfloat16"
+
+
+def test_numbers_that_yaml_reads_as_strings_are_numbers():
+    assert load("-opts", "TRAIN.BASE_LR", "1e-3", "TRAIN.GRAD_CLIP", "5").TRAIN.BASE_LR == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["-opts", "TRAIN.EPOCS", "3"], "did you mean TRAIN.EPOCHS"),
+        (["-opts", "TRAIN.EPOCHS", "three"], "TRAIN.EPOCHS is 'three'"),
+        (["-opts", "TRAIN.EPOCHS", "2.5"], "TRAIN.EPOCHS is 2.5"),
+        (["-opts", "TRAIN", "3"], "TRAIN is 3"),
+        (["-opts", "TRAIN.EPOCHS"], "'TRAIN.EPOCHS' stands alone"),
+        (["-opts", "AUG.CROP_SCALE", "[0.1]"], "AUG.CROP_SCALE is [0.1]"),
+        (["-opts", "DATA.SKIP_BROKEN", "1"], "DATA.SKIP_BROKEN is 1"),
+        (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
+        (["-image_size", "16"], "DATA.IMAGE_SIZE is 16"),
+        (["-opts", "TRAIN.EMA_DECAY", "1.0"], "TRAIN.EMA_DECAY is 1.0"),
+        (["-opts", "TRAIN.WEIGHT_DECAY", "-1"], "TRAIN.WEIGHT_DECAY is -1.0"),
+        (["-no_such_flag"], "-no_such_flag"),
+        (["-batch_size", "many"], "many"),
+        (["-amp", "int8"], "int8"),
+        (["-cfg", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_it(flags, named):
+    with pytest.raises(UserError) as caught:
+        load(*flags)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("DATA: {BATCHSIZE: 3}", "did you mean DATA.BATCH_SIZE"),
+        ("NOTHING: 3", "unknown key NOTHING"),
+        ("DATA: 3", "DATA is 3"),
+        ("- a\n- b", "holds a list"),
+        ("a: [", "no yaml file"),
+        ("BASE: self.yaml", "its own BASE"),
+        ("BASE: other.yaml", "other.yaml"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(tmp_path, text, named):
+    with pytest.raises(UserError, match=r"self\.yaml|other\.yaml") as caught:
+        load("-cfg", write(tmp_path / "self.yaml", text))
+    assert named in str(caught.value)
+
+
+def test_the_result_is_frozen():
+    with pytest.raises(AttributeError):
+        load().SEED = 3
+
+
+def test_a_dump_reads_back_as_the_same_configuration():
+    config = load("-opts", "TRAIN.BASE_LR", "1e-5")
+    assert config_from_text(config.dump(), "dump") == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_builds_its_model_and_transforms(path):
+    config = load("-cfg", path)
+    build_transform(config, training=True)
+    build_transform(config, training=False)
+    if config.MODEL.NAME in ("pale_nano", "pale_tiny"):
+        build_model(config, 3)
+
+
+def test_the_rates_scale_with_the_batch_where_the_configuration_says_so():
+    flags = ("-cfg", DEFAULT_CONFIG.parent / "pale_tiny_224.yaml", "-batch_size", 64, "-device", "cpu")
+    rate = Classification(load(*flags))._learning_rate(steps_per_epoch=10)
+    assert rate(10 * 20) == pytest.approx(1e-3 * 64 / 1024)
+
+
+def test_every_key_is_explained_or_plain():
+    assert set(default_config()) >= {"DATA", "AUG", "MODEL", "TRAIN", "OUTPUT", "RESUME", "SEED"}
