@@ -17,7 +17,7 @@ from paddle.base import core
 
 __all__ = [
     "FailureWatch",
-    "average_buffers",
+    "average_statistics",
     "barrier",
     "init_process_group",
     "is_main_process",
@@ -61,15 +61,16 @@ def sum_over_ranks(values: Sequence[float]) -> np.ndarray:
     return tensor.numpy()
 
 
-def average_buffers(model: nn.Layer) -> None:
-    """Give every rank the mean of the floating-point buffers, such as BatchNorm's statistics."""
+def average_statistics(model: nn.Layer) -> None:
+    """Give every rank the mean of what it gathered from its own data: BatchNorm's running means and variances."""
     if world_size() == 1:
         return
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            mean = buffer.clone()
+    for tensor in model.state_dict().values():
+        # Paddle keeps the statistics as parameters that are not trained, not as buffers.
+        if tensor.stop_gradient and tensor.is_floating_point():
+            mean = tensor.detach().clone()
             dist.all_reduce(mean)
-            buffer.set_value(mean / world_size())
+            tensor.set_value(mean / world_size())
 
 
 def barrier() -> None:

@@ -14,8 +14,8 @@ class ModelEma:
     """Keeps a second model whose weights are the moving average of the trained one's.
 
     After update t (from 0) the average is ``d * average + (1 - d) * weights`` with the warmed-up decay
-    ``d = min(decay, (1 + t) / (10 + t))``, so that the first steps do not hold on to the initial weights. Buffers such
-    as BatchNorm's statistics are averaged in the same way.
+    ``d = min(decay, (1 + t) / (10 + t))``, so that the first steps do not hold on to the initial weights. BatchNorm's
+    statistics are averaged in the same way.
 
     Args:
         model: the model to follow, with its pretrained weights already loaded.

@@ -22,7 +22,7 @@ from common.checkpoint import (
     numpy_state,
     optimizer_state,
 )
-from common.distributed import average_buffers, rank, sum_over_ranks, world_size
+from common.distributed import average_statistics, rank, sum_over_ranks, world_size
 from common.ema import ModelEma
 from common.errors import UserError
 from common.sampler import ShardedTrainSampler
@@ -165,7 +165,7 @@ class Trainer:
                 self._train_epoch(bar)
                 self.epoch += 1
                 last = self.epoch == self.settings.epochs
-                average_buffers(self.model)
+                average_statistics(self.model)
                 if last or self.epoch % self.settings.validate_epochs == 0:
                     self._validate()
                 state = self.state()
