@@ -7,8 +7,9 @@ The marks [P], [R], [U], [C], [A] tell how sure a fact of the paper is; ``docs/p
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -290,15 +291,15 @@ def _require_positive(**values: float) -> None:
 
 
 def _recomputed(block: PaleBlock, x: Tensor) -> Tensor:
-    """Run a block with recomputation; its BatchNorm statistics are updated once, by the second run."""
+    """Run a block with recomputation; its BatchNorm statistics are updated once, by the first run."""
+    runs = itertools.count()
 
     def run(x: Tensor) -> Tensor:
-        if paddle.is_grad_enabled():
-            return block(x)
-        with _kept_statistics(block):
+        with _kept_statistics(block) if next(runs) else nullcontext():
             return block(x)
 
-    return recompute(run, x)
+    # The reentrant form would report each gradient twice to DataParallel when gradients are accumulated.
+    return recompute(run, x, use_reentrant=False)
 
 
 @contextmanager
