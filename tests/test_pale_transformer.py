@@ -1,0 +1,434 @@
+"""The backbone: its size and cost, shapes, arguments, and what it tells the trainer about its parameters."""
+
+import math
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from common import pale_transformer
+from common.checkpoint import numpy_state, save_file
+from common.flops import count_flops, params
+from common.pale_transformer import VARIANTS, DropPath, PaleTransformer, create_model, list_models
+
+# Top-level figures of the paper: millions of parameters, billions of multiply-adds at 224x224.
+PAPER = {"pale_tiny": (22, 4.2), "pale_small": (48, 9.0), "pale_base": (85, 15.6)}
+SMALL = {"embed_dim": 4, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 2, 2), "pale_size": 2, "num_classes": 5}
+
+
+def small_model(seed=0, **overrides):
+    paddle.seed(seed)
+    return PaleTransformer(**{**SMALL, **overrides})
+
+
+def randomize(model, seed=0):
+    """Leave no parameter and no statistic at its initial value."""
+    rng = np.random.default_rng(seed)
+    for name, tensor in model.state_dict().items():
+        value = rng.uniform(0.5, 1.5, tensor.shape) if "variance" in name else rng.normal(0, 0.3, tensor.shape)
+        tensor.set_value(value.astype("float32"))
+    return model
+
+
+def random_images(batch, height, width=None, seed=0):
+    values = np.random.default_rng(seed).standard_normal((batch, 3, height, width or height))
+    return paddle.to_tensor(values.astype("float32"))
+
+
+# ---- size and cost
+
+
+@pytest.fixture(scope="module")
+def variants():
+    return {name: create_model(name) for name in PAPER}
+
+
+def expected_flops(height, width, embed_dim, depths, pale_size, num_classes=1000):
+    """O_pale = hwc(4c + s_c h + s_r w + 27) and what surrounds it; padding costs all of O_pale but the projection."""
+    total, c_in = 0, 3
+    for stage, depth in enumerate(depths):
+        c, kernel, stride = embed_dim * 2**stage, *((3, 2) if stage else (7, 4))
+        h, w = height, width = math.ceil(height / stride), math.ceil(width / stride)
+        total += h * w * c * kernel**2 * c_in
+        s_r, s_c = min(pale_size, h), min(pale_size, w)
+        hp, wp = s_r * math.ceil(h / s_r), s_c * math.ceil(w / s_c)
+        pale = hp * wp * c * (4 * c + s_c * hp + s_r * wp + 27) - (hp * wp - h * w) * c * c
+        total += depth * (pale + 9 * h * w * c + 8 * h * w * c**2)
+        c_in = c
+    return total + c_in * num_classes
+
+
+def variant_flops(name, height, width):
+    return expected_flops(height, width, *(VARIANTS[name][key] for key in ("embed_dim", "depths", "pale_size")))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_parameters_are_the_papers(variants, name):
+    assert round(params(variants[name]) / 1e6) == PAPER[name][0]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_flops_are_the_papers_and_exactly_the_formula(variants, name):
+    flops = count_flops(variants[name], 224, 224)
+    assert flops / 1e9 == pytest.approx(PAPER[name][1], abs=0.1)
+    assert flops == variant_flops(name, 224, 224)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (112, 224), (50, 75), (225, 193)])
+def test_flops_of_maps_that_need_padding(variants, height, width):
+    assert count_flops(variants["pale_tiny"], height, width) == variant_flops("pale_tiny", height, width)
+
+
+def test_flops_leave_the_model_as_it_was():
+    model = small_model()
+    before = numpy_state(model)
+    assert count_flops(model, 32, 32) == count_flops(model, 32, 32)
+    assert model.training
+    for name, value in numpy_state(model).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    model.eval()
+    count_flops(model, 32, 32)
+    assert not model.training
+
+
+def test_nano_has_at_most_a_million_parameters():
+    assert params(create_model("pale_nano", num_classes=1000)) <= 1_000_000
+
+
+# ---- outputs
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (64, 96), (97, 32)])
+def test_feature_maps(height, width):
+    model = small_model().eval()
+    maps = model.forward_features(random_images(2, height, width))
+    assert model.out_channels == (4, 8, 16, 32)
+    assert model.out_strides == (4, 8, 16, 32)
+    for x, channels, stride in zip(maps, model.out_channels, model.out_strides, strict=True):
+        assert x.shape == [2, channels, math.ceil(height / stride), math.ceil(width / stride)]
+
+
+def test_logits_are_the_head_of_the_pooled_normalised_last_map():
+    model = randomize(small_model()).eval()
+    images = random_images(2, 64)
+    last = model.forward_features(images)[-1].numpy().transpose(0, 2, 3, 1)
+    normalised = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-5)
+    pooled = (normalised * model.norm.weight.numpy() + model.norm.bias.numpy()).mean((1, 2))
+    expected = pooled @ model.head.weight.numpy() + model.head.bias.numpy()
+    np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_block_is_position_encoding_attention_and_mlp_each_added():
+    block = randomize(small_model().stages[0].blocks[0]).eval()
+    x = paddle.to_tensor(np.random.default_rng(0).standard_normal((2, 5, 6, 4)).astype("float32"))
+    expected = x + block.position_encoding(x)
+    expected = expected + block.attention(block.norm1(expected))
+    expected = expected + block.mlp.fc2(nn.functional.gelu(block.mlp.fc1(block.norm2(expected))))
+    np.testing.assert_allclose(block(x).numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 32), (32, 31), (8, 224)])
+def test_images_below_32_pixels_are_refused(height, width):
+    model = small_model().eval()
+    for run in (model, model.forward_features):
+        with pytest.raises(ValueError, match=f"{height}x{width}.*32x32"):
+            run(random_images(1, height, width))
+
+
+def test_other_number_of_input_channels():
+    model = small_model(in_channels=1).eval()
+    assert model(paddle.zeros([2, 1, 32, 32])).shape == [2, 5]
+
+
+def test_logits_do_not_depend_on_the_rest_of_the_batch():
+    model = randomize(small_model(drop_path_rate=0.5)).eval()
+    images = random_images(4, 48, 40)
+    together = model(images).numpy()
+    assert abs(together[0] - together[1]).max() > 1e-2
+    for index in range(4):
+        alone = model(images[index : index + 1]).numpy()[0]
+        np.testing.assert_allclose(alone, together[index], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model(images.flip([0])).numpy()[::-1], together, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(model(images).numpy(), together)
+
+
+def test_state_dict_into_a_fresh_model_gives_equal_logits():
+    model, fresh = randomize(small_model(), seed=1).eval(), small_model(seed=2).eval()
+    images = random_images(2, 40)
+    assert abs(fresh(images) - model(images)).max() > 1e-3
+    missing, unexpected = fresh.set_state_dict(model.state_dict())
+    assert not missing
+    assert not unexpected
+    np.testing.assert_array_equal(fresh(images).numpy(), model(images).numpy())
+
+
+# ---- heads
+
+
+def test_without_classes_the_pooled_features_come_out():
+    model = small_model(num_classes=0).eval()
+    assert model(random_images(2, 32)).shape == [2, 32]
+    assert not [name for name in model.state_dict() if name.startswith("head")]
+
+
+def test_reset_head():
+    model = small_model().eval()
+    body = {name: value for name, value in numpy_state(model).items() if not name.startswith("head.")}
+    images = random_images(2, 32)
+
+    model.reset_head(7)
+    assert model.num_classes == 7
+    assert model(images).shape == [2, 7]
+    assert model.head.weight.shape == [32, 7]
+    assert 0.01 < float(model.head.weight.std()) < 0.03
+    assert not model.head.bias.numpy().any()
+    assert {"head.weight", "head.bias"} < set(model.state_dict())
+    for name, value in body.items():
+        np.testing.assert_array_equal(model.state_dict()[name].numpy(), value, err_msg=name)
+
+    model.reset_head(0)
+    assert model(images).shape == [2, 32]
+    with pytest.raises(ValueError, match="num_classes is -1"):
+        model.reset_head(-1)
+
+
+# ---- variants
+
+
+def test_list_models_filters():
+    assert set(list_models()) == set(VARIANTS)
+    assert list_models() == ["pale_nano", "pale_tiny", "pale_small", "pale_base"]
+    assert list_models("pale_s*") == ["pale_small"]
+    assert list_models("*_[nt]*") == ["pale_nano", "pale_tiny"]
+    assert list_models("swin*") == []
+
+
+def test_create_model_overrides_a_variant():
+    model = create_model("pale_nano", num_classes=3, depths=(1, 1, 1, 1), drop_path_rate=0.3)
+    assert model.depths == (1, 1, 1, 1)
+    assert model.stages[3].blocks[0].drop_path.rate == pytest.approx(0.3)
+    assert model.num_classes == 3
+    assert VARIANTS["pale_nano"]["depths"] == (1, 1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "parts"),
+    [
+        ("pale_huge", {}, ["'pale_huge'", *VARIANTS]),
+        ("pale_nano", {"num_heads": (2, 3, 4, 8)}, ["num_heads is 3", "even"]),
+        ("pale_nano", {"num_heads": (2, 6, 4, 8)}, ["num_heads 6", "dim 40", "divisor"]),
+        ("pale_nano", {"num_heads": (2, 2, 4)}, ["num_heads is (2, 2, 4)", "four"]),
+        ("pale_nano", {"num_heads": (2, 0, 4, 8)}, ["num_heads is 0", "positive"]),
+        ("pale_nano", {"depths": (1, 1, 3)}, ["depths is (1, 1, 3)", "four"]),
+        ("pale_nano", {"depths": (1, 1, 3, 1, 1)}, ["depths is (1, 1, 3, 1, 1)", "four"]),
+        ("pale_nano", {"depths": (1, 0, 3, 1)}, ["depths is 0", "positive"]),
+        ("pale_nano", {"drop_path_rate": -0.1}, ["drop_path_rate is -0.1", "[0, 1)"]),
+        ("pale_nano", {"drop_path_rate": 1.0}, ["drop_path_rate is 1.0", "[0, 1)"]),
+        ("pale_nano", {"mlp_ratio": -4.0}, ["mlp_ratio is -4.0", "positive"]),
+        ("pale_nano", {"embed_dim": 0}, ["embed_dim is 0", "positive"]),
+        ("pale_nano", {"in_channels": -3}, ["in_channels is -3", "positive"]),
+        ("pale_nano", {"num_classes": -1}, ["num_classes is -1", "0"]),
+        ("pale_nano", {"pale_size": 0}, ["pale_size is 0", "positive"]),
+        ("pale_nano", {"heads": 4}, ["pale_nano", "'heads'"]),
+    ],
+)
+def test_impossible_models_are_refused_by_name_and_value(name, overrides, parts):
+    with pytest.raises(ValueError, match=r"is|choose|unexpected") as caught:
+        create_model(name, **overrides)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_create_model_loads_pretrained_weights_and_leaves_out_another_head(tmp_path, monkeypatch):
+    monkeypatch.setitem(pale_transformer.VARIANTS, "small", SMALL)
+    source = randomize(small_model())
+    save_file(numpy_state(source), tmp_path / "source.pdparams")
+    same = create_model("small", num_classes=5, pretrained=str(tmp_path / "source.pdparams"))
+    for name, value in numpy_state(source).items():
+        np.testing.assert_array_equal(same.state_dict()[name].numpy(), value, err_msg=name)
+    other = create_model("small", num_classes=9, pretrained=str(tmp_path / "source.pdparams"))
+    np.testing.assert_array_equal(other.norm.weight.numpy(), source.norm.weight.numpy())
+    assert other(random_images(1, 32)).shape == [1, 9]
+
+
+# ---- stochastic depth
+
+
+def test_drop_path_grows_linearly_over_all_blocks():
+    model = small_model(depths=(1, 2, 3, 1), drop_path_rate=0.3)
+    rates = [block.drop_path.rate for stage in model.stages for block in stage.blocks]
+    np.testing.assert_allclose(rates, [0.0, 0.05, 0.10, 0.15, 0.20, 0.25, 0.30], atol=1e-12)
+
+
+def test_drop_path_is_off_in_eval_mode():
+    dropping, plain = small_model(drop_path_rate=0.9), small_model(drop_path_rate=0.0)
+    plain.set_state_dict(dropping.state_dict())
+    images = random_images(4, 32)
+    np.testing.assert_array_equal(dropping.eval()(images).numpy(), plain.eval()(images).numpy())
+    dropping.train()
+    plain.train()
+    assert abs(dropping(images) - plain(images)).max() > 1e-6
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5, 0.9])
+def test_drop_path_drops_whole_samples_and_keeps_the_expectation(rate):
+    paddle.seed(0)
+    samples = 20_000
+    outputs = DropPath(rate)(paddle.ones([samples, 2, 1, 3])).numpy().reshape(samples, 6)
+    assert (outputs == outputs[:, :1]).all()
+    np.testing.assert_allclose(np.unique(outputs), [0.0, 1.0 / (1.0 - rate)], rtol=1e-6)
+    deviation = math.sqrt(rate / (1.0 - rate) / samples)
+    assert outputs[:, 0].mean() == pytest.approx(1.0, abs=4 * deviation)
+
+
+def test_drop_path_of_rate_zero_is_the_identity():
+    x = random_images(2, 3)
+    np.testing.assert_array_equal(DropPath(0.0)(x).numpy(), x.numpy())
+
+
+# ---- what the model tells the trainer
+
+
+def test_no_weight_decay_names_exactly_biases_and_norms():
+    model = small_model()
+    biases_and_norms, weights = set(), set()
+    for prefix, layer in model.named_sublayers():
+        for name, parameter in layer.named_parameters(prefix, include_sublayers=False):
+            if not parameter.stop_gradient:
+                norm = isinstance(layer, (nn.LayerNorm, nn.BatchNorm2D))
+                (biases_and_norms if norm or name.endswith(".bias") else weights).add(name)
+    trainable = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    assert biases_and_norms | weights == trainable
+    assert model.no_weight_decay() & trainable == biases_and_norms
+
+
+def test_layer_ids_grow_from_the_patch_embedding_to_the_head():
+    model = small_model()
+    ids = [model.layer_id(name) for name, _ in model.named_parameters()]
+    assert model.num_layers == 7
+    assert ids == sorted(ids)
+    assert set(ids) == set(range(7))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("stages.0.merging.conv.weight", 0),
+        ("stages.0.merging.norm.bias", 0),
+        ("stages.0.blocks.0.norm1.weight", 1),
+        ("stages.1.merging.conv.weight", 2),
+        ("stages.1.blocks.0.mlp.fc2.bias", 2),
+        ("stages.2.merging.norm.weight", 3),
+        ("stages.2.blocks.0.attention.projection.weight", 3),
+        ("stages.2.blocks.1.attention.query.norm.bias", 4),
+        ("stages.3.merging.conv.bias", 5),
+        ("stages.3.blocks.0.position_encoding.weight", 5),
+        ("norm.weight", 6),
+        ("head.bias", 6),
+    ],
+)
+def test_layer_id(name, layer):
+    assert small_model().layer_id(name) == layer
+
+
+@pytest.mark.parametrize("name", ["stages.0.blocks.7.norm1.weight", "head", "model.head.weight", ""])
+def test_layer_id_of_no_parameter(name):
+    with pytest.raises(ValueError, match="is no parameter") as caught:
+        small_model().layer_id(name)
+    assert repr(name) in str(caught.value)
+
+
+def test_initial_values():
+    model = small_model(embed_dim=12)
+    weights = []
+    for layer in model.sublayers():
+        if isinstance(layer, (nn.Linear, nn.Conv2D)):
+            weights.append(layer.weight.numpy().ravel())
+            assert weights[-1].std() > 0
+            assert layer.bias is None or not layer.bias.numpy().any()
+        elif isinstance(layer, (nn.LayerNorm, nn.BatchNorm2D)):
+            assert (layer.weight.numpy() == 1).all()
+            assert not layer.bias.numpy().any()
+    # A normal distribution of deviation 0.02 that is cut at two deviations has one of 0.0176.
+    weights = np.concatenate(weights)
+    assert weights.std() == pytest.approx(0.0176, rel=0.02)
+    assert abs(weights.mean()) < 2e-4
+    assert abs(weights).max() <= 0.04 + 1e-6
+
+
+# ---- recomputation
+
+
+def train_twice(model, recompute, drop_path_seed=3):
+    """Two steps of gradient descent; return logits, gradients, and the state after them."""
+    model.train()
+    model.set_recompute(recompute)
+    optimizer = paddle.optimizer.SGD(0.05, parameters=model.parameters())
+    results = {}
+    for step in range(2):
+        paddle.seed(drop_path_seed + step)
+        logits = model(random_images(4, 40, 32, seed=step))
+        (logits * paddle.to_tensor([[1.0, -2.0, 3.0, 0.5, 1.5]])).mean().backward()
+        results[f"logits {step}"] = logits.numpy()
+        for name, parameter in model.named_parameters():
+            if not parameter.stop_gradient:
+                results[f"gradient {step} {name}"] = parameter.grad.numpy()
+        optimizer.step()
+        optimizer.clear_grad()
+    return results | numpy_state(model)
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.6])
+def test_recompute_changes_neither_outputs_nor_gradients_nor_statistics(drop_path_rate):
+    plain, again, recomputed = (
+        train_twice(randomize(small_model(drop_path_rate=drop_path_rate)), recompute)
+        for recompute in (False, False, True)
+    )
+    assert plain.keys() == recomputed.keys()
+    assert any("_variance" in name for name in plain)
+    for name, expected in plain.items():
+        np.testing.assert_array_equal(again[name], expected, err_msg=name)
+        np.testing.assert_allclose(
+            recomputed[name], expected, rtol=1e-5, atol=1e-6 * abs(expected).max() + 1e-9, err_msg=name
+        )
+
+
+def test_recompute_really_runs_each_block_twice():
+    model = small_model()
+    model.set_recompute(True)
+    calls = []
+    block = model.stages[2].blocks[1]
+    block.norm1.register_forward_post_hook(lambda *_: calls.append(paddle.is_grad_enabled()))
+    model(random_images(2, 32)).sum().backward()
+    assert calls == [False, True]
+
+    calls.clear()
+    model.eval()
+    model(random_images(2, 32))
+    model.set_recompute(False)
+    model.train()
+    model(random_images(2, 32)).sum().backward()
+    assert calls == [True, True]
+
+
+def test_recompute_keeps_the_momentum_of_the_statistics():
+    model = small_model()
+    model.set_recompute(True)
+    model(random_images(2, 32)).sum().backward()
+    norms = [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)]
+    assert len(norms) == 3 * sum(model.depths)
+    assert {norm._momentum for norm in norms} == {0.9}
+
+
+def test_recompute_gathers_statistics_without_gradients_too():
+    """As when the statistics are gathered anew for averaged weights, or the blocks are frozen."""
+    states = []
+    for recompute in (False, True):
+        model = randomize(small_model())
+        model.set_recompute(recompute)
+        with paddle.no_grad():
+            model(random_images(2, 32))
+        states.append(numpy_state(model))
+    for name, expected in states[0].items():
+        np.testing.assert_allclose(states[1][name], expected, rtol=1e-6, atol=1e-7, err_msg=name)

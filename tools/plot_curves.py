@@ -1,0 +1,70 @@
+"""Draw the training loss and the validation accuracy of one or more runs.
+
+python tools/plot_curves.py output/pale_nano_mnist5k -out docs/mnist5k.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ is
+
+from common.entry_point import ArgumentParser, run  # noqa: E402
+from common.errors import UserError  # noqa: E402
+
+
+def read_records(folder: Path, kind: str) -> list[dict]:
+    """The records of one kind (``train``, ``val``, ``val_ema``) of a run's ``log.jsonl``, oldest first.
+
+    Raises:
+        UserError: the folder is no run's, or its log has no such record or is damaged.
+    """
+    file = folder / "log.jsonl"
+    try:
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; give the -output folder of a run") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    chosen = [record for record in records if record["kind"] == kind]
+    if not chosen:
+        raise UserError(f"{file} has no {kind} record yet; train longer")
+    return chosen
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run")
+    parser.add_flag("out", type=Path, required=True, help="picture to write; its suffix chooses the format")
+    parser.add_flag("debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args(argv)
+    data = [(folder, read_records(folder, "train"), read_records(folder, "val")) for folder in arguments.runs]
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for folder, train, val in data:
+        loss_axes.plot([r["epoch"] for r in train], [r["loss"] for r in train], label=folder.name)
+        label = f"{folder.name}: {max(r['top1'] for r in val):.2f} %"
+        accuracy_axes.plot([r["epoch"] for r in val], [r["top1"] for r in val], marker="o", markersize=3, label=label)
+    loss_axes.set(xlabel="epoch", ylabel="training loss")
+    accuracy_axes.set(xlabel="epoch", ylabel="validation top-1 in %")
+    accuracy_axes.legend(title="best", loc="lower right")
+    for axes in (loss_axes, accuracy_axes):
+        axes.grid(alpha=0.3)
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(arguments.out, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {arguments.out}: {error}") from error
+    print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    run(main)
