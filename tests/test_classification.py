@@ -244,7 +244,7 @@ def test_more_ranks_than_images_is_an_error(tmp_path, shapes, shapes_config):
 def test_the_ranks_agree_on_batchnorm_statistics_when_they_evaluate(tmp_path, shapes_config):
     output = train(shapes_config, "-opts", "TRAIN.EPOCHS", "1", ranks=2)
     (figures,) = re.findall(r"epoch 1/1 val +(top1 .*)  \(", output)
-    evaluated = run_program(LAUNCHER, "-cfg", shapes_config, "-eval", "-pretrained", tmp_path / "out" / "latest.pdparams",
-                            cwd=tmp_path)  # fmt: skip
+    flags = ("-cfg", shapes_config, "-eval", "-pretrained", tmp_path / "out" / "latest.pdparams")
+    evaluated = run_program(LAUNCHER, *flags, cwd=tmp_path)
     loss = [float(re.search(r"loss (\S+)", text)[1]) for text in (figures, evaluated.stdout)]
     assert loss[0] == pytest.approx(loss[1], rel=1e-3)

@@ -145,7 +145,7 @@ def test_logits_do_not_depend_on_the_rest_of_the_batch():
     model = randomize(small_model(drop_path_rate=0.5)).eval()
     images = random_images(4, 48, 40)
     together = model(images).numpy()
-    assert abs(together[0] - together[1]).max() > 1e-2
+    assert abs(together[0] - together[1]).max() > 1e-3
     for index in range(4):
         alone = model(images[index : index + 1]).numpy()[0]
         np.testing.assert_allclose(alone, together[index], rtol=1e-5, atol=1e-5)
@@ -345,16 +345,14 @@ def test_initial_values():
     for layer in model.sublayers():
         if isinstance(layer, (nn.Linear, nn.Conv2D)):
             weights.append(layer.weight.numpy().ravel())
-            assert weights[-1].std() > 0
+            assert weights[-1].std() == pytest.approx(0.02, rel=0.25)
             assert layer.bias is None or not layer.bias.numpy().any()
         elif isinstance(layer, (nn.LayerNorm, nn.BatchNorm2D)):
             assert (layer.weight.numpy() == 1).all()
             assert not layer.bias.numpy().any()
-    # A normal distribution of deviation 0.02 that is cut at two deviations has one of 0.0176.
     weights = np.concatenate(weights)
-    assert weights.std() == pytest.approx(0.0176, rel=0.02)
+    assert weights.std() == pytest.approx(0.02, rel=0.02)
     assert abs(weights.mean()) < 2e-4
-    assert abs(weights).max() <= 0.04 + 1e-6
 
 
 # ---- recomputation
@@ -394,22 +392,27 @@ def test_recompute_changes_neither_outputs_nor_gradients_nor_statistics(drop_pat
         )
 
 
-def test_recompute_really_runs_each_block_twice():
+def test_recompute_runs_each_block_again_in_the_backward_pass_of_training_only():
     model = small_model()
-    model.set_recompute(True)
-    calls = []
-    block = model.stages[2].blocks[1]
-    block.norm1.register_forward_post_hook(lambda *_: calls.append(paddle.is_grad_enabled()))
-    model(random_images(2, 32)).sum().backward()
-    assert calls == [False, True]
+    runs = []
+    model.stages[2].blocks[1].norm1.register_forward_post_hook(lambda *_: runs.append(1))
 
-    calls.clear()
+    def runs_of_forward_and_backward():
+        runs.clear()
+        loss = model(random_images(2, 32)).sum()
+        forward = len(runs)
+        loss.backward()
+        return forward, len(runs) - forward
+
+    assert runs_of_forward_and_backward() == (1, 0)
+    model.set_recompute(True)
+    assert runs_of_forward_and_backward() == (1, 1)
+    assert runs_of_forward_and_backward() == (1, 1)
     model.eval()
-    model(random_images(2, 32))
-    model.set_recompute(False)
+    assert runs_of_forward_and_backward() == (1, 0)
     model.train()
-    model(random_images(2, 32)).sum().backward()
-    assert calls == [True, True]
+    model.set_recompute(False)
+    assert runs_of_forward_and_backward() == (1, 0)
 
 
 def test_recompute_keeps_the_momentum_of_the_statistics():

@@ -1,0 +1,145 @@
+"""Every command of the README is run, in the README's order and in one folder, as a new user would.
+
+Only what a test machine cannot bear is changed, and ``CHANGES`` is the whole list: shorter training, smaller images, a
+small stand-in for ImageNet. A command that the README gains must be listed, or the test fails.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_shapes
+from PIL import Image
+
+SHORT = (
+    "-image_size 32 -batch_size 2 -opts MODEL.NAME pale_nano TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0"
+)
+DIGITS_SHORT = "-opts TRAIN.EPOCHS 1"
+ELSEWHERE = None  # run by another test
+
+# A part of the command -> flags to append
+CHANGES: dict[str, str | None] = {
+    "bash tools/setup.sh && .venv/bin/python -m pytest": ELSEWHERE,  # this run
+    "bash tools/setup.sh && .venv/bin/python -m paddle": DIGITS_SHORT,  # in full by test_the_bare_command below
+    "source .venv/bin/activate": "",
+    "-eval -pretrained output/pale_nano_mnist5k": "",
+    "predict.py digit.png": "",
+    "-resume output/pale_nano_mnist5k/latest.pdparams -opts TRAIN.EPOCHS 32": "",
+    "configs/finetune_folder.yaml": SHORT,
+    "predict.py my_photos": "",
+    "--nnodes 2": ELSEWHERE,  # test_classification.py, two launches on this machine
+    "configs/pale_tiny_224.yaml -data_path imagenet": SHORT + " MODEL.NUM_CLASSES 3",
+    "-eval -pretrained output/pale_tiny_224": "-image_size 32 -opts MODEL.NAME pale_nano MODEL.NUM_CLASSES 3",
+    "predict.py imagenet/val": "",
+}
+
+
+def commands(readme: str) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def change(command: str) -> str | None:
+    keys = [key for key in CHANGES if key in command]
+    assert keys, f"no test knows this command of a README: {command}"
+    # -eval with a configuration matches the training's key, too: the most particular one counts.
+    return CHANGES[max(keys, key=lambda key: ("-eval" in key, len(key)))]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """The project in a folder of its own, with the data that the README speaks of."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("common", "image_classification", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ROOT.glob("requirements*.txt"):
+        shutil.copy(file, folder)
+    if (ROOT / ".venv").is_dir():
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+    if (ROOT / "data").is_dir():
+        (folder / "data").symlink_to(ROOT / "data")
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "digit.png")
+    make_shapes(folder / "my_photos", 6)
+    (folder / "my_photos" / "red").rename(folder / "my_photos" / "roses")
+    for split, images in (("train", 6), ("val", 3)):
+        make_shapes(folder / "imagenet" / split, images)
+        lines = [
+            f"{split}/{name}/{number:02d}.png {label}"
+            for label, name in enumerate(("blue", "green", "red"))
+            for number in range(images)
+        ]
+        (folder / "imagenet" / f"{split}_list.txt").write_text("\n".join(lines))
+    return folder
+
+
+def shell(command: str, folder, timeout: int = 400) -> str:
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # noqa: PTH120 (not resolved: a venv)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
+    result = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment | {"PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}"
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_of_both_readmes_work_in_their_order(checkout):
+    if not (ROOT / ".venv").is_dir():
+        pytest.skip("the README's commands need the .venv that tools/setup.sh makes")
+    for readme in ("README.md", "image_classification/README.md"):
+        weights = checkout / "weights.pdparams"
+        for command in commands(readme):
+            extra = change(command)
+            if extra is not None:
+                if "finetune_folder.yaml" in command:
+                    shutil.copy(checkout / "output" / "pale_nano_mnist5k" / "best.pdparams", weights)
+                if "-resume" in command:
+                    command = command.replace("EPOCHS 32", "EPOCHS 2")
+                shell(f"{command} {extra}", checkout)
+    assert (checkout / "output" / "finetune_folder" / "best.pdparams").is_file()
+    assert (checkout / "output" / "pale_tiny_224" / "best.pdparams").is_file()
+
+
+def test_every_command_is_known():
+    for readme in ("README.md", "image_classification/README.md"):
+        found = commands(readme)
+        assert found
+        for command in found:
+            change(command)
+
+
+def test_the_python_example_does_what_its_comments_say():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {}
+    exec(example, names)
+    assert str(names["list_models"]()) in example
+    assert names["logits"].shape == [2, 10]
+    assert [-(-200 // stride) for stride in (4, 8, 16, 32)] == [x.shape[2] for x in names["maps"]]
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("image_classification/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.slow
+def test_the_bare_command_learns_the_digits(tmp_path, checkout):
+    """One seed of the three in docs/results.md; its median there is above 96 %."""
+    output = shell(f"python image_classification/main_multi_gpu.py -output {tmp_path / 'out'}", checkout, timeout=900)
+    accuracies = [float(value) for value in re.findall(r"val +top1 ([\d.]+)", output)]
+    assert statistics.fmean(accuracies[-2:]) >= 96.0
