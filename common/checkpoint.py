@@ -1,9 +1,7 @@
-"""Weights and training states on disk."""
+"""Weights into models, and training states out of them and back."""
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,110 +12,125 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from common.checkpoint_file import SUFFIXES, load_file, remove_leftovers, save_file
 from common.distributed import is_main_process
 from common.errors import UserError
+from common.weights import open_source
 
 __all__ = [
     "CheckpointFolder",
     "LoadReport",
     "find_weights",
-    "load_file",
     "load_optimizer_state",
     "load_pretrained",
     "load_weights",
     "numpy_state",
     "optimizer_state",
-    "save_file",
+    "read_checkpoint",
 ]
 
-SUFFIX = ".pdparams"
-
-
-def save_file(state: Mapping[str, Any], path: Path) -> None:
-    """Write a nested dict of NumPy arrays and plain values; the target is replaced only by a complete file.
-
-    ``paddle.load`` reads the file, too.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            pickle.dump(dict(state), file, protocol=4)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if temporary:
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose -output") from error
-
-
-def load_file(path: str | Path) -> dict[str, Any]:
-    """Read a ``.pdparams`` file, named with or without its suffix, as nested dicts of NumPy arrays.
-
-    Raises:
-        UserError: there is no such file, or it is no checkpoint.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file() and path.with_name(path.name + SUFFIX).is_file():
-        path = path.with_name(path.name + SUFFIX)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; give the path of a {SUFFIX} file")
-    try:
-        state = paddle.load(str(path), return_numpy=True)
-    except Exception as error:
-        raise UserError(f"{path} is damaged or no Paddle checkpoint ({type(error).__name__}: {error})") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path} holds a {type(state).__name__}, not a dict of weights")
-    return state
+_HEAD = ("head.",)
+_NOT_IN_DENSE_MODELS = ("head.", "norm.")  # PaddleSeg and PaddleDetection models have no classifier
 
 
 def numpy_state(layer: nn.Layer) -> dict[str, np.ndarray]:
-    """The layer's parameters and buffers under their structured names."""
+    """The layer's weights and BatchNorm statistics under their structured names."""
     return {name: np.array(tensor.numpy()) for name, tensor in layer.state_dict().items()}
 
 
-def find_weights(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Take the weights out of a checkpoint: the file itself, or its ``model`` (training states, PaddleViT)."""
-    weights = state.get("model", state)
-    return {name: array for name, array in weights.items() if isinstance(array, np.ndarray)}
+def read_checkpoint(source: str | Path) -> dict[str, Any]:
+    """Read a checkpoint from a path or from an address with its hash; see ``load_file`` and ``download``.
+
+    Raises:
+        UserError: it cannot be had, is damaged, or holds something other than weights.
+    """
+    return load_file(open_source(source))
+
+
+def find_weights(state: Mapping[str, Any], source: str, ema: bool = False) -> dict[str, np.ndarray]:
+    """Take the weights out of a checkpoint.
+
+    Args:
+        state: a training state or PaddleViT checkpoint (``model``, ``model_ema``), or the weights themselves.
+        source: where it comes from, for messages.
+        ema: take the averaged weights.
+
+    Raises:
+        UserError: there are none.
+    """
+    key = "model_ema" if ema else "model"
+    if ema and key not in state:
+        raise UserError(f"{source} has no model_ema; load its plain weights")
+    weights = state.get(key, state)
+    if not isinstance(weights, dict):
+        raise UserError(f"{source}: {key} is a {type(weights).__name__}, not a dict of weights")
+    arrays = {str(name): array for name, array in weights.items() if isinstance(array, np.ndarray)}
+    if not arrays:
+        raise UserError(f"{source} holds no weights")
+    return arrays
 
 
 @dataclass
 class LoadReport:
-    """What became of the weights of a file, by parameter name."""
+    """What became of the weights of a file.
 
+    Attributes:
+        loaded, missing, unexpected: parameter names: in both, only in the model, only in the file.
+        mismatched: ``name (shape in the file) for (shape in the model)``.
+        new_head: the model keeps its own, newly initialised head.
+    """
+
+    source: str
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     new_head: bool = False
 
+    def summary(self) -> str:
+        """The counts."""
+        return (
+            f"{len(self.loaded)} loaded, {len(self.missing)} missing, {len(self.unexpected)} unexpected, "
+            f"{len(self.mismatched)} of another shape"
+        )
+
     def __str__(self) -> str:
-        text = f"{len(self.loaded)} loaded, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
-        return text + f", {len(self.mismatched)} of another shape" + (", new head" if self.new_head else "")
+        lines = [f"weights {self.source}: {self.summary()}"]
+        for kind, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("other shape", self.mismatched),
+        ):
+            lines += [f"  {kind}: {name}" for name in names[:10]]
+            lines += [f"  {kind}: and {len(names) - 10} more"] * (len(names) > 10)
+        if self.new_head:
+            lines.append("  the head is new: train it before you use it")
+        return "\n".join(lines)
 
 
 def load_weights(
-    model: nn.Layer, weights: Mapping[str, np.ndarray], source: str, replace_head: bool = False
+    model: nn.Layer, weights: Mapping[str, np.ndarray], source: str, replace_head: bool = False, strict: bool = True
 ) -> LoadReport:
-    """Copy weights into a model: all of them or, on an error, none.
+    """Copy weights into a model: all that are asked for or, on an error, none.
+
+    Weights whose names begin with ``backbone.``, as PaddleSeg and PaddleDetection save them, lose that prefix, and what
+    belongs to the rest of such a model is left out.
 
     Args:
         weights: arrays by structured parameter name.
         source: where they come from, for messages.
-        replace_head: leave the model's own head where the weights have one for another number of classes, or none.
+        replace_head: let the model keep its own head where the weights have one for another number of classes, or none.
+        strict: ``False`` loads what fits and leaves the rest as it was.
 
     Raises:
-        UserError: the weights are not this model's; the message says which model's they seem to be.
+        UserError: the weights are not this model's; the message says whose they seem to be.
     """
+    head = _HEAD
+    if any(name.startswith("backbone.") for name in weights):
+        weights = {name[9:]: array for name, array in weights.items() if name.startswith("backbone.")}
+        head = _NOT_IN_DENSE_MODELS
     own = model.state_dict()
-    report, fitting = LoadReport(), {}
+    report, fitting = LoadReport(source), {}
     for name, tensor in own.items():
         if name not in weights:
             report.missing.append(name)
@@ -128,20 +141,42 @@ def load_weights(
     report.unexpected = [name for name in weights if name not in own]
 
     wrong = report.missing + report.mismatched + report.unexpected
-    if wrong and replace_head and all(name.startswith("head.") for name in wrong):
-        report.new_head = True
-        fitting = {name: array for name, array in fitting.items() if not name.startswith("head.")}
-    elif wrong:
-        raise UserError(f"{source} does not fit the model ({report}): {_likely_cause(model, weights, report)}")
+    if wrong and replace_head and all(name.startswith(head) for name in wrong):
+        report.new_head = bool(report.missing + report.mismatched)
+        fitting = {name: array for name, array in fitting.items() if not (report.new_head and name.startswith("head."))}
+    elif wrong and strict:
+        raise UserError(f"{source} does not fit the model: {_likely_cause(model, weights, report)}; {report.summary()}")
     for name, array in fitting.items():
         own[name].set_value(array)
     report.loaded = list(fitting)
     return report
 
 
-def load_pretrained(model: nn.Layer, source: str | Path, replace_head: bool = True) -> LoadReport:
-    """Load the weights of a ``.pdparams`` file into a model; see :func:`load_weights`."""
-    return load_weights(model, find_weights(load_file(source)), str(source), replace_head)
+def load_pretrained(
+    model: nn.Layer,
+    source: str | Path,
+    strict: bool = True,
+    replace_head: bool = True,
+    ema: bool = False,
+    verbose: bool = True,
+) -> LoadReport:
+    """Load weights into a model and say what became of them.
+
+    Args:
+        model: any model of this project, with or without a head.
+        source: a ``.pdparams`` or ``.safetensors`` file with or without its suffix, or ``https://...#sha256=...``.
+        strict, replace_head: see :func:`load_weights`.
+        ema: take a checkpoint's averaged weights.
+        verbose: print the report on rank 0.
+
+    Raises:
+        UserError: the weights cannot be had, are unsafe or damaged, or do not fit. The model is then as it was.
+    """
+    weights = find_weights(read_checkpoint(source), str(source), ema)
+    report = load_weights(model, weights, str(source), replace_head, strict)
+    if verbose and is_main_process():
+        print(report, flush=True)
+    return report
 
 
 def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: LoadReport) -> str:
@@ -182,7 +217,11 @@ def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> d
 def load_optimizer_state(
     optimizer: paddle.optimizer.Optimizer, model: nn.Layer, state: Mapping[str, np.ndarray]
 ) -> None:
-    """Give the optimizer the accumulators that :func:`optimizer_state` took."""
+    """Give the optimizer the accumulators that :func:`optimizer_state` took.
+
+    Raises:
+        UserError: the state is another model's.
+    """
     parameters = dict(model.named_parameters())
     own = {}
     for key, array in state.items():
@@ -203,7 +242,29 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
-        self.latest, self.best = folder / f"latest{SUFFIX}", folder / f"best{SUFFIX}"
+        self.latest, self.best = folder / f"latest{SUFFIXES[0]}", folder / f"best{SUFFIXES[0]}"
+
+    def clean(self) -> None:
+        """Remove what a killed process left half-written."""
+        if is_main_process():
+            remove_leftovers(self.folder)
+
+    def find_latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """Read the newest training state that is intact, or return ``None`` where there is none at all.
+
+        Raises:
+            UserError: there are states, and all of them are damaged.
+        """
+        damage = None
+        for path in (self.latest, *sorted(self.folder.glob(f"epoch_*{SUFFIXES[0]}"), reverse=True)):
+            if path.is_file():
+                try:
+                    return path, load_file(path)
+                except UserError as error:
+                    damage = damage or error
+        if damage:
+            raise UserError(f"{self.folder} has no intact training state to resume from; {damage}")
+        return None
 
     def save_latest(self, state: Mapping[str, Any]) -> None:
         if is_main_process():
@@ -212,8 +273,8 @@ class CheckpointFolder:
     def save_epoch(self, state: Mapping[str, Any], epoch: int) -> None:
         """Keep a state under its epoch and delete the oldest beyond ``keep``."""
         if is_main_process() and self.keep:
-            save_file(state, self.folder / f"epoch_{epoch:04d}{SUFFIX}")
-            for old in sorted(self.folder.glob(f"epoch_*{SUFFIX}"))[: -self.keep]:
+            save_file(state, self.folder / f"epoch_{epoch:04d}{SUFFIXES[0]}")
+            for old in sorted(self.folder.glob(f"epoch_*{SUFFIXES[0]}"))[: -self.keep]:
                 old.unlink()
 
     def save_best(self, state: Mapping[str, Any]) -> None:

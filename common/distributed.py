@@ -1,10 +1,11 @@
-"""Ranks: how many there are, sums over all of them, and one failure that ends all."""
+"""Ranks: how many there are, what they tell each other, and one failure that ends all."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -19,9 +20,14 @@ __all__ = [
     "FailureWatch",
     "average_statistics",
     "barrier",
+    "explain_lost_rank",
+    "gather_rows",
+    "gather_statistics",
+    "get_statistics",
     "init_process_group",
     "is_main_process",
     "rank",
+    "set_statistics",
     "sum_over_ranks",
     "world_size",
 ]
@@ -61,16 +67,50 @@ def sum_over_ranks(values: Sequence[float]) -> np.ndarray:
     return tensor.numpy()
 
 
+def gather_rows(values: Sequence[float]) -> np.ndarray:
+    """Every rank's values: float64 ``[world_size, len(values)]``."""
+    rows = np.zeros((world_size(), len(values)))
+    rows[rank()] = values
+    return sum_over_ranks(rows.ravel()).reshape(rows.shape)
+
+
 def average_statistics(model: nn.Layer) -> None:
     """Give every rank the mean of what it gathered from its own data: BatchNorm's running means and variances."""
     if world_size() == 1:
         return
-    for tensor in model.state_dict().values():
-        # Paddle keeps the statistics as parameters that are not trained, not as buffers.
-        if tensor.stop_gradient and tensor.is_floating_point():
-            mean = tensor.detach().clone()
-            dist.all_reduce(mean)
-            tensor.set_value(mean / world_size())
+    for tensor in _statistics(model):
+        mean = tensor.detach().clone()
+        dist.all_reduce(mean)
+        tensor.set_value(mean / world_size())
+
+
+def get_statistics(model: nn.Layer) -> np.ndarray:
+    """This rank's BatchNorm statistics: float32 ``[values]``."""
+    return paddle.concat([tensor.detach().flatten().astype("float32") for tensor in _statistics(model)]).numpy()
+
+
+def gather_statistics(model: nn.Layer) -> np.ndarray:
+    """Every rank's BatchNorm statistics: float32 ``[world_size, values]``."""
+    rows: list[paddle.Tensor] = []
+    dist.all_gather(rows, paddle.to_tensor(get_statistics(model)))
+    return np.stack([row.numpy() for row in rows])
+
+
+def set_statistics(model: nn.Layer, values: np.ndarray) -> None:
+    """Give the model what :func:`get_statistics` took."""
+    start = 0
+    for tensor in _statistics(model):
+        tensor.set_value(values[start : start + tensor.size].reshape(tensor.shape).astype("float32"))
+        start += tensor.size
+
+
+def _statistics(model: nn.Layer) -> list[paddle.Tensor]:
+    # Paddle keeps BatchNorm's statistics as parameters that are not trained, not as buffers; an EMA trains nothing.
+    return [
+        tensor
+        for name, tensor in model.state_dict().items()
+        if name.endswith(("._mean", "._variance")) and tensor.is_floating_point()
+    ]
 
 
 def barrier() -> None:
@@ -79,27 +119,40 @@ def barrier() -> None:
         dist.barrier()
 
 
+def explain_lost_rank(error: Exception) -> str | None:
+    """What an error of a collective operation says about another rank, or ``None`` for errors of other kinds."""
+    lost = re.search(r"gloo.*pair_rank = (\d+)|gloo.*(?:Connection|closed|reset)", str(error), re.DOTALL)
+    if not lost:
+        return None
+    who = f"rank {lost[1]}" if lost[1] else "another rank"
+    return f"{who} is lost: it was killed or its machine is gone; run the same command with -resume auto to go on"
+
+
 class FailureWatch:
     """Ends every rank with the same exit code when one of them fails, so that nobody waits for ever.
 
     The launcher shows rank 0 only, and stops the others without telling why. A failing rank therefore leaves its
     message in the job's key-value store; a thread of each rank looks there twice a second, rank 0 prints what it finds,
-    and all exit. The thread works while the main one is blocked in a collective operation.
+    and all exit. The thread works while the main one is blocked in a collective operation. It also counts up a
+    heartbeat, so that rank 0 notices a rank that was killed or whose machine is gone, and the others notice rank 0.
     """
 
-    _INTERVAL = 0.5  # seconds
+    _INTERVAL = 0.5  # seconds between two looks at the store
+    _SILENCE = 20.0  # seconds without a heartbeat after which a rank is lost
 
     def __init__(self):
         self._store = core.create_or_get_global_tcp_store()
         self._closed = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        self._answered = time.monotonic()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._guard)]
+        for thread in self._threads:
+            thread.start()
 
     def announce(self, message: str, exit_code: int) -> None:
         """Tell all ranks to exit with ``exit_code`` and, unless this is rank 0, wait until they could."""
         self._closed.set()
-        with self._lock:
+        with contextlib.suppress(Exception), self._lock:  # the store may be gone with rank 0
             self._store.set("failure", f"{exit_code} rank {rank()}: {message}")
             self._store.add("failures", 1)
         if not is_main_process():
@@ -108,17 +161,40 @@ class FailureWatch:
     def close(self) -> None:
         """Stop watching; call it when the work is done, before the store goes away."""
         self._closed.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _watch(self) -> None:
+        beats = {other: (0, time.monotonic()) for other in range(1, world_size())}
         while not self._closed.wait(self._INTERVAL):
             try:
                 with self._lock:
+                    self._store.add(f"heartbeat {rank()}", 1)
                     failed = self._store.add("failures", 0)
-            except Exception:  # the store lives in rank 0: it ended, and told the user why
-                os._exit(2)
-            if failed and not self._closed.is_set():
+                    if is_main_process():
+                        counts = {other: self._store.add(f"heartbeat {other}", 0) for other in beats}
+            except Exception:  # the store lives in rank 0: it has ended, and told the user why
+                self._leave(1)
+            now = self._answered = time.monotonic()
+            if failed:
                 exit_code, _, message = self._store.get("failure").decode().partition(" ")
-                if is_main_process():
-                    print(f"error: {message}", flush=True)
-                os._exit(int(exit_code))
+                self._leave(int(exit_code), message)
+            if is_main_process():
+                beats = {other: (counts[other], now) if counts[other] != old else (old, since)
+                         for other, (old, since) in beats.items()}  # fmt: skip
+                for other, (_, since) in beats.items():
+                    if now - since > self._SILENCE:
+                        self.announce(f"rank {other} is lost", 1)
+                        self._leave(1, f"rank {other} is lost: no sign of life for {self._SILENCE:.0f} s; "
+                                       "run the same command with -resume auto to go on")  # fmt: skip
+
+    def _guard(self) -> None:
+        """End this rank when the store, which lives in rank 0, does not even refuse to answer."""
+        while not self._closed.wait(self._INTERVAL):
+            if time.monotonic() - self._answered > self._SILENCE:
+                self._leave(1, "rank 0 is lost", everywhere=True)
+
+    def _leave(self, exit_code: int, message: str = "", everywhere: bool = False) -> None:
+        if message and (everywhere or is_main_process()):
+            print(f"error: {message}", flush=True)
+        os._exit(exit_code)

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
-from common.errors import UserError
+from common.errors import StoppedBySignal, UserError
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ side reports every connection otherwise
 
@@ -34,27 +34,38 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     """Run a program: ``main(arguments)``, then exit with 0, or with 2 and one line for a mistake of the user's.
 
     ``-debug`` among the arguments shows the traceback as well. When several ranks were launched and one of them fails,
-    all exit with its code and rank 0 prints its line.
+    all exit with its code and rank 0 prints its line. A run that saved and left because of a signal exits with 128 plus
+    the signal's number.
     """
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     argv = list(sys.argv[1:] if argv is None else argv)
-    watch = None
+    watch, exit_code = None, 0
     try:
         from common import distributed
 
         watch = distributed.init_process_group()
         main(argv)
     except UserError as error:
-        if {"-debug", "--debug"} & set(argv):
+        if _wants_traceback(argv):
             traceback.print_exc()
         _fail(watch, str(error), EXIT_USER_ERROR)
+    except StoppedBySignal as stop:
+        exit_code = stop.exit_code
     except Exception as error:
-        traceback.print_exc()
-        _fail(watch, f"{type(error).__name__}: {error}", 1)
+        lost = distributed.explain_lost_rank(error) if watch else None
+        if not lost or _wants_traceback(argv):
+            traceback.print_exc()
+        _fail(watch, lost or f"{type(error).__name__}: {error}", 1)
     if watch:
         distributed.barrier()
         watch.close()
+    if exit_code:
+        sys.exit(exit_code)
+
+
+def _wants_traceback(argv: Sequence[str]) -> bool:
+    return bool({"-debug", "--debug"} & set(argv))
 
 
 def _fail(watch, message: str, exit_code: int) -> None:

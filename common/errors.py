@@ -1,4 +1,6 @@
-"""The one exception that means "the input is wrong, not the program"."""
+"""How a program ends other than by finishing: a mistake of the user's, or a signal."""
+
+import signal
 
 
 class UserError(Exception):
@@ -7,3 +9,15 @@ class UserError(Exception):
     The message is one line that names the offending thing and the remedy. The entry points print it without a
     traceback and exit with code 2 (``-debug`` shows the traceback).
     """
+
+
+class StoppedBySignal(Exception):
+    """Training has saved its state and leaves, because a signal asked for it.
+
+    Attributes:
+        exit_code: 128 + the signal's number, as shells report it.
+    """
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number

@@ -10,6 +10,7 @@ import fnmatch
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
+from common.checkpoint import find_weights, load_weights, read_checkpoint
 from common.depthwise_conv import DepthwiseConv2D
+from common.distributed import is_main_process
 from common.pale_attention import PSAttention
+from common.weights import resolve_weights
 
 __all__ = ["VARIANTS", "PaleBlock", "PaleTransformer", "create_model", "list_models"]
 
@@ -249,30 +253,36 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(
-    name: str, num_classes: int = 1000, pretrained: str | None = None, **overrides: Any
+    name: str, num_classes: int | None = None, pretrained: str | Path | bool = False, **overrides: Any
 ) -> PaleTransformer:
     """Build a variant.
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: outputs of the head; 0 for none.
-        pretrained: a ``.pdparams`` file to load; a head for another number of classes is left out, and said so.
+        num_classes: outputs of the head; 0 for none. ``None`` takes the pretrained head's, or 1000.
+        pretrained: weights to load: the tag of released ones (``common.weights.list_weights``), a file, or
+            ``https://...#sha256=...``; ``True`` for ImageNet's. A head for another number of classes is left out, and
+            said so.
         overrides: any argument of :class:`PaleTransformer`, in place of the variant's own.
 
     Raises:
         ValueError: unknown name or argument, or a value out of range.
-        common.errors.UserError: the weights do not fit.
+        common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
     if name not in VARIANTS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
+    source = resolve_weights(name, pretrained) if pretrained else None
+    weights = find_weights(read_checkpoint(source), str(source)) if source else {}
+    if num_classes is None:
+        num_classes = weights["head.weight"].shape[1] if "head.weight" in weights else 1000
     try:
         model = PaleTransformer(**{**VARIANTS[name], "num_classes": num_classes, **overrides})
     except TypeError as error:
         raise ValueError(f"impossible override for {name}: {error}") from error
-    if pretrained:
-        from common.checkpoint import load_pretrained
-
-        load_pretrained(model, pretrained)
+    if source:
+        report = load_weights(model, weights, str(source), replace_head=True)
+        if is_main_process():
+            print(report, flush=True)
     return model
 
 

@@ -22,10 +22,20 @@ from common.checkpoint import (
     numpy_state,
     optimizer_state,
 )
-from common.distributed import average_statistics, rank, sum_over_ranks, world_size
+from common.distributed import (
+    average_statistics,
+    gather_rows,
+    gather_statistics,
+    get_statistics,
+    rank,
+    set_statistics,
+    sum_over_ranks,
+    world_size,
+)
 from common.ema import ModelEma
-from common.errors import UserError
+from common.errors import StoppedBySignal, UserError
 from common.sampler import ShardedTrainSampler
+from common.stop_request import StopRequest
 from common.training_log import TrainingLog
 
 __all__ = ["StepResult", "TrainSettings", "Trainer"]
@@ -44,6 +54,8 @@ class TrainSettings:
         seed: every random number of a step is a function of it, the step and the rank.
         log_interval: optimizer steps between two lines.
         validate_epochs, save_epochs: epochs between two evaluations, and between two kept checkpoints.
+        save_steps: optimizer steps between two writes of ``latest`` inside an epoch; 0 writes it after epochs only.
+        skip_nonfinite: steps in a row whose loss or gradient may be NaN or infinite; they are left out.
     """
 
     epochs: int
@@ -55,6 +67,8 @@ class TrainSettings:
     log_interval: int = 50
     validate_epochs: int = 1
     save_epochs: int = 1
+    save_steps: int = 0
+    skip_nonfinite: int = 0
 
 
 @dataclass
@@ -111,59 +125,121 @@ class Trainer:
         self.ema = ModelEma(model, settings.ema_decay) if settings.ema_decay else None
         self.scaler = paddle.amp.GradScaler(enable=settings.amp == "float16", init_loss_scaling=2.0**16)
         self.parallel = paddle.DataParallel(model) if world_size() > 1 else model
-        self.epoch, self.step, self.best = 0, 0, {}
         self.steps_per_epoch = sampler.num_batches // settings.accum_iter
         self.total_steps = self.steps_per_epoch * settings.epochs
+        self.epoch = self.batch = 0  # whole epochs behind us, and batches of the present one
+        self.best: dict[str, Any] = {}
+        self._nonfinite = 0
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps behind us."""
+        return self.epoch * self.steps_per_epoch + self.batch // self.settings.accum_iter
 
     # ---- state
 
     def state(self) -> dict[str, Any]:
-        """Everything that :meth:`resume` needs, as plain values and NumPy arrays."""
+        """Everything that :meth:`resume` needs, as plain values and NumPy arrays; a collective operation.
+
+        There are no random states in it: every random number is a function of the position in the run.
+        """
         state = {
             "model": numpy_state(self.model),
             "optimizer": optimizer_state(self.optimizer, self.model),
             "scaler": {k: v for k, v in self.scaler.state_dict().items() if isinstance(v, (int, float, bool))},
             "epoch": self.epoch,
+            "batch": self.batch,
             "step": self.step,
+            "nonfinite": self._nonfinite,
             "best": dict(self.best),
+            "conditions": self._conditions(),
             **self._described(),
         }
         if self.ema:
             state |= {"model_ema": numpy_state(self.ema.model), "ema_updates": self.ema.updates}
+        if world_size() > 1:
+            state["rank_statistics"] = [gather_statistics(model) for model in self._models()]
         return state
+
+    def _models(self) -> list[nn.Layer]:
+        return [self.model, self.ema.model] if self.ema else [self.model]
+
+    def _conditions(self) -> dict[str, int]:
+        """What has to be the same for a resumed run to be bitwise the undisturbed one."""
+        return {
+            "epochs": self.settings.epochs,
+            "ranks": world_size(),
+            "batch size": self.sampler.batch_size,
+            "accumulated batches": self.settings.accum_iter,
+            "seed": self.settings.seed,
+            "images": self.sampler.num_samples,
+            "repeats": self.sampler.repeats,
+        }
 
     def _described(self) -> dict[str, Any]:
         versions = {"pale-transformer-paddle": __version__, "paddle": paddle.__version__, "numpy": np.__version__}
         return {**self.metadata, "versions": versions}
 
-    def resume(self, state: Mapping[str, Any], source: str, last_epoch: int | None = None) -> None:
-        """Continue after the last whole epoch of a saved state.
+    def resume(self, state: Mapping[str, Any], source: str, last_epoch: int | None = None) -> list[str]:
+        """Continue where a saved state left off, in the middle of an epoch if need be.
+
+        Args:
+            state: what :meth:`state` gave.
+            source: where it comes from, for messages.
+            last_epoch: continue after this epoch instead.
+
+        Returns:
+            What keeps the rest of the run from being bitwise the one that was interrupted; empty if nothing does.
 
         Raises:
-            UserError: the file is no training state, or is another model's.
+            UserError: the file is no training state, or is another model's. Nothing was changed.
         """
-        if not {"model", "optimizer", "epoch", "step"} <= set(state):
+        if not {"model", "optimizer", "epoch", "batch", "conditions", "best"} <= set(state):
             raise UserError(f"{source} holds weights, not a training state; resume from latest, or use -pretrained")
+        inexact = [
+            f"{name}: {state['conditions'].get(name)} then, {value} now"
+            for name, value in self._conditions().items()
+            if state["conditions"].get(name) != value
+        ]
         load_weights(self.model, state["model"], source)
         if self.ema:
+            if "model_ema" not in state:
+                inexact.append("EMA: none then, it starts from the present weights")
             load_weights(self.ema.model, state.get("model_ema", state["model"]), source)
             self.ema.updates = state.get("ema_updates", 0)
+        for model, rows in zip(self._models(), state.get("rank_statistics", ()), strict=False):
+            set_statistics(model, rows[rank()] if len(rows) == world_size() else rows.mean(0))
         load_optimizer_state(self.optimizer, self.model, state["optimizer"])
         if state.get("scaler"):
             self.scaler.load_state_dict(dict(state["scaler"]))
         self.epoch = state["epoch"] if last_epoch is None else last_epoch
-        self.step = self.epoch * self.steps_per_epoch
+        self.batch = self._same_position(state) if last_epoch is None else 0
+        self._nonfinite = state.get("nonfinite", 0)
         self.best = dict(state["best"])
+        return inexact
+
+    def _same_position(self, state: Mapping[str, Any]) -> int:
+        """The batch at which as many images of the epoch have been seen as in the state, at the start of a step."""
+        then, now = state["conditions"], self._conditions()
+        images = state["batch"] * then["batch size"] * then["ranks"]
+        accum_iter = self.settings.accum_iter
+        batch = images // (now["batch size"] * now["ranks"]) // accum_iter * accum_iter
+        return min(batch, self.sampler.num_batches)
 
     # ---- loop
 
     def run(self) -> dict[str, float]:
-        """Train to the last epoch and return the figures of the best evaluation."""
-        with self.log.progress(self.total_steps, "train") as bar:
+        """Train to the last epoch and return the figures of the best evaluation.
+
+        Raises:
+            StoppedBySignal: SIGTERM or SIGINT arrived; ``latest`` has the present state.
+            UserError: the loss or the gradient was not finite once too often, or a file could not be read or written.
+        """
+        with StopRequest() as self._stop, self.log.progress(self.total_steps, "train") as bar:
             bar.update(self.step)
             while self.epoch < self.settings.epochs:
                 self._train_epoch(bar)
-                self.epoch += 1
+                self.epoch, self.batch = self.epoch + 1, 0
                 last = self.epoch == self.settings.epochs
                 average_statistics(self.model)
                 if last or self.epoch % self.settings.validate_epochs == 0:
@@ -175,25 +251,38 @@ class Trainer:
         return self.best
 
     def _train_epoch(self, bar) -> None:
+        settings = self.settings
         self._interval, epoch_sum = _Interval(), _Interval()
-        self.sampler.set_position(self.epoch)
+        if self.batch == self.sampler.num_batches:
+            return
+        self.sampler.set_position(self.epoch, self.batch)
         self.model.train()
-        accum_iter = self.settings.accum_iter
+        losses, statistics = [], None
         waited = time.perf_counter()
-        for index, batch in enumerate(self.loader):
+        for index, batch in enumerate(self.loader, start=self.batch):
             data_time = time.perf_counter() - waited
-            last = (index + 1) % accum_iter == 0
+            last = (index + 1) % settings.accum_iter == 0
+            if settings.skip_nonfinite and not losses:
+                statistics = get_statistics(self.model)
             result = self._backward(batch, index, synchronise=last)
+            losses.append(result.loss.detach())
             for interval in (self._interval, epoch_sum):
                 interval.add(result, data_time)
             if last:
-                self._update()
+                stop = self._update(losses, statistics)
+                losses = []
+                self.batch = index + 1
                 bar.update(1)
-                if self.step % self.settings.log_interval == 0:
+                if self.step % settings.log_interval == 0:
                     self._report(self._interval, f"step {self.step}/{self.total_steps}", record=True)
                     self._interval = _Interval()
+                if stop or (settings.save_steps and self.step % settings.save_steps == 0):
+                    self.checkpoints.save_latest(self.state())
+                if stop:
+                    self.log.line(f"saved step {self.step} as {self.checkpoints.latest}; go on with -resume auto")
+                    raise StoppedBySignal(stop)
             waited = time.perf_counter()
-        self._report(epoch_sum, f"epoch {self.epoch + 1}/{self.settings.epochs} train", record=False)
+        self._report(epoch_sum, f"epoch {self.epoch + 1}/{settings.epochs} train", record=False)
 
     def _backward(self, batch: Any, index: int, synchronise: bool) -> StepResult:
         """Forward and backward of one batch; ranks add up their gradients only with the last one of a step."""
@@ -209,25 +298,49 @@ class Trainer:
             self.scaler.scale(result.loss / settings.accum_iter).backward()
         return result
 
-    def _update(self) -> None:
+    def _update(self, losses: list[paddle.Tensor], statistics: np.ndarray | None) -> int:
+        """Make one optimizer step, unless something is not finite; return the signal that asks to stop, or 0.
+
+        The ranks agree on both before anyone changes its weights, so all stop at the same step.
+        """
         self.optimizer.set_lr(self.learning_rate(self.step))
-        if self.settings.grad_clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clip_gradients()
+        flags = gather_rows([math.isfinite(float(sum(losses))), self._stop.signal_number])
+        # Gradients are the same on all ranks; with loss scaling infinite ones are usual, and the scaler skips them.
+        if flags[:, 0].all() and (self.scaler.is_enable() or math.isfinite(norm)):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self._nonfinite = 0
+            if self.ema:
+                self.ema.update(self.model)
+        else:
+            self._count_nonfinite(np.flatnonzero(flags[:, 0] == 0))
+            set_statistics(self.model, statistics)  # what is not finite has gone into BatchNorm's, too
         self.optimizer.clear_grad()
-        if self.ema:
-            self.ema.update(self.model)
-        self.step += 1
+        return int(flags[:, 1].max())
+
+    def _clip_gradients(self) -> float:
+        """Clip by the global norm, if asked to, and return the norm."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        if self.settings.grad_clip:
+            return float(nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip))
+        return float(paddle.stack([parameter.grad.norm() for parameter in parameters]).norm())
+
+    def _count_nonfinite(self, ranks: np.ndarray) -> None:
+        self._nonfinite += 1
+        where = f"the loss on rank {', '.join(map(str, ranks))}" if len(ranks) else "the gradient"
+        message = f"{where} is not finite at step {self.step + 1}"
+        if self._nonfinite > self.settings.skip_nonfinite:
+            good = self.checkpoints.latest if self.checkpoints.latest.exists() else "none"
+            raise UserError(
+                f"{message}; lower TRAIN.BASE_LR, train without -amp, or tolerate some with TRAIN.SKIP_NONFINITE. "
+                f"Last good checkpoint: {good}"
+            )
+        self.log.line(f"{message}: left out ({self._nonfinite} of {self.settings.skip_nonfinite} in a row)")
 
     def _report(self, interval: _Interval, head: str, record: bool) -> None:
         figures = interval.figures()
-        if not math.isfinite(figures["loss"]):
-            raise UserError(
-                f"the loss is {figures['loss']} at step {self.step}; lower TRAIN.BASE_LR or train without -amp. "
-                f"The last good checkpoint is {self.checkpoints.latest}"
-            )
         rate = self.learning_rate(max(0, self.step - 1))
         batches_left = (self.total_steps - self.step) * self.settings.accum_iter
         eta = timedelta(seconds=round(batches_left * figures["seconds_per_batch"]))
@@ -267,7 +380,8 @@ class _Interval:
         self.loss = self.correct = paddle.zeros([])
 
     def add(self, result: StepResult, data_time: float) -> None:
-        self.loss = self.loss + result.loss.detach().astype("float32")
+        loss = result.loss.detach().astype("float32")
+        self.loss = self.loss + paddle.where(paddle.isfinite(loss), loss, paddle.zeros([]))
         self.correct = self.correct + result.correct.astype("float32")
         self.samples += result.samples
         self.skipped += result.skipped

@@ -49,7 +49,25 @@ class TrainingLog:
         hidden = not (is_main_process() and sys.stderr.isatty())
         return tqdm(total=total, desc=description, disable=hidden, leave=False, dynamic_ncols=True)
 
+    def rewind(self, step: int) -> None:
+        """Drop the records after a step, which a resumed run writes again, and a line that a kill cut in two."""
+        if self._file:
+            self._file.close()
+            path = Path(self._file.name)
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.replace(path)
+            self._file = path.open("a", encoding="utf-8")
+
     def close(self) -> None:
         if self._file:
             self._file.close()
             self._visualdl.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")

@@ -13,14 +13,15 @@ import paddle.nn.functional as F
 from paddle import nn
 from yacs.config import CfgNode
 
-from common.checkpoint import CheckpointFolder, load_file, load_pretrained
-from common.distributed import is_main_process, world_size
+from common.checkpoint import CheckpointFolder, load_pretrained, read_checkpoint
+from common.distributed import gather_rows, is_main_process, world_size
 from common.entry_point import select_device
 from common.errors import UserError
 from common.flops import params
 from common.optimizer import build_adamw, warmup_cosine
 from common.trainer import StepResult, Trainer, TrainSettings
 from common.training_log import TrainingLog
+from common.weights import resolve_weights
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
 from image_classification.loaders import build_eval_loader, build_train_loader, check_batch
@@ -50,15 +51,19 @@ class Classification:
         train_loader, sampler = build_train_loader(config, train_set)
         val_loader = build_eval_loader(config, val_set)
         model = build_model(config, num_classes)
-        report = load_pretrained(model, config.MODEL.PRETRAINED) if config.MODEL.PRETRAINED else None
-        state = load_file(config.RESUME) if config.RESUME else None
-
         output = Path(config.OUTPUT)
+        checkpoints = CheckpointFolder(output, config.KEEP_CHECKPOINTS)
+        resumed = self._find_state(checkpoints)
+        report = None
+        if config.MODEL.PRETRAINED and not resumed:
+            source = resolve_weights(config.MODEL.NAME, config.MODEL.PRETRAINED)
+            report = load_pretrained(model, source, verbose=False)
         log = TrainingLog(output)
         self._print_head(log, model)
         log.line(f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes")
         if report:
-            log.line(f"weights: {config.MODEL.PRETRAINED}: {report}")
+            log.line(str(report))
+        checkpoints.clean()
         if is_main_process():
             (output / "config.yaml").write_text(config.dump(), encoding="utf-8")
 
@@ -79,19 +84,39 @@ class Classification:
             criterion="top1",
             settings=self._settings(),
             log=log,
-            checkpoints=CheckpointFolder(output, config.KEEP_CHECKPOINTS),
+            checkpoints=checkpoints,
             metadata={"config": config.dump(), "class_names": train_set.class_names},
         )
-        if state:
-            last_epoch = config.TRAIN.LAST_EPOCH
-            trainer.resume(state, config.RESUME, last_epoch if last_epoch >= 0 else None)
-            log.line(f"resuming {config.RESUME} after epoch {trainer.epoch}")
-        if trainer.epoch >= config.TRAIN.EPOCHS:
-            raise UserError(f"{config.RESUME} has finished {trainer.epoch} epochs; raise TRAIN.EPOCHS to train on")
+        if resumed:
+            self._resume(trainer, log, *resumed)
         best = trainer.run()
         self._print_next_commands(log, trainer.checkpoints, best)
         log.close()
         return best
+
+    def _find_state(self, checkpoints: CheckpointFolder) -> tuple[Path | str, dict[str, Any]] | None:
+        """The training state that ``RESUME`` means, with its source."""
+        source = self.config.RESUME
+        if not source:
+            return None
+        found = checkpoints.find_latest() if source == "auto" else (source, read_checkpoint(source))
+        steps = gather_rows([found[1].get("step", 0) if found else -1])[:, 0]
+        if steps.min() != steps.max():
+            raise UserError(
+                f"the ranks find different training states (of steps {steps.astype(int).tolist()}, -1 for none); put "
+                f"{checkpoints.folder} on a disk that all machines share, or copy {checkpoints.latest.name} to each"
+            )
+        return found
+
+    def _resume(self, trainer: Trainer, log: TrainingLog, source: Path | str, state: dict[str, Any]) -> None:
+        last_epoch = self.config.TRAIN.LAST_EPOCH
+        inexact = trainer.resume(state, str(source), last_epoch if last_epoch >= 0 else None)
+        log.rewind(trainer.step)
+        log.line(f"resuming {source} after epoch {trainer.epoch}, step {trainer.step}")
+        for reason in inexact:
+            log.line(f"  not bitwise the run that was interrupted: {reason}")
+        if trainer.epoch >= self.config.TRAIN.EPOCHS:
+            raise UserError(f"{source} has finished {trainer.epoch} epochs; raise TRAIN.EPOCHS to train on")
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate ``MODEL.PRETRAINED`` (or ``RESUME``) on the validation set."""
@@ -102,7 +127,7 @@ class Classification:
         val_set = self._dataset("val")
         loader = build_eval_loader(config, val_set)
         model = build_model(config, config.MODEL.NUM_CLASSES or val_set.num_classes)
-        load_pretrained(model, source, replace_head=False)
+        load_pretrained(model, resolve_weights(config.MODEL.NAME, source), replace_head=False, verbose=False)
         log = TrainingLog(None)
         self._print_head(log, model)
         figures = evaluate(model, loader, config.TRAIN.AMP, config.DATA.SKIP_BROKEN)
@@ -156,6 +181,8 @@ class Classification:
             log_interval=config.LOG_INTERVAL,
             validate_epochs=config.VALIDATE_EPOCHS,
             save_epochs=config.SAVE_EPOCHS,
+            save_steps=config.SAVE_STEPS,
+            skip_nonfinite=config.TRAIN.SKIP_NONFINITE,
         )
 
     def _print_head(self, log: TrainingLog, model: nn.Layer) -> None:

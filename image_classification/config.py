@@ -73,13 +73,15 @@ def default_config() -> CfgNode:
     config.TRAIN.ACCUM_ITER = 1  # batches that make one optimizer step
     config.TRAIN.AMP = ""  # float16, bfloat16 or empty for float32
     config.TRAIN.EMA_DECAY = 0.0  # 0 is off
+    config.TRAIN.SKIP_NONFINITE = 0  # steps in a row whose loss may be NaN or infinite before training stops
 
     config.VALIDATE_EPOCHS = 1  # epochs between two evaluations
     config.SAVE_EPOCHS = 10  # epochs between two checkpoints that are kept
+    config.SAVE_STEPS = 0  # optimizer steps between two writes of latest.pdparams inside an epoch; 0: after epochs only
     config.KEEP_CHECKPOINTS = 3
     config.LOG_INTERVAL = 50  # optimizer steps between two lines
     config.OUTPUT = "output/pale_nano"
-    config.RESUME = ""  # a training state: latest.pdparams of an earlier run
+    config.RESUME = ""  # a training state (latest.pdparams of an earlier run), or auto for OUTPUT's own if there is one
     config.EVAL = False  # only evaluate
     config.SEED = 0
     config.DEVICE = ""  # cpu, gpu, gpu:N, or empty for what there is
@@ -95,7 +97,7 @@ _FLAGS = {
     "image_size": ("DATA.IMAGE_SIZE", int, "side of the square input in pixels"),
     "accum_iter": ("TRAIN.ACCUM_ITER", int, "batches whose gradients make one optimizer step"),
     "pretrained": ("MODEL.PRETRAINED", str, "weights (.pdparams) to start from, or to evaluate"),
-    "resume": ("RESUME", str, "training state to continue from, such as output/.../latest.pdparams"),
+    "resume": ("RESUME", str, "training state to continue from, or auto: that of -output if there is one"),
     "last_epoch": ("TRAIN.LAST_EPOCH", int, "with -resume: continue after this epoch, from 1"),
     "output": ("OUTPUT", str, "folder for checkpoints and logs"),
     "device": ("DEVICE", str, "cpu, gpu or gpu:N (default: what Paddle was compiled for and finds)"),
@@ -255,7 +257,7 @@ def _check(config: CfgNode) -> None:
     )
     not_negative = (
         "DATA.NUM_WORKERS MODEL.NUM_CLASSES TRAIN.WARMUP_EPOCHS TRAIN.WARMUP_LR TRAIN.END_LR TRAIN.LINEAR_SCALED_LR "
-        "TRAIN.WEIGHT_DECAY TRAIN.GRAD_CLIP AUG.MIXUP AUG.CUTMIX KEEP_CHECKPOINTS SEED"
+        "TRAIN.WEIGHT_DECAY TRAIN.GRAD_CLIP AUG.MIXUP AUG.CUTMIX KEEP_CHECKPOINTS SAVE_STEPS TRAIN.SKIP_NONFINITE SEED"
     )
     fractions = "AUG.MIX_PROB AUG.MIX_SWITCH_PROB AUG.LABEL_SMOOTHING"
     for key in positive.split():

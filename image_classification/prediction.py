@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from common.checkpoint import find_weights, load_file, load_weights
+from common.checkpoint import find_weights, load_weights, read_checkpoint
 from common.errors import UserError
 from image_classification.config import config_from_text
 from image_classification.datasets import IMAGE_SUFFIXES, FileDataset
@@ -52,8 +52,8 @@ class Classifier:
     """
 
     def __init__(self, weights: str, config=None):
-        state = load_file(weights)
-        arrays = find_weights(state)
+        state = read_checkpoint(weights)
+        arrays = find_weights(state, weights)
         if config is None:
             if "config" not in state:
                 raise UserError(f"{weights} does not say how it was trained; give its -cfg")

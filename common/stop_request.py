@@ -1,0 +1,43 @@
+"""SIGTERM and SIGINT as a request to save and leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from common.distributed import is_main_process
+
+__all__ = ["StopRequest"]
+
+
+class StopRequest:
+    """Remembers the first signal; a second one ends the process at once.
+
+    The launcher passes a signal on to processes that the terminal or the scheduler has already told, so what arrives
+    within a second of the first belongs to it.
+    """
+
+    _SAME = 1.0  # seconds
+
+    def __init__(self):
+        self.signal_number = 0
+        self._since = 0.0
+
+    def __enter__(self) -> StopRequest:
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if not self.signal_number:
+            self.signal_number, self._since = number, now
+            if is_main_process():
+                name = signal.Signals(number).name
+                os.write(1, f"{name}: finishing this step, then saving; a second signal leaves at once\n".encode())
+        elif now - self._since > self._SAME:
+            os._exit(128 + number)
