@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import paddle
@@ -20,11 +20,11 @@ __all__ = [
     "FailureWatch",
     "average_statistics",
     "barrier",
-    "explain_lost_rank",
     "gather_rows",
     "gather_statistics",
     "get_statistics",
     "init_process_group",
+    "is_lost_connection",
     "is_main_process",
     "rank",
     "set_statistics",
@@ -119,13 +119,9 @@ def barrier() -> None:
         dist.barrier()
 
 
-def explain_lost_rank(error: Exception) -> str | None:
-    """What an error of a collective operation says about another rank, or ``None`` for errors of other kinds."""
-    lost = re.search(r"gloo.*pair_rank = (\d+)|gloo.*(?:Connection|closed|reset)", str(error), re.DOTALL)
-    if not lost:
-        return None
-    who = f"rank {lost[1]}" if lost[1] else "another rank"
-    return f"{who} is lost: it was killed or its machine is gone; run the same command with -resume auto to go on"
+def is_lost_connection(error: Exception) -> bool:
+    """Whether an error of a collective operation means that another rank is gone."""
+    return bool(re.search(r"gloo.*(?:TIMEOUT|Connection|closed|reset|pair)", str(error), re.DOTALL))
 
 
 class FailureWatch:
@@ -139,6 +135,7 @@ class FailureWatch:
 
     _INTERVAL = 0.5  # seconds between two looks at the store
     _SILENCE = 20.0  # seconds without a heartbeat after which a rank is lost
+    _REMEDY = "it was killed or its machine is gone; run the same command with -resume auto to go on"
 
     def __init__(self):
         self._store = core.create_or_get_global_tcp_store()
@@ -158,6 +155,17 @@ class FailureWatch:
         if not is_main_process():
             time.sleep(10 * self._INTERVAL)
 
+    def explain_loss(self) -> str:
+        """Say which ranks no longer give a sign of life; rank 0 does, the others leave it the time to."""
+        if not is_main_process():
+            time.sleep(self._SILENCE)
+            return "another rank is lost"
+        others = range(1, world_size())
+        before = self._beats(others)
+        time.sleep(3 * self._INTERVAL)
+        silent = [str(other) for other, count in self._beats(others).items() if count == before[other]]
+        return f"rank {', '.join(silent) or 'of another machine'} is lost: {self._REMEDY}"
+
     def close(self) -> None:
         """Stop watching; call it when the work is done, before the store goes away."""
         self._closed.set()
@@ -165,28 +173,30 @@ class FailureWatch:
             thread.join()
 
     def _watch(self) -> None:
-        beats = {other: (0, time.monotonic()) for other in range(1, world_size())}
+        others = range(1, world_size()) if is_main_process() else range(0)
+        last_beats, since = dict.fromkeys(others, 0), dict.fromkeys(others, time.monotonic())
         while not self._closed.wait(self._INTERVAL):
             try:
                 with self._lock:
                     self._store.add(f"heartbeat {rank()}", 1)
                     failed = self._store.add("failures", 0)
-                    if is_main_process():
-                        counts = {other: self._store.add(f"heartbeat {other}", 0) for other in beats}
+                beats = self._beats(others)
             except Exception:  # the store lives in rank 0: it has ended, and told the user why
                 self._leave(1)
             now = self._answered = time.monotonic()
             if failed:
                 exit_code, _, message = self._store.get("failure").decode().partition(" ")
                 self._leave(int(exit_code), message)
-            if is_main_process():
-                beats = {other: (counts[other], now) if counts[other] != old else (old, since)
-                         for other, (old, since) in beats.items()}  # fmt: skip
-                for other, (_, since) in beats.items():
-                    if now - since > self._SILENCE:
-                        self.announce(f"rank {other} is lost", 1)
-                        self._leave(1, f"rank {other} is lost: no sign of life for {self._SILENCE:.0f} s; "
-                                       "run the same command with -resume auto to go on")  # fmt: skip
+            since |= {other: now for other in others if beats[other] != last_beats[other]}
+            last_beats = beats
+            silent = [other for other in others if now - since[other] > self._SILENCE]
+            if silent:
+                self.announce(f"rank {silent[0]} is lost", 1)
+                self._leave(1, f"rank {', '.join(map(str, silent))} is lost: {self._REMEDY}")
+
+    def _beats(self, others: Iterable[int]) -> dict[int, int]:
+        with self._lock:
+            return {other: self._store.add(f"heartbeat {other}", 0) for other in others}
 
     def _guard(self) -> None:
         """End this rank when the store, which lives in rank 0, does not even refuse to answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -53,10 +54,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except StoppedBySignal as stop:
         exit_code = stop.exit_code
     except Exception as error:
-        lost = distributed.explain_lost_rank(error) if watch else None
+        lost = watch and distributed.is_lost_connection(error)
         if not lost or _wants_traceback(argv):
             traceback.print_exc()
-        _fail(watch, lost or f"{type(error).__name__}: {error}", 1)
+        if lost:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as a rank is gone
+        _fail(watch, watch.explain_loss() if lost else f"{type(error).__name__}: {error}", 1)
     if watch:
         distributed.barrier()
         watch.close()

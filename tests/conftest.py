@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,19 +52,33 @@ OUTPUT: {tmp_path}/out
     return path
 
 
-def run_program(script: str, *arguments: object, ranks: int = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """Run a script of the project, under the launcher if ``ranks`` is given; stdout and stderr come as one text."""
+def start_program(
+    script: str, *arguments: object, ranks: int = 0, cwd: Path = ROOT, launch: tuple[str, ...] = ()
+) -> subprocess.Popen:
+    """Start a script of the project in a process group of its own, under the launcher if ``ranks`` is given."""
     command = [sys.executable, str(ROOT / script)]
     if ranks:
-        launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks), "--log_dir", str(cwd / "log")]
-        command[1:1] = launch
+        command[1:1] = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks), *launch]
+        command[3:3] = ["--log_dir", str(cwd / "log")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
-    return subprocess.run(
+    return subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=cwd,
         env=environment | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        start_new_session=True,
     )
+
+
+def run_program(script: str, *arguments: object, ranks: int = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run a script as :func:`start_program` does, to its end; stdout and stderr come as one text."""
+    process = start_program(script, *arguments, ranks=ranks, cwd=cwd)
+    try:
+        output, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise AssertionError(f"still running after 300 s:\n{output}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
