@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -72,13 +73,20 @@ def start_program(
     )
 
 
+def kill_program(process: subprocess.Popen) -> None:
+    """SIGKILL a program and the ranks it launched, which the launcher puts into sessions of their own."""
+    for child in (*psutil.Process(process.pid).children(recursive=True), process):
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            child.kill()
+
+
 def run_program(script: str, *arguments: object, ranks: int = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run a script as :func:`start_program` does, to its end; stdout and stderr come as one text."""
     process = start_program(script, *arguments, ranks=ranks, cwd=cwd)
     try:
         output, _ = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_program(process)
         output, _ = process.communicate()
         raise AssertionError(f"still running after 300 s:\n{output}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, output)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_shapes, run_program
+from conftest import make_shapes, run_program
 
 LAUNCHER = "image_classification/main_multi_gpu.py"
 PREDICT = "tools/predict.py"
@@ -180,27 +180,6 @@ def test_one_rank_and_three_ranks_count_the_same_images(tmp_path, shapes, shapes
     assert one[3] == three[3] == "20"
     assert one[:2] == three[:2]
     assert float(one[2]) == pytest.approx(float(three[2]), rel=1e-4)
-
-
-@pytest.mark.slow
-def test_several_machines_joined_by_a_master_train_together(tmp_path, shapes_config):
-    import socket
-    import subprocess
-    import sys
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nnodes", "2", "--master", f"127.0.0.1:{port}"]
-    command = [*launch, str(ROOT / LAUNCHER), "-cfg", str(shapes_config), "-opts", "TRAIN.EPOCHS", "1"]
-    nodes = []
-    for number in range(2):
-        (tmp_path / f"node{number}").mkdir()
-        pipe = subprocess.PIPE
-        nodes.append(subprocess.Popen(command, cwd=tmp_path / f"node{number}", stdout=pipe, stderr=subprocess.STDOUT))
-    outputs = [node.communicate(timeout=200)[0].decode() for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert sum("2 rank(s)" in output for output in outputs) == 1
 
 
 @pytest.mark.slow

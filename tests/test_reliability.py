@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, run_program, start_program
+from conftest import ROOT, kill_program, run_program, start_program
 
 from common.checkpoint_file import load_file
 
@@ -40,8 +41,8 @@ def wait_for_steps(process: subprocess.Popen, output: Path, steps: int) -> None:
         time.sleep(0.02)
 
 
-def kill_group(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+def kill(process: subprocess.Popen) -> None:
+    kill_program(process)
     process.communicate()
 
 
@@ -67,7 +68,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(tmp_path, sha
     assert straight.returncode == 0, straight.stdout
     process = start_program(LAUNCHER, "-output", tmp_path / "b", *flags, ranks=ranks, cwd=tmp_path)
     wait_for_steps(process, tmp_path / "b", 7 if ranks == 0 else 4)  # in the middle of the second epoch
-    kill_group(process)
+    kill(process)
     resumed = run_program(LAUNCHER, "-resume", "auto", "-output", tmp_path / "b", *flags, ranks=ranks, cwd=tmp_path)
     assert re.search(r"resuming .*latest\.pdparams after epoch \d, step [1-9]", resumed.stdout), resumed.stdout
     assert "not bitwise" not in resumed.stdout
@@ -119,7 +120,7 @@ def test_a_resume_on_another_number_of_ranks_says_what_it_cannot_keep(tmp_path, 
     flags = ("-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "3")
     process = start_program(LAUNCHER, *flags, ranks=2, cwd=tmp_path)
     wait_for_steps(process, tmp_path / "out", 4)
-    kill_group(process)
+    kill(process)
     resumed = run_program(LAUNCHER, "-resume", "auto", *flags, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stdout
     assert "not bitwise the run that was interrupted: ranks: 2 then, 1 now" in resumed.stdout
@@ -199,6 +200,53 @@ def test_a_killed_rank_ends_the_others_within_half_a_minute(tmp_path, shapes_con
     assert "resuming" in resumed.stdout
 
 
+def start_nodes(folder: Path, *flags: object) -> list[subprocess.Popen]:
+    """Two launches of one rank each that find each other, as on two machines."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = ("--nnodes", "2", "--master", f"127.0.0.1:{port}")
+    nodes = []
+    for number in range(2):
+        (folder / f"node{number}").mkdir(exist_ok=True)
+        nodes.append(start_program(LAUNCHER, *flags, ranks=1, cwd=folder / f"node{number}", launch=launch))
+    return nodes
+
+
+@pytest.mark.slow
+def test_two_machines_give_the_weights_of_one_launch_with_two_ranks(tmp_path, shapes_config):
+    flags = ("-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "2")
+    assert run_program(LAUNCHER, "-output", tmp_path / "a", *flags, ranks=2, cwd=tmp_path).returncode == 0
+    outputs = [node.communicate(timeout=120)[0] for node in start_nodes(tmp_path, "-output", tmp_path / "b", *flags)]
+    assert sum("2 rank(s)" in output for output in outputs) == 1, outputs
+    assert_same_training(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("main_dies", [True, False])
+def test_when_a_machine_is_lost_the_other_ends_clearly(tmp_path, shapes_config, main_dies):
+    flags = ("-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "500")
+    nodes = start_nodes(tmp_path, *flags)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "latest.pdparams").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    logs = [(tmp_path / f"node{number}" / "log" / "workerlog.0").read_text() for number in range(2)]
+    main = int("2 rank(s)" in logs[1])  # the launcher numbers the machines as they come
+    victim, survivor = (nodes[main], nodes[1 - main]) if main_dies else (nodes[1 - main], nodes[main])
+    kill(victim)
+    killed = time.monotonic()
+    try:
+        output, _ = survivor.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        kill(survivor)
+        pytest.fail("the other machine goes on")
+    assert time.monotonic() - killed < 30
+    assert survivor.returncode != 0
+    # Rank 0 names the other, unless gloo aborts the process before Python hears of it.
+    assert re.search(r"is lost|Connection reset by peer|failed", output), output
+
+
 @pytest.mark.slow
 def test_fifty_kills_change_nothing(tmp_path, shapes_config):
     """The fault run of docs/reliability.md; it prints the figures that stand there (pytest -s)."""
@@ -220,8 +268,7 @@ def test_fifty_kills_change_nothing(tmp_path, shapes_config):
                 wait_for_steps(process, tmp_path / "b", 1)
                 time.sleep(chance.uniform(0.0, 0.4))
                 in_training += 1
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            kill(process)
             kills += 1
             in_a_write += bool(list((tmp_path / "b").glob(".*.tmp")))
         else:
