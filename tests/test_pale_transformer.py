@@ -85,11 +85,19 @@ def test_flops_leave_the_model_as_it_was():
     before = numpy_state(model)
     assert count_flops(model, 32, 32) == count_flops(model, 32, 32)
     assert model.training
+    assert not any(layer._forward_post_hooks for layer in model.sublayers(include_self=True))
     for name, value in numpy_state(model).items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
     model.eval()
     count_flops(model, 32, 32)
     assert not model.training
+
+
+def test_statistics_and_frozen_parameters_do_not_count_as_parameters():
+    layers = nn.Sequential(nn.BatchNorm2D(5), nn.Linear(3, 4))
+    assert params(layers) == 5 + 5 + 3 * 4 + 4
+    layers[1].weight.stop_gradient = True
+    assert params(layers) == 5 + 5 + 4
 
 
 def test_nano_has_at_most_a_million_parameters():
