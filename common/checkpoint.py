@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.base import unique_name
 
 from common.checkpoint_file import SUFFIXES, load_file, remove_leftovers, save_file
 from common.distributed import is_main_process
@@ -104,7 +105,7 @@ class LoadReport:
             lines += [f"  {kind}: {name}" for name in names[:10]]
             lines += [f"  {kind}: and {len(names) - 10} more"] * (len(names) > 10)
         if self.new_head:
-            lines.append("  the head is new: train it before you use it")
+            lines.append("  new head: train it before you use it")
         return "\n".join(lines)
 
 
@@ -136,6 +137,8 @@ def load_weights(
             report.missing.append(name)
         elif tuple(weights[name].shape) != tuple(tensor.shape):
             report.mismatched.append(f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}")
+        elif weights[name].dtype.kind != "f" and tensor.is_floating_point():
+            report.mismatched.append(f"{name} of {weights[name].dtype} for {tensor.dtype}")
         else:
             fitting[name] = weights[name]
     report.unexpected = [name for name in weights if name not in own]
@@ -147,9 +150,14 @@ def load_weights(
     elif wrong and strict:
         raise UserError(f"{source} does not fit the model: {_likely_cause(model, weights, report)}; {report.summary()}")
     for name, array in fitting.items():
-        own[name].set_value(array)
+        own[name].set_value(array.astype(_numpy_dtype(own[name]), copy=False))
     report.loaded = list(fitting)
     return report
+
+
+def _numpy_dtype(tensor: paddle.Tensor) -> str:
+    """NumPy's name of a tensor's dtype."""
+    return str(tensor.dtype).rpartition(".")[2]
 
 
 def load_pretrained(
@@ -202,16 +210,11 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
 def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> dict[str, np.ndarray]:
     """The optimizer's accumulators as ``<parameter name>/<accumulator>``.
 
-    Paddle keys them by automatic names, which count the layers that a process has built, so that they fit only the same
-    program in a fresh process; the structured names always fit.
+    Paddle keys them by automatic names, which count the layers and the optimizers that a process has built, so that
+    they fit only the same program in a fresh process; the structured names always fit.
     """
-    names = {parameter.name: name for name, parameter in model.named_parameters()}
-    state = {}
-    for key, value in optimizer.state_dict().items():
-        if isinstance(value, paddle.Tensor):
-            owner = max((name for name in names if key.startswith(f"{name}_")), key=len)
-            state[f"{names[owner]}/{key[len(owner) + 1 :]}"] = np.array(value.numpy())
-    return state
+    state = optimizer.state_dict()
+    return {name: np.array(state[key].numpy()) for name, key in _accumulator_keys(state, model).items()}
 
 
 def load_optimizer_state(
@@ -220,18 +223,31 @@ def load_optimizer_state(
     """Give the optimizer the accumulators that :func:`optimizer_state` took.
 
     Raises:
-        UserError: the state is another model's.
+        UserError: the state is of other parameters than this model trains.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    other = {key.rpartition("/")[0] for key in state} ^ set(parameters)
+    if state and other:
+        raise UserError(f"the optimizer's state is of other parameters than this model trains, such as {min(other)}")
+    present = _accumulator_keys(optimizer.state_dict(), model)
     own = {}
-    for key, array in state.items():
-        name, _, accumulator = key.rpartition("/")
-        if name not in parameters:
-            raise UserError(
-                f"the checkpoint's optimizer knows {name}, which this model has not; is it another model's?"
-            )
-        own[f"{parameters[name].name}_{accumulator}"] = paddle.to_tensor(array)
+    for name, array in state.items():
+        parameter, _, accumulator = name.rpartition("/")
+        prefix = f"{parameters[parameter].name}_{accumulator}"
+        # Before its first step the optimizer has no accumulators; it will name them by the next count of Paddle's.
+        own[present.get(name, f"{prefix}_{unique_name.generator.ids[prefix]}")] = paddle.to_tensor(array)
     optimizer.set_state_dict(own)
+
+
+def _accumulator_keys(state: Mapping[str, Any], model: nn.Layer) -> dict[str, str]:
+    """``<parameter name>/<accumulator>`` -> Paddle's key, such as ``linear_0.w_0_moment1_0``."""
+    names = {parameter.name: name for name, parameter in model.named_parameters()}
+    keys = {}
+    for key, value in state.items():
+        if isinstance(value, paddle.Tensor):
+            owner = max((name for name in names if key.startswith(f"{name}_")), key=len)
+            keys[f"{names[owner]}/{key[len(owner) + 1 :].rpartition('_')[0]}"] = key
+    return keys
 
 
 class CheckpointFolder:
@@ -256,7 +272,7 @@ class CheckpointFolder:
             UserError: there are states, and all of them are damaged.
         """
         damage = None
-        for path in (self.latest, *sorted(self.folder.glob(f"epoch_*{SUFFIXES[0]}"), reverse=True)):
+        for path in (self.latest, *reversed(self._epochs())):
             if path.is_file():
                 try:
                     return path, load_file(path)
@@ -274,8 +290,12 @@ class CheckpointFolder:
         """Keep a state under its epoch and delete the oldest beyond ``keep``."""
         if is_main_process() and self.keep:
             save_file(state, self.folder / f"epoch_{epoch:04d}{SUFFIXES[0]}")
-            for old in sorted(self.folder.glob(f"epoch_*{SUFFIXES[0]}"))[: -self.keep]:
+            for old in self._epochs()[: -self.keep]:
                 old.unlink()
+
+    def _epochs(self) -> list[Path]:
+        """The kept states in the order they were written, which after a step back is not that of their numbers."""
+        return sorted(self.folder.glob(f"epoch_*{SUFFIXES[0]}"), key=lambda path: path.stat().st_mtime_ns)
 
     def save_best(self, state: Mapping[str, Any]) -> None:
         if is_main_process():

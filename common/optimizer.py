@@ -17,7 +17,7 @@ def warmup_cosine(
     """Learning rate of an optimizer step.
 
     It rises linearly from ``warmup_lr`` to ``base_lr`` during ``warmup_steps``, then falls along half a cosine to
-    ``end_lr``, which the last step, ``total_steps - 1``, reaches.
+    ``end_lr``, which the last step, ``total_steps - 1``, reaches if it lies behind the warm-up's end.
 
     Args:
         step: 0 for the first optimizer step.

@@ -7,6 +7,7 @@ The marks tell how sure a fact of the paper (arXiv 2112.14000) is; ``docs/paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import paddle
 import paddle.nn.functional as F
@@ -197,7 +198,7 @@ class PSAttention(nn.Layer):
 
 def _pale_sides(pale_size: int | Sequence[int]) -> tuple[int, int]:
     """Return (s_r, s_c), or raise ValueError."""
-    sides = (pale_size, pale_size) if isinstance(pale_size, int) else tuple(pale_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = tuple(pale_size) if isinstance(pale_size, Sequence) else (pale_size, pale_size)
+    if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
         raise ValueError(f"pale_size is {pale_size!r}; give one positive integer or a pair (rows, columns)")
-    return sides
+    return int(sides[0]), int(sides[1])

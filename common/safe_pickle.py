@@ -3,7 +3,8 @@
 A ``.pdparams`` file is a pickle, and a pickle is a program: ``pickle.load`` and ``paddle.load`` run what a stranger put
 into it. This reader executes only the opcodes that build numbers, strings, lists, tuples, dicts and NumPy arrays, knows
 only the few constructors that NumPy and ``paddle.save`` write, each replaced by a function of its own that checks its
-arguments, and refuses everything else before anything runs. It never allocates more than the file is long.
+arguments, and refuses everything else before anything runs. It copies no more bytes than the file is long and makes
+no more than ``_MAX_VALUES`` values, however the file repeats itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 __all__ = ["UnsafePickleError", "load_arrays"]
 
 _MAX_DEPTH = 100  # of nested containers; weights have two or three levels
+_MAX_VALUES = 1_000_000  # and operations; an array takes about 40, a training state of Pale-B 100,000
+_MAX_NUMBER_KEYS = 1_000  # per dict; unlike those of strings, the hashes of numbers can be made to collide
 
 
 class UnsafePickleError(Exception):
@@ -40,7 +43,7 @@ def load_arrays(file: BinaryIO, size: int) -> Any:
         UnsafePickleError: anything else is in the file, or it is damaged.
     """
     try:
-        return _resolve(_Unpickler(_Bounded(file, size)).load())
+        return _resolve(_Unpickler(file, size).load())
     except UnsafePickleError:
         raise
     except Exception as error:  # a damaged stream fails anywhere in the reader, with almost any type
@@ -86,8 +89,9 @@ class _Dtype:
     """A numeric dtype: its code, completed by the byte order that BUILD brings."""
 
     def __init__(self, code: Any, *_: Any):
-        if not isinstance(code, str) or len(code) > 4 or code.lstrip("<>=|")[:1] not in tuple("biufc?"):
-            raise UnsafePickleError(f"it holds an array of dtype {str(code)[:40]!r}, not of numbers")
+        numeric = isinstance(code, str) and len(code) <= 4 and code.lstrip("<>=|")[:1] in tuple("biufc?")
+        if not numeric or np.dtype(code).kind not in "biufc":  # "i,i" is a structured dtype
+            raise UnsafePickleError(f"it holds an array of dtype {_shorten(code)}, not of numbers")
         self.dtype = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
@@ -111,16 +115,23 @@ class _Array:
         self.array = _make_array(data, dtype, shape, "F" if fortran else "C")
 
 
+def _shorten(value: Any) -> str:
+    """Show a string of the file in a message; a tuple that holds itself many times over has no end of a text."""
+    return ascii(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
 def _make_array(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
     """View bytes as an array, after checking that they are as many as the shape says."""
     if not isinstance(dtype, _Dtype):
         raise UnsafePickleError("it holds an array without a numeric dtype")
     if not isinstance(data, (bytes, bytearray)):
         raise UnsafePickleError("it holds an array of Python objects, not of numbers")
-    if not isinstance(shape, tuple) or not all(isinstance(side, int) and side >= 0 for side in shape):
-        raise UnsafePickleError(f"it holds an array of shape {str(shape)[:80]}")
+    if not isinstance(shape, tuple) or len(shape) > 32:
+        raise UnsafePickleError("it holds an array of unknown shape")
+    if not all(isinstance(side, int) and 0 <= side < 1 << 63 for side in shape):
+        raise UnsafePickleError("it holds an array of an impossible shape")
     expected = math.prod(shape) * dtype.dtype.itemsize
-    if len(shape) > 32 or expected != len(data):
+    if expected != len(data):
         raise UnsafePickleError(f"it holds an array of shape {shape} ({expected} bytes) with {len(data)} bytes of data")
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
@@ -128,7 +139,7 @@ def _make_array(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarr
 def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
     """NumPy's ``_frombuffer``, which protocol 5 uses."""
     if order not in ("C", "F"):
-        raise UnsafePickleError(f"it holds an array in the order {str(order)[:10]!r}")
+        raise UnsafePickleError(f"it holds an array in the order {_shorten(order)}")
     return _make_array(data, dtype, shape, order)
 
 
@@ -146,7 +157,7 @@ def _tuple(items: Any = ()) -> tuple:
 def _evaluate(expression: Any, names: Any) -> Any:
     """``eval``, which ``paddle.save`` writes for one kind of tensor, always as ``eval('data', {'data': array})``."""
     if expression != "data" or not isinstance(names, dict) or list(names) != ["data"]:
-        raise UnsafePickleError(f"it wants to run eval({str(expression)[:80]!r})")
+        raise UnsafePickleError(f"it wants to run eval({_shorten(expression)})")
     return names["data"]
 
 
@@ -186,26 +197,46 @@ _CONSTRUCTORS: dict[tuple[str, str], _Constructor] = {
 } | {("numpy", "ndarray"): _NDARRAY}
 
 
+class _Operations(dict):
+    """What to do for each opcode, handed out so many times and no more."""
+
+    _left = _MAX_VALUES
+
+    def __getitem__(self, opcode: int) -> Callable[[_Unpickler], None]:
+        self._left -= 1
+        if self._left < 0:
+            raise UnsafePickleError(f"it has more than {_MAX_VALUES:,} operations, which no weights need")
+        return super().__getitem__(opcode)
+
+
 class _Unpickler(pickle._Unpickler):
     """The standard library's reader in Python, reduced to the opcodes of weights.
 
     The one in C grows its memo to whatever index a file names, and has no way to leave opcodes out.
     """
 
+    def __init__(self, file: BinaryIO, size: int):
+        super().__init__(_Bounded(file, size))
+        self.dispatch = _Operations(_Unpickler.dispatch)
+        self._copies_left = size
+
     def find_class(self, module: str, name: str) -> _Constructor:
         try:
             return _CONSTRUCTORS[module, name]
-        except (KeyError, TypeError):
-            raise UnsafePickleError(
-                f"it wants to use {str(module)[:80]}.{str(name)[:80]}, which no weights need"
-            ) from None
+        except KeyError:
+            raise UnsafePickleError(f"it wants to use {_shorten(f'{module}.{name}')}, which no weights need") from None
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
         constructor = self.stack[-1]
         if not isinstance(constructor, _Constructor) or not isinstance(arguments, tuple):
             raise UnsafePickleError("it calls something that is no constructor of weights")
-        self.stack[-1] = constructor(*arguments)
+        built = constructor(*arguments)
+        if isinstance(built, (bytes, tuple)):  # a copy, of what the file may name again and again
+            self._copies_left -= len(built)
+            if self._copies_left < 0:
+                raise UnsafePickleError("it copies more than the file is long")
+        self.stack[-1] = built
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -233,6 +264,8 @@ class _Unpickler(pickle._Unpickler):
             # Hashing a tuple of tuples of the same tuple takes exponential time.
             if not isinstance(key, (str, int, float, bytes, type(None))):
                 raise UnsafePickleError(f"it has a {type(key).__name__} as a key")
+            if len(target) >= _MAX_NUMBER_KEYS and not isinstance(key, str):
+                raise UnsafePickleError(f"it has more than {_MAX_NUMBER_KEYS:,} keys that are no names")
             target[key] = value
 
     def load_append(self) -> None:
@@ -280,31 +313,44 @@ _Unpickler.dispatch = {
 
 def _resolve(root: Any) -> Any:
     """Replace the arrays on their way by the finished ones, visiting a container that is shared only once."""
-    done: dict[int, Any] = {}
+    done: dict[int, tuple[Any, int] | None] = {}  # finished, and as how many values it is seen; None: not yet
     kept = []  # keeps the originals alive, so that no id is used twice
 
-    def visit(value: Any, depth: int) -> Any:
+    def visit(value: Any, depth: int) -> tuple[Any, int]:
         if isinstance(value, _Array):
             if value.array is None:
                 raise UnsafePickleError("it holds an array without data")
-            return value.array
+            return value.array, 1
         if isinstance(value, (_Dtype, _Constructor)):
             raise UnsafePickleError(f"it holds a {getattr(value, 'name', 'dtype')} instead of a value")
         if not isinstance(value, (dict, list, tuple)):
-            return value
+            return value, 1
         if depth > _MAX_DEPTH:
             raise UnsafePickleError(f"its containers are nested more than {_MAX_DEPTH} deep")
         if id(value) not in done:
             kept.append(value)
-            done[id(value)] = None  # a container inside itself becomes None there
-            if isinstance(value, dict):
-                done[id(value)] = {key: visit(item, depth + 1) for key, item in value.items()}
-            else:
-                items = [visit(item, depth + 1) for item in value]
-                tensor = isinstance(value, tuple) and len(items) == 2 and isinstance(items[0], str)
-                if tensor and isinstance(items[1], np.ndarray):
-                    items = items[1]
-                done[id(value)] = tuple(items) if isinstance(value, tuple) and isinstance(items, list) else items
-        return done[id(value)]
+            done[id(value)] = None
+            visited = [visit(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
+            seen = 1 + sum(count for _, count in visited)
+            if seen > _MAX_VALUES:
+                raise UnsafePickleError(
+                    f"its containers hold one another so often that there are {_MAX_VALUES:,} values"
+                )
+            done[id(value)] = _rebuild(value, [item for item, _ in visited]), seen
+        finished = done[id(value)]
+        if finished is None:
+            raise UnsafePickleError(f"it holds a {type(value).__name__} inside itself")
+        return finished
 
-    return visit(root, 0)
+    return visit(root, 0)[0]
+
+
+def _rebuild(container: dict | list | tuple, items: list) -> Any:
+    """The container with other items; ``(name, array)`` becomes the array."""
+    if isinstance(container, dict):
+        return dict(zip(container, items, strict=True))
+    if isinstance(container, list):
+        return items
+    if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], np.ndarray):
+        return items[1]
+    return tuple(items)

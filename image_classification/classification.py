@@ -140,7 +140,7 @@ class Classification:
 
     def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> StepResult:
         aug = self.config.AUG
-        skipped = check_batch(batch, self.config.DATA.SKIP_BROKEN)
+        skipped = check_batch(batch, self.config.DATA.SKIP_BROKEN, training=True)
         images, targets = mixup_or_cutmix(
             batch["images"],
             batch["labels"],

@@ -17,6 +17,7 @@ from image_classification.transforms import EvalTransform, TrainTransform
 __all__ = ["build_eval_loader", "build_train_loader", "build_transform", "check_batch"]
 
 IGNORED_LABEL = -1  # stands for an image that could not be read
+_TRIES = 10  # images that are tried in place of an unreadable one
 
 
 class TransformedDataset(paddle.io.Dataset):
@@ -39,7 +40,7 @@ class TransformedDataset(paddle.io.Dataset):
     def __getitem__(self, key: SampleKey) -> tuple[np.ndarray, int, str]:
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
         errors = []
-        tries = 10 if self.replace_broken else 1
+        tries = _TRIES if self.replace_broken else 1
         for index in range(key.index, key.index + tries):
             index %= len(self.dataset)
             try:
@@ -62,15 +63,17 @@ def _collate(samples: list[tuple[np.ndarray, int, str]]) -> dict[str, Any]:
     }
 
 
-def check_batch(batch: dict[str, Any], skip_broken: bool) -> list[str]:
+def check_batch(batch: dict[str, Any], skip_broken: bool, training: bool = False) -> list[str]:
     """Return the messages of a batch's unreadable images, or raise the first unless they may be skipped.
 
     Raises:
-        UserError: an image could not be read.
+        UserError: an image could not be read or, when ``training``, not replaced.
     """
     errors = batch["errors"].splitlines()
     if errors and not skip_broken:
         raise UserError(f"{errors[0]} (or skip such images with -opts DATA.SKIP_BROKEN True)")
+    if errors and training and int(batch["labels"].min()) == IGNORED_LABEL:
+        raise UserError(f"{_TRIES} images in a row could not be read, the last: {errors[-1]}")
     return errors
 
 

@@ -13,14 +13,13 @@ from paddle import nn
 from common.checkpoint import (
     CheckpointFolder,
     find_weights,
-    load_file,
     load_optimizer_state,
     load_pretrained,
     load_weights,
     numpy_state,
     optimizer_state,
-    save_file,
 )
+from common.checkpoint_file import load_file, save_file
 from common.errors import UserError
 from common.optimizer import build_adamw
 from common.pale_transformer import VARIANTS, PaleTransformer, create_model
@@ -117,7 +116,7 @@ def test_target_changes_only_after_everything_is_on_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", spy)
     save_file({"epoch": 2}, path)
-    assert seen == [1]
+    assert seen[0] == 1  # the later ones flush the folder, after the renaming
     assert load_file(path)["epoch"] == 2
 
 
@@ -178,8 +177,8 @@ def test_numpy_state_is_a_copy_under_structured_names():
 
 def test_find_weights_in_a_training_state_or_the_file_itself():
     weights = STATE["model"]
-    assert find_weights(STATE).keys() == weights.keys()
-    assert find_weights({**weights, "note": "text"}).keys() == weights.keys()
+    assert find_weights(STATE, "file").keys() == weights.keys()
+    assert find_weights({**weights, "note": "text"}, "file").keys() == weights.keys()
 
 
 def test_all_weights_are_copied():
@@ -281,8 +280,8 @@ def test_another_head_is_left_out_where_that_is_allowed(tmp_path, file_classes, 
     save_file({"model": numpy_state(source), "epoch": 1}, tmp_path / "source.pdparams")
     own_head = {name: array for name, array in numpy_state(model).items() if name.startswith("head.")}
     report = load_pretrained(model, tmp_path / "source.pdparams")
-    assert report.new_head
-    assert "new head" in str(report)
+    assert report.new_head == bool(own_classes)
+    assert ("new head" in str(report)) == bool(own_classes)
     assert not [name for name in report.loaded if name.startswith("head.")]
     for name, array in numpy_state(model).items():
         expected = own_head[name] if name in own_head else source.state_dict()[name].numpy()
@@ -351,8 +350,8 @@ def test_optimizer_state_is_kept_under_structured_names():
     assert set(by_parameter) == trainable(model)
     assert {len(accumulators) for accumulators in by_parameter.values()} == {4}
     assert all(isinstance(array, np.ndarray) for array in state.values())
-    assert state["head.weight/moment1_0"].shape == (32, 3)
-    assert np.any(state["head.weight/moment1_0"])
+    assert state["head.weight/moment1"].shape == (32, 3)
+    assert np.any(state["head.weight/moment1"])
 
 
 def test_training_goes_on_bitwise_from_a_saved_state_among_other_layers(tmp_path):
@@ -427,7 +426,7 @@ def test_parameter_whose_name_begins_like_another():
     state = optimizer_state(optimizer, model)
     assert len(state) == 2 * 4
     for number in range(2):
-        np.testing.assert_allclose(state[f"{number}.weight/moment1_0"], 0.1 * (number + 1), rtol=1e-5)
+        np.testing.assert_allclose(state[f"{number}.weight/moment1"], 0.1 * (number + 1), rtol=1e-5)
 
 
 def test_state_from_before_the_first_step():
