@@ -8,7 +8,7 @@ import pickle
 import struct
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,14 +50,11 @@ def load_file(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return _load_safetensors(path)
-        state = _load_pickle(path)
+        return _load_pickle(path)
     except UnsafePickleError as error:
         raise UserError(f"refused to load {path}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if not isinstance(state, dict):
-        raise UserError(f"refused to load {path}: it holds a {type(state).__name__}, not a dict of weights")
-    return _join_slices(state)
 
 
 def save_file(state: Mapping[str, Any], path: str | Path) -> None:
@@ -135,9 +132,19 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _load_pickle(path: Path) -> Any:
-    size = path.stat().st_size
-    with path.open("rb") as file:
+@contextlib.contextmanager
+def _open_twice(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Open a file at two positions: the same file, even if a training replaces it at this moment."""
+    while True:
+        with path.open("rb") as first, path.open("rb") as second:
+            if os.path.sameopenfile(first.fileno(), second.fileno()):
+                yield first, second
+                return
+
+
+def _load_pickle(path: Path) -> dict[str, Any]:
+    with _open_twice(path) as (file, again):
+        size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - _TRAILER.size))
         trailer = file.read()
         expected = None
@@ -145,12 +152,17 @@ def _load_pickle(path: Path) -> Any:
             expected = _TRAILER.unpack(trailer)[1]
             size -= _TRAILER.size
         file.seek(0)
-        with _checked(path, size, expected):
-            return load_arrays(file, size)
+        with _checked(again, size, expected):
+            state = load_arrays(file, size)
+            if file.tell() != size:
+                raise UnsafePickleError(f"it is damaged: {size - file.tell()} bytes follow its end")
+            if not isinstance(state, dict):
+                raise UnsafePickleError(f"it holds a {type(state).__name__}, not a dict of weights")
+            return _join_slices(state, size)
 
 
 @contextlib.contextmanager
-def _checked(path: Path, size: int, expected: int | None):
+def _checked(file: BinaryIO, size: int, expected: int | None) -> Iterator[None]:
     """Compare the checksum on another thread while the body reads, and let its verdict win over the body's error."""
     if expected is None:
         yield
@@ -158,8 +170,7 @@ def _checked(path: Path, size: int, expected: int | None):
     found: list[int] = []
 
     def work() -> None:
-        with path.open("rb") as file:
-            found.append(_checksum(file, size))
+        found.append(_checksum(file, size))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -175,15 +186,21 @@ def _checked(path: Path, size: int, expected: int | None):
         raise failure
 
 
-def _join_slices(state: dict[str, Any]) -> dict[str, Any]:
-    """Undo what ``paddle.save`` does with protocols 2 and 3 to arrays above 1 GiB, and drop its table of names."""
+def _join_slices(state: dict[str, Any], size: int) -> dict[str, Any]:
+    """Undo what ``paddle.save`` does with protocols 2 and 3 to arrays above 1 GiB, and drop its table of names.
+
+    The arrays may be one array under many names, so that what is joined is held against the size of the file.
+    """
     state.pop("StructuredToParameterName@@", None)
     try:
         for name, entry in state.pop("UnpackBigParamInfor@@", {}).items():
-            parts = [state.pop(part) for part in entry["slices"]]
+            parts = [state.pop(part) for part in entry["slices"] if isinstance(part, str)]
+            size -= sum(part.nbytes for part in parts)
+            if size < 0 or any(part.dtype != parts[0].dtype for part in parts):
+                raise ValueError("slices of different arrays")
             state[name] = np.concatenate(parts).reshape(entry["OriginShape"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"refused to load: its table of sliced arrays is damaged ({error})") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UnsafePickleError("its table of sliced arrays is damaged") from error
     return state
 
 
@@ -198,9 +215,13 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _safetensors_bytes(state: Mapping[str, Any]) -> bytes:
+    from safetensors import SafetensorError
     from safetensors.numpy import save
 
     others = [name for name, value in state.items() if not isinstance(value, np.ndarray)]
     if others:
         raise UserError(f"a .safetensors file holds arrays only, not {others[0]!r}; save as .pdparams")
-    return save({name: np.ascontiguousarray(array) for name, array in state.items()})
+    try:
+        return save({name: np.asarray(array, order="C") for name, array in state.items()})
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"a .safetensors file cannot hold these arrays ({error}); save as .pdparams") from error

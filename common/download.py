@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import os
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -45,6 +48,8 @@ def split_hash(url: str) -> tuple[str, str]:
 def download(url: str, folder: Path | None = None) -> Path:
     """Return the local copy of a file, fetching what is missing of it, with a progress bar.
 
+    Of several processes that ask for the same file, one fetches it and the others wait.
+
     Args:
         url: address and hash, see :func:`split_hash`.
         folder: where to keep it; ``None`` is :func:`cache_folder`.
@@ -65,18 +70,37 @@ def download(url: str, folder: Path | None = None) -> Path:
     partial = target.with_name(target.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _fetch(address, partial)
-        found = _sha256(partial)
+        with _locked(target.with_name(target.name + ".lock"), target):
+            if target.is_file():
+                return target
+            _fetch(address, partial)
+            found = _sha256(partial)
+            if found == expected:
+                partial.replace(target)
+                return target
+            partial.unlink()
     except urllib.error.HTTPError as error:
         raise UserError(f"{address}: the server answers {error.code} {error.reason}; check the address") from error
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error.strerror or error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error) or repr(error)
         raise UserError(f"{address}: {reason}; run the same command again to go on with the download") from error
-    if found != expected:
-        partial.unlink()
-        raise UserError(f"{address}: SHA-256 is {found}, not {expected}; the file was deleted. Check address and hash")
-    partial.replace(target)
-    return target
+    raise UserError(f"{address}: SHA-256 is {found}, not {expected}; the file was deleted. Check address and hash")
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, target: Path) -> Iterator[None]:
+    """Let one process or thread at a time work on a target, where the system can (Windows cannot)."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with lock.open("w") as file:
+        with contextlib.suppress(OSError):  # network file systems without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        if target.is_file():  # whoever still waits for this lock will see the target, too
+            lock.unlink(missing_ok=True)
 
 
 def _fetch(address: str, partial: Path) -> None:

@@ -333,9 +333,7 @@ def _resolve(root: Any) -> Any:
             visited = [visit(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
             seen = 1 + sum(count for _, count in visited)
             if seen > _MAX_VALUES:
-                raise UnsafePickleError(
-                    f"its containers hold one another so often that there are {_MAX_VALUES:,} values"
-                )
+                raise UnsafePickleError(f"its containers repeat one another into more than {_MAX_VALUES:,} values")
             done[id(value)] = _rebuild(value, [item for item, _ in visited]), seen
         finished = done[id(value)]
         if finished is None:

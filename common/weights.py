@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.checkpoint_file import SUFFIXES
 from common.download import download
 from common.errors import UserError
 
@@ -52,11 +53,11 @@ def list_weights(model: str | None = None) -> list[ReleasedWeights]:
     return [row for row in rows if model in (None, row.model)]
 
 
-def resolve_weights(model: str, pretrained: str | Path | bool) -> str | Path:
+def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | Path:
     """Turn what ``create_model`` was given into something to load.
 
     Args:
-        model: name of the variant.
+        model: name of the variant; ``None`` looks among the weights of all.
         pretrained: ``True`` for ImageNet weights, a tag of :func:`list_weights`, a path, or an address with its hash.
 
     Returns:
@@ -69,14 +70,13 @@ def resolve_weights(model: str, pretrained: str | Path | bool) -> str | Path:
     if pretrained is True:
         if "imagenet" in rows:
             return _locate(rows["imagenet"])
-        raise UserError(
-            f"there are no ImageNet weights of {model}: the paper's authors released none; {_offer(model, rows)}"
-        )
+        raise UserError(f"there are no ImageNet weights of {model}: the paper's authors released none; {_offer(rows)}")
     if str(pretrained) in rows:
         return _locate(rows[str(pretrained)])
-    if os.sep in str(pretrained) or "." in str(pretrained) or Path(pretrained).exists():
+    text = str(pretrained)
+    if os.sep in text or "." in text or any(Path(text + suffix).is_file() for suffix in ("", *SUFFIXES)):
         return pretrained
-    raise UserError(f"no released weights {str(pretrained)!r} of {model}; {_offer(model, rows)}")
+    raise UserError(f"no file and no released weights {str(pretrained)!r}; {_offer(rows)}")
 
 
 def open_source(source: str | Path) -> Path | str:
@@ -88,7 +88,7 @@ def _locate(row: ReleasedWeights) -> str | Path:
     return row.location if "://" in row.location else _FOLDER / row.location
 
 
-def _offer(model: str, rows: dict[str, ReleasedWeights]) -> str:
+def _offer(rows: dict[str, ReleasedWeights]) -> str:
     if not rows:
         return "give the path of a .pdparams file, or extend the table with a registry ($PALE_WEIGHTS)"
     return f"there are {', '.join(rows)}, and paths of .pdparams files"
@@ -100,12 +100,16 @@ def _read_registry(file: str) -> list[ReleasedWeights]:
     path = Path(file).expanduser()
     try:
         entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        rows = [ReleasedWeights(**entry) for entry in entries]
+        return [_read_row(entry, path.resolve().parent) for entry in entries]
     except OSError as error:
         raise UserError(f"cannot read the registry {path} ($PALE_WEIGHTS): {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"the registry {path} ($PALE_WEIGHTS) is no list of weights: {error}") from error
-    return [
-        row if "://" in row.location else ReleasedWeights(**{**vars(row), "location": str(path.parent / row.location)})
-        for row in rows
-    ]
+
+
+def _read_row(entry: dict[str, Any], folder: Path) -> ReleasedWeights:
+    row = ReleasedWeights(**entry)
+    for name in ("model", "tag", "location", "tested_on"):
+        if not isinstance(entry[name], str):
+            raise TypeError(f"{name} is {entry[name]!r}, not a text")
+    return row if "://" in row.location else replace(row, location=str(folder / row.location))

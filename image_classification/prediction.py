@@ -12,6 +12,7 @@ import paddle.nn.functional as F
 
 from common.checkpoint import find_weights, load_weights, read_checkpoint
 from common.errors import UserError
+from common.weights import resolve_weights
 from image_classification.config import config_from_text
 from image_classification.datasets import IMAGE_SUFFIXES, FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader
@@ -44,7 +45,7 @@ class Classifier:
     """A trained model with its preprocessing and class names.
 
     Args:
-        weights: a ``.pdparams`` file.
+        weights: a ``.pdparams`` or ``.safetensors`` file, an address with its hash, or the tag of released weights.
         config: the configuration it was trained with; ``None`` takes the one inside the file.
 
     Raises:
@@ -52,7 +53,7 @@ class Classifier:
     """
 
     def __init__(self, weights: str, config=None):
-        state = read_checkpoint(weights)
+        state = read_checkpoint(resolve_weights(None, weights))
         arrays = find_weights(state, weights)
         if config is None:
             if "config" not in state:

@@ -13,10 +13,8 @@ import statistics
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from conftest import ROOT, make_shapes
-from PIL import Image
 
 SHORT = (
     "-image_size 32 -batch_size 2 -opts MODEL.NAME pale_nano TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0"
@@ -30,7 +28,8 @@ CHANGES: dict[str, str | None] = {
     "bash tools/setup.sh && .venv/bin/python -m paddle": DIGITS_SHORT,  # in full by test_the_bare_command below
     "source .venv/bin/activate": "",
     "-eval -pretrained output/pale_nano_mnist5k": "",
-    "predict.py digit.png": "",
+    "predict.py docs/digit.png": "",
+    "-resume auto -opts SAVE_STEPS 20": "TRAIN.EPOCHS 3",
     "-resume output/pale_nano_mnist5k/latest.pdparams -opts TRAIN.EPOCHS 32": "",
     "configs/finetune_folder.yaml": SHORT,
     "predict.py my_photos": "",
@@ -57,7 +56,7 @@ def change(command: str) -> str | None:
 def checkout(tmp_path_factory):
     """The project in a folder of its own, with the data that the README speaks of."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("common", "image_classification", "tools"):
+    for name in ("common", "image_classification", "tools", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("requirements*.txt"):
         shutil.copy(file, folder)
@@ -65,7 +64,6 @@ def checkout(tmp_path_factory):
         (folder / ".venv").symlink_to(ROOT / ".venv")
     if (ROOT / "data").is_dir():
         (folder / "data").symlink_to(ROOT / "data")
-    Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "digit.png")
     make_shapes(folder / "my_photos", 6)
     (folder / "my_photos" / "red").rename(folder / "my_photos" / "roses")
     for split, images in (("train", 6), ("val", 3)):

@@ -51,7 +51,11 @@ def _parser() -> ArgumentParser:
         epilog="Exit codes: 0 done, 2 wrong input (what could be read is predicted all the same).",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
-    parser.add_flag("pretrained", required=True, help="weights (.pdparams) of a trained classifier")
+    parser.add_flag(
+        "pretrained",
+        required=True,
+        help="weights of a trained classifier: a file, https://...#sha256=..., or a tag of released ones (mnist5k, fashion_mnist)",
+    )
     parser.add_flag("cfg", metavar="YAML", help="its configuration (default: the one inside the weights)")
     parser.add_flag("top", type=int, default=5, help="classes to show (default: %(default)s)")
     parser.add_flag("json", action="store_true", help="print one JSON array instead of text")
