@@ -54,7 +54,7 @@ def _parser() -> ArgumentParser:
     parser.add_flag(
         "pretrained",
         required=True,
-        help="weights of a trained classifier: a file, https://...#sha256=..., or a tag of released ones (mnist5k, fashion_mnist)",
+        help="weights: a file, https://...#sha256=..., or a released tag (mnist5k, fashion_mnist)",
     )
     parser.add_flag("cfg", metavar="YAML", help="its configuration (default: the one inside the weights)")
     parser.add_flag("top", type=int, default=5, help="classes to show (default: %(default)s)")
