@@ -179,7 +179,8 @@ def _checked(file: BinaryIO, size: int, expected: int | None) -> Iterator[None]:
         yield
     except UnsafePickleError as error:
         failure = error
-    thread.join()
+    finally:
+        thread.join()
     if found != [expected]:
         raise UnsafePickleError("its checksum does not fit: the file is damaged; use an older checkpoint or a new copy")
     if failure:

@@ -42,6 +42,8 @@ def load_arrays(file: BinaryIO, size: int) -> Any:
     Raises:
         UnsafePickleError: anything else is in the file, or it is damaged.
     """
+    if not size:
+        raise UnsafePickleError("it is empty")
     try:
         return _resolve(_Unpickler(file, size).load())
     except UnsafePickleError:
@@ -59,7 +61,7 @@ class _Bounded(io.RawIOBase):
 
     def read(self, count: int = -1) -> bytes:
         if count < 0 or count > self._left:
-            raise UnsafePickleError(f"it is truncated: {count} bytes are announced, {self._left} are left")
+            raise UnsafePickleError(f"it is truncated: {count} bytes should follow, {self._left} are left")
         self._left -= count
         return self._file.read(count)
 
@@ -136,11 +138,15 @@ def _make_array(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarr
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
 
-def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> np.ndarray:
     """NumPy's ``_frombuffer``, which protocol 5 uses."""
-    if order not in ("C", "F"):
+    if order not in ("C", "F", "K"):
         raise UnsafePickleError(f"it holds an array in the order {_shorten(order)}")
-    return _make_array(data, dtype, shape, order)
+    if axes is None:
+        return _make_array(data, dtype, shape, "F" if order == "F" else "C")
+    if not isinstance(axes, tuple) or not all(isinstance(axis, int) for axis in axes):
+        raise UnsafePickleError("it holds an array of unknown order of axes")
+    return _make_array(data, dtype, shape).transpose(axes)
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
@@ -154,7 +160,7 @@ def _tuple(items: Any = ()) -> tuple:
     return tuple(items)
 
 
-def _evaluate(expression: Any, names: Any) -> Any:
+def _evaluate(expression: Any, names: Any = None) -> Any:
     """``eval``, which ``paddle.save`` writes for one kind of tensor, always as ``eval('data', {'data': array})``."""
     if expression != "data" or not isinstance(names, dict) or list(names) != ["data"]:
         raise UnsafePickleError(f"it wants to run eval({_shorten(expression)})")
@@ -295,6 +301,8 @@ _OWN_OPCODES = "REDUCE BUILD SETITEM SETITEMS DICT APPEND APPENDS BYTEARRAY8"
 
 def _refuse(opcode: int) -> Callable[[_Unpickler], None]:
     def load(self: _Unpickler) -> None:
+        if not self.proto:  # nothing but a pickle begins like one
+            raise UnsafePickleError("it is another kind of file, no pickle")
         raise UnsafePickleError(f"it uses the pickle operation {bytes([opcode])!r}, which no weights need")
 
     return load

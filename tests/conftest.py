@@ -54,16 +54,24 @@ OUTPUT: {tmp_path}/out
 
 
 def start_program(
-    script: str, *arguments: object, ranks: int = 0, cwd: Path = ROOT, launch: tuple[str, ...] = ()
+    script: str,
+    *arguments: object,
+    ranks: int = 0,
+    cwd: Path = ROOT,
+    launch: tuple[str, ...] = (),
+    prefix: tuple[str, ...] = (),
 ) -> subprocess.Popen:
-    """Start a script of the project in a process group of its own, under the launcher if ``ranks`` is given."""
+    """Start a script of the project in a process group of its own, under the launcher if ``ranks`` is given.
+
+    ``launch`` are further flags of the launcher, ``prefix`` a command that runs the whole.
+    """
     command = [sys.executable, str(ROOT / script)]
     if ranks:
         command[1:1] = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks), *launch]
         command[3:3] = ["--log_dir", str(cwd / "log")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
     return subprocess.Popen(
-        [*command, *map(str, arguments)],
+        [*prefix, *command, *map(str, arguments)],
         cwd=cwd,
         env=environment | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
