@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -265,8 +265,11 @@ class CheckpointFolder:
         if is_main_process():
             remove_leftovers(self.folder)
 
-    def find_latest(self) -> tuple[Path, dict[str, Any]] | None:
+    def find_latest(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
         """Read the newest training state that is intact, or return ``None`` where there is none at all.
+
+        Args:
+            warn: is told of each damaged state that was passed over.
 
         Raises:
             UserError: there are states, and all of them are damaged.
@@ -278,6 +281,7 @@ class CheckpointFolder:
                     return path, load_file(path)
                 except UserError as error:
                     damage = damage or error
+                    warn(str(error))
         if damage:
             raise UserError(f"{self.folder} has no intact training state to resume from; {damage}")
         return None

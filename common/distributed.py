@@ -124,6 +124,13 @@ def is_lost_connection(error: Exception) -> bool:
     return bool(re.search(r"gloo.*(?:TIMEOUT|Connection|closed|reset|pair)", str(error), re.DOTALL))
 
 
+def _store_address() -> str:
+    """Where rank 0 keeps the job's key-value store, as ``paddle.distributed.init_parallel_env`` finds it."""
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
+
+
 class FailureWatch:
     """Ends every rank with the same exit code when one of them fails, so that nobody waits for ever.
 
@@ -138,7 +145,9 @@ class FailureWatch:
     _REMEDY = "it was killed or its machine is gone; run the same command with -resume auto to go on"
 
     def __init__(self):
-        self._store = core.create_or_get_global_tcp_store()
+        # A client of its own: Paddle's is not made for two threads, and NCCL uses it when it first communicates.
+        host, _, port = _store_address().rpartition(":")
+        self._store = core.TCPStore(host, int(port), False, 0)
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._answered = time.monotonic()
@@ -147,13 +156,14 @@ class FailureWatch:
             thread.start()
 
     def announce(self, message: str, exit_code: int) -> None:
-        """Tell all ranks to exit with ``exit_code`` and, unless this is rank 0, wait until they could."""
+        """Tell all ranks to exit with ``exit_code``, and wait until they could have heard it."""
+        if self._lock.acquire(timeout=4 * self._INTERVAL):  # the watch may be stuck in a dead connection
+            with contextlib.suppress(Exception):  # the store may be gone with rank 0
+                self._store.set("failure", f"{exit_code} rank {rank()}: {message}")
+                self._store.add("failures", 1)
+            self._lock.release()
         self._closed.set()
-        with contextlib.suppress(Exception), self._lock:  # the store may be gone with rank 0
-            self._store.set("failure", f"{exit_code} rank {rank()}: {message}")
-            self._store.add("failures", 1)
-        if not is_main_process():
-            time.sleep(10 * self._INTERVAL)
+        time.sleep((3 if is_main_process() else 10) * self._INTERVAL)
 
     def explain_loss(self) -> str:
         """Say which ranks no longer give a sign of life; rank 0 does, the others leave it the time to."""
@@ -181,10 +191,10 @@ class FailureWatch:
                     self._store.add(f"heartbeat {rank()}", 1)
                     failed = self._store.add("failures", 0)
                 beats = self._beats(others)
-            except Exception:  # the store lives in rank 0: it has ended, and told the user why
-                self._leave(1)
+            except Exception:  # the store lives in rank 0, and an end of its own would have been announced
+                self._leave(1, f"rank 0 is lost: {self._REMEDY}", everywhere=True)
             now = self._answered = time.monotonic()
-            if failed:
+            if failed and not self._closed.is_set():
                 exit_code, _, message = self._store.get("failure").decode().partition(" ")
                 self._leave(int(exit_code), message)
             since |= {other: now for other in others if beats[other] != last_beats[other]}
@@ -202,7 +212,7 @@ class FailureWatch:
         """End this rank when the store, which lives in rank 0, does not even refuse to answer."""
         while not self._closed.wait(self._INTERVAL):
             if time.monotonic() - self._answered > self._SILENCE:
-                self._leave(1, "rank 0 is lost", everywhere=True)
+                self._leave(1, f"rank 0 is lost: {self._REMEDY}", everywhere=True)
 
     def _leave(self, exit_code: int, message: str = "", everywhere: bool = False) -> None:
         if message and (everywhere or is_main_process()):

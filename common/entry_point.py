@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -51,6 +50,13 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         if _wants_traceback(argv):
             traceback.print_exc()
         _fail(watch, str(error), EXIT_USER_ERROR)
+    except OSError as error:
+        if _wants_traceback(argv):
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(watch, f"{where}{error.strerror or error}; check path, permissions and free space", EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        _fail(watch, "interrupted", 128 + signal.SIGINT)
     except StoppedBySignal as stop:
         exit_code = stop.exit_code
     except Exception as error:
@@ -74,11 +80,10 @@ def _wants_traceback(argv: Sequence[str]) -> bool:
 def _fail(watch, message: str, exit_code: int) -> None:
     """Print the message where the user sees it and end all ranks."""
     message = " ".join(message.split())
-    if watch is None or int(os.environ.get("PADDLE_TRAINER_ID", 0)) == 0:
+    if watch is None or os.environ["PADDLE_TRAINER_ID"] == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)
     if watch:
         watch.announce(message, exit_code)
-        time.sleep(0.2)
         os._exit(exit_code)  # a rank may be blocked in a collective operation, which a normal exit would wait for
     sys.exit(exit_code)
 
@@ -100,6 +105,11 @@ def select_device(name: str = "") -> str:
     if name.startswith("gpu") and not gpus:
         reason = "sees no GPU" if paddle.is_compiled_with_cuda() else "was compiled without GPU support"
         raise UserError(f"-device {name}: this Paddle {paddle.__version__} {reason}; use -device cpu")
+    several = int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1
+    if several and (name.startswith("gpu:") or (name == "cpu" and gpus)):
+        raise UserError(
+            f"-device {name} with several ranks: the launcher gives each its own; choose with its --devices"
+        )
     if not name:
         name = "gpu" if gpus else "cpu"
     launched_on = os.environ.get("FLAGS_selected_gpus")  # noqa: SIM112 (Paddle's launcher spells it so)

@@ -1,4 +1,7 @@
-"""Parameters and multiply-adds of a model, counted from what is executed."""
+"""Parameters and multiply-adds of a model, counted from what is executed.
+
+python -m common.flops            # the table of all variants at 224x224
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ __all__ = ["count_flops", "params"]
 
 
 def params(model: nn.Layer) -> int:
-    """Number of trainable values (BatchNorm's running statistics are buffers and do not count)."""
+    """Number of trainable values (BatchNorm's running statistics do not count)."""
     return sum(int(np.prod(parameter.shape)) for parameter in model.parameters() if not parameter.stop_gradient)
 
 
@@ -51,3 +54,16 @@ def count_flops(model: nn.Layer, height: int, width: int, in_channels: int = 3) 
         for hook in hooks:
             hook.remove()
     return int(total)
+
+
+def main() -> None:
+    from common.pale_transformer import create_model, list_models
+
+    print("| model | params | multiply-adds at 224x224 |\n|-------|-------:|------:|")
+    for name in list_models():
+        model = create_model(name)
+        print(f"| `{name}` | {params(model) / 1e6:.2f}M | {count_flops(model, 224, 224) / 1e9:.2f}G |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -94,8 +94,10 @@ class ScaledDotProductAttention(nn.Layer):
     """softmax(q k^T / sqrt(D)) v for every head; a layer of its own so that its products can be counted.
 
     Args:
-        fused: use ``F.scaled_dot_product_attention``, which on GPUs never stores the score matrix; ``None`` uses it
-            on GPUs only, because on CPUs Paddle runs the plain formula behind it. Both agree to 1e-5 in float32.
+        fused: use ``F.scaled_dot_product_attention``, which on GPUs never stores the score matrix. ``None`` uses it
+            where its kernel exists on all supported versions of Paddle: in half precision, on GPUs of compute
+            capability 8.0 and up, for head widths that 8 divides. On CPUs Paddle runs the plain formula behind it.
+            Both agree to 1e-5 in float32.
     """
 
     def __init__(self, fused: bool | None = None):
@@ -104,8 +106,7 @@ class ScaledDotProductAttention(nn.Layer):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Map three ``[G, L, heads, D]`` tensors (G groups of L tokens) to one of the same shape and dtype."""
-        fused = paddle.device.get_device().startswith("gpu") if self.fused is None else self.fused
-        if fused:
+        if _has_fused_kernel(query) if self.fused is None else self.fused:
             return F.scaled_dot_product_attention(query, key, value, training=self.training)
         query, key, value = (t.transpose([0, 2, 1, 3]) for t in (query * query.shape[-1] ** -0.5, key, value))
         scores = F.softmax(paddle.matmul(query, key, transpose_y=True), axis=-1)
@@ -194,6 +195,16 @@ class PSAttention(nn.Layer):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}, pale_size={self.pale_size}"
+
+
+def _has_fused_kernel(query: Tensor) -> bool:
+    return (
+        paddle.in_dynamic_mode()
+        and query.place.is_gpu_place()
+        and query.dtype in (paddle.float16, paddle.bfloat16)
+        and query.shape[-1] % 8 == 0
+        and paddle.device.cuda.get_device_capability() >= (8, 0)
+    )
 
 
 def _pale_sides(pale_size: int | Sequence[int]) -> tuple[int, int]:

@@ -52,7 +52,8 @@ class ShardedTrainSampler(paddle.io.BatchSampler):
         self.num_batches = num_samples // (batch_size * world_size * group) * group
         if self.num_batches == 0:
             raise ValueError(
-                f"{num_samples} samples do not fill one step of {group} x {world_size} batches of {batch_size}"
+                f"{num_samples} training images are too few: one step takes batch size {batch_size} x "
+                f"{world_size} ranks x {group} accumulated batches = {batch_size * world_size * group}"
             )
         self.num_samples, self.batch_size, self.seed, self.repeats = num_samples, batch_size, seed, repeats
         self.rank, self.world_size = rank, world_size

@@ -8,7 +8,13 @@ import time
 
 from common.distributed import is_main_process
 
-__all__ = ["StopRequest"]
+__all__ = ["StopRequest", "ignore_stop_signals"]
+
+
+def ignore_stop_signals(*_: object) -> None:
+    """Leave stopping to the parent: for reader processes, which a terminal or scheduler signals, too."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class StopRequest:
@@ -25,6 +31,7 @@ class StopRequest:
         self._since = 0.0
 
     def __enter__(self) -> StopRequest:
+        self._process = os.getpid()
         self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -36,7 +43,7 @@ class StopRequest:
         now = time.monotonic()
         if not self.signal_number:
             self.signal_number, self._since = number, now
-            if is_main_process():
+            if is_main_process() and os.getpid() == self._process:
                 name = signal.Signals(number).name
                 os.write(1, f"{name}: finishing this step, then saving; a second signal leaves at once\n".encode())
         elif now - self._since > self._SAME:

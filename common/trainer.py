@@ -41,6 +41,9 @@ from common.training_log import TrainingLog
 __all__ = ["StepResult", "TrainSettings", "Trainer"]
 
 
+_MAX_OVERFLOWS = 30  # steps in a row that loss scaling may leave out; by then the scale has fallen by a factor 2**30
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How to train.
@@ -122,14 +125,14 @@ class Trainer:
             criterion,
         )
         self.settings, self.log, self.checkpoints, self.metadata = settings, log, checkpoints, dict(metadata)
-        self.ema = ModelEma(model, settings.ema_decay) if settings.ema_decay else None
         self.scaler = paddle.amp.GradScaler(enable=settings.amp == "float16", init_loss_scaling=2.0**16)
         self.parallel = paddle.DataParallel(model) if world_size() > 1 else model
+        self.ema = ModelEma(model, settings.ema_decay) if settings.ema_decay else None
         self.steps_per_epoch = sampler.num_batches // settings.accum_iter
         self.total_steps = self.steps_per_epoch * settings.epochs
         self.epoch = self.batch = 0  # whole epochs behind us, and batches of the present one
         self.best: dict[str, Any] = {}
-        self._nonfinite = 0
+        self._nonfinite = self._overflows = 0
 
     @property
     def step(self) -> int:
@@ -146,7 +149,7 @@ class Trainer:
         state = {
             "model": numpy_state(self.model),
             "optimizer": optimizer_state(self.optimizer, self.model),
-            "scaler": {k: v for k, v in self.scaler.state_dict().items() if isinstance(v, (int, float, bool))},
+            "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
@@ -164,7 +167,7 @@ class Trainer:
     def _models(self) -> list[nn.Layer]:
         return [self.model, self.ema.model] if self.ema else [self.model]
 
-    def _conditions(self) -> dict[str, int]:
+    def _conditions(self) -> dict[str, Any]:
         """What has to be the same for a resumed run to be bitwise the undisturbed one."""
         return {
             "epochs": self.settings.epochs,
@@ -174,6 +177,7 @@ class Trainer:
             "seed": self.settings.seed,
             "images": self.sampler.num_samples,
             "repeats": self.sampler.repeats,
+            "Paddle": paddle.__version__,
         }
 
     def _described(self) -> dict[str, Any]:
@@ -192,9 +196,10 @@ class Trainer:
             What keeps the rest of the run from being bitwise the one that was interrupted; empty if nothing does.
 
         Raises:
-            UserError: the file is no training state, or is another model's. Nothing was changed.
+            UserError: the file is no training state, or is another model's; the trainer must not be used then.
         """
-        if not {"model", "optimizer", "epoch", "batch", "conditions", "best"} <= set(state):
+        kinds = {"model": dict, "optimizer": dict, "epoch": int, "batch": int, "conditions": dict, "best": dict}
+        if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
             raise UserError(f"{source} holds weights, not a training state; resume from latest, or use -pretrained")
         inexact = [
             f"{name}: {state['conditions'].get(name)} then, {value} now"
@@ -239,16 +244,28 @@ class Trainer:
             bar.update(self.step)
             while self.epoch < self.settings.epochs:
                 self._train_epoch(bar)
+                last = self.epoch + 1 == self.settings.epochs
+                validate = last or (self.epoch + 1) % self.settings.validate_epochs == 0
+                if validate:
+                    self.checkpoints.save_latest(self.state())  # an evaluation may take longer than a scheduler waits
                 self.epoch, self.batch = self.epoch + 1, 0
-                last = self.epoch == self.settings.epochs
-                average_statistics(self.model)
-                if last or self.epoch % self.settings.validate_epochs == 0:
+                for model in self._models():
+                    average_statistics(model)
+                if validate:
                     self._validate()
                 state = self.state()
                 self.checkpoints.save_latest(state)
                 if last or self.epoch % self.settings.save_epochs == 0:
                     self.checkpoints.save_epoch(state, self.epoch)
+                if not last:
+                    self._leave_if(int(gather_rows([self._stop.signal_number]).max()))
         return self.best
+
+    def _leave_if(self, stop: int) -> None:
+        """Leave, after the state was saved, if a signal number is given."""
+        if stop:
+            self.log.line(f"saved step {self.step} as {self.checkpoints.latest}; go on with -resume auto")
+            raise StoppedBySignal(stop)
 
     def _train_epoch(self, bar) -> None:
         settings = self.settings
@@ -278,9 +295,7 @@ class Trainer:
                     self._interval = _Interval()
                 if stop or (settings.save_steps and self.step % settings.save_steps == 0):
                     self.checkpoints.save_latest(self.state())
-                if stop:
-                    self.log.line(f"saved step {self.step} as {self.checkpoints.latest}; go on with -resume auto")
-                    raise StoppedBySignal(stop)
+                self._leave_if(stop)
             waited = time.perf_counter()
         self._report(epoch_sum, f"epoch {self.epoch + 1}/{settings.epochs} train", record=False)
 
@@ -307,16 +322,19 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = self._clip_gradients()
         flags = gather_rows([math.isfinite(float(sum(losses))), self._stop.signal_number])
-        # Gradients are the same on all ranks; with loss scaling infinite ones are usual, and the scaler skips them.
-        if flags[:, 0].all() and (self.scaler.is_enable() or math.isfinite(norm)):
+        # The gradients are the same on all ranks.
+        if flags[:, 0].all() and math.isfinite(norm):
             self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self._nonfinite = 0
+            self._nonfinite = self._overflows = 0
             if self.ema:
                 self.ema.update(self.model)
+        elif flags[:, 0].all() and self.scaler.is_enable() and self._overflows < _MAX_OVERFLOWS:
+            self._overflows += 1  # usual with loss scaling: the scaler leaves the step out and lowers its scale
+            self.scaler.step(self.optimizer)
         else:
             self._count_nonfinite(np.flatnonzero(flags[:, 0] == 0))
             set_statistics(self.model, statistics)  # what is not finite has gone into BatchNorm's, too
+        self.scaler.update()
         self.optimizer.clear_grad()
         return int(flags[:, 1].max())
 

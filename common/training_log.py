@@ -50,7 +50,7 @@ class TrainingLog:
         return tqdm(total=total, desc=description, disable=hidden, leave=False, dynamic_ncols=True)
 
     def rewind(self, step: int) -> None:
-        """Drop the records after a step, which a resumed run writes again, and a line that a kill cut in two."""
+        """Drop the records of ``log.jsonl`` after a step, which is written again, and a line that a kill cut in two."""
         if self._file:
             self._file.close()
             path = Path(self._file.name)

@@ -37,7 +37,12 @@ class ReleasedWeights:
 
 # There are no official weights: the paper's authors released none, and we have not trained on ImageNet. What stands
 # here was trained by this project on a CPU; docs/results.md has the commands.
-_RELEASED: tuple[ReleasedWeights, ...] = ()
+_RELEASED: tuple[ReleasedWeights, ...] = (
+    ReleasedWeights("pale_nano", "mnist5k", "pale_nano_mnist5k.pdparams", 97.4, "1,000 held-out digits of MNIST-5k"),
+    ReleasedWeights(
+        "pale_nano", "fashion_mnist", "pale_nano_fashion_mnist.pdparams", 90.06, "10,000 test images of Fashion-MNIST"
+    ),
+)
 
 
 def list_weights(model: str | None = None) -> list[ReleasedWeights]:

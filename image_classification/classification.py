@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from common.optimizer import build_adamw, warmup_cosine
 from common.trainer import StepResult, Trainer, TrainSettings
 from common.training_log import TrainingLog
 from common.weights import resolve_weights
+from image_classification.config import config_from_text, default_config, differences
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
 from image_classification.loaders import build_eval_loader, build_train_loader, check_batch
@@ -51,14 +53,15 @@ class Classification:
         train_loader, sampler = build_train_loader(config, train_set)
         val_loader = build_eval_loader(config, val_set)
         model = build_model(config, num_classes)
+        self._compare_ranks(len(train_set), len(val_set), sampler.num_batches, num_classes)
         output = Path(config.OUTPUT)
         checkpoints = CheckpointFolder(output, config.KEEP_CHECKPOINTS)
-        resumed = self._find_state(checkpoints)
+        log = TrainingLog(output)
+        resumed = self._find_state(checkpoints, log)
         report = None
         if config.MODEL.PRETRAINED and not resumed:
             source = resolve_weights(config.MODEL.NAME, config.MODEL.PRETRAINED)
             report = load_pretrained(model, source, verbose=False)
-        log = TrainingLog(output)
         self._print_head(log, model)
         log.line(f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes")
         if report:
@@ -89,17 +92,31 @@ class Classification:
         )
         if resumed:
             self._resume(trainer, log, *resumed)
-        best = trainer.run()
+        log.rewind(trainer.step if resumed else -1)
+        best = trainer.run() if trainer.epoch < config.TRAIN.EPOCHS else trainer.best
         self._print_next_commands(log, trainer.checkpoints, best)
         log.close()
         return best
 
-    def _find_state(self, checkpoints: CheckpointFolder) -> tuple[Path | str, dict[str, Any]] | None:
+    def _compare_ranks(self, *figures: int) -> None:
+        """Stop where the machines were given different data or settings, before they wait for each other for ever."""
+        train = self.config.TRAIN
+        settings = zlib.crc32("".join(differences(default_config(), self.config)).encode())
+        rows = gather_rows([*figures, train.EPOCHS, train.ACCUM_ITER, self.config.SEED, settings])
+        for other in range(world_size()):
+            if (rows[other] != rows[0]).any():
+                raise UserError(
+                    f"rank {other} was started otherwise than rank 0 (training and validation images, batches, classes, "
+                    f"epochs, accumulation, seed, other settings): {rows[other].astype(int).tolist()}, not "
+                    f"{rows[0].astype(int).tolist()}; start all machines alike"
+                )
+
+    def _find_state(self, checkpoints: CheckpointFolder, log: TrainingLog) -> tuple[Path | str, dict[str, Any]] | None:
         """The training state that ``RESUME`` means, with its source."""
         source = self.config.RESUME
         if not source:
             return None
-        found = checkpoints.find_latest() if source == "auto" else (source, read_checkpoint(source))
+        found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_checkpoint(source))
         steps = gather_rows([found[1].get("step", 0) if found else -1])[:, 0]
         if steps.min() != steps.max():
             raise UserError(
@@ -111,18 +128,19 @@ class Classification:
     def _resume(self, trainer: Trainer, log: TrainingLog, source: Path | str, state: dict[str, Any]) -> None:
         last_epoch = self.config.TRAIN.LAST_EPOCH
         inexact = trainer.resume(state, str(source), last_epoch if last_epoch >= 0 else None)
-        log.rewind(trainer.step)
+        if isinstance(state.get("config"), str):
+            inexact += differences(config_from_text(state["config"], str(source)), self.config)
         log.line(f"resuming {source} after epoch {trainer.epoch}, step {trainer.step}")
         for reason in inexact:
-            log.line(f"  not bitwise the run that was interrupted: {reason}")
+            log.line(f"  differs from the run that was interrupted: {reason}")
         if trainer.epoch >= self.config.TRAIN.EPOCHS:
-            raise UserError(f"{source} has finished {trainer.epoch} epochs; raise TRAIN.EPOCHS to train on")
+            log.line(f"all {trainer.epoch} epochs are done; raise TRAIN.EPOCHS to train on")
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate ``MODEL.PRETRAINED`` (or ``RESUME``) on the validation set."""
         config = self.config
         source = config.MODEL.PRETRAINED or config.RESUME
-        if not source:
+        if source in ("", "auto"):
             raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
         val_set = self._dataset("val")
         loader = build_eval_loader(config, val_set)
@@ -191,6 +209,8 @@ class Classification:
             f"{self.config.MODEL.NAME}: {params(model) / 1e6:.2f}M parameters on {self.device}, "
             f"{world_size()} rank(s), Paddle {paddle.__version__}"
         )
+        if self.config.TRAIN.AMP and self.device == "cpu":
+            log.line("mixed precision has no effect on CPUs: everything is computed in float32")
 
     def _print_next_commands(self, log: TrainingLog, checkpoints: CheckpointFolder, best: dict[str, float]) -> None:
         config_file, best_file, latest_file = (

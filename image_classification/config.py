@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from yacs.config import CfgNode
 from common.entry_point import ArgumentParser
 from common.errors import UserError
 
-__all__ = ["DEFAULT_CONFIG", "add_config_flags", "config_from_text", "default_config", "load_config"]
+__all__ = ["DEFAULT_CONFIG", "add_config_flags", "config_from_text", "default_config", "differences", "load_config"]
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "pale_nano_mnist5k.yaml"
 
@@ -80,7 +81,7 @@ def default_config() -> CfgNode:
     config.SAVE_STEPS = 0  # optimizer steps between two writes of latest.pdparams inside an epoch; 0: after epochs only
     config.KEEP_CHECKPOINTS = 3
     config.LOG_INTERVAL = 50  # optimizer steps between two lines
-    config.OUTPUT = "output/pale_nano"
+    config.OUTPUT = "output/classification"
     config.RESUME = ""  # a training state (latest.pdparams of an earlier run), or auto for OUTPUT's own if there is one
     config.EVAL = False  # only evaluate
     config.SEED = 0
@@ -88,7 +89,7 @@ def default_config() -> CfgNode:
     return config
 
 
-# flag -> (key, type or None for a switch, help)
+# flag -> (key, type, help); the switches stand in add_config_flags
 _FLAGS = {
     "dataset": ("DATA.DATASET", str, "kind of data set: imagenet2012, folder, idx, mnist, fashion_mnist, mnist5k"),
     "data_path": ("DATA.DATA_PATH", str, "folder of the data set"),
@@ -154,9 +155,35 @@ def config_from_text(text: str, source: str) -> CfgNode:
     Raises:
         UserError: it is not one of this version's.
     """
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, AttributeError) as error:
+        raise UserError(f"{source} carries a damaged configuration: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{source} carries a {type(values).__name__} in place of a configuration")
     config = default_config()
-    _merge_mapping(config, yaml.safe_load(text), source, "")
+    _merge_mapping(config, values, source, "")
+    _check(config)
+    config.freeze()
     return config
+
+
+# What may differ between a run and its continuation without changing a single weight; the last line is what the trainer
+# compares itself.
+_FREE_KEYS = """
+    BASE OUTPUT RESUME EVAL DEVICE LOG_INTERVAL KEEP_CHECKPOINTS SAVE_EPOCHS SAVE_STEPS VALIDATE_EPOCHS DATA.DATA_PATH
+    DATA.NUM_WORKERS DATA.BATCH_SIZE_EVAL MODEL.PRETRAINED MODEL.RECOMPUTE TRAIN.LAST_EPOCH
+    TRAIN.EPOCHS DATA.BATCH_SIZE TRAIN.ACCUM_ITER SEED AUG.REPEATS
+"""
+
+
+def differences(then: CfgNode, now: CfgNode) -> list[str]:
+    """``KEY: value then, value now`` for each key that differs and has a part in the weights."""
+    return [
+        f"{key}: {_find(then, key)} then, {_find(now, key)} now"
+        for key in _keys(now)
+        if key not in _FREE_KEYS.split() and _find(then, key) != _find(now, key)
+    ]
 
 
 def _merge_file(config: CfgNode, path: Path, including: tuple[Path, ...]) -> None:
@@ -233,18 +260,18 @@ def _parse(text: str) -> Any:
         return text
 
 
+def _keys(node: CfgNode, prefix: str = "") -> list[str]:
+    """All dotted keys."""
+    return [
+        full
+        for name, value in node.items()
+        for full in (_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [f"{prefix}{name}"])
+    ]
+
+
 def _similar(config: CfgNode, key: str) -> str:
     """A hint for a mistyped key."""
-    import difflib
-
-    def keys(node: CfgNode, prefix: str = "") -> list[str]:
-        return [
-            full
-            for name, value in node.items()
-            for full in (keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [f"{prefix}{name}"])
-        ]
-
-    known = {name.upper(): name for name in keys(config)}
+    known = {name.upper(): name for name in _keys(config)}
     close = difflib.get_close_matches(str(key).upper(), known, n=1)
     return f"; did you mean {known[close[0]]}?" if close else ""
 
@@ -267,6 +294,9 @@ def _check(config: CfgNode) -> None:
     for key in fractions.split():
         _require(config, key, lambda value: 0 <= value <= 1, "must be between 0 and 1")
     _require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
+    _require(config, "TRAIN.BETAS", lambda value: all(0 <= beta < 1 for beta in value), "must be two numbers in [0, 1)")
+    if config.TRAIN.LAST_EPOCH >= 0 and not config.RESUME:
+        raise UserError("-last_epoch says after which epoch to go on; it needs -resume")
     _require(config, "DATA.IMAGE_SIZE", lambda value: value >= 32, "must be at least 32, the largest stride")
     _require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
     _require(config, "TRAIN.LAST_EPOCH", lambda value: value >= -1, "must be an epoch, or -1 for the checkpoint's own")

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 from common.distributed import rank, world_size
 from common.errors import UserError
 from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
+from common.stop_request import ignore_stop_signals
 from image_classification.datasets import Dataset
 from image_classification.transforms import EvalTransform, TrainTransform
 
@@ -120,7 +121,7 @@ def build_train_loader(config: CfgNode, dataset: Dataset) -> tuple[paddle.io.Dat
             config.TRAIN.ACCUM_ITER,
         )
     except ValueError as error:
-        raise UserError(f"{error}; lower -batch_size, -accum_iter or the number of ranks") from error
+        raise UserError(f"{error}; lower one of them") from error
     source = TransformedDataset(dataset, build_transform(config, True), config, config.DATA.SKIP_BROKEN)
     return _loader(source, sampler, config.DATA.NUM_WORKERS), sampler
 
@@ -135,4 +136,6 @@ def build_eval_loader(config: CfgNode, dataset: Dataset) -> paddle.io.DataLoader
 
 
 def _loader(source: TransformedDataset, sampler: paddle.io.BatchSampler, workers: int) -> paddle.io.DataLoader:
-    return paddle.io.DataLoader(source, batch_sampler=sampler, num_workers=workers, collate_fn=_collate)
+    return paddle.io.DataLoader(
+        source, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, worker_init_fn=ignore_stop_signals
+    )

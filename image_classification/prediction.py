@@ -56,14 +56,16 @@ class Classifier:
         state = read_checkpoint(resolve_weights(None, weights))
         arrays = find_weights(state, weights)
         if config is None:
-            if "config" not in state:
+            if not isinstance(state.get("config"), str):
                 raise UserError(f"{weights} does not say how it was trained; give its -cfg")
             config = config_from_text(state["config"], weights)
         if "head.weight" not in arrays:
             raise UserError(f"{weights} has no classification head; give the weights of a trained classifier")
         self.config = config
-        self.class_names: list[str] | None = state.get("class_names")
         self.model = build_model(config, arrays["head.weight"].shape[1])
+        self.class_names: list[str] | None = state.get("class_names")
+        if self.class_names and len(self.class_names) != self.model.num_classes:
+            raise UserError(f"{weights} names {len(self.class_names)} classes and has {self.model.num_classes}")
         load_weights(self.model, arrays, weights)
         self.model.eval()
 
@@ -92,4 +94,4 @@ class Classifier:
 
     def _describe(self, label: int, score: float) -> dict[str, Any]:
         name = self.class_names[label] if self.class_names else str(label)
-        return {"label": label, "name": name, "score": score}
+        return {"label": label, "name": str(name), "score": score}

@@ -190,7 +190,7 @@ def test_one_rank_and_three_ranks_count_the_same_images(tmp_path, shapes, shapes
         (["-cfg", "missing.yaml"], "missing.yaml"),
         (["-data_path", "/no/such/folder"], "/no/such/folder"),
         (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
-        (["-batch_size", "1000"], "36 samples"),
+        (["-batch_size", "1000"], "36 training images"),
         (["-pretrained", "missing.pdparams"], "missing.pdparams"),
     ],
 )

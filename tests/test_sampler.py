@@ -114,9 +114,9 @@ def test_group_leaves_whole_optimizer_steps():
     ("num_samples", "batch_size", "world_size", "group"), [(3, 4, 1, 1), (7, 4, 2, 1), (11, 4, 1, 3), (0, 1, 1, 1)]
 )
 def test_too_few_samples_are_refused(num_samples, batch_size, world_size, group):
-    with pytest.raises(ValueError, match=f"{num_samples} samples do not fill one step") as caught:
+    with pytest.raises(ValueError, match=f"{num_samples} training images are too few") as caught:
         ShardedTrainSampler(num_samples, batch_size, 0, 0, world_size, group=group)
-    assert f"{group} x {world_size} batches of {batch_size}" in str(caught.value)
+    assert f"batch size {batch_size} x {world_size} ranks x {group} accumulated batches" in str(caught.value)
     enough = batch_size * world_size * group
     assert len(ShardedTrainSampler(enough, batch_size, 0, 0, world_size, group=group)) == group
 

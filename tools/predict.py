@@ -23,6 +23,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.top < 1:
         raise UserError(f"-top is {arguments.top}; it must be at least 1")
+    if arguments.opts and not arguments.cfg:
+        raise UserError("-opts overrides keys of -cfg; give both")
     config = load_config(arguments) if arguments.cfg else None
     device = config.DEVICE if config and config.DEVICE else arguments.device
     select_device(device or "")
