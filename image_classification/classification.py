@@ -99,14 +99,14 @@ class Classification:
         return best
 
     def _compare_ranks(self, *figures: int) -> None:
-        """Stop where the machines were given different data or settings, before they wait for each other for ever."""
+        """Stop where machines were given different data or settings, before they wait for each other for ever."""
         train = self.config.TRAIN
         settings = zlib.crc32("".join(differences(default_config(), self.config)).encode())
         rows = gather_rows([*figures, train.EPOCHS, train.ACCUM_ITER, self.config.SEED, settings])
         for other in range(world_size()):
             if (rows[other] != rows[0]).any():
                 raise UserError(
-                    f"rank {other} was started otherwise than rank 0 (training and validation images, batches, classes, "
+                    f"rank {other} was started unlike rank 0 (training and validation images, batches, classes, "
                     f"epochs, accumulation, seed, other settings): {rows[other].astype(int).tolist()}, not "
                     f"{rows[0].astype(int).tolist()}; start all machines alike"
                 )

@@ -270,7 +270,7 @@ def test_only_training_may_decode_images_at_a_reduced_size(shapes, monkeypatch):
 def test_too_few_training_images_for_a_step(shapes):
     with pytest.raises(UserError, match="36 training images are too few") as caught:
         train_batches(shapes, BATCH_SIZE=13, ACCUM_ITER=3)
-    for part in ("3 x 1 batches of 13", "-batch_size", "-accum_iter"):
+    for part in ("batch size 13 x 1 ranks x 3 accumulated batches = 39", "lower one of them"):
         assert part in str(caught.value)
 
 
