@@ -116,7 +116,7 @@ class ScaledDotProductAttention(nn.Layer):
 class SeparableProjection(nn.Layer):
     """Depthwise 3x3 convolution -> BatchNorm -> pointwise convolution, "following CvT" [R, U].
 
-    The depthwise convolution has no bias, as in CvT; the BatchNorm would cancel it. On channels-last maps the pointwise
+    The depthwise convolution has no bias [A: CvT]; the BatchNorm would cancel it. On channels-last maps the pointwise
     convolution is a linear layer.
     """
 

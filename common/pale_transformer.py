@@ -29,9 +29,9 @@ __all__ = ["VARIANTS", "PaleBlock", "PaleTransformer", "create_model", "list_mod
 
 # A row is what distinguishes a variant. Depths and pale size: [U] for Pale-B, [C] for all three.
 VARIANTS: dict[str, dict[str, Any]] = {
-    # 21.8M parameters, 4.20G multiply-adds at 224x224. Channels [C], heads [A].
+    # 21.8M parameters, 4.20G multiply-adds at 224x224. Channels [C], heads [A: CSWin].
     "pale_tiny": {"embed_dim": 64, "depths": (2, 2, 16, 2), "num_heads": (2, 4, 8, 16), "pale_size": 7},
-    # 48.3M, 8.98G. Channels [C], heads [A].
+    # 48.3M, 8.98G. Channels [C], heads [A: CSWin].
     "pale_small": {"embed_dim": 96, "depths": (2, 2, 16, 2), "num_heads": (2, 4, 8, 16), "pale_size": 7},
     # 85.3M, 15.53G. Channels [C], heads [U].
     "pale_base": {"embed_dim": 128, "depths": (2, 2, 16, 2), "num_heads": (4, 8, 16, 32), "pale_size": 7},
@@ -287,7 +287,7 @@ def create_model(
 
 
 def _init_weights(layer: nn.Layer) -> None:
-    """Truncated normal 0.02 for linear layers and convolutions, zero biases; norms keep Paddle's ones and zeros [A]."""
+    """Truncated normal 0.02 for linear layers and convolutions, zero biases; norms keep ones and zeros [A: Swin]."""
     if isinstance(layer, (nn.Linear, nn.Conv2D)):
         nn.initializer.TruncatedNormal(std=0.02)(layer.weight)
         if layer.bias is not None:
