@@ -22,6 +22,7 @@ __all__ = [
     "CheckpointFolder",
     "LoadReport",
     "find_weights",
+    "head_classes",
     "load_optimizer_state",
     "load_pretrained",
     "load_weights",
@@ -68,7 +69,16 @@ def find_weights(state: Mapping[str, Any], source: str, ema: bool = False) -> di
     arrays = {str(name): array for name, array in weights.items() if isinstance(array, np.ndarray)}
     if not arrays:
         raise UserError(f"{source} holds no weights")
+    for name in arrays:
+        if not name.isprintable():
+            raise UserError(f"{source} has a weight with the unprintable name {ascii(name[:80])}")
     return arrays
+
+
+def head_classes(weights: Mapping[str, np.ndarray]) -> int | None:
+    """Number of classes of the classification head among weights, or ``None`` if there is none."""
+    head = weights.get("head.weight")
+    return head.shape[1] if head is not None and head.ndim == 2 else None
 
 
 @dataclass
@@ -191,7 +201,7 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
     from common.pale_transformer import VARIANTS
 
     stem = weights.get("stages.0.merging.norm.weight")
-    if stem is None:
+    if stem is None or stem.ndim != 1:
         return "these are no Pale Transformer weights"
     blocks = {match.groups() for name in weights if (match := re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name))}
     depths = tuple(sum(stage == str(number) for stage, _ in blocks) for number in range(4))
@@ -201,9 +211,9 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
         ]
         known = f"{variants[0]} weights" if variants else f"weights of depths {depths} and {stem.shape[0]} channels"
         return f"these are {known}; set MODEL.NAME to match"
-    head = weights.get("head.weight")
-    if head is not None and any(name.startswith("head.") for name in report.mismatched):
-        return f"its head has {head.shape[1]} classes, the model {getattr(model, 'num_classes', '?')}"
+    classes = head_classes(weights)
+    if classes and any(name.startswith("head.") for name in report.mismatched):
+        return f"its head has {classes} classes, the model {getattr(model, 'num_classes', '?')}"
     return f"the first that differs is {(report.mismatched + report.missing + report.unexpected)[0]}"
 
 

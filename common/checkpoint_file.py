@@ -212,7 +212,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(load(path))
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UnsafePickleError(f"it is damaged or no safetensors file ({error})") from error
+        raise UnsafePickleError(f"it is damaged or holds no arrays that NumPy knows ({error})") from error
 
 
 def _safetensors_bytes(state: Mapping[str, Any]) -> bytes:

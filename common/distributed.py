@@ -217,4 +217,6 @@ class FailureWatch:
     def _leave(self, exit_code: int, message: str = "", everywhere: bool = False) -> None:
         if message and (everywhere or is_main_process()):
             print(f"error: {message}", flush=True)
+        if not is_main_process():
+            time.sleep(6 * self._INTERVAL)  # the launcher reports the code of whoever leaves first: rank 0
         os._exit(exit_code)

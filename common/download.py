@@ -82,7 +82,8 @@ def download(url: str, folder: Path | None = None) -> Path:
     except urllib.error.HTTPError as error:
         raise UserError(f"{address}: the server answers {error.code} {error.reason}; check the address") from error
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error) or repr(error)
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        reason = " ".join(str(reason).split()) or type(error).__name__
         raise UserError(f"{address}: {reason}; run the same command again to go on with the download") from error
     raise UserError(f"{address}: SHA-256 is {found}, not {expected}; the file was deleted. Check address and hash")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from common.errors import StoppedBySignal, UserError
 
@@ -64,28 +66,37 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         if not lost or _wants_traceback(argv):
             traceback.print_exc()
         if lost:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as a rank is gone
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _fail(watch, watch.explain_loss() if lost else f"{type(error).__name__}: {error}", 1)
     if watch:
         distributed.barrier()
         watch.close()
     if exit_code:
-        sys.exit(exit_code)
+        _leave(exit_code)
 
 
 def _wants_traceback(argv: Sequence[str]) -> bool:
     return bool({"-debug", "--debug"} & set(argv))
 
 
-def _fail(watch, message: str, exit_code: int) -> None:
+def _fail(watch, message: str, exit_code: int) -> NoReturn:
     """Print the message where the user sees it and end all ranks."""
     message = " ".join(message.split())
     if watch is None or os.environ["PADDLE_TRAINER_ID"] == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)
     if watch:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as another rank is gone
         watch.announce(message, exit_code)
-        os._exit(exit_code)  # a rank may be blocked in a collective operation, which a normal exit would wait for
-    sys.exit(exit_code)
+    _leave(exit_code)
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """Exit without waiting for reader processes or for a collective operation that will never end."""
+    for reader in multiprocessing.active_children():
+        reader.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def select_device(name: str = "") -> str:

@@ -19,7 +19,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
-from common.checkpoint import find_weights, load_weights, read_checkpoint
+from common.checkpoint import find_weights, head_classes, load_weights, read_checkpoint
 from common.depthwise_conv import DepthwiseConv2D
 from common.distributed import is_main_process
 from common.pale_attention import PSAttention
@@ -274,7 +274,7 @@ def create_model(
     source = resolve_weights(name, pretrained) if pretrained else None
     weights = find_weights(read_checkpoint(source), str(source)) if source else {}
     if num_classes is None:
-        num_classes = weights["head.weight"].shape[1] if "head.weight" in weights else 1000
+        num_classes = head_classes(weights) or 1000
     try:
         model = PaleTransformer(**{**VARIANTS[name], "num_classes": num_classes, **overrides})
     except TypeError as error:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 
 from common.distributed import is_main_process
 
-__all__ = ["StopRequest", "ignore_stop_signals"]
+__all__ = ["StopRequest", "bind_to_parent"]
+
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
-def ignore_stop_signals(*_: object) -> None:
-    """Leave stopping to the parent: for reader processes, which a terminal or scheduler signals, too."""
+def bind_to_parent(*_: object) -> None:
+    """Make a reader process end with its parent, and only with it: a terminal or a scheduler signals readers, too.
+
+    Paddle's readers wait for ever for the orders of a parent that was killed.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class StopRequest:

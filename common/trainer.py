@@ -265,6 +265,7 @@ class Trainer:
         """Leave, after the state was saved, if a signal number is given."""
         if stop:
             self.log.line(f"saved step {self.step} as {self.checkpoints.latest}; go on with -resume auto")
+            self.log.close()
             raise StoppedBySignal(stop)
 
     def _train_epoch(self, bar) -> None:

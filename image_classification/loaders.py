@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from common.distributed import rank, world_size
 from common.errors import UserError
 from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
-from common.stop_request import ignore_stop_signals
+from common.stop_request import bind_to_parent
 from image_classification.datasets import Dataset
 from image_classification.transforms import EvalTransform, TrainTransform
 
@@ -137,5 +137,5 @@ def build_eval_loader(config: CfgNode, dataset: Dataset) -> paddle.io.DataLoader
 
 def _loader(source: TransformedDataset, sampler: paddle.io.BatchSampler, workers: int) -> paddle.io.DataLoader:
     return paddle.io.DataLoader(
-        source, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, worker_init_fn=ignore_stop_signals
+        source, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, worker_init_fn=bind_to_parent
     )

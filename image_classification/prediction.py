@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from common.checkpoint import find_weights, load_weights, read_checkpoint
+from common.checkpoint import find_weights, head_classes, load_weights, read_checkpoint
 from common.errors import UserError
 from common.weights import resolve_weights
 from image_classification.config import config_from_text
@@ -59,10 +59,11 @@ class Classifier:
             if not isinstance(state.get("config"), str):
                 raise UserError(f"{weights} does not say how it was trained; give its -cfg")
             config = config_from_text(state["config"], weights)
-        if "head.weight" not in arrays:
+        num_classes = head_classes(arrays)
+        if not num_classes:
             raise UserError(f"{weights} has no classification head; give the weights of a trained classifier")
         self.config = config
-        self.model = build_model(config, arrays["head.weight"].shape[1])
+        self.model = build_model(config, num_classes)
         self.class_names: list[str] | None = state.get("class_names")
         if self.class_names and len(self.class_names) != self.model.num_classes:
             raise UserError(f"{weights} names {len(self.class_names)} classes and has {self.model.num_classes}")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_shapes, run_program
+from conftest import ROOT, make_shapes, run_program
+
+from common.checkpoint_file import load_file
 
 LAUNCHER = "image_classification/main_multi_gpu.py"
 PREDICT = "tools/predict.py"
@@ -50,6 +52,11 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert {record["kind"] for record in records} == {"train", "val", "val_ema"}
     assert max(record["top1"] for record in records if "top1" in record) == pytest.approx(best, abs=0.01)
     assert list((folder / "visualdl").glob("vdlrecords.*"))
+    for name in ("best", "latest"):
+        state = load_file(folder / name)
+        assert "SEED: 0" in state["config"]
+        assert state["class_names"] == ["blue", "green", "red"]
+        assert state["versions"].keys() == {"pale-transformer-paddle", "paddle", "numpy"}
 
     commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
     strip = "-m paddle.distributed.launch image_classification/main_multi_gpu.py "
@@ -197,6 +204,64 @@ def test_one_rank_and_three_ranks_count_the_same_images(tmp_path, shapes, shapes
 def test_wrong_input_ends_every_rank_with_one_line_and_code_2(tmp_path, shapes_config, ranks, flags, named):
     config = [] if "-cfg" in flags else ["-cfg", shapes_config]
     assert named in fails(*config, *flags, ranks=ranks, cwd=tmp_path)
+
+
+def break_train_image(shapes: Path) -> list:
+    image = shapes / "train" / "green" / "05.png"
+    image.write_bytes(image.read_bytes()[:200])
+    return ["-data_path", shapes], str(image)
+
+
+def empty_a_class(shapes: Path) -> list:
+    (shapes / "train" / "yellow").mkdir()
+    return ["-data_path", shapes], "yellow"
+
+
+def write_list(line: str):
+    def write(shapes: Path) -> list:
+        (shapes / "train_list.txt").write_text(f"train/red/00.png 2\n{line}\n")
+        return ["-dataset", "imagenet2012", "-data_path", shapes, "-opts", "MODEL.NUM_CLASSES", "3"], "line 2"
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize(
+    "spoil",
+    [break_train_image, empty_a_class, write_list("train/red/01.png"), write_list("train/red/01.png 7")],
+    ids=["truncated image", "empty class", "no label", "label out of range"],
+)
+def test_wrong_data_ends_every_rank_with_one_line_and_code_2(tmp_path, shapes, shapes_config, ranks, spoil):
+    flags, named = spoil(shapes)
+    assert named in fails("-cfg", shapes_config, *flags, ranks=ranks, cwd=tmp_path)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = run_program(LAUNCHER, "-cfg", "missing.yaml", "-debug", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Traceback" in result.stdout
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file"])
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, shapes_config, place):
+    (tmp_path / "taken").write_text("")
+    output = tmp_path / "taken" if place == "a file" else tmp_path / "taken" / "out"
+    assert str(tmp_path / "taken") in fails("-cfg", shapes_config, "-output", output, ranks=0, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_machines_that_were_started_unlike_stop_at_once(tmp_path, shapes_config):
+    # The ranks of one launch share their flags, so the configuration itself is made to depend on the rank.
+    program = tmp_path / "unlike.py"
+    program.write_text(
+        f"import os, sys\nsys.path[0] = {str(ROOT)!r}\n"
+        "from common.entry_point import run\n"
+        "from image_classification.main_multi_gpu import main\n"
+        "run(lambda argv: main([*argv, '-seed', os.environ['PADDLE_TRAINER_ID']]))\n"
+    )
+    message = fails("-cfg", shapes_config, ranks=2, cwd=tmp_path, script=str(program))
+    assert "rank 1 was started unlike rank 0" in message
 
 
 @pytest.mark.slow

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from common.checkpoint import read_checkpoint
 from common.checkpoint_file import save_file
@@ -21,13 +25,22 @@ HASH = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def server():
-    """Serves ``content`` at every address, with ranges unless told otherwise, up to ``breaks_off_after`` bytes."""
-    state = SimpleNamespace(content=CONTENT, ranges=True, breaks_off_after=None, status=None, requests=[])
+    """Serves ``content`` at every address, with ranges unless told otherwise, up to ``breaks_off_after`` bytes.
+
+    ``raw`` is sent in place of everything, ``delay`` seconds pass before anything.
+    """
+    state = SimpleNamespace(
+        content=CONTENT, ranges=True, breaks_off_after=None, status=None, raw=None, delay=0.0, requests=[]
+    )
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             wanted = self.headers.get("Range")
             state.requests.append(wanted)
+            time.sleep(state.delay)
+            if state.raw:
+                self.wfile.write(state.raw)
+                return
             if state.status:
                 self.send_error(state.status)
                 return
@@ -99,6 +112,51 @@ def test_downloads_of_the_same_file_at_the_same_time_do_not_spoil_it(server, tmp
         thread.join()
     assert len(results) == 4
     assert all(path.read_bytes() == CONTENT for path in results)
+
+
+def test_processes_that_want_the_same_file_wait_for_the_one_that_fetches_it(server, tmp_path):
+    server.delay = 1.0
+    program = (
+        "import sys; from pathlib import Path; from common.download import download; download(sys.argv[1], Path())"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {program}", server.url]
+    processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert server.requests == [None]
+    (target,) = tmp_path.iterdir()
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_that_is_longer_than_the_file_is_deleted(server, tmp_path):
+    target = download(server.url, tmp_path)
+    target.with_name(target.name + ".part").write_bytes(CONTENT + b"x")
+    target.unlink()
+    with pytest.raises(UserError, match=f"not {HASH}"):
+        download(server.url, tmp_path)
+    assert download(server.url, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"no HTTP at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\ntoo short",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\ntoo short",
+    ],
+    ids=["no HTTP", "broken chunk", "broken body"],
+)
+def test_an_answer_that_is_none_is_one_line(server, tmp_path, raw):
+    server.raw = raw
+    with pytest.raises(UserError, match="again to go on") as caught:
+        download(server.url, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_far_away_is_not_asked_without_encryption(server, tmp_path):
+    with pytest.raises(UserError, match="only https"):
+        download(server.url.replace("127.0.0.1", "example.invalid"), tmp_path)
+    assert not server.requests
+    assert not list(tmp_path.iterdir())
 
 
 def test_errors_of_the_server_are_one_line(server, tmp_path):

@@ -22,6 +22,16 @@ def small_model(seed=0, **overrides):
     return PaleTransformer(**{**SMALL, **overrides})
 
 
+# On CPUs, Paddle 2.6 cannot run a block again with the same random numbers.
+recomputing = pytest.mark.skipif(paddle.__version__ < "3", reason="recomputation on CPUs needs Paddle 3")
+
+
+def evaluating(model):
+    """Switch to evaluation mode; ``eval`` returns nothing before Paddle 3."""
+    model.eval()
+    return model
+
+
 def randomize(model, seed=0):
     """Leave no parameter and no statistic at its initial value."""
     rng = np.random.default_rng(seed)
@@ -109,7 +119,7 @@ def test_nano_has_at_most_a_million_parameters():
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (64, 96), (97, 32)])
 def test_feature_maps(height, width):
-    model = small_model().eval()
+    model = evaluating(small_model())
     maps = model.forward_features(random_images(2, height, width))
     assert model.out_channels == (4, 8, 16, 32)
     assert model.out_strides == (4, 8, 16, 32)
@@ -118,7 +128,7 @@ def test_feature_maps(height, width):
 
 
 def test_logits_are_the_head_of_the_pooled_normalised_last_map():
-    model = randomize(small_model()).eval()
+    model = evaluating(randomize(small_model()))
     images = random_images(2, 64)
     last = model.forward_features(images)[-1].numpy().transpose(0, 2, 3, 1)
     normalised = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-5)
@@ -128,7 +138,7 @@ def test_logits_are_the_head_of_the_pooled_normalised_last_map():
 
 
 def test_block_is_position_encoding_attention_and_mlp_each_added():
-    block = randomize(small_model().stages[0].blocks[0]).eval()
+    block = evaluating(randomize(small_model().stages[0].blocks[0]))
     x = paddle.to_tensor(np.random.default_rng(0).standard_normal((2, 5, 6, 4)).astype("float32"))
     expected = x + block.position_encoding(x)
     expected = expected + block.attention(block.norm1(expected))
@@ -138,22 +148,22 @@ def test_block_is_position_encoding_attention_and_mlp_each_added():
 
 @pytest.mark.parametrize(("height", "width"), [(31, 32), (32, 31), (8, 224)])
 def test_images_below_32_pixels_are_refused(height, width):
-    model = small_model().eval()
+    model = evaluating(small_model())
     for run in (model, model.forward_features):
         with pytest.raises(ValueError, match=f"{height}x{width}.*32x32"):
             run(random_images(1, height, width))
 
 
 def test_other_number_of_input_channels():
-    model = small_model(in_channels=1).eval()
+    model = evaluating(small_model(in_channels=1))
     assert model(paddle.zeros([2, 1, 32, 32])).shape == [2, 5]
 
 
 def test_logits_do_not_depend_on_the_rest_of_the_batch():
-    model = randomize(small_model(drop_path_rate=0.5)).eval()
+    model = evaluating(randomize(small_model(drop_path_rate=0.5)))
     images = random_images(4, 48, 40)
     together = model(images).numpy()
-    assert abs(together[0] - together[1]).max() > 1e-3
+    assert np.abs(together[0] - together[1]).max() > 1e-3
     for index in range(4):
         alone = model(images[index : index + 1]).numpy()[0]
         np.testing.assert_allclose(alone, together[index], rtol=1e-5, atol=1e-5)
@@ -162,9 +172,9 @@ def test_logits_do_not_depend_on_the_rest_of_the_batch():
 
 
 def test_state_dict_into_a_fresh_model_gives_equal_logits():
-    model, fresh = randomize(small_model(), seed=1).eval(), small_model(seed=2).eval()
+    model, fresh = evaluating(randomize(small_model(), seed=1)), evaluating(small_model(seed=2))
     images = random_images(2, 40)
-    assert abs(fresh(images) - model(images)).max() > 1e-3
+    assert (fresh(images) - model(images)).abs().max() > 1e-3
     missing, unexpected = fresh.set_state_dict(model.state_dict())
     assert not missing
     assert not unexpected
@@ -175,13 +185,13 @@ def test_state_dict_into_a_fresh_model_gives_equal_logits():
 
 
 def test_without_classes_the_pooled_features_come_out():
-    model = small_model(num_classes=0).eval()
+    model = evaluating(small_model(num_classes=0))
     assert model(random_images(2, 32)).shape == [2, 32]
     assert not [name for name in model.state_dict() if name.startswith("head")]
 
 
 def test_reset_head():
-    model = small_model().eval()
+    model = evaluating(small_model())
     body = {name: value for name, value in numpy_state(model).items() if not name.startswith("head.")}
     images = random_images(2, 32)
 
@@ -273,10 +283,10 @@ def test_drop_path_is_off_in_eval_mode():
     dropping, plain = small_model(drop_path_rate=0.9), small_model(drop_path_rate=0.0)
     plain.set_state_dict(dropping.state_dict())
     images = random_images(4, 32)
-    np.testing.assert_array_equal(dropping.eval()(images).numpy(), plain.eval()(images).numpy())
+    np.testing.assert_array_equal(evaluating(dropping)(images).numpy(), evaluating(plain)(images).numpy())
     dropping.train()
     plain.train()
-    assert abs(dropping(images) - plain(images)).max() > 1e-6
+    assert (dropping(images) - plain(images)).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.9])
@@ -359,7 +369,8 @@ def test_initial_values():
             assert (layer.weight.numpy() == 1).all()
             assert not layer.bias.numpy().any()
     weights = np.concatenate(weights)
-    assert weights.std() == pytest.approx(0.02, rel=0.02)
+    # Paddle 2.6 cuts the normal distribution at two deviations, which leaves 0.88 of it; Paddle 3 at an absolute 2.
+    assert 0.0175 < weights.std() < 0.0204
     assert abs(weights.mean()) < 2e-4
 
 
@@ -385,6 +396,7 @@ def train_twice(model, recompute, drop_path_seed=3):
     return results | numpy_state(model)
 
 
+@recomputing
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.6])
 def test_recompute_changes_neither_outputs_nor_gradients_nor_statistics(drop_path_rate):
     plain, again, recomputed = (
@@ -396,10 +408,11 @@ def test_recompute_changes_neither_outputs_nor_gradients_nor_statistics(drop_pat
     for name, expected in plain.items():
         np.testing.assert_array_equal(again[name], expected, err_msg=name)
         np.testing.assert_allclose(
-            recomputed[name], expected, rtol=1e-5, atol=1e-6 * abs(expected).max() + 1e-9, err_msg=name
+            recomputed[name], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max() + 1e-9, err_msg=name
         )
 
 
+@recomputing
 def test_recompute_runs_each_block_again_in_the_backward_pass_of_training_only():
     model = small_model()
     runs = []
@@ -423,6 +436,7 @@ def test_recompute_runs_each_block_again_in_the_backward_pass_of_training_only()
     assert runs_of_forward_and_backward() == (1, 0)
 
 
+@recomputing
 def test_recompute_keeps_the_momentum_of_the_statistics():
     model = small_model()
     model.set_recompute(True)
@@ -432,6 +446,7 @@ def test_recompute_keeps_the_momentum_of_the_statistics():
     assert {norm._momentum for norm in norms} == {0.9}
 
 
+@recomputing
 def test_recompute_gathers_statistics_without_gradients_too():
     """As when the statistics are gathered anew for averaged weights, or the blocks are frozen."""
     states = []

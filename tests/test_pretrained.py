@@ -136,7 +136,8 @@ def test_loading_pale_base_is_about_as_quick_as_paddle_and_needs_the_files_size(
         "from pathlib import Path\n"
         "from common.checkpoint import load_pretrained\n"
         "from common.pale_transformer import create_model\n"
-        "def memory(kind): return 1024 * int(re.search(kind + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "def memory(kind):\n"
+        "    return 1024 * int(re.search(kind + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "model = create_model('pale_base')\n"
         "before = memory('VmRSS')\n"
         "Path('/proc/self/clear_refs').write_text('5')\n"  # sets the peak back to the present

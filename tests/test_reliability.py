@@ -81,11 +81,13 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(tmp_path, sha
 @pytest.mark.parametrize("ranks", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_and_the_run_goes_on_exactly(tmp_path, shapes_config, ranks, number):
-    flags = ("-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "4", "SAVE_STEPS", "0")
+    # The readers are signalled, too, and must leave stopping to their rank.
+    workers = "2" if ranks == 0 else "0"
+    flags = ("-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "4", "SAVE_STEPS", "0", "DATA.NUM_WORKERS", workers)
     assert run_program(LAUNCHER, "-output", tmp_path / "a", *flags, ranks=ranks, cwd=tmp_path).returncode == 0
     process = start_program(LAUNCHER, "-output", tmp_path / "b", *flags, ranks=ranks, cwd=tmp_path)
     wait_for_steps(process, tmp_path / "b", 2)
-    if number == signal.SIGINT:
+    if number == signal.SIGINT or ranks == 0:
         os.killpg(process.pid, number)  # as a terminal does with Ctrl-C: to the launcher and to all ranks
     else:
         process.send_signal(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from common.checkpoint import numpy_state
@@ -11,6 +12,20 @@ from common.checkpoint_file import save_file
 from common.errors import UserError
 from common.pale_transformer import create_model
 from common.weights import list_weights, resolve_weights
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\nb", "a\x1b[2J"])
+def test_names_that_would_spoil_the_terminal_are_refused(tmp_path, name):
+    save_file({name: np.zeros(3)}, tmp_path / "odd.pdparams")
+    with pytest.raises(UserError, match="unprintable") as caught:
+        create_model("pale_nano", pretrained=tmp_path / "odd.pdparams")
+    assert str(caught.value).isprintable()
+
+
+def test_a_head_of_no_known_shape_does_not_fit(tmp_path):
+    save_file({"head.weight": np.zeros(3), "stages.0.merging.norm.weight": np.zeros(())}, tmp_path / "odd.pdparams")
+    with pytest.raises(UserError, match="does not fit"):
+        create_model("pale_nano", pretrained=tmp_path / "odd.pdparams")
 
 
 def test_there_are_no_imagenet_weights_and_the_error_says_so():
@@ -51,7 +66,19 @@ def test_a_registry_adds_rows(tmp_path, monkeypatch):
     assert "flowers" not in [row.tag for row in list_weights("pale_tiny")]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '[{"model": "pale_nano"}]', "5"])
+def test_a_registry_named_by_a_relative_path_finds_its_files(tmp_path, monkeypatch):
+    save_file(numpy_state(create_model("pale_nano", num_classes=4)), tmp_path / "tables" / "flowers.pdparams")
+    row = {"model": "pale_nano", "tag": "flowers", "location": "flowers.pdparams", "top1": 91.5, "tested_on": "mine"}
+    (tmp_path / "tables" / "registry.json").write_text(json.dumps([row]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PALE_WEIGHTS", "tables/registry.json")
+    assert create_model("pale_nano", pretrained="flowers").num_classes == 4
+
+
+WRONG_TYPES = json.dumps([{"model": "pale_nano", "tag": ["a"], "location": "b", "top1": 1, "tested_on": "b"}])
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"model": "pale_nano"}]', "5", WRONG_TYPES, '{"model": {}}'])
 def test_a_damaged_registry_is_named(tmp_path, monkeypatch, text):
     (tmp_path / "registry.json").write_text(text)
     monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "registry.json"))
