@@ -71,7 +71,7 @@ def find_weights(state: Mapping[str, Any], source: str, ema: bool = False) -> di
         raise UserError(f"{source} holds no weights")
     for name in arrays:
         if not name.isprintable():
-            raise UserError(f"{source} has a weight with the unprintable name {ascii(name[:80])}")
+            raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
     return arrays
 
 
