@@ -376,7 +376,9 @@ class Trainer:
         for name, candidate in candidates.items():
             began = time.perf_counter()
             figures = dict(self.evaluate(candidate))
-            shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            shown = "  ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
+            )
             which = "EMA" if name == "model_ema" else "val"
             self.log.line(
                 f"epoch {self.epoch}/{self.settings.epochs} {which}    {shown}  ({time.perf_counter() - began:.1f} s)"

@@ -282,7 +282,9 @@ def file_size_limit(size):
 
 
 def assert_space_is_asked_for(error, path):
-    assert_one_line(error, f"cannot write {path}", "free some space", "-output", "written before are intact")
+    assert_one_line(
+        error, f"cannot write {path}", " MB beside the old one: free some space", "-output", "written before are intact"
+    )
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
