@@ -87,8 +87,8 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
         _flush_folder(path.parent)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; it needs {_array_bytes(state) / 1e6:.1f} MB beside the old "
-            "one: free some space or choose another -output. "
+            f"cannot write {path}: {error.strerror or error}; it needs {_array_bytes(state) / 1e6:.1f} MB beside the "
+            "old one: free some space or choose another -output. "
             "The checkpoints written before are intact"
         ) from error
     finally:
