@@ -52,6 +52,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         if _wants_traceback(argv):
             traceback.print_exc()
         _fail(watch, str(error), EXIT_USER_ERROR)
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(128 + signal.SIGPIPE)
     except OSError as error:
         if _wants_traceback(argv):
             traceback.print_exc()

@@ -115,8 +115,12 @@ class Classification:
         """The training state that ``RESUME`` means, with its source."""
         source = self.config.RESUME
         if not source:
+            if checkpoints.latest.exists():
+                log.line(f"replacing the run in {checkpoints.folder}; -resume auto would have gone on with it")
             return None
         found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_checkpoint(source))
+        if not found:
+            log.line(f"no training state in {checkpoints.folder}: starting anew")
         steps = gather_rows([found[1].get("step", 0) if found else -1])[:, 0]
         if steps.min() != steps.max():
             raise UserError(

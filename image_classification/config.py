@@ -91,13 +91,21 @@ def default_config() -> CfgNode:
 
 # flag -> (key, type, help); the switches stand in add_config_flags
 _FLAGS = {
-    "dataset": ("DATA.DATASET", str, "kind of data set: imagenet2012, folder, idx, mnist, fashion_mnist, mnist5k"),
+    "dataset": (
+        "DATA.DATASET",
+        str,
+        "kind of data set: imagenet2012 (or list), folder, idx, mnist, fashion_mnist, mnist5k",
+    ),
     "data_path": ("DATA.DATA_PATH", str, "folder of the data set"),
     "batch_size": ("DATA.BATCH_SIZE", int, "images in a training batch on each rank"),
     "batch_size_eval": ("DATA.BATCH_SIZE_EVAL", int, "images in an evaluation batch on each rank"),
     "image_size": ("DATA.IMAGE_SIZE", int, "side of the square input in pixels"),
     "accum_iter": ("TRAIN.ACCUM_ITER", int, "batches whose gradients make one optimizer step"),
-    "pretrained": ("MODEL.PRETRAINED", str, "weights (.pdparams) to start from, or to evaluate"),
+    "pretrained": (
+        "MODEL.PRETRAINED",
+        str,
+        "weights to start from, or to evaluate: a file, https://...#sha256=..., or a released tag",
+    ),
     "resume": ("RESUME", str, "training state to continue from, or auto: that of -output if there is one"),
     "last_epoch": ("TRAIN.LAST_EPOCH", int, "with -resume: continue after this epoch, from 1"),
     "output": ("OUTPUT", str, "folder for checkpoints and logs"),
