@@ -48,7 +48,7 @@ CHANGES: dict[str, str | None] = {
     "-output output/mnist_seed": DIGITS_SHORT,
     "plot_curves.py output/mnist_seed0": "",
     "apt-get install dataset-fashion-mnist": ELSEWHERE,  # a stand-in of 40 images is made
-    "pale_nano_fashion_mnist.yaml": "-data_path fashion -opts TRAIN.EPOCHS 1 DATA.BATCH_SIZE 8",
+    "pale_nano_fashion_mnist.yaml": "-data_path fashion -opts TRAIN.EPOCHS 1 DATA.BATCH_SIZE 8 LOG_INTERVAL 1",
     "plot_curves.py output/pale_nano_fashion_mnist": "",
     "-eval -pretrained mnist5k": "",
 }
