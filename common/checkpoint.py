@@ -158,7 +158,7 @@ def load_weights(
         report.new_head = bool(report.missing + report.mismatched)
         fitting = {name: array for name, array in fitting.items() if not (report.new_head and name.startswith("head."))}
     elif wrong and strict:
-        raise UserError(f"{source} does not fit the model: {_likely_cause(model, weights, report)}")
+        raise UserError(f"{source} does not fit the model: {_likely_cause(model, weights, report)}; {report.summary()}")
     for name, array in fitting.items():
         own[name].set_value(array.astype(_numpy_dtype(own[name]), copy=False))
     report.loaded = list(fitting)
