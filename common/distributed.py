@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
 import re
+import signal
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import paddle
@@ -151,6 +153,7 @@ class FailureWatch:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._answered = time.monotonic()
+        self._restore_terminate = self._explain_aborts()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._guard)]
         for thread in self._threads:
             thread.start()
@@ -174,10 +177,36 @@ class FailureWatch:
         before = self._beats(others)
         time.sleep(3 * self._INTERVAL)
         silent = [str(other) for other, count in self._beats(others).items() if count == before[other]]
-        return f"rank {', '.join(silent) or 'of another machine'} is lost: {self._REMEDY}"
+        if not silent:
+            return "the connection to another rank broke; run the same command with -resume auto to go on"
+        return f"rank {', '.join(silent)} is lost: {self._REMEDY}"
+
+    def _explain_aborts(self) -> Callable[[], None]:
+        """Leave with a message where gloo throws on a broken connection and Paddle does not catch it: std::terminate.
+
+        Returns:
+            What puts the former handler back; Python must not be called when it is gone.
+        """
+
+        def terminate() -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as another rank is gone
+            message = self.explain_loss()
+            self.announce(message, 1)
+            self._leave(1, message)
+
+        handler = ctypes.CFUNCTYPE(None)(terminate)
+        try:
+            set_terminate = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE  # as GNU's ABI spells it
+        except (OSError, AttributeError):  # another C++ library: the abort stays unexplained
+            return lambda: None
+        set_terminate.restype = ctypes.c_void_p
+        former = ctypes.c_void_p(set_terminate(handler))
+        # The function holds the handler, to which C++ has no reference that Python would count.
+        return lambda handler=handler: set_terminate(former)
 
     def close(self) -> None:
         """Stop watching; call it when the work is done, before the store goes away."""
+        self._restore_terminate()
         self._closed.set()
         for thread in self._threads:
             thread.join()

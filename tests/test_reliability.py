@@ -294,15 +294,17 @@ def test_two_machines_give_the_weights_of_one_launch_with_two_ranks(tmp_path, ho
 
 @pytest.mark.slow
 @pytest.mark.parametrize("main_dies", [True, False])
-def test_when_a_machine_is_lost_the_other_ends_within_half_a_minute(tmp_path, hosts, shapes_config, main_dies):
+def test_when_a_machine_is_lost_the_other_names_its_rank_and_ends(tmp_path, hosts, shapes_config, main_dies):
     nodes = start_nodes(hosts, tmp_path, "-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "500")
     wait_for_checkpoint(tmp_path, nodes)
     logs = [(tmp_path / f"node{number}" / "log" / "workerlog.0").read_text() for number in range(2)]
     main = int("2 rank(s)" in logs[1])  # the launcher numbers the machines as they come
-    victim, survivor = (nodes[main], nodes[1 - main]) if main_dies else (nodes[1 - main], nodes[main])
-    kill(victim)
-    end_within_half_a_minute([survivor])
-    assert survivor.returncode != 0
+    victim = main if main_dies else 1 - main
+    kill(nodes[victim])
+    end_within_half_a_minute([nodes[1 - victim]])
+    assert nodes[1 - victim].returncode != 0
+    log = (tmp_path / f"node{1 - victim}" / "log" / "workerlog.0").read_text()
+    assert f"error: rank {0 if main_dies else 1} is lost: it was killed or its machine is gone" in log, log
 
 
 @pytest.mark.slow
