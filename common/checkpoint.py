@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ __all__ = [
     "read_checkpoint",
 ]
 
-_HEAD = ("head.",)
-_NOT_IN_DENSE_MODELS = ("head.", "norm.")  # PaddleSeg and PaddleDetection models have no classifier
+# What follows the stages: the classifier and its norm or, in the backbones of dense models, a norm for each output.
+_AFTER_THE_STAGES = ("head.", "norm.", "out_norms.")
 
 
 def numpy_state(layer: nn.Layer) -> dict[str, np.ndarray]:
@@ -88,7 +88,7 @@ class LoadReport:
     Attributes:
         loaded, missing, unexpected: parameter names: in both, only in the model, only in the file.
         mismatched: ``name (shape in the file) for (shape in the model)``.
-        new_head: the model keeps its own, newly initialised head.
+        new_parts: parts such as ``head`` that the model keeps as they were initialised.
     """
 
     source: str
@@ -96,7 +96,12 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
-    new_head: bool = False
+    new_parts: list[str] = field(default_factory=list)
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the model keeps its own, newly initialised head."""
+        return bool(self.new_parts)
 
     def summary(self) -> str:
         """The counts."""
@@ -114,8 +119,8 @@ class LoadReport:
         ):
             lines += [f"  {kind}: {name}" for name in names[:10]]
             lines += [f"  {kind}: and {len(names) - 10} more"] * (len(names) > 10)
-        if self.new_head:
-            lines.append("  new head: train it before you use it")
+        if self.new_parts:
+            lines.append(f"  new {', '.join(self.new_parts)}: to be trained before use")
         return "\n".join(lines)
 
 
@@ -124,23 +129,27 @@ def load_weights(
 ) -> LoadReport:
     """Copy weights into a model: all that are asked for or, on an error, none.
 
-    Weights whose names begin with ``backbone.``, as PaddleSeg and PaddleDetection save them, lose that prefix, and what
-    belongs to the rest of such a model is left out.
+    A backbone takes its part, ``backbone.``, out of the weights of a whole PaddleSeg or PaddleDetection model.
+    Classification models and the backbones of dense models can exchange their stages; what comes after these is then
+    new.
 
     Args:
         weights: arrays by structured parameter name.
         source: where they come from, for messages.
-        replace_head: let the model keep its own head where the weights have one for another number of classes, or none.
+        replace_head: let the model keep its own head (``model.head_prefixes`` says which parameters that is) where the
+            weights have one for another number of classes, or none.
         strict: ``False`` loads what fits and leaves the rest as it was.
 
     Raises:
         UserError: the weights are not this model's; the message says whose they seem to be.
     """
-    head = _HEAD
-    if any(name.startswith("backbone.") for name in weights):
-        weights = {name[9:]: array for name, array in weights.items() if name.startswith("backbone.")}
-        head = _NOT_IN_DENSE_MODELS
     own = model.state_dict()
+    head = tuple(getattr(model, "head_prefixes", ()))
+    of_whole_model = _any_starts(weights, "backbone.") and not _any_starts(own, "backbone.")
+    if of_whole_model:
+        weights = {name[9:]: array for name, array in weights.items() if name.startswith("backbone.")}
+    if (of_whole_model or _any_starts(weights, "out_norms.")) != _any_starts(own, "out_norms."):
+        head = _AFTER_THE_STAGES
     report, fitting = LoadReport(source), {}
     for name, tensor in own.items():
         if name not in weights:
@@ -155,14 +164,19 @@ def load_weights(
 
     wrong = report.missing + report.mismatched + report.unexpected
     if wrong and replace_head and all(name.startswith(head) for name in wrong):
-        report.new_head = bool(report.missing + report.mismatched)
-        fitting = {name: array for name, array in fitting.items() if not (report.new_head and name.startswith("head."))}
+        new = tuple(prefix for prefix in head if _any_starts(report.missing + report.mismatched, prefix))
+        fitting = {name: array for name, array in fitting.items() if not name.startswith(new)}
+        report.new_parts = [prefix[:-1] for prefix in new]
     elif wrong and strict:
         raise UserError(f"{source} does not fit the model: {_likely_cause(model, weights, report)}; {report.summary()}")
     for name, array in fitting.items():
         own[name].set_value(array.astype(_numpy_dtype(own[name]), copy=False))
     report.loaded = list(fitting)
     return report
+
+
+def _any_starts(names: Iterable[str], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)
 
 
 def _numpy_dtype(tensor: paddle.Tensor) -> str:
@@ -200,17 +214,22 @@ def load_pretrained(
 def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: LoadReport) -> str:
     from common.pale_transformer import VARIANTS
 
+    backbone = getattr(model, "backbone", model)
+    if backbone is not model and not _any_starts(weights, "backbone.") and _any_starts(weights, "stages."):
+        return "these are the weights of a backbone alone; load them into the model's backbone"
+    weights = {name.removeprefix("backbone."): array for name, array in weights.items()}
     stem = weights.get("stages.0.merging.norm.weight")
     if stem is None or stem.ndim != 1:
         return "these are no Pale Transformer weights"
     blocks = {match.groups() for name in weights if (match := re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name))}
     depths = tuple(sum(stage == str(number) for stage, _ in blocks) for number in range(4))
-    if depths != getattr(model, "depths", depths) or stem.shape[0] != getattr(model, "out_channels", stem.shape)[0]:
+    own = (getattr(backbone, "depths", depths), getattr(backbone, "out_channels", stem.shape)[0])
+    if own != (depths, stem.shape[0]):
         variants = [
             name for name, row in VARIANTS.items() if (row["embed_dim"], tuple(row["depths"])) == (*stem.shape, depths)
         ]
         known = f"{variants[0]} weights" if variants else f"weights of depths {depths} and {stem.shape[0]} channels"
-        return f"these are {known}; set MODEL.NAME to match"
+        return f"these are {known}; set MODEL.NAME, or the backbone's variant, to match"
     classes = head_classes(weights)
     if classes and any(name.startswith("head.") for name in report.mismatched):
         return f"its head has {classes} classes, the model {getattr(model, 'num_classes', '?')}"
@@ -264,10 +283,15 @@ class CheckpointFolder:
     """The checkpoints of one run: ``latest``, ``best``, and the last ``keep`` of ``epoch_NNNN``; rank 0 writes.
 
     ``latest`` and ``epoch_NNNN`` are whole training states, to resume from; ``best`` holds weights only.
+
+    Args:
+        folder: where they are.
+        keep: how many of the numbered ones.
+        unit: what their numbers count: ``epoch`` or ``step``.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, unit: str = "epoch"):
+        self.folder, self.keep, self.unit = folder, keep, unit
         self.latest, self.best = folder / f"latest{SUFFIXES[0]}", folder / f"best{SUFFIXES[0]}"
 
     def clean(self) -> None:
@@ -285,7 +309,7 @@ class CheckpointFolder:
             UserError: there are states, and all of them are damaged.
         """
         damage = None
-        for path in (self.latest, *reversed(self._epochs())):
+        for path in (self.latest, *reversed(self._numbered())):
             if path.is_file():
                 try:
                     return path, load_file(path)
@@ -300,16 +324,16 @@ class CheckpointFolder:
         if is_main_process():
             save_file(state, self.latest)
 
-    def save_epoch(self, state: Mapping[str, Any], epoch: int) -> None:
-        """Keep a state under its epoch and delete the oldest beyond ``keep``."""
+    def save_numbered(self, state: Mapping[str, Any], number: int) -> None:
+        """Keep a state under its number and delete the oldest beyond ``keep``."""
         if is_main_process() and self.keep:
-            save_file(state, self.folder / f"epoch_{epoch:04d}{SUFFIXES[0]}")
-            for old in self._epochs()[: -self.keep]:
+            save_file(state, self.folder / f"{self.unit}_{number:04d}{SUFFIXES[0]}")
+            for old in self._numbered()[: -self.keep]:
                 old.unlink()
 
-    def _epochs(self) -> list[Path]:
+    def _numbered(self) -> list[Path]:
         """The kept states in the order they were written, which after a step back is not that of their numbers."""
-        return sorted(self.folder.glob(f"epoch_*{SUFFIXES[0]}"), key=lambda path: path.stat().st_mtime_ns)
+        return sorted(self.folder.glob(f"{self.unit}_*{SUFFIXES[0]}"), key=lambda path: path.stat().st_mtime_ns)
 
     def save_best(self, state: Mapping[str, Any]) -> None:
         if is_main_process():

@@ -146,6 +146,8 @@ class PaleTransformer(nn.Layer):
         ValueError: an argument is out of range; the message names it.
     """
 
+    head_prefixes: tuple[str, ...] = ("head.",)  # what fine-tuning may leave new, by parameter name
+
     def __init__(
         self,
         embed_dim: int,

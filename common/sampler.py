@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import paddle
 
-__all__ = ["SampleKey", "ShardedEvalSampler", "ShardedTrainSampler"]
+__all__ = ["IterationSampler", "SampleKey", "ShardedEvalSampler", "ShardedTrainSampler"]
 
 
 class SampleKey(NamedTuple):
@@ -73,6 +74,45 @@ class ShardedTrainSampler(paddle.io.BatchSampler):
         for batch in range(self.first_batch, self.num_batches):
             own = positions[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [SampleKey(int(order[position]), self.epoch, int(position)) for position in own]
+
+
+class IterationSampler(ShardedTrainSampler):
+    """A run that is counted in steps: all of it is one epoch, made of permutations of the data set one after the other.
+
+    The data set may be smaller than a batch; nothing is left out between two permutations. What comes at a step depends
+    on the seed, not on how many steps there are, so a longer run begins as a shorter one.
+
+    Args:
+        steps: optimizer steps of the run.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        rank: int = 0,
+        world_size: int = 1,
+        group: int = 1,
+    ):
+        self.num_batches = steps * group
+        self.num_samples, self.batch_size, self.seed, self.repeats = num_samples, batch_size, seed, 1
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.first_batch = 0
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = functools.lru_cache(maxsize=2)(self._permutation)
+        for batch in range(self.first_batch, self.num_batches):
+            places = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+            positions = [place * self.world_size + self.rank for place in places]
+            yield [
+                SampleKey(int(order(position // self.num_samples)[position % self.num_samples]), 0, position)
+                for position in positions
+            ]
+
+    def _permutation(self, number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, number]).permutation(self.num_samples)
 
 
 class ShardedEvalSampler(paddle.io.BatchSampler):

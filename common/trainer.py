@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -41,35 +41,38 @@ from common.training_log import TrainingLog
 __all__ = ["StepResult", "TrainSettings", "Trainer"]
 
 
+_FACTORS_OF_A_STEP = ("batch size", "ranks", "accumulated batches")
 _MAX_OVERFLOWS = 30  # steps in a row that loss scaling may leave out; by then the scale has fallen by a factor 2**30
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train.
+    """How to train; steps are optimizer steps.
 
     Attributes:
-        epochs: passes over the data.
-        accum_iter: batches whose gradients make one optimizer step.
+        total_steps: length of the run.
+        validate_steps, keep_steps: steps between two evaluations, and between two kept checkpoints.
+        unit: what lines and checkpoints count: ``"epoch"`` or ``"step"``.
+        accum_iter: batches whose gradients make one step.
         grad_clip: limit of the gradients' global norm; 0 for none.
         amp: ``"float16"`` (with loss scaling), ``"bfloat16"``, or empty for float32.
         ema_decay: limit of the EMA's decay; 0 for no EMA.
         seed: every random number of a step is a function of it, the step and the rank.
-        log_interval: optimizer steps between two lines.
-        validate_epochs, save_epochs: epochs between two evaluations, and between two kept checkpoints.
-        save_steps: optimizer steps between two writes of ``latest`` inside an epoch; 0 writes it after epochs only.
+        log_interval: steps between two lines.
+        save_steps: steps between two writes of ``latest``, which is also written after every epoch and evaluation.
         skip_nonfinite: steps in a row whose loss or gradient may be NaN or infinite; they are left out.
     """
 
-    epochs: int
+    total_steps: int
+    validate_steps: int
+    keep_steps: int
+    unit: str = "epoch"
     accum_iter: int = 1
     grad_clip: float = 0.0
     amp: str = ""
     ema_decay: float = 0.0
     seed: int = 0
     log_interval: int = 50
-    validate_epochs: int = 1
-    save_epochs: int = 1
     save_steps: int = 0
     skip_nonfinite: int = 0
 
@@ -80,13 +83,14 @@ class StepResult:
 
     Attributes:
         loss: mean over the batch, a scalar tensor.
-        samples, correct: counts for the training accuracy; ``correct`` is a scalar tensor.
+        samples: size of the batch.
+        figures: further means over the batch to show beside the loss, scalar tensors.
         skipped: samples of the batch that could not be read and were replaced.
     """
 
     loss: paddle.Tensor
     samples: int
-    correct: paddle.Tensor
+    figures: Mapping[str, paddle.Tensor] = field(default_factory=dict)
     skipped: int = 0
 
 
@@ -98,7 +102,8 @@ class Trainer:
         loss_function: ``(model, batch, rng) -> StepResult``; ``rng`` is a NumPy generator of this batch's own.
         loader: yields the batches that ``sampler`` chooses.
         learning_rate: optimizer step -> rate.
-        evaluate: ``model -> figures``, on all ranks; ``figures[criterion]`` decides which weights are the best.
+        evaluate: ``(model, kind) -> figures``, on all ranks; ``kind`` is ``val`` or ``val_ema``, and
+            ``figures[criterion]`` decides which weights are the best.
         metadata: plain values to keep in every checkpoint, such as the configuration and the class names.
     """
 
@@ -110,7 +115,7 @@ class Trainer:
         sampler: ShardedTrainSampler,
         optimizer: paddle.optimizer.Optimizer,
         learning_rate: Callable[[int], float],
-        evaluate: Callable[[nn.Layer], Mapping[str, float]],
+        evaluate: Callable[[nn.Layer, str], Mapping[str, float]],
         criterion: str,
         settings: TrainSettings,
         log: TrainingLog,
@@ -129,15 +134,16 @@ class Trainer:
         self.parallel = paddle.DataParallel(model) if world_size() > 1 else model
         self.ema = ModelEma(model, settings.ema_decay) if settings.ema_decay else None
         self.steps_per_epoch = sampler.num_batches // settings.accum_iter
-        self.total_steps = self.steps_per_epoch * settings.epochs
-        self.epoch = self.batch = 0  # whole epochs behind us, and batches of the present one
+        self.step = 0  # optimizer steps behind us
         self.best: dict[str, Any] = {}
+        self._settled = 0  # the last step whose evaluation and checkpoint are behind us
         self._nonfinite = self._overflows = 0
 
     @property
-    def step(self) -> int:
-        """Optimizer steps behind us."""
-        return self.epoch * self.steps_per_epoch + self.batch // self.settings.accum_iter
+    def progress(self) -> str:
+        """What is behind us, such as ``epoch 3/16``."""
+        each = self.steps_per_epoch if self.settings.unit == "epoch" else 1
+        return f"{self.settings.unit} {self.step // each}/{self.settings.total_steps // each}"
 
     # ---- state
 
@@ -150,9 +156,9 @@ class Trainer:
             "model": numpy_state(self.model),
             "optimizer": optimizer_state(self.optimizer, self.model),
             "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "batch": self.batch,
             "step": self.step,
+            "steps_per_epoch": self.steps_per_epoch,
+            "settled": self._settled,
             "nonfinite": self._nonfinite,
             "best": dict(self.best),
             "conditions": self._conditions(),
@@ -170,7 +176,7 @@ class Trainer:
     def _conditions(self) -> dict[str, Any]:
         """What has to be the same for a resumed run to be bitwise the undisturbed one."""
         return {
-            "epochs": self.settings.epochs,
+            "length of the run": self.settings.total_steps,
             "ranks": world_size(),
             "batch size": self.sampler.batch_size,
             "accumulated batches": self.settings.accum_iter,
@@ -198,7 +204,8 @@ class Trainer:
         Raises:
             UserError: the file is no training state, or is another model's; the trainer must not be used then.
         """
-        kinds = {"model": dict, "optimizer": dict, "epoch": int, "batch": int, "conditions": dict, "best": dict}
+        kinds = dict.fromkeys(("model", "optimizer", "conditions", "best"), dict)
+        kinds |= dict.fromkeys(("step", "steps_per_epoch", "settled"), int)
         if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
             raise UserError(f"{source} holds weights, not a training state; resume from latest, or use -pretrained")
         inexact = [
@@ -217,49 +224,61 @@ class Trainer:
         load_optimizer_state(self.optimizer, self.model, state["optimizer"])
         if state.get("scaler"):
             self.scaler.load_state_dict(dict(state["scaler"]))
-        self.epoch = state["epoch"] if last_epoch is None else last_epoch
-        self.batch = self._same_position(state) if last_epoch is None else 0
+        self.step = self._same_position(state) if last_epoch is None else last_epoch * self.steps_per_epoch
+        self._settled = self.step if last_epoch is not None or state["settled"] == state["step"] else 0
         self._nonfinite = state.get("nonfinite", 0)
         self.best = dict(state["best"])
         return inexact
 
     def _same_position(self, state: Mapping[str, Any]) -> int:
-        """The batch at which as many images of the epoch have been seen as in the state, at the start of a step."""
+        """The step at which as much of the run is behind us as in the state.
+
+        In a run of epochs, that is as many images of the same epoch, whatever the batch and the number of ranks.
+        """
+        if self.settings.unit == "step":
+            return state["step"]
         then, now = state["conditions"], self._conditions()
-        images = state["batch"] * then["batch size"] * then["ranks"]
-        accum_iter = self.settings.accum_iter
-        batch = images // (now["batch size"] * now["ranks"]) // accum_iter * accum_iter
-        return min(batch, self.sampler.num_batches)
+        epoch, steps = divmod(state["step"], state["steps_per_epoch"])
+        images = steps * math.prod(then[factor] for factor in _FACTORS_OF_A_STEP)
+        steps = images // math.prod(now[factor] for factor in _FACTORS_OF_A_STEP)
+        return epoch * self.steps_per_epoch + min(steps, self.steps_per_epoch)
 
     # ---- loop
 
     def run(self) -> dict[str, float]:
-        """Train to the last epoch and return the figures of the best evaluation.
+        """Train to the last step and return the figures of the best evaluation.
 
         Raises:
             StoppedBySignal: SIGTERM or SIGINT arrived; ``latest`` has the present state.
             UserError: the loss or the gradient was not finite once too often, or a file could not be read or written.
         """
-        with StopRequest() as self._stop, self.log.progress(self.total_steps, "train") as bar:
+        with StopRequest() as self._stop, self.log.progress(self.settings.total_steps, "train") as bar:
             bar.update(self.step)
-            while self.epoch < self.settings.epochs:
+            self._settle()  # a run that was interrupted between training and evaluation makes up for it
+            while self.step < self.settings.total_steps:
                 self._train_epoch(bar)
-                last = self.epoch + 1 == self.settings.epochs
-                validate = last or (self.epoch + 1) % self.settings.validate_epochs == 0
-                if validate:
-                    self.checkpoints.save_latest(self.state())  # an evaluation may take longer than a scheduler waits
-                self.epoch, self.batch = self.epoch + 1, 0
-                for model in self._models():
-                    average_statistics(model)
-                if validate:
-                    self._validate()
-                state = self.state()
-                self.checkpoints.save_latest(state)
-                if last or self.epoch % self.settings.save_epochs == 0:
-                    self.checkpoints.save_epoch(state, self.epoch)
-                if not last:
-                    self._leave_if(int(gather_rows([self._stop.signal_number]).max()))
         return self.best
+
+    def _settle(self) -> None:
+        """Evaluate, and write the checkpoints, where they are due."""
+        settings, step = self.settings, self.step
+        last = step == settings.total_steps
+        validate, keep = (last or step % due == 0 for due in (settings.validate_steps, settings.keep_steps))
+        if step == self._settled or not (validate or keep or step % self.steps_per_epoch == 0):
+            return
+        if validate:
+            self.checkpoints.save_latest(self.state())  # an evaluation may take longer than a scheduler waits
+            for model in self._models():
+                average_statistics(model)
+            self._validate()
+        self._settled = step
+        state = self.state()
+        self.checkpoints.save_latest(state)
+        if keep:
+            self.checkpoints.save_numbered(state, step // (self.steps_per_epoch if settings.unit == "epoch" else 1))
+        self._interval = _Interval()
+        if not last:
+            self._leave_if(int(gather_rows([self._stop.signal_number]).max()))
 
     def _leave_if(self, stop: int) -> None:
         """Leave, after the state was saved, if a signal number is given."""
@@ -271,39 +290,41 @@ class Trainer:
     def _train_epoch(self, bar) -> None:
         settings = self.settings
         self._interval, epoch_sum = _Interval(), _Interval()
-        if self.batch == self.sampler.num_batches:
-            return
-        self.sampler.set_position(self.epoch, self.batch)
+        epoch, steps = divmod(self.step, self.steps_per_epoch)
+        first = steps * settings.accum_iter
+        self.sampler.set_position(epoch, first)
         self.model.train()
         losses, statistics = [], None
         waited = time.perf_counter()
-        for index, batch in enumerate(self.loader, start=self.batch):
+        for index, batch in enumerate(self.loader, start=first):
             data_time = time.perf_counter() - waited
             last = (index + 1) % settings.accum_iter == 0
             if settings.skip_nonfinite and not losses:
                 statistics = get_statistics(self.model)
-            result = self._backward(batch, index, synchronise=last)
+            result = self._backward(batch, epoch, index, synchronise=last)
             losses.append(result.loss.detach())
             for interval in (self._interval, epoch_sum):
                 interval.add(result, data_time)
             if last:
                 stop = self._update(losses, statistics)
                 losses = []
-                self.batch = index + 1
+                self.step += 1
                 bar.update(1)
                 if self.step % settings.log_interval == 0:
-                    self._report(self._interval, f"step {self.step}/{self.total_steps}", record=True)
+                    self._report(self._interval, f"step {self.step}/{settings.total_steps}", record=True)
                     self._interval = _Interval()
+                if settings.unit == "epoch" and index + 1 == self.sampler.num_batches:
+                    self._report(epoch_sum, f"{self.progress} train", record=False)
                 if stop or (settings.save_steps and self.step % settings.save_steps == 0):
                     self.checkpoints.save_latest(self.state())
                 self._leave_if(stop)
+                self._settle()
             waited = time.perf_counter()
-        self._report(epoch_sum, f"epoch {self.epoch + 1}/{settings.epochs} train", record=False)
 
-    def _backward(self, batch: Any, index: int, synchronise: bool) -> StepResult:
+    def _backward(self, batch: Any, epoch: int, index: int, synchronise: bool) -> StepResult:
         """Forward and backward of one batch; ranks add up their gradients only with the last one of a step."""
         settings = self.settings
-        seeds = [settings.seed, self.epoch, index, rank()]
+        seeds = [settings.seed, epoch, index, rank()]
         # Random numbers depend on the position in the run alone, so a resumed run draws the same ones.
         paddle.seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
         rng = np.random.default_rng(seeds)
@@ -353,7 +374,7 @@ class Trainer:
         if self._nonfinite > self.settings.skip_nonfinite:
             good = self.checkpoints.latest if self.checkpoints.latest.exists() else "none"
             raise UserError(
-                f"{message}; lower TRAIN.BASE_LR, train without -amp, or tolerate some with TRAIN.SKIP_NONFINITE. "
+                f"{message}; lower the learning rate, train without -amp, or tolerate some with TRAIN.SKIP_NONFINITE. "
                 f"Last good checkpoint: {good}"
             )
         self.log.line(f"{message}: left out ({self._nonfinite} of {self.settings.skip_nonfinite} in a row)")
@@ -361,12 +382,13 @@ class Trainer:
     def _report(self, interval: _Interval, head: str, record: bool) -> None:
         figures = interval.figures()
         rate = self.learning_rate(max(0, self.step - 1))
-        batches_left = (self.total_steps - self.step) * self.settings.accum_iter
+        batches_left = (self.settings.total_steps - self.step) * self.settings.accum_iter
         eta = timedelta(seconds=round(batches_left * figures["seconds_per_batch"]))
         skipped = f"  {figures['skipped']} unreadable images replaced" if figures["skipped"] else ""
+        shown = "  ".join(f"{name} {figures[name]:.4g}" for name in ("loss", *interval.sums))
         self.log.line(
-            f"{head}  loss {figures['loss']:.4f}  top-1 {figures['accuracy']:.2f} %  lr {rate:.2e}  "
-            f"{figures['images_per_second']:.0f} images/s  data {figures['data_share']:.0f} %  ETA {eta}{skipped}"
+            f"{head}  {shown}  lr {rate:.2e}  "
+            f"{figures['images_per_second']:.3g} images/s  data {figures['data_share']:.0f} %  ETA {eta}{skipped}"
         )
         if record:
             self.log.record("train", self.step, lr=rate, epoch=self.step / self.steps_per_epoch, **figures)
@@ -374,18 +396,17 @@ class Trainer:
     def _validate(self) -> None:
         candidates = {"model": self.model} | ({"model_ema": self.ema.model} if self.ema else {})
         for name, candidate in candidates.items():
+            kind = "val" if name == "model" else "val_ema"
             began = time.perf_counter()
-            figures = dict(self.evaluate(candidate))
+            figures = dict(self.evaluate(candidate, kind))
             shown = "  ".join(
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
             )
-            which = "EMA" if name == "model_ema" else "val"
-            self.log.line(
-                f"epoch {self.epoch}/{self.settings.epochs} {which}    {shown}  ({time.perf_counter() - began:.1f} s)"
-            )
-            self.log.record("val" if name == "model" else "val_ema", self.step, epoch=self.epoch, **figures)
+            which = "val" if name == "model" else "EMA"
+            self.log.line(f"{self.progress} {which}    {shown}  ({time.perf_counter() - began:.1f} s)")
+            self.log.record(kind, self.step, epoch=self.step / self.steps_per_epoch, **figures)
             if figures[self.criterion] > self.best.get(self.criterion, -math.inf):
-                self.best = {**figures, "epoch": self.epoch, "weights": name}
+                self.best = {**figures, "at": self.progress, "weights": name}
                 self.checkpoints.save_best(
                     {"model": numpy_state(candidate), "figures": dict(self.best), **self._described()}
                 )
@@ -398,12 +419,14 @@ class _Interval:
         self.began = time.perf_counter()
         self.batches = self.samples = self.skipped = 0
         self.data_time = 0.0
-        self.loss = self.correct = paddle.zeros([])
+        self.loss = paddle.zeros([])
+        self.sums: dict[str, paddle.Tensor] = {}
 
     def add(self, result: StepResult, data_time: float) -> None:
         loss = result.loss.detach().astype("float32")
         self.loss = self.loss + paddle.where(paddle.isfinite(loss), loss, paddle.zeros([]))
-        self.correct = self.correct + result.correct.astype("float32")
+        for name, mean in result.figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + mean.detach().astype("float32") * result.samples
         self.samples += result.samples
         self.skipped += result.skipped
         self.batches += 1
@@ -412,12 +435,12 @@ class _Interval:
     def figures(self) -> dict[str, float]:
         """Means over all ranks; a collective operation. ``data_share`` is this rank's percentage spent on waiting."""
         seconds = time.perf_counter() - self.began
-        loss, correct, samples, batches, skipped = sum_over_ranks(
-            [float(self.loss), float(self.correct), self.samples, self.batches, self.skipped]
+        loss, samples, batches, skipped, *sums = sum_over_ranks(
+            [float(self.loss), self.samples, self.batches, self.skipped, *map(float, self.sums.values())]
         )
         return {
             "loss": loss / batches,
-            "accuracy": 100.0 * correct / samples,
+            **{name: total / samples for name, total in zip(self.sums, sums, strict=True)},
             "images_per_second": samples / seconds,
             "data_share": 100.0 * self.data_time / seconds,
             "seconds_per_batch": seconds / self.batches,

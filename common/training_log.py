@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from common.distributed import is_main_process
@@ -43,6 +44,11 @@ class TrainingLog:
             self._file.flush()
             for name, value in figures.items():
                 self._visualdl.add_scalar(f"{kind}/{name}", value, step)
+
+    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
+        """Keep a picture of a step, uint8 ``[height, width, 3]``, in VisualDL; ``name`` is ``kind/what``."""
+        if self._visualdl:
+            self._visualdl.add_image(name, pixels, step)
 
     def progress(self, total: int, description: str) -> tqdm:
         """A bar on stderr where that is a terminal, else something that shows nothing."""

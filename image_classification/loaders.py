@@ -10,8 +10,8 @@ from yacs.config import CfgNode
 
 from common.distributed import rank, world_size
 from common.errors import UserError
+from common.loader import build_loader
 from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
-from common.stop_request import bind_to_parent
 from image_classification.datasets import Dataset
 from image_classification.transforms import EvalTransform, TrainTransform
 
@@ -24,8 +24,8 @@ _TRIES = 10  # images that are tried in place of an unreadable one
 class TransformedDataset(paddle.io.Dataset):
     """Loads and transforms samples; the random numbers of one depend on the seed and its :class:`SampleKey` only.
 
-    Paddle's loader waits for ever when a data set raises in its reading thread. An unreadable image therefore becomes
-    an empty one with ``IGNORED_LABEL`` and the message, which :func:`check_batch` turns into an error or a count.
+    As :func:`common.loader.build_loader` demands, it does not raise: an unreadable image becomes an empty one with
+    ``IGNORED_LABEL`` and the message, which :func:`check_batch` turns into an error or a count.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ def build_train_loader(config: CfgNode, dataset: Dataset) -> tuple[paddle.io.Dat
     except ValueError as error:
         raise UserError(f"{error}; lower one of them") from error
     source = TransformedDataset(dataset, build_transform(config, True), config, config.DATA.SKIP_BROKEN)
-    return _loader(source, sampler, config.DATA.NUM_WORKERS), sampler
+    return build_loader(source, sampler, config.DATA.NUM_WORKERS, _collate), sampler
 
 
 def build_eval_loader(config: CfgNode, dataset: Dataset) -> paddle.io.DataLoader:
@@ -132,10 +132,4 @@ def build_eval_loader(config: CfgNode, dataset: Dataset) -> paddle.io.DataLoader
         raise UserError(f"{world_size()} ranks for {len(dataset)} images; start at most {len(dataset)} ranks")
     sampler = ShardedEvalSampler(len(dataset), config.DATA.BATCH_SIZE_EVAL, rank(), world_size())
     source = TransformedDataset(dataset, build_transform(config, False), config, replace_broken=False)
-    return _loader(source, sampler, config.DATA.NUM_WORKERS)
-
-
-def _loader(source: TransformedDataset, sampler: paddle.io.BatchSampler, workers: int) -> paddle.io.DataLoader:
-    return paddle.io.DataLoader(
-        source, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, worker_init_fn=bind_to_parent
-    )
+    return build_loader(source, sampler, config.DATA.NUM_WORKERS, _collate)

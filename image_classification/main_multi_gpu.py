@@ -14,21 +14,17 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher puts this folder there, not the project's
 
 from common.entry_point import ArgumentParser, run  # noqa: E402
-from image_classification.config import add_config_flags, load_config  # noqa: E402
+from image_classification.config import CONFIG  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(description=__doc__.partition("\n\n")[0], epilog="Exit codes: 0 done, 2 wrong input.")
-    add_config_flags(parser)
-    config = load_config(parser.parse_args(argv))
+    CONFIG.add_flags(parser)
+    config = CONFIG.load(parser.parse_args(argv))
 
     from image_classification.classification import Classification  # after the flags, so that -h answers at once
 
-    task = Classification(config)
-    if config.EVAL:
-        task.evaluate()
-    else:
-        task.train()
+    Classification(config).run()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import paddle.nn.functional as F
 from common.checkpoint import find_weights, head_classes, load_weights, read_checkpoint
 from common.errors import UserError
 from common.weights import resolve_weights
-from image_classification.config import config_from_text
+from image_classification.config import CONFIG
 from image_classification.datasets import IMAGE_SUFFIXES, FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader
 from image_classification.pale_backbone import build_model
@@ -58,7 +58,7 @@ class Classifier:
         if config is None:
             if not isinstance(state.get("config"), str):
                 raise UserError(f"{weights} does not say how it was trained; give its -cfg")
-            config = config_from_text(state["config"], weights)
+            config = CONFIG.from_text(state["config"], weights)
         num_classes = head_classes(arrays)
         if not num_classes:
             raise UserError(f"{weights} has no classification head; give the weights of a trained classifier")

@@ -24,7 +24,7 @@ ACCUM_ITER, BATCH, CLASSES = 2, 3, 5
 
 def loss_function(model, batch, rng) -> StepResult:
     loss = F.cross_entropy(model(batch["images"]), batch["labels"])
-    return StepResult(loss, BATCH, paddle.zeros([]))
+    return StepResult(loss, BATCH)
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         learning_rate=lambda step: 1e-3,
         evaluate=None,
         criterion="",
-        settings=TrainSettings(epochs=1, accum_iter=ACCUM_ITER),
+        settings=TrainSettings(total_steps=1, validate_steps=1, keep_steps=1, accum_iter=ACCUM_ITER),
         log=TrainingLog(None),
         checkpoints=CheckpointFolder(Path(), 0),
         metadata={},
@@ -54,7 +54,7 @@ def main() -> None:
     labels = paddle.to_tensor(rng.integers(CLASSES, size=shape))
     for index in range(ACCUM_ITER):
         batch = {"images": images[index, rank()], "labels": labels[index, rank()]}
-        trainer._backward(batch, index, synchronise=index == ACCUM_ITER - 1)
+        trainer._backward(batch, 0, index, synchronise=index == ACCUM_ITER - 1)
 
     reference = create_model("pale_nano", num_classes=CLASSES)  # without the hooks of DataParallel
     reference.set_state_dict(model.state_dict())

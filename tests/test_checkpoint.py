@@ -451,7 +451,7 @@ def test_state_of_another_models_optimizer_names_the_parameter():
 def test_folder_keeps_the_last_epochs(tmp_path):
     folder = CheckpointFolder(tmp_path / "run", keep=2)
     for epoch in (1, 2, 9, 10, 11):
-        folder.save_epoch({"epoch": epoch}, epoch)
+        folder.save_numbered({"epoch": epoch}, epoch)
         assert load_file(tmp_path / "run" / f"epoch_{epoch:04d}")["epoch"] == epoch
     assert files(tmp_path / "run") == ["epoch_0010.pdparams", "epoch_0011.pdparams"]
 
@@ -459,7 +459,7 @@ def test_folder_keeps_the_last_epochs(tmp_path):
 def test_folder_keeps_the_epoch_it_has_just_written_beside_those_of_an_earlier_run(tmp_path):
     for epoch in (8, 9, 10):
         save_file({"epoch": epoch}, tmp_path / f"epoch_{epoch:04d}.pdparams")
-    CheckpointFolder(tmp_path, keep=2).save_epoch({"epoch": 4}, 4)
+    CheckpointFolder(tmp_path, keep=2).save_numbered({"epoch": 4}, 4)
     assert "epoch_0004.pdparams" in files(tmp_path)
 
 
@@ -468,14 +468,14 @@ def test_latest_and_best_are_not_counted(tmp_path):
     for epoch in (1, 2):
         folder.save_best({"epoch": epoch})
         folder.save_latest({"epoch": epoch})
-        folder.save_epoch({"epoch": epoch}, epoch)
+        folder.save_numbered({"epoch": epoch}, epoch)
     assert files(tmp_path) == ["best.pdparams", "epoch_0002.pdparams", "latest.pdparams"]
     assert load_file(folder.latest)["epoch"] == load_file(folder.best)["epoch"] == 2
 
 
 def test_keep_nothing(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=0)
-    folder.save_epoch({"epoch": 1}, 1)
+    folder.save_numbered({"epoch": 1}, 1)
     folder.save_latest({"epoch": 1})
     assert files(tmp_path) == ["latest.pdparams"]
 
@@ -485,5 +485,5 @@ def test_only_rank_0_writes(tmp_path, monkeypatch):
     folder = CheckpointFolder(Path(tmp_path), keep=1)
     folder.save_best({})
     folder.save_latest({})
-    folder.save_epoch({}, 1)
+    folder.save_numbered({}, 1)
     assert files(tmp_path) == []

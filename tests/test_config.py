@@ -9,23 +9,17 @@ import pytest
 from common.entry_point import ArgumentParser
 from common.errors import UserError
 from image_classification.classification import Classification
-from image_classification.config import (
-    DEFAULT_CONFIG,
-    add_config_flags,
-    config_from_text,
-    default_config,
-    load_config,
-)
+from image_classification.config import CONFIG, default_config
 from image_classification.loaders import build_transform
 from image_classification.pale_backbone import build_model
 
-CONFIGS = sorted(DEFAULT_CONFIG.parent.glob("*.yaml"))
+CONFIGS = sorted(CONFIG.default_file.parent.glob("*.yaml"))
 
 
 def load(*flags: object):
     parser = ArgumentParser()
-    add_config_flags(parser)
-    return load_config(parser.parse_args([str(flag) for flag in flags]))
+    CONFIG.add_flags(parser)
+    return CONFIG.load(parser.parse_args([str(flag) for flag in flags]))
 
 
 def write(path: Path, text: str) -> Path:
@@ -127,7 +121,7 @@ def test_the_result_is_frozen():
 
 def test_a_dump_reads_back_as_the_same_configuration():
     config = load("-opts", "TRAIN.BASE_LR", "1e-5")
-    assert config_from_text(config.dump(), "dump") == config
+    assert CONFIG.from_text(config.dump(), "dump") == config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -140,7 +134,7 @@ def test_every_configuration_builds_its_model_and_transforms(path):
 
 
 def test_the_rates_scale_with_the_batch_where_the_configuration_says_so():
-    flags = ("-cfg", DEFAULT_CONFIG.parent / "pale_tiny_224.yaml", "-batch_size", 64, "-device", "cpu")
+    flags = ("-cfg", CONFIG.default_file.parent / "pale_tiny_224.yaml", "-batch_size", 64, "-device", "cpu")
     rate = Classification(load(*flags))._learning_rate(steps_per_epoch=10)
     assert rate(10 * 20) == pytest.approx(1e-3 * 64 / 1024)
 

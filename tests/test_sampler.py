@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
+from common.sampler import IterationSampler, SampleKey, ShardedEvalSampler, ShardedTrainSampler
 
 
 def epoch_of(*args, epoch=0, first_batch=0, **kwargs):
@@ -143,3 +143,39 @@ def test_evaluation_covers_every_index_once(num_samples, world_size, batch_size)
 
 def test_evaluation_on_one_rank_is_in_order():
     assert [[key.index for key in batch] for batch in ShardedEvalSampler(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def iterations(steps: int, world_size: int = 1, group: int = 1, batch_size: int = 3, images: int = 7) -> list[list]:
+    """The steps of a run over all ranks: each the keys of its batches in the order of their positions."""
+    ranks = [
+        [key for batch in IterationSampler(images, batch_size, 5, steps, rank, world_size, group) for key in batch]
+        for rank in range(world_size)
+    ]
+    keys = sorted((key for rank in ranks for key in rank), key=lambda key: key.position)
+    size = batch_size * world_size * group
+    return [keys[start : start + size] for start in range(0, len(keys), size)]
+
+
+def test_a_run_of_steps_is_one_permutation_after_the_other():
+    keys = [key for step in iterations(14) for key in step]
+    assert [key.position for key in keys] == list(range(42))
+    passes = [[key.index for key in keys[start : start + 7]] for start in range(0, 42, 7)]
+    assert all(sorted(order) == list(range(7)) for order in passes)
+    assert len({tuple(order) for order in passes}) == 6
+
+
+def test_a_longer_run_of_steps_begins_as_a_shorter_one_and_can_be_entered_anywhere():
+    sampler = IterationSampler(7, 3, 5, 20)
+    sampler.set_position(0, 8)
+    assert list(sampler) == iterations(20)[8:]
+    assert len(sampler) == 12
+    assert iterations(9) == iterations(20)[:9]
+
+
+@pytest.mark.parametrize(("world_size", "group", "batch_size"), [(2, 1, 3), (3, 1, 2), (1, 2, 3), (2, 3, 1)])
+def test_the_ranks_share_out_the_same_steps(world_size, group, batch_size):
+    assert iterations(10, world_size, group, batch_size) == iterations(10, 1, 1, 6)
+
+
+def test_a_run_of_steps_takes_more_images_than_there_are():
+    assert sum(map(len, iterations(4, batch_size=5, images=2))) == 20

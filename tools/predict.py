@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and imag
 
 from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
 from common.errors import UserError  # noqa: E402
-from image_classification.config import load_config  # noqa: E402
+from image_classification.config import CONFIG  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"-top is {arguments.top}; it must be at least 1")
     if arguments.opts and not arguments.cfg:
         raise UserError("-opts overrides keys of -cfg; give both")
-    config = load_config(arguments) if arguments.cfg else None
+    config = CONFIG.load(arguments) if arguments.cfg else None
     device = config.DEVICE if config and config.DEVICE else arguments.device
     select_device(device or "")
 

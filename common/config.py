@@ -1,0 +1,338 @@
+"""The configuration of a run: defaults, then a yaml file and its base, then flags, then ``-opts``.
+
+What all tasks share is here: the keys in capitals that every task has, the flags for them, and the machinery. A task
+describes what it adds in one :class:`TaskConfig`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from common.entry_point import ArgumentParser
+from common.errors import UserError
+
+__all__ = ["Flag", "TaskConfig", "plain", "require", "shared_config"]
+
+
+def shared_config() -> CfgNode:
+    """The keys of every task, with the values that hold where a file does not say otherwise."""
+    config = CfgNode()
+    config.BASE = ""  # another yaml file, relative to this one, whose values this one overrides
+
+    config.DATA = CfgNode()
+    config.DATA.NUM_WORKERS = 4  # processes that read images, on each rank; 0 reads in the training process
+
+    config.MODEL = CfgNode()
+    config.MODEL.PRETRAINED = ""  # weights to start from, or to evaluate
+
+    config.TRAIN = CfgNode()
+    config.TRAIN.LAYER_DECAY = 1.0  # factor between the learning rates of one layer and the next; 1 is off
+    config.TRAIN.GRAD_CLIP = 0.0  # limit of the global norm; 0 is off
+    config.TRAIN.ACCUM_ITER = 1  # batches that make one optimizer step
+    config.TRAIN.AMP = ""  # float16, bfloat16 or empty for float32
+    config.TRAIN.EMA_DECAY = 0.0  # 0 is off
+    config.TRAIN.SKIP_NONFINITE = 0  # steps in a row whose loss may be NaN or infinite before training stops
+
+    config.SAVE_STEPS = 0  # optimizer steps between two writes of latest.pdparams; 0: only when there is an evaluation
+    config.KEEP_CHECKPOINTS = 3
+    config.LOG_INTERVAL = 50  # optimizer steps between two lines
+    config.OUTPUT = ""
+    config.RESUME = ""  # a training state (latest.pdparams of an earlier run), or auto for OUTPUT's own if there is one
+    config.EVAL = False  # only evaluate
+    config.SEED = 0
+    config.DEVICE = ""  # cpu, gpu, gpu:N, or empty for what there is
+    return config
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A command-line flag for one or more configuration keys.
+
+    Attributes:
+        keys: dotted keys that get the value.
+        kind: turns the text into the value; ``bool`` makes a switch.
+        text: what ``-h`` says.
+    """
+
+    keys: tuple[str, ...]
+    kind: Callable[[str], Any]
+    text: str
+
+
+_SHARED_FLAGS = {
+    "accum_iter": Flag(("TRAIN.ACCUM_ITER",), int, "batches whose gradients make one optimizer step"),
+    "pretrained": Flag(
+        ("MODEL.PRETRAINED",),
+        str,
+        "weights to start from, or to evaluate: a file, https://...#sha256=..., or a released tag",
+    ),
+    "resume": Flag(("RESUME",), str, "training state to continue from, or auto: that of -output if there is one"),
+    "output": Flag(("OUTPUT",), str, "folder for checkpoints and logs"),
+    "device": Flag(("DEVICE",), str, "cpu, gpu or gpu:N (default: what Paddle was compiled for and finds)"),
+    "seed": Flag(("SEED",), int, "seed of every random number"),
+    "eval": Flag(("EVAL",), bool, "only evaluate -pretrained (or -resume)"),
+}
+
+# What may differ between a run and its continuation without changing a single weight; the last line is what the trainer
+# compares itself.
+_FREE_KEYS = {
+    *("BASE", "OUTPUT", "RESUME", "EVAL", "DEVICE", "LOG_INTERVAL", "KEEP_CHECKPOINTS", "SAVE_STEPS"),
+    *("DATA.NUM_WORKERS", "MODEL.PRETRAINED"),
+    *("TRAIN.ACCUM_ITER", "SEED"),
+}
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What the configuration of a task adds to what all tasks share.
+
+    Attributes:
+        default_file: the yaml file that holds where no ``-cfg`` is given.
+        defaults: builds every key there is.
+        flags: the task's own flags.
+        check: raises ``UserError`` for a value that no run can use.
+        free_keys: keys, or whole sections, that may differ between a run and its continuation.
+        open_sections: keys whose values are another toolkit's business: dicts of any content, merged, not checked.
+    """
+
+    default_file: Path
+    defaults: Callable[[], CfgNode]
+    flags: Mapping[str, Flag] = field(default_factory=dict)
+    check: Callable[[CfgNode], None] = lambda config: None
+    free_keys: frozenset[str] = frozenset()
+    open_sections: frozenset[str] = frozenset()
+
+    def add_flags(self, parser: ArgumentParser) -> None:
+        """Add PaddleViT's flags, which override the configuration, and ``-cfg``, ``-opts``, ``-debug``."""
+        default = str(self.default_file)
+        parser.add_flag("cfg", default=default, metavar="YAML", help="configuration (default: %(default)s)")
+        for name, flag in self._all_flags().items():
+            how = {"action": "store_true"} if flag.kind is bool else {"type": flag.kind}
+            parser.add_flag(name, help=f"{flag.text} [{', '.join(flag.keys)}]", **how)
+        parser.add_flag(
+            "amp",
+            nargs="?",
+            const="float16",
+            choices=("float16", "bfloat16"),
+            help="mixed precision, float16 unless bfloat16 is said [TRAIN.AMP]",
+        )
+        parser.add_flag("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: any other key; comes last")
+        parser.add_flag("debug", action="store_true", help="show the traceback of an error")
+
+    def load(self, arguments: argparse.Namespace) -> CfgNode:
+        """Merge defaults, files, flags and ``-opts``, check the values, and freeze the result.
+
+        Raises:
+            UserError: a file is missing or no yaml, a key is unknown, a value has a wrong type or is impossible.
+        """
+        config = self.defaults()
+        self._merge_file(config, Path(arguments.cfg).expanduser(), ())
+        for name, flag in self._all_flags().items():
+            value = getattr(arguments, name, None)
+            if value is not None and value is not False:
+                for key in flag.keys:
+                    self._set(config, key, value, f"-{name}")
+        if getattr(arguments, "amp", None):
+            config.TRAIN.AMP = arguments.amp
+        options = [option for option in arguments.opts if option not in ("-debug", "--debug")]
+        if len(options) % 2:
+            raise UserError(f"-opts takes pairs of KEY VALUE; {options[-1]!r} stands alone")
+        for key, text in zip(options[::2], options[1::2], strict=True):
+            self._set(config, key, _parse(text), "-opts")
+        return self._finish(config)
+
+    def from_text(self, text: str, source: str) -> CfgNode:
+        """Read back the configuration that a checkpoint carries.
+
+        Raises:
+            UserError: it is not one of this version's.
+        """
+        try:
+            values = yaml.safe_load(text)
+        except (yaml.YAMLError, AttributeError) as error:
+            raise UserError(f"{source} carries a damaged configuration: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{source} carries a {type(values).__name__} in place of a configuration")
+        config = self.defaults()
+        self._merge_mapping(config, values, source, "")
+        return self._finish(config)
+
+    def differences(self, then: CfgNode, now: CfgNode) -> list[str]:
+        """``KEY: value then, value now`` for each key that differs and has a part in the weights."""
+        return [
+            f"{key}: {_find(then, key)} then, {_find(now, key)} now"
+            for key in sorted({*_keys(now), *_keys(then)})
+            if not {key, key.partition(".")[0]} & (_FREE_KEYS | self.free_keys) and _find(then, key) != _find(now, key)
+        ]
+
+    def _all_flags(self) -> dict[str, Flag]:
+        return {**self.flags, **_SHARED_FLAGS}
+
+    def _finish(self, config: CfgNode) -> CfgNode:
+        _check_shared(config)
+        self.check(config)
+        config.freeze()
+        return config
+
+    def _merge_file(self, config: CfgNode, path: Path, including: tuple[Path, ...]) -> None:
+        """Merge a yaml file, its base first; the toolkits spell it ``_base_`` and allow several."""
+        path = path.resolve()
+        if path in including:
+            raise UserError(f"{path} is its own BASE, by way of {including[-1]}")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is no yaml file: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{path} holds a {type(values).__name__}, not keys and values")
+        bases = values.pop("BASE", None) or values.pop("_base_", None) or []
+        for base in [bases] if isinstance(bases, str) else bases:
+            self._merge_file(config, path.parent / str(base), (*including, path))
+        self._merge_mapping(config, values, str(path), "")
+
+    def _merge_mapping(self, config: CfgNode, values: Mapping[str, Any], source: str, prefix: str) -> None:
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            if name in self.open_sections:
+                if not isinstance(value, dict):
+                    raise UserError(f"{source}: {name} is {value!r}; it must hold keys and values")
+                config[name] = _merge_open(config[name], value)
+            elif isinstance(config_node := _find(config, name), CfgNode) and isinstance(value, dict):
+                self._merge_mapping(config, value, source, f"{name}.")
+            elif config_node is None:
+                raise UserError(f"{source}: unknown key {name}{_similar(config, name)}")
+            else:
+                self._set(config, name, value, source)
+
+    def _set(self, config: CfgNode, key: str, value: Any, source: str) -> None:
+        """Set a dotted key to a value of the type of its default."""
+        section, _, rest = key.partition(".")
+        if section in self.open_sections:
+            value = _merge_open(CfgNode(), value) if isinstance(value, dict) else _number(value)
+            node = _find(config, key.rpartition(".")[0]) if rest else None
+            if not isinstance(node, CfgNode):
+                raise UserError(f"{source}: unknown key {key}{_similar(config, key)}")
+            node[key.rpartition(".")[2]] = value
+            return
+        old = _find(config, key)
+        if old is None:
+            raise UserError(f"{source}: unknown key {key}{_similar(config, key)}")
+        node = _find(config, key.rpartition(".")[0]) if "." in key else config
+        node[key.rpartition(".")[2]] = _coerce(value, old, key, source)
+
+
+def plain(node: Any) -> Any:
+    """A section as plain dicts and lists, as the toolkits want it."""
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    return [plain(item) for item in node] if isinstance(node, (list, tuple)) else node
+
+
+def require(config: CfgNode, keys: str, holds: Callable[[Any], bool], rule: str) -> None:
+    """Check a condition for each of the keys.
+
+    Args:
+        keys: dotted, separated by blanks.
+        rule: what the value must be, for the message.
+
+    Raises:
+        UserError: it does not hold.
+    """
+    for key in keys.split():
+        value = _find(config, key)
+        if not holds(value):
+            raise UserError(f"{key} is {value!r}; it {rule}")
+
+
+def _check_shared(config: CfgNode) -> None:
+    require(config, "TRAIN.ACCUM_ITER TRAIN.LAYER_DECAY LOG_INTERVAL", lambda n: n > 0, "must be greater than 0")
+    not_negative = "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS SAVE_STEPS TRAIN.SKIP_NONFINITE SEED"
+    require(config, not_negative, lambda n: n >= 0, "must not be negative")
+    require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
+    require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
+    require(config, "OUTPUT", bool, "must name a folder; give -output")
+
+
+def _merge_open(old: CfgNode, new: Mapping[str, Any]) -> CfgNode:
+    """``new`` over ``old``, dict by dict; PaddleSeg's ``_inherited_: False`` drops the old one."""
+    inherited = new.get("_inherited_", True)
+    merged = CfgNode(dict(old)) if inherited else CfgNode()
+    for key, value in new.items():
+        if isinstance(value, dict):
+            below = merged.get(key) if isinstance(merged.get(key), CfgNode) else CfgNode()
+            merged[key] = _merge_open(below, value)
+        elif key != "_inherited_":
+            merged[key] = _number(value)
+    return merged
+
+
+def _number(value: Any) -> Any:
+    """Turn what yaml takes for text into the number it is: 6e-5, without a point."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+e[-+]?[0-9]+", value, re.IGNORECASE)
+    return float(value) if is_number else value
+
+
+def _find(config: CfgNode, key: str) -> Any:
+    """The value of a dotted key, or None."""
+    node = config
+    for part in str(key).split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def _coerce(value: Any, old: Any, key: str, source: str) -> Any:
+    """Return ``value`` as the type of ``old``: yaml reads 1e-3 as a string and 5 as an integer."""
+    if isinstance(old, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(old, list) and isinstance(value, (list, tuple)) and len(value) == len(old):
+        return [_coerce(item, default, key, source) for item, default in zip(value, old, strict=True)]
+    elif isinstance(old, str) and value is None:
+        return ""
+    elif type(value) is type(old) and not isinstance(old, list):
+        return value
+    wanted = f"a list of {len(old)} numbers" if isinstance(old, list) else f"of type {type(old).__name__}"
+    raise UserError(f"{source}: {key} is {value!r}; it must be {wanted}")
+
+
+def _parse(text: str) -> Any:
+    """Read a command-line value as yaml would, so that lists, numbers and booleans work."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterable[str]:
+    """All dotted keys."""
+    return [
+        full
+        for name, value in node.items()
+        for full in (_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [f"{prefix}{name}"])
+    ]
+
+
+def _similar(config: CfgNode, key: str) -> str:
+    """A hint for a mistyped key."""
+    known = {name.upper(): name for name in _keys(config)}
+    close = difflib.get_close_matches(str(key).upper(), known, n=1)
+    return f"; did you mean {known[close[0]]}?" if close else ""

@@ -1,0 +1,25 @@
+"""Batches out of a data set and a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import paddle
+
+from common.stop_request import bind_to_parent
+
+__all__ = ["build_loader"]
+
+
+def build_loader(
+    dataset: paddle.io.Dataset, sampler: paddle.io.BatchSampler, workers: int, collate: Callable[[list], Any]
+) -> paddle.io.DataLoader:
+    """Read what ``sampler`` chooses in ``workers`` processes (0: in this one), which end with this one.
+
+    The data set must not raise: Paddle's loader waits for ever when one does so in its reading thread. What cannot be
+    read is handed on as a message instead.
+    """
+    return paddle.io.DataLoader(
+        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=bind_to_parent
+    )

@@ -1,0 +1,101 @@
+"""The backbone of dense prediction: the four stages and a norm for each output, for segmentation and detection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paddle import Tensor, nn
+
+from common.checkpoint import load_pretrained
+from common.pale_transformer import VARIANTS, PaleTransformer, list_models
+from common.weights import resolve_weights
+
+__all__ = ["PaleFeatures", "create_features"]
+
+
+class PaleFeatures(PaleTransformer):
+    """The stages of :class:`PaleTransformer`, under the same names, with normalised maps as outputs.
+
+    It has no classifier and no final norm, but ``out_norms``, a LayerNorm for each of the four maps [A: Swin's and
+    CSWin's dense-task code]. ``out_channels`` and ``out_strides`` describe the maps.
+
+    Args:
+        embed_dim, depths, num_heads, pale_size, mlp_ratio, drop_path_rate, in_channels: see :class:`PaleTransformer`.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    head_prefixes = ("out_norms.",)
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        pale_size: int | Sequence[int] = 7,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        in_channels: int = 3,
+    ):
+        super().__init__(embed_dim, depths, num_heads, pale_size, mlp_ratio, drop_path_rate, 0, in_channels)
+        # A parameter that is not used would get no gradient, which stops distributed training.
+        del self.norm, self.head
+        self.out_norms = nn.LayerList([nn.LayerNorm(channels) for channels in self.out_channels])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map images ``[B, C, H, W]``, H and W from 32 up, to four normalised NCHW maps.
+
+        Returns:
+            Maps with ``out_channels`` channels at ``out_strides``; a side that a stride does not divide is rounded up.
+        """
+        outputs = zip(self.out_norms, self._stage_outputs(images), strict=True)
+        return [norm(x).transpose([0, 3, 1, 2]) for norm, x in outputs]
+
+    def reset_head(self, num_classes: int) -> None:
+        """Refuse: the head belongs to the model around the backbone.
+
+        Raises:
+            ValueError: ``num_classes`` is not 0.
+        """
+        if num_classes:
+            raise ValueError(f"num_classes is {num_classes}; a backbone of dense models has no classifier")
+        super().reset_head(num_classes)
+
+
+def create_features(
+    variant: str,
+    drop_path_rate: float = 0.0,
+    pretrained: str | Path | bool | None = None,
+    in_channels: int = 3,
+    recompute: bool = False,
+    **overrides: Any,
+) -> PaleFeatures:
+    """Build a variant as a backbone.
+
+    Args:
+        variant: one of :func:`common.pale_transformer.list_models`.
+        drop_path_rate: stochastic depth of the last block.
+        pretrained: weights as :func:`common.pale_transformer.create_model` takes them, of a classification model (its
+            classifier and final norm are left out, ``out_norms`` stay new) or of a dense one.
+        in_channels: channels of the images.
+        recompute: see :meth:`PaleTransformer.set_recompute`.
+        overrides: any other argument of :class:`PaleFeatures`, in place of the variant's own.
+
+    Raises:
+        ValueError: unknown name or argument, or a value out of range.
+        common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown model {variant!r}; choose one of {', '.join(list_models())}")
+    settings = {**VARIANTS[variant], "drop_path_rate": drop_path_rate, "in_channels": in_channels, **overrides}
+    try:
+        backbone = PaleFeatures(**settings)
+    except TypeError as error:
+        raise ValueError(f"impossible override for {variant}: {error}") from error
+    backbone.set_recompute(recompute)
+    if pretrained:
+        load_pretrained(backbone, resolve_weights(variant, pretrained))
+    return backbone

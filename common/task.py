@@ -1,0 +1,259 @@
+"""One run of a launcher, in what is the same for all tasks: weights, training state, log, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import paddle
+from paddle import nn
+from yacs.config import CfgNode
+
+from common.checkpoint import CheckpointFolder, LoadReport, load_pretrained, read_checkpoint
+from common.config import TaskConfig
+from common.distributed import gather_rows, is_main_process, world_size
+from common.entry_point import select_device
+from common.errors import UserError
+from common.flops import params
+from common.sampler import ShardedTrainSampler
+from common.trainer import StepResult, Trainer, TrainSettings
+from common.training_log import TrainingLog
+from common.weights import resolve_weights
+
+__all__ = ["Task", "Training"]
+
+
+@dataclass
+class Training:
+    """What a task trains, and on what.
+
+    Attributes:
+        model, loss_function, loader, sampler, optimizer, learning_rate: see :class:`common.trainer.Trainer`.
+        total_steps, validate_steps, keep_steps: see :class:`common.trainer.TrainSettings`.
+        data: one line about the data.
+        alike: counts that must be the same on all ranks, by name.
+        metadata: plain values to keep in every checkpoint beside the configuration.
+    """
+
+    model: nn.Layer
+    loss_function: Callable[[nn.Layer, Any, np.random.Generator], StepResult]
+    loader: paddle.io.DataLoader
+    sampler: ShardedTrainSampler
+    optimizer: paddle.optimizer.Optimizer
+    learning_rate: Callable[[int], float]
+    total_steps: int
+    validate_steps: int
+    keep_steps: int
+    data: str
+    alike: Mapping[str, int]
+    metadata: Mapping[str, Any]
+
+
+class Task(ABC):
+    """A run of one configuration.
+
+    Attributes:
+        name: folder of the task's launcher.
+        form: its kind of configuration.
+        criterion: the figure that decides which weights are the best.
+        unit: what its runs are counted in, ``"epoch"`` or ``"step"``.
+        length_key: the configuration key that says how long a run is.
+    """
+
+    name: ClassVar[str]
+    form: ClassVar[TaskConfig]
+    criterion: ClassVar[str]
+    unit: ClassVar[str] = "epoch"
+    length_key: ClassVar[str]
+
+    def __init__(self, config: CfgNode):
+        self.config = config
+        self.device = select_device(config.DEVICE)
+        paddle.seed(config.SEED)
+        self.log = TrainingLog(None)
+        self.step = 0  # of the evaluation that is under way
+
+    @abstractmethod
+    def build_training(self) -> Training:
+        """Build what is trained, and prepare :meth:`validate`."""
+
+    @abstractmethod
+    def build_evaluation(self) -> nn.Layer:
+        """Build the model, and prepare :meth:`validate` without any training data."""
+
+    @abstractmethod
+    def validate(self, model: nn.Layer, kind: str) -> dict[str, float]:
+        """Evaluate on the validation data; a collective operation.
+
+        Args:
+            kind: what the figures are called in the log: ``val`` or ``val_ema``.
+        """
+
+    @abstractmethod
+    def model_name(self) -> str:
+        """What to call the model in the log."""
+
+    def load_weights(self, model: nn.Layer, source: Path | str, replace_head: bool) -> LoadReport:
+        """Load weights into the model; see :func:`common.checkpoint.load_pretrained`."""
+        return load_pretrained(model, source, replace_head=replace_head, verbose=False)
+
+    def run(self) -> dict[str, float]:
+        """Train, or evaluate if the configuration says so."""
+        return self.evaluate() if self.config.EVAL else self.train()
+
+    def train(self) -> dict[str, float]:
+        """Train, evaluating on the way; return the figures of the best weights."""
+        config = self.config
+        training = self.build_training()
+        self._compare_ranks(training)
+        output = Path(config.OUTPUT)
+        checkpoints = CheckpointFolder(output, config.KEEP_CHECKPOINTS, self.unit)
+        self.log = log = TrainingLog(output)
+        resumed = self._find_state(checkpoints)
+        report = None
+        if config.MODEL.PRETRAINED and not resumed:
+            report = self.load_weights(training.model, self._resolve(config.MODEL.PRETRAINED), replace_head=True)
+        self._print_head(training.model)
+        log.line(training.data)
+        if report:
+            log.line(str(report))
+        checkpoints.clean()
+        if is_main_process():
+            (output / "config.yaml").write_text(config.dump(), encoding="utf-8")
+
+        def evaluate(model: nn.Layer, kind: str) -> dict[str, float]:
+            self.step = trainer.step
+            return self.validate(model, kind)
+
+        trainer = Trainer(
+            model=training.model,
+            loss_function=training.loss_function,
+            loader=training.loader,
+            sampler=training.sampler,
+            optimizer=training.optimizer,
+            learning_rate=training.learning_rate,
+            evaluate=evaluate,
+            criterion=self.criterion,
+            settings=self._settings(training),
+            log=log,
+            checkpoints=checkpoints,
+            metadata={"task": self.name, "config": config.dump(), **training.metadata},
+        )
+        if resumed:
+            self._resume(trainer, *resumed)
+        log.rewind(trainer.step if resumed else -1)
+        best = trainer.run()
+        self._print_next_commands(checkpoints, best)
+        log.close()
+        return best
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate ``MODEL.PRETRAINED`` (or ``RESUME``) on the validation set."""
+        source = self.config.MODEL.PRETRAINED or self.config.RESUME
+        if source in ("", "auto"):
+            raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
+        model = self.build_evaluation()
+        self.load_weights(model, self._resolve(source), replace_head=False)
+        self._print_head(model)
+        figures = self.validate(model, "val")
+        self.log.line(f"{source}: " + "  ".join(f"{key} {value:.6g}" for key, value in figures.items()))
+        return figures
+
+    def _resolve(self, source: str) -> Path | str:
+        return resolve_weights(self.model_name(), source)
+
+    def _settings(self, training: Training) -> TrainSettings:
+        config = self.config
+        return TrainSettings(
+            total_steps=training.total_steps,
+            validate_steps=training.validate_steps,
+            keep_steps=training.keep_steps,
+            unit=self.unit,
+            accum_iter=config.TRAIN.ACCUM_ITER,
+            grad_clip=config.TRAIN.GRAD_CLIP,
+            amp=config.TRAIN.AMP,
+            ema_decay=config.TRAIN.EMA_DECAY,
+            seed=config.SEED,
+            log_interval=config.LOG_INTERVAL,
+            save_steps=config.SAVE_STEPS,
+            skip_nonfinite=config.TRAIN.SKIP_NONFINITE,
+        )
+
+    def _compare_ranks(self, training: Training) -> None:
+        """Stop where machines were given different data or settings, before they wait for each other for ever."""
+        settings = zlib.crc32("".join(self.form.differences(self.form.defaults(), self.config)).encode())
+        figures = {
+            **training.alike,
+            "batches": training.sampler.num_batches,
+            "steps": training.total_steps,
+            "accumulation": self.config.TRAIN.ACCUM_ITER,
+            "seed": self.config.SEED,
+            "other settings": settings,
+        }
+        rows = gather_rows(list(figures.values()))
+        for other in range(world_size()):
+            if (rows[other] != rows[0]).any():
+                raise UserError(
+                    f"rank {other} was started unlike rank 0 ({', '.join(figures)}): "
+                    f"{rows[other].astype(int).tolist()}, not {rows[0].astype(int).tolist()}; start all machines alike"
+                )
+
+    def _find_state(self, checkpoints: CheckpointFolder) -> tuple[Path | str, dict[str, Any]] | None:
+        """The training state that ``RESUME`` means, with its source."""
+        source, log = self.config.RESUME, self.log
+        if not source:
+            if checkpoints.latest.exists():
+                log.line(f"replacing the run in {checkpoints.folder}; -resume auto would have gone on with it")
+            return None
+        found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_checkpoint(source))
+        if not found:
+            log.line(f"no training state in {checkpoints.folder}: starting anew")
+        steps = gather_rows([found[1].get("step", 0) if found else -1])[:, 0]
+        if steps.min() != steps.max():
+            raise UserError(
+                f"the ranks find different training states (of steps {steps.astype(int).tolist()}, -1 for none); put "
+                f"{checkpoints.folder} on a disk that all machines share, or copy {checkpoints.latest.name} to each"
+            )
+        return found
+
+    def _resume(self, trainer: Trainer, source: Path | str, state: dict[str, Any]) -> None:
+        last_epoch = self.config.TRAIN.get("LAST_EPOCH", -1)
+        inexact = trainer.resume(state, str(source), last_epoch if last_epoch >= 0 else None)
+        if isinstance(state.get("config"), str):
+            inexact += self.form.differences(self.form.from_text(state["config"], str(source)), self.config)
+        where = f"{trainer.progress}, step {trainer.step}" if self.unit == "epoch" else trainer.progress
+        self.log.line(f"resuming {source} after {where}")
+        for reason in inexact:
+            self.log.line(f"  differs from the run that was interrupted: {reason}")
+        if trainer.step >= trainer.settings.total_steps:
+            self.log.line(f"{trainer.progress} is done; raise {self.length_key} to train on")
+
+    def _print_head(self, model: nn.Layer) -> None:
+        self.log.line(self.config.dump())
+        self.log.line(
+            f"{self.model_name()}: {params(model) / 1e6:.2f}M parameters on {self.device}, "
+            f"{world_size()} rank(s), Paddle {paddle.__version__}"
+        )
+        if self.config.TRAIN.AMP and self.device == "cpu":
+            self.log.line("mixed precision has no effect on CPUs: everything is computed in float32")
+
+    def _print_next_commands(self, checkpoints: CheckpointFolder, best: Mapping[str, Any]) -> None:
+        config_file, best_file, latest_file = (
+            shlex.quote(str(path))
+            for path in (checkpoints.folder / "config.yaml", checkpoints.best, checkpoints.latest)
+        )
+        node = self.config
+        for part in self.length_key.split("."):
+            node = node[part]
+        launcher = f"python -m paddle.distributed.launch {self.name}/main_multi_gpu.py -cfg {config_file}"
+        line = self.log.line
+        line(f"best: {self.criterion} {best[self.criterion]:.2f} after {best['at']} ({best['weights']})")
+        line(f"evaluate:  {launcher} -eval -pretrained {best_file}")
+        line(f"predict:   python tools/predict.py IMAGE... -pretrained {best_file}")
+        line(f"resume:    {launcher} -resume {latest_file} -opts {self.length_key} {2 * node}")
