@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 from common.entry_point import ArgumentParser
 from common.errors import UserError
 
-__all__ = ["Flag", "TaskConfig", "plain", "require", "shared_config"]
+__all__ = ["Flag", "TaskConfig", "plain", "read_yaml_with_bases", "require", "shared_config"]
 
 
 def shared_config() -> CfgNode:
@@ -135,7 +135,8 @@ class TaskConfig:
             UserError: a file is missing or no yaml, a key is unknown, a value has a wrong type or is impossible.
         """
         config = self.defaults()
-        self._merge_file(config, Path(arguments.cfg).expanduser(), ())
+        for values, source in read_yaml_with_bases(Path(arguments.cfg).expanduser()):
+            self._merge_mapping(config, values, source, "")
         for name, flag in self._all_flags().items():
             value = getattr(arguments, name, None)
             if value is not None and value is not False:
@@ -143,18 +144,17 @@ class TaskConfig:
                     self._set(config, key, value, f"-{name}")
         if getattr(arguments, "amp", None):
             config.TRAIN.AMP = arguments.amp
-        options = [option for option in arguments.opts if option not in ("-debug", "--debug")]
-        if len(options) % 2:
-            raise UserError(f"-opts takes pairs of KEY VALUE; {options[-1]!r} stands alone")
-        for key, text in zip(options[::2], options[1::2], strict=True):
-            self._set(config, key, _parse(text), "-opts")
+        self._set_options(config, arguments.opts)
         return self._finish(config)
 
-    def from_text(self, text: str, source: str) -> CfgNode:
+    def from_text(self, text: str, source: str, options: Sequence[str] = ()) -> CfgNode:
         """Read back the configuration that a checkpoint carries.
 
+        Args:
+            options: what ``-opts`` said.
+
         Raises:
-            UserError: it is not one of this version's.
+            UserError: it is not one of this version's, or an option is wrong.
         """
         try:
             values = yaml.safe_load(text)
@@ -164,6 +164,7 @@ class TaskConfig:
             raise UserError(f"{source} carries a {type(values).__name__} in place of a configuration")
         config = self.defaults()
         self._merge_mapping(config, values, source, "")
+        self._set_options(config, options)
         return self._finish(config)
 
     def differences(self, then: CfgNode, now: CfgNode) -> list[str]:
@@ -183,23 +184,12 @@ class TaskConfig:
         config.freeze()
         return config
 
-    def _merge_file(self, config: CfgNode, path: Path, including: tuple[Path, ...]) -> None:
-        """Merge a yaml file, its base first; the toolkits spell it ``_base_`` and allow several."""
-        path = path.resolve()
-        if path in including:
-            raise UserError(f"{path} is its own BASE, by way of {including[-1]}")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is no yaml file: {error}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{path} holds a {type(values).__name__}, not keys and values")
-        bases = values.pop("BASE", None) or values.pop("_base_", None) or []
-        for base in [bases] if isinstance(bases, str) else bases:
-            self._merge_file(config, path.parent / str(base), (*including, path))
-        self._merge_mapping(config, values, str(path), "")
+    def _set_options(self, config: CfgNode, options: Sequence[str]) -> None:
+        options = [option for option in options if option not in ("-debug", "--debug")]
+        if len(options) % 2:
+            raise UserError(f"-opts takes pairs of KEY VALUE; {options[-1]!r} stands alone")
+        for key, text in zip(options[::2], options[1::2], strict=True):
+            self._set(config, key, _parse(text), "-opts")
 
     def _merge_mapping(self, config: CfgNode, values: Mapping[str, Any], source: str, prefix: str) -> None:
         for key, value in values.items():
@@ -219,17 +209,42 @@ class TaskConfig:
         """Set a dotted key to a value of the type of its default."""
         section, _, rest = key.partition(".")
         if section in self.open_sections:
-            value = _merge_open(CfgNode(), value) if isinstance(value, dict) else _number(value)
-            node = _find(config, key.rpartition(".")[0]) if rest else None
-            if not isinstance(node, CfgNode):
-                raise UserError(f"{source}: unknown key {key}{_similar(config, key)}")
-            node[key.rpartition(".")[2]] = value
+            if isinstance(value, dict):
+                old = _find(config, key)
+                value = _merge_open(old if isinstance(old, CfgNode) else CfgNode(), value)
+            node = _find(config, key.rpartition(".")[0]) if rest else config
+            if not isinstance(node, CfgNode) or (not rest and not isinstance(value, CfgNode)):
+                raise UserError(f"{source}: {key} cannot be set to {value!r}{_similar(config, key)}")
+            node[key.rpartition(".")[2]] = _number(value)
             return
         old = _find(config, key)
         if old is None:
             raise UserError(f"{source}: unknown key {key}{_similar(config, key)}")
         node = _find(config, key.rpartition(".")[0]) if "." in key else config
         node[key.rpartition(".")[2]] = _coerce(value, old, key, source)
+
+
+def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the values of a yaml file with its name, those of its bases (``BASE``, or the toolkits' ``_base_``) first.
+
+    Raises:
+        UserError: a file is missing, no yaml, or its own base.
+    """
+    path = path.resolve()
+    if path in including:
+        raise UserError(f"{path} is its own BASE, by way of {including[-1]}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no yaml file: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}, not keys and values")
+    bases = values.pop("BASE", None) or values.pop("_base_", None) or []
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from read_yaml_with_bases(path.parent / str(base), (*including, path))
+    yield values, str(path)
 
 
 def plain(node: Any) -> Any:
@@ -281,7 +296,7 @@ def _number(value: Any) -> Any:
     """Turn what yaml takes for text into the number it is: 6e-5, without a point."""
     if isinstance(value, list):
         return [_number(item) for item in value]
-    if isinstance(value, dict):
+    if type(value) is dict:
         return {key: _number(item) for key, item in value.items()}
     is_number = isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+e[-+]?[0-9]+", value, re.IGNORECASE)
     return float(value) if is_number else value

@@ -41,7 +41,6 @@ class PaleFeatures(PaleTransformer):
         in_channels: int = 3,
     ):
         super().__init__(embed_dim, depths, num_heads, pale_size, mlp_ratio, drop_path_rate, 0, in_channels)
-        # A parameter that is not used would get no gradient, which stops distributed training.
         del self.norm, self.head
         self.out_norms = nn.LayerList([nn.LayerNorm(channels) for channels in self.out_channels])
 
@@ -51,8 +50,7 @@ class PaleFeatures(PaleTransformer):
         Returns:
             Maps with ``out_channels`` channels at ``out_strides``; a side that a stride does not divide is rounded up.
         """
-        outputs = zip(self.out_norms, self._stage_outputs(images), strict=True)
-        return [norm(x).transpose([0, 3, 1, 2]) for norm, x in outputs]
+        return [self.out_norms[i](x).transpose([0, 3, 1, 2]) for i, x in enumerate(self._stage_outputs(images))]
 
     def reset_head(self, num_classes: int) -> None:
         """Refuse: the head belongs to the model around the backbone.

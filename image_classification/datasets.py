@@ -17,22 +17,9 @@ from PIL import Image, UnidentifiedImageError
 
 from common import demo_data
 from common.errors import UserError
+from common.prediction import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val")
-IMAGE_SUFFIXES = {
-    ".bmp",
-    ".gif",
-    ".jfif",
-    ".jpeg",
-    ".jpg",
-    ".pbm",
-    ".pgm",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-}
 CLASS_NAME_FILES = ("class_names.txt", "label_list.txt")
 HELD_OUT_FRACTION = 0.2
 DIGITS = [str(digit) for digit in range(10)]

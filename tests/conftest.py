@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,13 +89,76 @@ def kill_program(process: subprocess.Popen) -> None:
             child.kill()
 
 
-def run_program(script: str, *arguments: object, ranks: int = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def run_program(
+    script: str, *arguments: object, ranks: int = 0, cwd: Path = ROOT, timeout: float = 300
+) -> subprocess.CompletedProcess:
     """Run a script as :func:`start_program` does, to its end; stdout and stderr come as one text."""
     process = start_program(script, *arguments, ranks=ranks, cwd=cwd)
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         kill_program(process)
         output, _ = process.communicate()
-        raise AssertionError(f"still running after 300 s:\n{output}") from None
+        raise AssertionError(f"still running after {timeout} s:\n{output}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def fails(script: str, *flags: object, ranks: int = 0, cwd: Path) -> str:
+    """Run a script, expect exit code 2 and one message without a traceback, and return the message."""
+    result = run_program(script, *flags, ranks=ranks, cwd=cwd)
+    assert result.returncode == 2, result.stdout
+    assert "Traceback" not in result.stdout
+    messages = set(re.findall(r"^error: .*", result.stdout, re.MULTILINE))
+    assert len(messages) == 1, result.stdout
+    return messages.pop()
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """A segmentation folder: 5 training and 3 validation images of a red and a green square, 60x44 and 44x60 pixels."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "squares"
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for split, count in (("train", 5), ("val", 3)):
+        lines = []
+        for number in range(count):
+            height, width = (44, 60) if number % 2 else (60, 44)
+            pixels, mask = rng.integers(0, 60, (height, width, 3)), np.zeros((height, width), np.uint8)
+            for label, colour in ((1, COLOURS["red"]), (2, COLOURS["green"])):
+                top, left = rng.integers(0, height - 16), rng.integers(0, width - 16)
+                pixels[top : top + 16, left : left + 16], mask[top : top + 16, left : left + 16] = colour, label
+            mask[:3] = 255
+            name = f"{split}{number}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / name)
+            Image.fromarray(mask).save(folder / "masks" / name)
+            lines.append(f"images/{name} masks/{name}\n")
+        (folder / f"{split}.txt").write_text("".join(lines))
+    (folder / "labels.txt").write_text("background\nred\ngreen\n")
+    return folder
+
+
+@pytest.fixture
+def squares_config(tmp_path: Path, squares: Path) -> Path:
+    """A configuration that trains a small UPerNet on :func:`squares` for 8 steps in a few seconds."""
+    path = tmp_path / "squares.yml"
+    section = f"type: Dataset, dataset_root: {squares}, {{split}}_path: {{split}}.txt, num_classes: 3"
+    path.write_text(
+        f"""\
+_base_: {ROOT}/semantic_segmentation/configs/upernet_pale_nano_nuclei.yml
+batch_size: 2
+iters: 8
+train_dataset:
+  {{{section.format(split="train")}, transforms: [
+    {{type: RandomPaddingCrop, crop_size: [48, 48]}}, {{type: RandomHorizontalFlip}}, {{type: Normalize}}]}}
+val_dataset: {{{section.format(split="val")}, transforms: [{{type: Normalize}}]}}
+model: {{num_classes: 3}}
+lr_scheduler: {{warmup_iters: 2}}
+VALIDATE_STEPS: 4
+KEEP_STEPS: 4
+LOG_INTERVAL: 1
+PICTURES: 1
+OUTPUT: {tmp_path}/out
+"""
+    )
+    return path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_shapes, run_program
+from conftest import ROOT, fails, make_shapes, run_program
 
 from common.checkpoint_file import load_file
 
@@ -25,16 +25,6 @@ def train(config: Path, *flags: object, ranks: int = 0) -> str:
 
 def weights(path: Path) -> dict[str, np.ndarray]:
     return pickle.loads(path.read_bytes())["model"]
-
-
-def fails(*flags: object, ranks: int, cwd: Path, script: str = LAUNCHER) -> str:
-    """Run, expect exit code 2 and one message without a traceback, and return the message."""
-    result = run_program(script, *flags, ranks=ranks, cwd=cwd)
-    assert result.returncode == 2, result.stdout
-    assert "Traceback" not in result.stdout
-    messages = set(re.findall(r"^error: .*", result.stdout, re.MULTILINE))
-    assert len(messages) == 1, result.stdout
-    return messages.pop()
 
 
 # ---- one rank
@@ -124,7 +114,7 @@ def test_evaluation_needs_no_training_set_and_skips_broken_images_only_when_aske
     broken = shapes / "val" / "green" / "03.png"
     broken.write_bytes(broken.read_bytes()[:300])
     flags = ("-cfg", shapes_config, "-eval", "-pretrained", tmp_path / "out" / "best.pdparams")
-    message = fails(*flags, ranks=0, cwd=tmp_path)
+    message = fails(LAUNCHER, *flags, cwd=tmp_path)
     assert str(broken) in message
     assert "SKIP_BROKEN" in message
     skipped = run_program(LAUNCHER, *flags, "-opts", "DATA.SKIP_BROKEN", "True", cwd=tmp_path)
@@ -151,18 +141,18 @@ def test_predict_reads_what_it_can_and_names_the_rest(tmp_path, shapes, shapes_c
     ],
 )
 def test_predict_names_what_is_missing(shapes, flags, named):
-    assert named in fails(*flags, ranks=0, cwd=shapes, script=PREDICT)
+    assert named in fails(PREDICT, *flags, cwd=shapes)
 
 
 def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, shapes_config):
     train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
     best = tmp_path / "out" / "best.pdparams"
-    message = fails("-cfg", shapes_config, "-eval", "-pretrained", best, "-opts", "MODEL.NAME", "pale_tiny",
+    message = fails(LAUNCHER, "-cfg", shapes_config, "-eval", "-pretrained", best, "-opts", "MODEL.NAME", "pale_tiny",
                     ranks=0, cwd=tmp_path)  # fmt: skip
     assert "pale_nano weights" in message
-    message = fails("-eval", "-pretrained", best, ranks=0, cwd=tmp_path)
+    message = fails(LAUNCHER, "-eval", "-pretrained", best, cwd=tmp_path)
     assert "3 classes" in message
-    message = fails("-cfg", shapes_config, "-resume", best, ranks=0, cwd=tmp_path)
+    message = fails(LAUNCHER, "-cfg", shapes_config, "-resume", best, cwd=tmp_path)
     assert "latest" in message
 
 
@@ -203,7 +193,7 @@ def test_one_rank_and_three_ranks_count_the_same_images(tmp_path, shapes, shapes
 )
 def test_wrong_input_ends_every_rank_with_one_line_and_code_2(tmp_path, shapes_config, ranks, flags, named):
     config = [] if "-cfg" in flags else ["-cfg", shapes_config]
-    assert named in fails(*config, *flags, ranks=ranks, cwd=tmp_path)
+    assert named in fails(LAUNCHER, *config, *flags, ranks=ranks, cwd=tmp_path)
 
 
 def break_train_image(shapes: Path) -> list:
@@ -234,7 +224,7 @@ def write_list(line: str):
 )
 def test_wrong_data_ends_every_rank_with_one_line_and_code_2(tmp_path, shapes, shapes_config, ranks, spoil):
     flags, named = spoil(shapes)
-    assert named in fails("-cfg", shapes_config, *flags, ranks=ranks, cwd=tmp_path)
+    assert named in fails(LAUNCHER, "-cfg", shapes_config, *flags, ranks=ranks, cwd=tmp_path)
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -247,7 +237,7 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, shapes_config, place):
     (tmp_path / "taken").write_text("")
     output = tmp_path / "taken" if place == "a file" else tmp_path / "taken" / "out"
-    assert str(tmp_path / "taken") in fails("-cfg", shapes_config, "-output", output, ranks=0, cwd=tmp_path)
+    assert str(tmp_path / "taken") in fails(LAUNCHER, "-cfg", shapes_config, "-output", output, cwd=tmp_path)
 
 
 @pytest.mark.slow
@@ -260,7 +250,7 @@ def test_machines_that_were_started_unlike_stop_at_once(tmp_path, shapes_config)
         "from image_classification.main_multi_gpu import main\n"
         "run(lambda argv: main([*argv, '-seed', os.environ['PADDLE_TRAINER_ID']]))\n"
     )
-    message = fails("-cfg", shapes_config, ranks=2, cwd=tmp_path, script=str(program))
+    message = fails(str(program), "-cfg", shapes_config, ranks=2, cwd=tmp_path)
     assert "rank 1 was started unlike rank 0" in message
 
 
@@ -270,7 +260,7 @@ def test_an_error_of_one_rank_only_ends_all_with_its_message(tmp_path, shapes, s
     broken = shapes / "val" / "blue" / "01.png"  # the second image: rank 1 reads it, ranks 0 and 2 do not
     broken.write_bytes(b"")
     flags = ("-cfg", shapes_config, "-eval", "-pretrained", tmp_path / "out" / "best.pdparams")
-    message = fails(*flags, ranks=3, cwd=tmp_path)
+    message = fails(LAUNCHER, *flags, ranks=3, cwd=tmp_path)
     assert str(broken) in message
     assert "rank 1" in message
 
@@ -280,7 +270,9 @@ def test_more_ranks_than_images_is_an_error(tmp_path, shapes, shapes_config):
     train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
     (shapes / "val_list.txt").write_text("val/red/00.png 2\nval/blue/00.png 0\n")
     flags = ("-cfg", shapes_config, "-eval", "-pretrained", tmp_path / "out" / "best.pdparams")
-    message = fails(*flags, "-dataset", "imagenet2012", "-opts", "MODEL.NUM_CLASSES", "3", ranks=3, cwd=tmp_path)
+    message = fails(
+        LAUNCHER, *flags, "-dataset", "imagenet2012", "-opts", "MODEL.NUM_CLASSES", "3", ranks=3, cwd=tmp_path
+    )
     assert "3 ranks for 2 images" in message
 
 

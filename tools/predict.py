@@ -1,4 +1,4 @@
-"""Say what is on images: the most probable classes of each.
+"""Say what is on images: classes, or the class of every pixel. The weights know which.
 
     python tools/predict.py IMAGE... -pretrained output/pale_nano_mnist5k/best.pdparams
 
@@ -7,44 +7,78 @@ IMAGE is a file or a folder. Weights that this project has saved know their conf
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and image_classification/ are
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the folders of the tasks are
 
 from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
 from common.errors import UserError  # noqa: E402
-from image_classification.config import CONFIG  # noqa: E402
+
+# The class in the task's prediction.py.
+TASKS = {"image_classification": "Classifier", "semantic_segmentation": "Segmenter"}
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.top < 1:
         raise UserError(f"-top is {arguments.top}; it must be at least 1")
-    if arguments.opts and not arguments.cfg:
-        raise UserError("-opts overrides keys of -cfg; give both")
-    config = CONFIG.load(arguments) if arguments.cfg else None
-    device = config.DEVICE if config and config.DEVICE else arguments.device
-    select_device(device or "")
 
-    from image_classification.prediction import Classifier, find_images
+    from common.prediction import PredictOptions, find_images
 
     files = find_images(arguments.images)
+    predictor = _build_predictor(arguments)
     results, errors = [], []
-    for result in Classifier(arguments.pretrained, config).predict(files, arguments.top):
+    for result in predictor.predict(files, PredictOptions(arguments.top, arguments.out)):
         results.append(result)
         if "error" in result:
             errors.append(result["error"])
         elif not arguments.json:
-            print(result["image"])
-            for prediction in result["predictions"]:
-                print(f"  {100 * prediction['score']:6.2f} %  {prediction['name']}", flush=True)
+            print(predictor.describe(result), flush=True)
     if arguments.json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
     if errors:
         raise UserError(f"{len(errors)} of {len(files)} images could not be read: {'; '.join(errors)}")
+
+
+def _build_predictor(arguments: Namespace):
+    from common.checkpoint import read_checkpoint
+    from common.weights import resolve_weights
+
+    source = arguments.pretrained
+    state = read_checkpoint(resolve_weights(None, source))
+    task = _find_task(state, arguments.cfg, source)
+    form = importlib.import_module(f"{task}.config").CONFIG
+    if arguments.cfg:
+        config = form.load(arguments)
+    elif isinstance(state.get("config"), str):
+        config = form.from_text(state["config"], source, arguments.opts)
+    else:
+        raise UserError(f"{source} does not say how it was trained; give its -cfg")
+    select_device(arguments.device or config.DEVICE)
+    return getattr(importlib.import_module(f"{task}.prediction"), TASKS[task])(state, source, config)
+
+
+def _find_task(state: Mapping[str, Any], cfg: str | None, source: str) -> str:
+    """The folder of the task that weights or, where these do not say, a configuration file belong to."""
+    task = state.get("task")
+    if task is None:
+        segments = cfg and "model" in _top_level_keys(Path(cfg).expanduser())
+        return "semantic_segmentation" if segments else "image_classification"
+    if task not in TASKS:
+        raise UserError(f"{source} is of an unknown task, {task!r}; known are {', '.join(TASKS)}")
+    return task
+
+
+def _top_level_keys(path: Path) -> set[str]:
+    from common.config import read_yaml_with_bases
+
+    return {key for values, _ in read_yaml_with_bases(path) for key in values}
 
 
 def _parser() -> ArgumentParser:
@@ -59,10 +93,13 @@ def _parser() -> ArgumentParser:
         help="weights: a file, https://...#sha256=..., or a released tag (mnist5k, fashion_mnist)",
     )
     parser.add_flag("cfg", metavar="YAML", help="its configuration (default: the one inside the weights)")
-    parser.add_flag("top", type=int, default=5, help="classes to show (default: %(default)s)")
+    parser.add_flag("top", type=int, default=5, help="classification: classes to show (default: %(default)s)")
+    parser.add_flag(
+        "out", type=Path, default=Path("predictions"), help="segmentation: folder for pictures (default: %(default)s)"
+    )
     parser.add_flag("json", action="store_true", help="print one JSON array instead of text")
     parser.add_flag("device", help="cpu, gpu or gpu:N (default: what Paddle was compiled for and finds)")
-    parser.add_flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="override keys of -cfg")
+    parser.add_flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="override keys of the configuration")
     parser.add_flag("debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv at the repository root with the pinned requirements, and fetches the data of the first example.
+# Makes .venv at the repository root with the pinned requirements, and fetches the data of the first examples.
 #
 #     bash tools/setup.sh          # CPU
 #     bash tools/setup.sh --gpu    # the PaddlePaddle of requirements-gpu.txt
@@ -58,7 +58,7 @@ fi
 echo "== Python $version ($python); supported: ${supported// /, }"
 
 # ---- .venv, and what is in it
-files=(requirements-base.txt "$requirements" requirements-dev.txt)
+files=(requirements-base.txt "$requirements" requirements-toolkits.txt requirements-dev.txt)
 fingerprint="python $version $(cat "${files[@]}" |
     "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
 stamp=.venv/setup-stamp
@@ -77,11 +77,14 @@ else
 
     echo "== .venv: installing $requirements and requirements-dev.txt (a few minutes; the CPU build downloads 280 MB)"
     log=.venv/setup.log
-    "$venv_python" -m pip install --quiet --disable-pip-version-check --no-input \
-        -r "$requirements" -r requirements-dev.txt >"$log" 2>&1 || {
-        tail -n 5 "$log" >&2
-        fail "pip cannot install $requirements: check the network or PIP_INDEX_URL; pip's messages are in $log"
+    install() {
+        "$venv_python" -m pip install --quiet --disable-pip-version-check --no-input "$@" >"$log" 2>&1 || {
+            tail -n 5 "$log" >&2
+            fail "pip cannot install $requirements: check the network or PIP_INDEX_URL; pip's messages are in $log"
+        }
     }
+    install -r "$requirements" -r requirements-dev.txt
+    install --no-deps -r requirements-toolkits.txt
 
     echo "== .venv: importing paddle"
     if ! "$venv_python" -c 'import paddle' >"$log" 2>&1; then
@@ -94,9 +97,9 @@ else
     echo "$fingerprint" >"$stamp"
 fi
 
-# ---- data of the first example
+# ---- data of the first examples
 echo "== demo data"
-"$venv_python" -m common.demo_data mnist5k
+"$venv_python" -m common.demo_data mnist5k dsb_nuclei
 
 echo
 echo "Ready. Next, in $PWD:"

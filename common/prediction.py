@@ -1,0 +1,87 @@
+"""What predictions of all tasks have in common: which images, with which options, and what comes out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from common.errors import UserError
+
+__all__ = ["IMAGE_SUFFIXES", "PredictOptions", "Predictor", "find_images"]
+
+IMAGE_SUFFIXES = {
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+}
+
+
+def find_images(paths: Sequence[str]) -> list[str]:
+    """Replace each folder by the images in and below it, sorted by name.
+
+    Raises:
+        UserError: a path is missing, or a folder holds no image.
+    """
+    files = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(f"no image in {path}; known are {', '.join(sorted(IMAGE_SUFFIXES))}")
+            files += found
+        elif path.is_file():
+            files.append(str(path))
+        else:
+            raise UserError(f"no such image or folder: {path}")
+    return files
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What a user may choose.
+
+    Attributes:
+        top: classes to show of each image, where an image has one class.
+        out: folder for pictures, where the result is one.
+    """
+
+    top: int = 5
+    out: Path = Path("predictions")
+
+
+class Predictor(ABC):
+    """A trained model with its preprocessing and class names.
+
+    Args:
+        state: what :func:`common.checkpoint.read_checkpoint` gives.
+        source: where it comes from, for messages.
+        config: the configuration it was trained with.
+
+    Raises:
+        UserError: the weights do not fit the configuration.
+    """
+
+    @abstractmethod
+    def __init__(self, state: Mapping[str, Any], source: str, config: CfgNode): ...
+
+    @abstractmethod
+    def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:
+        """Yield for each file, in order, what there is to say in plain values: ``image``, and results or ``error``."""
+
+    @abstractmethod
+    def describe(self, result: Mapping[str, Any]) -> str:
+        """A result of :meth:`predict` that is no error, as text."""

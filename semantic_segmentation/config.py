@@ -1,0 +1,78 @@
+"""The configuration of semantic segmentation: PaddleSeg's own form, and the keys in capitals that all tasks share.
+
+The keys in small letters are PaddleSeg's: the same file works with PaddleSeg's own tools, which ignore the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from common.config import Flag, TaskConfig, require, shared_config
+from common.errors import UserError
+
+__all__ = ["CONFIG", "default_config"]
+
+_SECTIONS = ("train_dataset", "val_dataset", "model", "loss", "optimizer", "lr_scheduler", "test_config")
+
+
+def default_config() -> CfgNode:
+    """Every key there is, with the value that holds where a file does not say otherwise."""
+    config = shared_config()
+    config.batch_size = 2  # images in a batch on each rank
+    config.iters = 160000  # optimizer steps
+    for section in _SECTIONS:
+        config[section] = CfgNode()
+
+    config.VALIDATE_STEPS = 16000  # optimizer steps between two evaluations
+    config.KEEP_STEPS = 16000  # optimizer steps between two checkpoints that are kept
+    config.ABSENT_CLASSES = "exclude"  # classes that neither labels nor predictions have: exclude, or zero as PaddleSeg
+    config.PICTURES = 4  # validation images that VisualDL shows with truth and prediction
+    config.CHECK_DATA = False  # only check the data
+    config.OUTPUT = "output/segmentation"
+    return config
+
+
+_FLAGS = {
+    "data_path": Flag(
+        ("train_dataset.dataset_root", "val_dataset.dataset_root"),
+        str,
+        "folder of the data set, training and validation",
+    ),
+    "batch_size": Flag(("batch_size",), int, "images in a training batch on each rank"),
+    "iters": Flag(("iters",), int, "optimizer steps"),
+    "num_classes": Flag(
+        ("model.num_classes", "train_dataset.num_classes", "val_dataset.num_classes"),
+        int,
+        "number of classes, for data of type Dataset",
+    ),
+    "check_data": Flag(("CHECK_DATA",), bool, "only check every image and mask of the data, and count the classes"),
+}
+
+_FREE_KEYS = """
+    iters batch_size val_dataset test_config train_dataset.dataset_root
+    VALIDATE_STEPS KEEP_STEPS ABSENT_CLASSES PICTURES CHECK_DATA
+"""
+
+
+def _check(config: CfgNode) -> None:
+    """Reject values that no run can use. What PaddleSeg's components check themselves is left to them."""
+    require(config, "batch_size iters VALIDATE_STEPS KEEP_STEPS", lambda value: value > 0, "must be greater than 0")
+    require(config, "PICTURES", lambda value: value >= 0, "must not be negative")
+    require(config, "ABSENT_CLASSES", lambda value: value in ("exclude", "zero"), "must be exclude or zero")
+    for section in ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler"):
+        if not isinstance(config[section].get("type"), str):
+            raise UserError(f"{section} has no type; give a -cfg that says which {section} to use")
+    if config.optimizer.type != "AdamW":
+        raise UserError(f"optimizer.type is {config.optimizer.type!r}; AdamW is what this launcher trains with")
+
+
+CONFIG = TaskConfig(
+    default_file=Path(__file__).parent / "configs" / "upernet_pale_nano_nuclei.yml",
+    defaults=default_config,
+    flags=_FLAGS,
+    check=_check,
+    free_keys=frozenset(_FREE_KEYS.split()),
+    open_sections=frozenset(_SECTIONS),
+)

@@ -1,0 +1,361 @@
+"""A look at every image and mask before training, which would otherwise fail after hours or learn from wrong labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from paddleseg.datasets import ADE20K, Dataset
+from PIL import Image, UnidentifiedImageError
+
+from common import __version__
+from common.distributed import gather_rows, is_main_process, rank, sum_over_ranks, world_size
+from common.errors import UserError
+
+__all__ = ["DataReport", "check_dataset", "check_once", "fingerprint"]
+
+_THREADS = 8
+_LISTED = 10  # classes and values that a message names
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class DataReport:
+    """What the masks of a data set hold; printed, a table.
+
+    Attributes:
+        split: what the data is called: ``"train"`` or ``"val"``.
+        class_names: of the classes.
+        num_images: pairs of image and mask.
+        pixels: of each class: int64 [classes].
+        images: that contain each class: int64 [classes].
+        ignored: pixels of no class.
+        smallest, largest: width and height; either may be those of different images.
+        deep_images: with more than 8 bits a channel.
+        problems: one line for each pair that cannot be used; empty unless all were asked for.
+    """
+
+    split: str
+    class_names: list[str]
+    num_images: int
+    pixels: np.ndarray
+    images: np.ndarray
+    ignored: int
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    deep_images: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def warnings(self) -> list[str]:
+        """What is suspicious but may be meant."""
+        lines = []
+        absent = [f"{number} {self.class_names[number]}" for number in np.flatnonzero(self.pixels == 0)]
+        if absent:
+            more = f" and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
+            lines.append(f"no pixel of the {self.split} data is of class {', '.join(absent[:_LISTED])}{more}")
+        if self.ignored and np.count_nonzero(self.pixels) == 1:
+            lines.append(
+                f"but for ignored pixels, the {self.split} data has one class only: if the masks are drawn in 0 and "
+                "255, write the numbers 0 and 1 instead"
+            )
+        if self.deep_images:
+            lines.append(
+                f"{self.deep_images} images of the {self.split} data have 16 bits a pixel, of which PaddleSeg keeps "
+                "the upper 8: convert them to 8 bits yourself unless they use the whole range"
+            )
+        return lines
+
+    def __str__(self) -> str:
+        total = max(int(self.pixels.sum()) + self.ignored, 1)
+        (low_width, low_height), (high_width, high_height) = self.smallest, self.largest
+        width = max(5, *(len(name) for name in self.class_names))
+        lines = [
+            f"{self.split} data: {self.num_images:,} images of {low_width}x{low_height} to {high_width}x{high_height} "
+            f"pixels, {100 * self.ignored / total:.2f} % of the pixels ignored",
+            f"  {'class':>5}  {'name':<{width}}  {'pixels':>15}  {'share':>8}  {'images':>8}",
+        ]
+        lines += [
+            f"  {number:>5}  {name:<{width}}  {pixels:>15,}  {100 * pixels / total:>6.2f} %  {images:>8,}"
+            for number, (name, pixels, images) in enumerate(
+                zip(self.class_names, self.pixels.tolist(), self.images.tolist(), strict=True)
+            )
+        ]
+        return "\n".join(lines + [f"  warning: {line}" for line in self.warnings()] + self.problems)
+
+
+def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None, list_all: bool = False) -> DataReport:
+    """Look at every pair of image and mask; a collective operation that shares them out among the ranks.
+
+    Masks are decoded, and all their values compared with the classes. Of images in PNG and JPEG only the header is
+    decoded, and the checksums or the end of the file looked at; other formats are read as PaddleSeg does, with OpenCV.
+
+    Args:
+        dataset: from :func:`semantic_segmentation.datasets.build_dataset`.
+        split: what to call the data: ``"train"`` or ``"val"``.
+        progress: is told after each pair how many this rank has looked at, and how many it has to.
+        list_all: return the problems instead of raising.
+
+    Raises:
+        UserError: on all ranks, the first problem and the number of others.
+    """
+    classes = dataset.num_classes
+    counts, images = np.zeros(classes + 1, np.int64), np.zeros(classes, np.int64)
+    sizes, deep_images, problems = [], 0, []
+    numbers = range(rank(), len(dataset.file_list), world_size())
+    pairs = [dataset.file_list[number] for number in numbers]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for done, found in enumerate(pool.map(partial(_inspect_or_explain, dataset), pairs), 1):
+            if isinstance(found, str):
+                problems.append(f"{numbers[done - 1]:09d} {found}")
+            else:
+                counts += found.counts
+                images += found.counts[:-1] > 0
+                sizes.append(found.size)
+                deep_images += found.deep
+            if progress:
+                progress(done, len(pairs))
+
+    problems = [line.partition(" ")[2] for line in sorted(_gather_lines(problems))]
+    totals = sum_over_ranks([*counts, *images, deep_images]).astype(np.int64)
+    if not problems and not totals[:classes].any():
+        problems = [f"every pixel of the {split} data is ignored ({dataset.ignore_index}); correct the masks"]
+    if problems and not list_all:
+        more = f" (and {len(problems) - 1} more; -check_data lists them all)" if len(problems) > 1 else ""
+        raise UserError(problems[0] + more)
+    smallest, largest = _size_range(sizes)
+    return DataReport(
+        split=split,
+        class_names=list(getattr(dataset, "class_names", map(str, range(classes)))),
+        num_images=len(dataset.file_list),
+        pixels=totals[:classes],
+        images=totals[classes + 1 : -1],
+        ignored=int(totals[classes]),
+        smallest=smallest,
+        largest=largest,
+        deep_images=int(totals[-1]),
+        problems=problems,
+    )
+
+
+def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | None = None) -> DataReport | None:
+    """:func:`check_dataset`, unless the same files have passed it before; a collective operation.
+
+    Args:
+        record: JSON file of what has passed, ``{split: fingerprint}``; rank 0 reads and writes it.
+
+    Returns:
+        The report, or None where the data has passed before.
+
+    Raises:
+        UserError: as :func:`check_dataset`, or the record cannot be written.
+    """
+    passed, key = {}, ""
+    if is_main_process():
+        passed, key = _read_record(record), fingerprint(dataset)
+    if sum_over_ranks([float(is_main_process() and passed.get(split) == key)])[0]:
+        return None
+    report = check_dataset(dataset, split, progress)
+    if is_main_process():
+        _write_record(record, {**passed, split: key})
+    return report
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 of all that the outcome of the check depends on: rules, classes, and path, size and time of each file."""
+    digest = hashlib.sha256(
+        f"{__version__} {type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index}\n".encode()
+    )
+    for pair in dataset.file_list:
+        for path in pair:
+            try:
+                status = os.stat(path)  # noqa: PTH116  (a Path for each of 40,000 files takes longer than the call)
+                state = f"{status.st_size} {status.st_mtime_ns}"
+            except OSError:
+                state = "missing"
+            digest.update(f"{path} {state}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _read_record(record: Path) -> dict[str, str]:
+    try:
+        passed = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent or damaged: nothing has passed
+        return {}
+    return passed if isinstance(passed, dict) else {}
+
+
+def _write_record(record: Path, passed: dict[str, str]) -> None:
+    temporary = record.with_name(f".{record.name}.{os.getpid()}")
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(passed, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(record)
+    except OSError as error:
+        raise UserError(f"cannot write {record} ({error.strerror}); give an OUTPUT that can be written") from error
+
+
+# ---- one pair
+
+
+class _Found(NamedTuple):
+    counts: np.ndarray  # pixels of each class, then ignored ones: int64 [classes + 1]
+    size: tuple[int, int]  # width, height
+    deep: bool  # more than 8 bits a channel
+
+
+def _inspect_or_explain(dataset: Dataset, pair: Sequence[str]) -> _Found | str:
+    try:
+        return _inspect(dataset, *pair)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        return f"image {pair[0]} or its mask {pair[1]} cannot be read ({_text(error)}); replace it"
+
+
+def _inspect(dataset: Dataset, image: str, mask: str) -> _Found:
+    size, deep = _look_at_image(image)
+    values, counts, mask_size = _read_mask(mask, image, isinstance(dataset, ADE20K))
+    if size != mask_size:
+        (width, height), (mask_width, mask_height) = size, mask_size
+        turned = " (turned by its EXIF orientation)" if _is_turned(image) else ""
+        raise UserError(
+            f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {mask_width}x{mask_height}; "
+            "make them the same size, pixel on pixel"
+        )
+    return _Found(_count_classes(dataset, mask, values, counts), size, deep)
+
+
+def _look_at_image(path: str) -> tuple[tuple[int, int], bool]:
+    """Width and height as PaddleSeg will read them, and whether it will lose bits."""
+    if not Path(path).is_file():
+        raise UserError(f"image {path} does not exist; restore it, or take it out of the data")
+    size, deep = None, False
+    try:
+        with Image.open(path) as image:
+            deep = image.mode.startswith("I")
+            if image.format in ("PNG", "JPEG"):
+                size = None if _swaps_sides(image) else image.size
+                if image.format == "PNG":
+                    image.verify()
+                elif not _has_end_of_jpeg(path):
+                    image.load()
+    except UnidentifiedImageError:
+        pass  # OpenCV may know the format
+    except Exception as error:  # on broken data Pillow's decoders raise nearly any type
+        raise UserError(f"image {path} is damaged ({_text(error)}); replace it, or take it out of the data") from error
+    if size is None:
+        pixels = cv2.imread(path)
+        size = None if pixels is None else pixels.shape[1::-1]
+    if size is None:
+        raise UserError(
+            f"image {path} cannot be read with OpenCV, as PaddleSeg does; replace it by an intact PNG or JPEG"
+        )
+    return size, deep
+
+
+def _has_end_of_jpeg(path: str) -> bool:
+    """Whether the end-of-image marker is near the end of the file; OpenCV reads a truncated JPEG without a word."""
+    with Path(path).open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(file.tell() - 64, 0))
+        return b"\xff\xd9" in file.read()
+
+
+def _is_turned(path: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            return _swaps_sides(image)
+    except UnidentifiedImageError:
+        return False
+
+
+def _swaps_sides(image: Image.Image) -> bool:
+    """Whether EXIF's orientation, which OpenCV follows and Pillow does not, is a quarter turn."""
+    # Without any EXIF, Pillow would decode the whole PNG to look for it.
+    return "exif" in image.info and image.getexif().get(0x0112, 1) >= 5
+
+
+def _read_mask(path: str, image: str, from_ade20k: bool) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """The values of a mask, their numbers of pixels, and the mask's width and height."""
+    if not Path(path).is_file():
+        raise UserError(f"mask {path} of image {image} does not exist; restore it, or take the image out of the data")
+    try:
+        with Image.open(path) as mask:
+            _check_kind(path, mask, from_ade20k)
+            if mask.mode in ("L", "P"):
+                histogram = np.array(mask.histogram(), np.int64)
+                values = np.flatnonzero(histogram)
+                return values, histogram[values], mask.size
+            values, counts = np.unique(np.asarray(mask), return_counts=True)
+            return values.astype(np.int64), counts, mask.size
+    except UserError:
+        raise
+    except Exception as error:  # on broken data Pillow's decoders raise nearly any type
+        raise UserError(f"mask {path} is damaged ({_text(error)}); replace it") from error
+
+
+def _check_kind(path: str, mask: Image.Image, from_ade20k: bool) -> None:
+    remedy = "save it as an 8-bit PNG with one class number a pixel (grey or palette)"
+    if mask.format == "JPEG":
+        raise UserError(f"mask {path} is a JPEG, which does not keep the class numbers; {remedy}")
+    if mask.mode == "1":
+        raise UserError(f"mask {path} has 1 bit a pixel, which PaddleSeg pads with class 1; {remedy}")
+    # ADE20K's 0 becomes the ignored 255 in 8 bits only.
+    if mask.mode not in (("L", "P") if from_ade20k else ("L", "P", "I;16", "I")):
+        kind = {"I;16": "16-bit", "I": "32-bit", "F": "floating-point"}.get(mask.mode, f"colour ({mask.mode})")
+        raise UserError(f"mask {path} is a {kind} image, not class numbers; {remedy}")
+
+
+def _count_classes(dataset: Dataset, path: str, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    classes, ignored = dataset.num_classes, dataset.ignore_index
+    labels = (values - 1) % 256 if isinstance(dataset, ADE20K) else values
+    wrong = (labels != ignored) & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        found = [f"{value} ({count:,} pixels)" for value, count in zip(values[wrong], counts[wrong], strict=True)]
+        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+        rule = f"classes are 0 to {classes - 1}, and {ignored} is ignored"
+        remedy = "correct the mask, num_classes or ignore_index"
+        if isinstance(dataset, ADE20K):
+            rule, remedy = f"ADE20K's classes are 1 to {classes}, and 0 is ignored", "take the original annotations"
+        raise UserError(f"mask {path} holds the value {', '.join(found[:_LISTED])}{more}, but {rule}; {remedy}")
+    totals = np.zeros(classes + 1, np.int64)
+    np.add.at(totals, np.where(labels == ignored, classes, labels), counts)
+    return totals
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---- all ranks
+
+
+def _gather_lines(lines: Sequence[str]) -> list[str]:
+    """Every rank's lines, on every rank."""
+    own = "".join(f"{line}\n" for line in lines).encode(errors="replace")
+    lengths = gather_rows([len(own)])[:, 0].astype(int)
+    if not lengths.any():
+        return []  # gloo does not add up nothing
+    start, text = lengths[: rank()].sum(), np.zeros(lengths.sum())
+    text[start : start + len(own)] = np.frombuffer(own, np.uint8)
+    return sum_over_ranks(text).astype(np.uint8).tobytes().decode().split("\n")[:-1]
+
+
+def _size_range(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Smallest and largest width and height over all ranks; 0 where no image could be looked at."""
+    own = np.array(sizes or [(0, 0)])
+    rows = gather_rows([len(sizes), *own.min(axis=0), *own.max(axis=0)])
+    rows = rows[rows[:, 0] > 0, 1:].astype(int)
+    if not len(rows):
+        return (0, 0), (0, 0)
+    return tuple(rows[:, :2].min(axis=0).tolist()), tuple(rows[:, 2:].max(axis=0).tolist())

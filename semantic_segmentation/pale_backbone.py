@@ -1,0 +1,35 @@
+"""The backbone for PaddleSeg: importing this module registers ``PaleTransformer``, and ``PaleUPerNet`` besides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddleseg.cvlibs import manager
+
+from common.pale_features import PaleFeatures, create_features
+from semantic_segmentation import paddleseg_compat, upernet  # noqa: F401 (for what importing them does)
+
+__all__ = ["PaleTransformer"]
+
+
+@manager.BACKBONES.add_component
+def PaleTransformer(
+    variant: str = "pale_tiny",
+    drop_path_rate: float = 0.0,
+    pretrained: str | Path | None = None,
+    in_channels: int = 3,
+    recompute: bool = False,
+) -> PaleFeatures:
+    """Build the backbone as PaddleSeg's models want it, with ``feat_channels``.
+
+    Args:
+        variant, drop_path_rate, pretrained, in_channels, recompute: see
+            :func:`common.pale_features.create_features`.
+
+    Raises:
+        ValueError: unknown variant, or a value out of range.
+        common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
+    """
+    backbone = create_features(variant, drop_path_rate, pretrained, in_channels, recompute)
+    backbone.feat_channels = list(backbone.out_channels)
+    return backbone

@@ -1,0 +1,204 @@
+"""Training and evaluation of one configuration: what is particular to semantic segmentation.
+
+Data, transforms, losses, schedule and inference are PaddleSeg's. Its training loop is not used: it cannot resume inside
+a pass over the data, stop all ranks at one step, accumulate gradients, or evaluate an EMA.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paddle import nn
+from paddleseg import datasets
+from paddleseg.core.train import loss_computation
+from paddleseg.utils import logger
+from yacs.config import CfgNode
+
+from common.checkpoint import LoadReport, find_weights, load_weights, read_checkpoint
+from common.config import plain
+from common.distributed import is_main_process, rank, world_size
+from common.errors import UserError
+from common.loader import build_loader
+from common.optimizer import build_adamw
+from common.sampler import IterationSampler, ShardedEvalSampler
+from common.task import Task, Training
+from common.trainer import StepResult
+from semantic_segmentation.components import build_losses, build_model, build_schedule
+from semantic_segmentation.config import CONFIG
+from semantic_segmentation.data_check import check_dataset, check_once
+from semantic_segmentation.datasets import (
+    EvalDataset,
+    SeededDataset,
+    build_dataset,
+    check_batch,
+    collate_eval,
+    collate_train,
+)
+from semantic_segmentation.evaluation import evaluate, per_class_table
+from semantic_segmentation.inference import InferenceSettings
+from semantic_segmentation.pictures import denormalise, prediction_beside_truth
+
+__all__ = ["Segmentation"]
+
+
+class Segmentation(Task):
+    """One run of the launcher.
+
+    Args:
+        config: the frozen configuration.
+    """
+
+    name = "semantic_segmentation"
+    form = CONFIG
+    criterion = "mIoU"
+    unit = "step"
+    length_key = "iters"
+
+    def __init__(self, config: CfgNode):
+        super().__init__(config)
+        logger.log_level = 0  # PaddleSeg would print every section that it builds
+
+    def model_name(self) -> str:
+        backbone = self.config.model.get("backbone", {})
+        return str(backbone.get("variant", backbone.get("type", self.config.model.type)))
+
+    def run(self) -> dict[str, float]:
+        if self.config.CHECK_DATA:
+            return self.check_data()
+        return super().run()
+
+    def check_data(self) -> dict[str, float]:
+        """Look at every image and mask of both parts, and print what is wrong and how often each class occurs.
+
+        Raises:
+            UserError: something is wrong.
+        """
+        problems = 0
+        for split, name in (("train", "train_dataset"), ("val", "val_dataset")):
+            dataset = self._dataset(name)
+            with self.log.progress(len(dataset), split) as bar:
+                report = check_dataset(dataset, split, lambda done, total, bar=bar: bar.update(1), list_all=True)
+            self.log.line(str(report))
+            problems += len(report.problems)
+        if problems:
+            raise UserError(f"{problems} problem{'s' * (problems > 1)} in the data; they are listed above")
+        return {"problems": 0.0}
+
+    def _check_once(self, *datasets_: datasets.Dataset) -> None:
+        """Look at all data before training, unless it has passed before."""
+        record = Path(self.config.OUTPUT) / "data_check.json"
+        for split, dataset in zip(("train", "val"), datasets_, strict=True):
+            with self.log.progress(len(dataset), f"checking {split}") as bar:
+                report = check_once(dataset, split, record, lambda done, total, bar=bar: bar.update(1))
+            for line in report.warnings() if report else ():
+                self.log.line(f"warning: {line}")
+
+    def build_training(self) -> Training:
+        config = self.config
+        train_set, val_set = self._dataset("train_dataset"), self._prepare_validation()
+        if train_set.num_classes != val_set.num_classes:
+            raise UserError(
+                f"the training data has {train_set.num_classes} classes, the validation data {val_set.num_classes}"
+            )
+        self._check_once(train_set, val_set)
+        sampler = IterationSampler(
+            len(train_set),
+            config.batch_size,
+            config.SEED,
+            config.iters,
+            rank(),
+            world_size(),
+            config.TRAIN.ACCUM_ITER,
+        )
+        classes = train_set.num_classes
+        model = build_model(config, classes)
+        losses = build_losses(config)
+        optimizer = config.optimizer
+        betas = (optimizer.get("beta1", 0.9), optimizer.get("beta2", 0.999))
+        learning_rate = build_schedule(config)
+        return Training(
+            model=model,
+            loss_function=functools.partial(self._loss, losses=losses, ignore_index=train_set.ignore_index),
+            loader=build_loader(SeededDataset(train_set, config.SEED), sampler, config.DATA.NUM_WORKERS, collate_train),
+            sampler=sampler,
+            optimizer=build_adamw(
+                model, learning_rate(0), optimizer.get("weight_decay", 0.01), betas, config.TRAIN.LAYER_DECAY
+            ),
+            learning_rate=learning_rate,
+            total_steps=config.iters,
+            validate_steps=config.VALIDATE_STEPS,
+            keep_steps=config.KEEP_STEPS,
+            data=f"data: {len(train_set)} training and {len(val_set)} validation images, {classes} classes",
+            alike={
+                "training images": len(train_set),
+                "validation images": len(val_set),
+                "classes": classes,
+            },
+            metadata={"class_names": train_set.class_names},
+        )
+
+    def build_evaluation(self) -> nn.Layer:
+        return build_model(self.config, self._prepare_validation().num_classes)
+
+    def load_weights(self, model: nn.Layer, source: Path | str, replace_head: bool) -> LoadReport:
+        """Load weights of a whole model or, to train from, of a backbone alone."""
+        weights = find_weights(read_checkpoint(source), str(source))
+        of_backbone = not any(name.startswith("backbone.") for name in weights)
+        target = model.backbone if of_backbone and replace_head else model
+        return load_weights(target, weights, str(source), replace_head)
+
+    def validate(self, model: nn.Layer, kind: str) -> dict[str, float]:
+        config, val_set = self.config, self._val_set
+        sampler = ShardedEvalSampler(len(val_set), 1, rank(), world_size())
+        figures, matrix = evaluate(
+            model,
+            build_loader(EvalDataset(val_set), sampler, config.DATA.NUM_WORKERS, collate_eval),
+            val_set.num_classes,
+            val_set.ignore_index,
+            self._inference,
+            config.TRAIN.AMP,
+            config.ABSENT_CLASSES,
+            functools.partial(self._show, kind) if is_main_process() and config.PICTURES else None,
+        )
+        if config.EVAL or self.step == config.iters:
+            self.log.line(per_class_table(val_set.class_names, matrix))
+        return figures
+
+    def _show(self, kind: str, index: int, image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> None:
+        """Give VisualDL a validation image with its prediction and truth."""
+        if index < self.config.PICTURES:
+            pixels = denormalise(image, *self._normalisation())
+            picture = prediction_beside_truth(pixels, label, prediction, self._val_set.class_names)
+            self.log.picture(f"{kind}/image {index}", self.step, picture)
+
+    def _normalisation(self) -> tuple[Any, Any]:
+        for transform in self._val_set.transforms.transforms:
+            if hasattr(transform, "mean"):
+                return transform.mean, transform.std
+        return 0.0, 1.0 / 255.0
+
+    def _prepare_validation(self) -> datasets.Dataset:
+        self._inference = InferenceSettings.from_test_config(plain(self.config.test_config))
+        self._val_set = self._dataset("val_dataset")
+        return self._val_set
+
+    def _dataset(self, name: str) -> datasets.Dataset:
+        return build_dataset(plain(self.config[name]), name)
+
+    @staticmethod
+    def _loss(
+        model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, losses: dict[str, list], ignore_index: int
+    ) -> StepResult:
+        check_batch(batch)
+        images, labels = batch["img"], batch["label"]
+        outputs = [logits.astype("float32") for logits in model(images)]
+        if len(outputs) != len(losses["types"]):
+            raise UserError(f"the model has {len(outputs)} outputs in training, loss has {len(losses['types'])} types")
+        terms = [term.reshape([]) for term in loss_computation(outputs, labels, None, losses)]
+        labelled = labels != ignore_index
+        correct = (outputs[0].argmax(1) == labels) & labelled
+        accuracy = 100.0 * correct.astype("float32").sum() / labelled.astype("float32").sum().clip(min=1.0)
+        return StepResult(sum(terms[1:], terms[0]), len(images), {"aAcc": accuracy})

@@ -1,0 +1,200 @@
+"""UPerNet (arXiv 1807.10221) in the setting of the paper's ADE20K results: mmsegmentation's UPerHead, width 512 [C].
+
+PaddleSeg's own UPerNet has another auxiliary head, corner-aligned interpolation, no dropout, and 9.5M parameters that
+it never uses. Its data sets, training and evaluation run this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from paddleseg.cvlibs import manager
+
+from common.checkpoint import load_pretrained
+from common.pale_features import PaleFeatures
+
+__all__ = ["FCNHead", "PaleUPerNet", "UPerHead"]
+
+
+class ConvBNReLU(nn.Sequential):
+    """Convolution with "same" padding and no bias -> BatchNorm -> ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+        # He's normal distribution over the outputs that a weight takes part in [A: mmsegmentation].
+        fan_out = nn.initializer.KaimingNormal(fan_in=out_channels * kernel_size**2)
+        super().__init__(
+            nn.Conv2D(
+                in_channels,
+                out_channels,
+                kernel_size,
+                padding=kernel_size // 2,
+                weight_attr=paddle.ParamAttr(initializer=fan_out),
+                bias_attr=False,
+            ),
+            nn.BatchNorm2D(out_channels),
+            nn.ReLU(),
+        )
+
+
+class PyramidPooling(nn.Layer):
+    """The map beside its averages over 1x1, 2x2, ... equal regions (PSPNet, arXiv 1612.01105), fused by a 3x3."""
+
+    def __init__(self, in_channels: int, channels: int, pool_sizes: Sequence[int], align_corners: bool):
+        super().__init__()
+        self.pool_sizes, self.align_corners = tuple(pool_sizes), align_corners
+        self.convs = nn.LayerList([ConvBNReLU(in_channels, channels, 1) for _ in pool_sizes])
+        self.fusion = ConvBNReLU(in_channels + len(self.pool_sizes) * channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, C, H, W]`` to ``[B, channels, H, W]``."""
+        pooled = [conv(F.adaptive_avg_pool2d(x, self.pool_sizes[i])) for i, conv in enumerate(self.convs)]
+        pooled = [_resize(level, x, self.align_corners) for level in pooled]
+        return self.fusion(paddle.concat([x, *pooled], axis=1))
+
+
+class UPerHead(nn.Layer):
+    """Pyramid pooling on the last map, a feature pyramid over all, their fusion, and the classifier ``cls``."""
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        num_classes: int,
+        pool_sizes: Sequence[int],
+        dropout: float,
+        align_corners: bool,
+    ):
+        super().__init__()
+        self.align_corners = align_corners
+        *earlier, last = in_channels
+        self.pyramid_pooling = PyramidPooling(last, channels, pool_sizes, align_corners)
+        self.laterals = nn.LayerList([ConvBNReLU(width, channels, 1) for width in earlier])
+        self.outputs = nn.LayerList([ConvBNReLU(channels, channels, 3) for _ in earlier])
+        self.fusion = ConvBNReLU(len(in_channels) * channels, channels, 3)
+        self.dropout = nn.Dropout2D(dropout)
+        self.cls = _classifier(channels, num_classes)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Map NCHW maps, finest first, to logits ``[B, num_classes, H, W]`` at the size of the finest."""
+        levels = [lateral(maps[i]) for i, lateral in enumerate(self.laterals)]
+        levels.append(self.pyramid_pooling(maps[-1]))
+        for i in range(len(levels) - 1, 0, -1):
+            levels[i - 1] = levels[i - 1] + _resize(levels[i], levels[i - 1], self.align_corners)
+        levels = [convolution(levels[i]) for i, convolution in enumerate(self.outputs)] + levels[-1:]
+        finest = levels[0]
+        x = paddle.concat([finest] + [_resize(level, finest, self.align_corners) for level in levels[1:]], axis=1)
+        return self.cls(self.dropout(self.fusion(x)))
+
+
+class FCNHead(nn.Layer):
+    """One 3x3 convolution and the classifier ``cls``: the auxiliary head [C: the parameters of the paper]."""
+
+    def __init__(self, in_channels: int, channels: int, num_classes: int, dropout: float):
+        super().__init__()
+        self.conv = ConvBNReLU(in_channels, channels, 3)
+        self.dropout = nn.Dropout2D(dropout)
+        self.cls = _classifier(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, C, H, W]`` to logits ``[B, num_classes, H, W]``."""
+        return self.cls(self.dropout(self.conv(x)))
+
+
+@manager.MODELS.add_component
+class PaleUPerNet(nn.Layer):
+    """A backbone of four maps with UPerNet's head and an auxiliary head, which takes part in training only.
+
+    Args:
+        num_classes: outputs of both classifiers.
+        backbone: gives the maps; ``semantic_segmentation.pale_backbone`` registers it for PaddleSeg's yaml files.
+        channels: width of the head [C: 512].
+        aux_channels: width of the auxiliary head [C: 256].
+        pool_sizes: regions along a side, for each level of the pyramid pooling.
+        dropout: rate at which whole channels are dropped before the classifiers [A: mmsegmentation].
+        aux_in_index: map that the auxiliary head reads, counted from 0.
+        align_corners: see ``paddle.nn.functional.interpolate``; for all interpolations.
+        pretrained: weights of a whole model as :func:`common.checkpoint.load_pretrained` takes them. The classifiers
+            are left out if they are for another number of classes. Weights of a backbone go into the backbone.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+        common.errors.UserError: the weights cannot be had, are unsafe or damaged, or do not fit.
+    """
+
+    head_prefixes = ("decode_head.cls.", "auxiliary_head.cls.")
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: PaleFeatures,
+        channels: int = 512,
+        aux_channels: int = 256,
+        pool_sizes: Sequence[int] = (1, 2, 3, 6),
+        dropout: float = 0.1,
+        aux_in_index: int = 2,
+        align_corners: bool = False,
+        pretrained: str | Path | None = None,
+    ):
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; it must be positive")
+        if not 0 <= aux_in_index < len(backbone.out_channels):
+            raise ValueError(f"aux_in_index is {aux_in_index}; the maps are 0 to {len(backbone.out_channels) - 1}")
+        self.num_classes, self.aux_in_index, self.align_corners = num_classes, aux_in_index, align_corners
+        self.backbone = backbone
+        self.decode_head = UPerHead(backbone.out_channels, channels, num_classes, pool_sizes, dropout, align_corners)
+        self.auxiliary_head = FCNHead(backbone.out_channels[aux_in_index], aux_channels, num_classes, dropout)
+        if pretrained:
+            load_pretrained(self, pretrained)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map images ``[B, C, H, W]``, H and W from 32 up, to logits ``[B, num_classes, H, W]``.
+
+        Returns:
+            The logits; in training also those of the auxiliary head.
+        """
+        maps = self.backbone(images)
+        logits = [self.decode_head(maps)]
+        if self.training:
+            logits.append(self.auxiliary_head(maps[self.aux_in_index]))
+        return [_resize(x, images, self.align_corners) for x in logits]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone: biases and normalisation [A: Swin]."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+
+    @property
+    def num_layers(self) -> int:
+        """Number of distinct values of :meth:`layer_id`."""
+        return self.backbone.num_layers
+
+    def layer_id(self, parameter_name: str) -> int:
+        """Depth of a parameter for layer-wise learning-rate decay: the backbone's, and the last for both heads.
+
+        Raises:
+            ValueError: the model has no such parameter.
+        """
+        if parameter_name not in dict(self.named_parameters()):
+            raise ValueError(f"{parameter_name!r} is no parameter of this model")
+        part, _, rest = parameter_name.partition(".")
+        return self.backbone.layer_id(rest) if part == "backbone" else self.num_layers - 1
+
+
+def _classifier(channels: int, num_classes: int) -> nn.Conv2D:
+    """Pointwise convolution, normally distributed with 0.01, no bias at first [A: mmsegmentation]."""
+    return nn.Conv2D(
+        channels,
+        num_classes,
+        1,
+        weight_attr=paddle.ParamAttr(initializer=nn.initializer.Normal(std=0.01)),
+        bias_attr=paddle.ParamAttr(initializer=nn.initializer.Constant(0.0)),
+    )
+
+
+def _resize(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:
+    """Interpolate bilinearly to the height and width of another NCHW tensor."""
+    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=align_corners)
