@@ -29,20 +29,26 @@ def warmup_cosine(
 
 
 def parameter_groups(model: nn.Layer, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Group the trainable parameters by what the model says of them.
+    """Group the trainable parameters by what the model, or its backbone, says of them.
 
-    Parameters named by ``model.no_weight_decay()`` get no decay. With ``layer_decay`` below 1 a parameter's rate is
-    ``layer_decay ** (last layer - its layer)``, by ``model.layer_id`` (BEiT's fine-tuning recipe).
+    Parameters named by ``no_weight_decay()`` get no decay; around a backbone, these are biases and norms. With
+    ``layer_decay`` below 1 a parameter's rate is ``layer_decay ** (last layer - its layer)``, by ``layer_id`` (BEiT's
+    fine-tuning recipe); what is around a backbone counts as its last layer.
 
     Returns:
         Groups as Paddle's optimizers take them: ``params``, an absolute ``weight_decay``, a relative ``learning_rate``.
     """
-    undecayed = model.no_weight_decay()
+    prefix = "" if hasattr(model, "layer_id") else "backbone."
+    described = model.backbone if prefix else model
+    last_layer, undecayed = described.num_layers - 1, described.no_weight_decay()
     groups = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if not parameter.stop_gradient:
-            scale = layer_decay ** (model.num_layers - 1 - model.layer_id(name))
-            groups[0.0 if name in undecayed else weight_decay, scale].append(parameter)
+        if parameter.stop_gradient:
+            continue
+        own = name[len(prefix) :] if name.startswith(prefix) else None
+        decayed = own not in undecayed if own else parameter.ndim > 1
+        scale = layer_decay ** (last_layer - (described.layer_id(own) if own else last_layer))
+        groups[weight_decay if decayed else 0.0, scale].append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "learning_rate": scale}
         for (decay, scale), parameters in groups.items()

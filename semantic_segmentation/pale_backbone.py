@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy  # noqa: F401 (Paddle 2.6 crashes in scikit-learn's libraries unless NumPy was loaded before Paddle)
 from paddleseg.cvlibs import manager
 
 from common.pale_features import PaleFeatures, create_features

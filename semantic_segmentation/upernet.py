@@ -163,26 +163,6 @@ class PaleUPerNet(nn.Layer):
             logits.append(self.auxiliary_head(maps[self.aux_in_index]))
         return [_resize(x, images, self.align_corners) for x in logits]
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone: biases and normalisation [A: Swin]."""
-        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
-
-    @property
-    def num_layers(self) -> int:
-        """Number of distinct values of :meth:`layer_id`."""
-        return self.backbone.num_layers
-
-    def layer_id(self, parameter_name: str) -> int:
-        """Depth of a parameter for layer-wise learning-rate decay: the backbone's, and the last for both heads.
-
-        Raises:
-            ValueError: the model has no such parameter.
-        """
-        if parameter_name not in dict(self.named_parameters()):
-            raise ValueError(f"{parameter_name!r} is no parameter of this model")
-        part, _, rest = parameter_name.partition(".")
-        return self.backbone.layer_id(rest) if part == "backbone" else self.num_layers - 1
-
 
 def _classifier(channels: int, num_classes: int) -> nn.Conv2D:
     """Pointwise convolution, normally distributed with 0.01, no bias at first [A: mmsegmentation]."""
