@@ -58,20 +58,20 @@ class ShardedTrainSampler(paddle.io.BatchSampler):
             )
         self.num_samples, self.batch_size, self.seed, self.repeats = num_samples, batch_size, seed, repeats
         self.rank, self.world_size = rank, world_size
-        self.epoch = self.first_batch = 0
+        self.set_range(0)
 
-    def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch, from 0, and the batch in it that the next iteration starts with."""
-        self.epoch, self.first_batch = epoch, first_batch
+    def set_range(self, epoch: int, first_batch: int = 0, end: int | None = None) -> None:
+        """Choose the epoch, from 0, and which of its batches to yield: from ``first_batch`` to before ``end``."""
+        self.epoch, self.first_batch, self.end = epoch, first_batch, self.num_batches if end is None else end
 
     def __len__(self) -> int:
-        return self.num_batches - self.first_batch
+        return self.end - self.first_batch
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
         order = np.repeat(order, self.repeats)[: self.num_samples]
         positions = np.arange(self.rank, self.num_batches * self.batch_size * self.world_size, self.world_size)
-        for batch in range(self.first_batch, self.num_batches):
+        for batch in range(self.first_batch, self.end):
             own = positions[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [SampleKey(int(order[position]), self.epoch, int(position)) for position in own]
 
@@ -99,11 +99,11 @@ class IterationSampler(ShardedTrainSampler):
         self.num_batches = steps * group
         self.num_samples, self.batch_size, self.seed, self.repeats = num_samples, batch_size, seed, 1
         self.rank, self.world_size = rank, world_size
-        self.epoch = self.first_batch = 0
+        self.set_range(0)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = functools.lru_cache(maxsize=2)(self._permutation)
-        for batch in range(self.first_batch, self.num_batches):
+        for batch in range(self.first_batch, self.end):
             places = range(batch * self.batch_size, (batch + 1) * self.batch_size)
             positions = [place * self.world_size + self.rank for place in places]
             yield [

@@ -256,14 +256,15 @@ class Trainer:
             bar.update(self.step)
             self._settle()  # a run that was interrupted between training and evaluation makes up for it
             while self.step < self.settings.total_steps:
-                self._train_epoch(bar)
+                self._train_until_due(bar)
+                self._settle()
         return self.best
 
     def _settle(self) -> None:
         """Evaluate, and write the checkpoints, where they are due."""
         settings, step = self.settings, self.step
         last = step == settings.total_steps
-        validate, keep = (last or step % due == 0 for due in (settings.validate_steps, settings.keep_steps))
+        validate, keep = (last or step % every == 0 for every in (settings.validate_steps, settings.keep_steps))
         if step == self._settled or not (validate or keep or step % self.steps_per_epoch == 0):
             return
         if validate:
@@ -276,7 +277,6 @@ class Trainer:
         self.checkpoints.save_latest(state)
         if keep:
             self.checkpoints.save_numbered(state, step // (self.steps_per_epoch if settings.unit == "epoch" else 1))
-        self._interval = _Interval()
         if not last:
             self._leave_if(int(gather_rows([self._stop.signal_number]).max()))
 
@@ -287,12 +287,19 @@ class Trainer:
             self.log.close()
             raise StoppedBySignal(stop)
 
-    def _train_epoch(self, bar) -> None:
+    def _train_until_due(self, bar) -> None:
+        """Train to the end of the epoch, or to the step at which something is due.
+
+        The loader reads no further: the processes that an evaluation starts to read its images can hang if they are
+        forked while a thread of another loader holds a lock.
+        """
         settings = self.settings
-        self._interval, epoch_sum = _Interval(), _Interval()
+        interval, epoch_sum = _Interval(), _Interval()
         epoch, steps = divmod(self.step, self.steps_per_epoch)
         first = steps * settings.accum_iter
-        self.sampler.set_position(epoch, first)
+        due = (every - self.step % every for every in (settings.validate_steps, settings.keep_steps))
+        left = min(*due, settings.total_steps - self.step, self.steps_per_epoch - steps)
+        self.sampler.set_range(epoch, first, first + left * settings.accum_iter)
         self.model.train()
         losses, statistics = [], None
         waited = time.perf_counter()
@@ -303,22 +310,21 @@ class Trainer:
                 statistics = get_statistics(self.model)
             result = self._backward(batch, epoch, index, synchronise=last)
             losses.append(result.loss.detach())
-            for interval in (self._interval, epoch_sum):
-                interval.add(result, data_time)
+            for sums in (interval, epoch_sum):
+                sums.add(result, data_time)
             if last:
                 stop = self._update(losses, statistics)
                 losses = []
                 self.step += 1
                 bar.update(1)
                 if self.step % settings.log_interval == 0:
-                    self._report(self._interval, f"step {self.step}/{settings.total_steps}", record=True)
-                    self._interval = _Interval()
+                    self._report(interval, f"step {self.step}/{settings.total_steps}", record=True)
+                    interval = _Interval()
                 if settings.unit == "epoch" and index + 1 == self.sampler.num_batches:
                     self._report(epoch_sum, f"{self.progress} train", record=False)
                 if stop or (settings.save_steps and self.step % settings.save_steps == 0):
                     self.checkpoints.save_latest(self.state())
                 self._leave_if(stop)
-                self._settle()
             waited = time.perf_counter()
 
     def _backward(self, batch: Any, epoch: int, index: int, synchronise: bool) -> StepResult:
@@ -391,7 +397,11 @@ class Trainer:
             f"{figures['images_per_second']:.3g} images/s  data {figures['data_share']:.0f} %  ETA {eta}{skipped}"
         )
         if record:
-            self.log.record("train", self.step, lr=rate, epoch=self.step / self.steps_per_epoch, **figures)
+            self._record("train", {"lr": rate, **figures})
+
+    def _record(self, kind: str, figures: Mapping[str, float]) -> None:
+        epoch = {"epoch": self.step / self.steps_per_epoch} if self.settings.unit == "epoch" else {}
+        self.log.record(kind, self.step, **epoch, **figures)
 
     def _validate(self) -> None:
         candidates = {"model": self.model} | ({"model_ema": self.ema.model} if self.ema else {})
@@ -404,7 +414,7 @@ class Trainer:
             )
             which = "val" if name == "model" else "EMA"
             self.log.line(f"{self.progress} {which}    {shown}  ({time.perf_counter() - began:.1f} s)")
-            self.log.record(kind, self.step, epoch=self.step / self.steps_per_epoch, **figures)
+            self._record(kind, figures)
             if figures[self.criterion] > self.best.get(self.criterion, -math.inf):
                 self.best = {**figures, "at": self.progress, "weights": name}
                 self.checkpoints.save_best(

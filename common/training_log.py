@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from common.distributed import is_main_process
@@ -46,9 +47,16 @@ class TrainingLog:
                 self._visualdl.add_scalar(f"{kind}/{name}", value, step)
 
     def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
-        """Keep a picture of a step, uint8 ``[height, width, 3]``, in VisualDL; ``name`` is ``kind/what``."""
+        """Keep a picture of a step, RGB uint8 ``[height, width, 3]``, in VisualDL, and the last one as a PNG, too.
+
+        Args:
+            name: ``kind/what``; the file is ``pictures/kind_what.png``.
+        """
         if self._visualdl:
             self._visualdl.add_image(name, pixels, step)
+            file = Path(self._file.name).parent / "pictures" / f"{name.replace('/', '_').replace(' ', '_')}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(file)
 
     def progress(self, total: int, description: str) -> tqdm:
         """A bar on stderr where that is a terminal, else something that shows nothing."""

@@ -23,18 +23,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 import paddle
 from paddleseg import datasets as paddleseg_datasets
-from paddleseg import transforms as paddleseg_transforms
 from paddleseg.cvlibs import manager
-from paddleseg.cvlibs.builder import Builder
 
 from common import demo_data
 from common.errors import UserError
 from common.sampler import SampleKey
-from semantic_segmentation import paddleseg_compat  # noqa: F401 (it mends PaddleSeg's transforms)
+from semantic_segmentation.components import build_component
 
 __all__ = [
     "EvalDataset",
@@ -160,26 +157,6 @@ class HENuclei(_Micrograph):
     _write = staticmethod(demo_data.write_he_segmentation)
 
 
-class RandomPaddingCrop(paddleseg_transforms.RandomPaddingCrop):
-    """PaddleSeg's random crop, whose ``im_padding_value`` may also be a colour, on which the original fails.
-
-    It takes the original's place in configurations.
-    """
-
-    def _padding(self, data: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(self.im_padding_value, Sequence):
-            return super()._padding(data)
-        (height, width), (crop_height, crop_width) = data["img"].shape[:2], self.crop_size
-        values = {"img": self.im_padding_value, **dict.fromkeys(data.get("gt_fields", []), self.label_padding_value)}
-        bottom, right = max(crop_height - height, 0), max(crop_width - width, 0)
-        for key, value in values.items() if bottom or right else ():
-            data[key] = cv2.copyMakeBorder(data[key], 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=value)
-        return data
-
-
-manager.TRANSFORMS.components_dict["RandomPaddingCrop"] = RandomPaddingCrop  # add_component would warn of it
-
-
 # ---- from a configuration to a data set
 
 
@@ -218,7 +195,7 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         _build_transform(item, f"{name}.transforms[{number}]", training)
         for number, item in enumerate(arguments["transforms"])
     ]
-    dataset = _build({"type": kind, **arguments}, where)
+    dataset = build_component({"type": kind, **arguments}, where)
     if kind == "ADE20K":
         dataset.file_list.sort()  # PaddleSeg leaves them in the order of the file system
     _check_pairs(dataset, kind, where)
@@ -318,22 +295,12 @@ def _build_transform(item: Any, where: str, training: bool) -> Callable[[dict], 
     component = _component(manager.TRANSFORMS, item, where)
     where = f"{where} ({item['type']})"
     _check_arguments(component, {key: value for key, value in item.items() if key != "type"}, where)
-    own = component is RandomPaddingCrop or component.__module__.startswith("paddleseg.")
+    own = component.__module__.startswith("paddleseg.")
     if own and not training and item["type"] not in _EVAL_TRANSFORMS:
         raise UserError(f"{where} cannot be undone after prediction; use only {', '.join(_EVAL_TRANSFORMS)}")
     if item["type"] == "ResizeByShort" and isinstance(item.get("short_size"), list):
         raise UserError(f"{where} draws one of short_size once for the whole run; give one size, or ResizeStepScaling")
-    return _build(item, where)
-
-
-def _build(item: Mapping[str, Any], where: str) -> Any:
-    try:
-        return Builder(None, [manager.DATASETS, manager.TRANSFORMS]).build_component(dict(item))
-    except Exception as error:
-        cause = error.__context__ or error  # the builder wraps it in several lines
-        if isinstance(cause, UserError):
-            raise cause from None
-        raise UserError(f"{where}: {' '.join(str(cause).split()) or type(cause).__name__}") from error
+    return build_component(item, where)
 
 
 def _check_pairs(dataset: paddleseg_datasets.Dataset, kind: str, where: str) -> None:

@@ -113,11 +113,9 @@ def fails(script: str, *flags: object, ranks: int = 0, cwd: Path) -> str:
     return messages.pop()
 
 
-@pytest.fixture
-def squares(tmp_path: Path) -> Path:
-    """A segmentation folder: 5 training and 3 validation images of a red and a green square, 60x44 and 44x60 pixels."""
+def make_squares(folder: Path) -> None:
+    """Write a segmentation folder: a red and a green square, 60x44 and 44x60 pixels, 5 to train and 3 to validate."""
     rng = np.random.default_rng(0)
-    folder = tmp_path / "squares"
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
     for split, count in (("train", 5), ("val", 3)):
@@ -135,7 +133,13 @@ def squares(tmp_path: Path) -> Path:
             lines.append(f"images/{name} masks/{name}\n")
         (folder / f"{split}.txt").write_text("".join(lines))
     (folder / "labels.txt").write_text("background\nred\ngreen\n")
-    return folder
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """The folder of :func:`make_squares`."""
+    make_squares(tmp_path / "squares")
+    return tmp_path / "squares"
 
 
 @pytest.fixture

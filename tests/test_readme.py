@@ -16,7 +16,7 @@ import time
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, make_shapes
+from conftest import ROOT, make_shapes, make_squares
 from PIL import Image
 
 from common.demo_data import load_mnist5k
@@ -28,6 +28,10 @@ SHORT = (
     "-image_size 32 -batch_size 2 -opts MODEL.NAME pale_nano TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0"
 )
 DIGITS_SHORT = "-opts TRAIN.EPOCHS 1"
+SMALL = (
+    "-iters 1 -batch_size 1 -opts model.backbone.variant pale_nano model.channels 32 model.aux_channels 16 "
+    "DATA.NUM_WORKERS 0"
+)
 ELSEWHERE = None  # run by another test
 
 # A part of the command -> flags to append
@@ -51,13 +55,26 @@ CHANGES: dict[str, str | None] = {
     "pale_nano_fashion_mnist.yaml": "-data_path fashion -opts TRAIN.EPOCHS 1 DATA.BATCH_SIZE 8 LOG_INTERVAL 1",
     "plot_curves.py output/pale_nano_fashion_mnist": "",
     "-eval -pretrained mnist5k": "",
+    "semantic_segmentation/main_multi_gpu.py": "-iters 2 -opts VALIDATE_STEPS 2",  # in full by test_segmentation.py
+    "predict.py data/nuclei_segmentation": "",
+    "-num_classes 3 -check_data": "",
+    "upernet_own_data.yml -data_path my_data -num_classes 3": SMALL,
+    "-eval -pretrained output/upernet_own_data": "",
+    "predict.py my_data/images": "",
+    "upernet_pale_tiny_ade20k_160k.yml -data_path ADEChallengeData2016": SMALL,
+    "-output output/nuclei_seed": "-iters 2 -opts VALIDATE_STEPS 2",
+    "plot_curves.py output/nuclei_seed0": "",
+    "upernet_pale_nano_he.yml": "-iters 2 -opts VALIDATE_STEPS 2",
+    "pip install": ELSEWHERE,  # tools/setup.sh does the same
 }
 DOCUMENTS = (
     "README.md",
     "image_classification/README.md",
+    "semantic_segmentation/README.md",
     "docs/results.md",
     "docs/reliability.md",
     "docs/multi_node.md",
+    "docs/paddleseg.md",
 )
 
 
@@ -81,7 +98,7 @@ def change(command: str) -> str | None:
 def checkout(tmp_path_factory):
     """The project in a folder of its own, with the data that the README speaks of."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("common", "image_classification", "tools", "docs"):
+    for name in ("common", "image_classification", "semantic_segmentation", "tools", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("requirements*.txt"):
         shutil.copy(file, folder)
@@ -99,6 +116,13 @@ def checkout(tmp_path_factory):
             for number in range(images)
         ]
         (folder / "imagenet" / f"{split}_list.txt").write_text("\n".join(lines))
+    make_squares(folder / "my_data")
+    for split, long in (("train", "training"), ("val", "validation")):
+        for part, kind, suffix in (("images", "images", "jpg"), ("masks", "annotations", "png")):
+            (folder / "ADEChallengeData2016" / kind / long).mkdir(parents=True)
+            for file in (folder / "my_data" / part).glob(f"{split}*"):
+                pixels = np.minimum(np.asarray(Image.open(file)), 150 if part == "masks" else 255)
+                Image.fromarray(pixels).save(folder / "ADEChallengeData2016" / kind / long / f"{file.stem}.{suffix}")
     (folder / "fashion").mkdir()
     for split in ("train", "t10k"):
         images, labels = np.zeros((40, 28, 28), np.uint8), np.arange(40, dtype=np.uint8) % 10
@@ -170,7 +194,7 @@ def test_the_python_example_does_what_its_comments_say():
 
 
 def test_links_of_the_documents_lead_somewhere():
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("image_classification/*.md")]:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*_*/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"

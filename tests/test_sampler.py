@@ -7,7 +7,7 @@ from common.sampler import IterationSampler, SampleKey, ShardedEvalSampler, Shar
 
 def epoch_of(*args, epoch=0, first_batch=0, **kwargs):
     sampler = ShardedTrainSampler(*args, **kwargs)
-    sampler.set_position(epoch, first_batch)
+    sampler.set_range(epoch, first_batch)
     batches = list(sampler)
     assert len(sampler) == len(batches)
     return batches
@@ -73,7 +73,7 @@ def test_iterating_twice_gives_the_same_epoch_until_told_otherwise():
     sampler = ShardedTrainSampler(24, 4, 0)
     first = list(sampler)
     assert list(sampler) == first
-    sampler.set_position(1)
+    sampler.set_range(1)
     assert list(sampler) != first
 
 
@@ -83,11 +83,11 @@ def test_start_batch_continues_the_same_sequence(first_batch):
     assert epoch_of(26, 2, 0, 1, 2, epoch=2, first_batch=first_batch) == whole[first_batch:]
 
 
-def test_set_position_goes_back_to_the_start_of_the_epoch():
+def test_set_range_goes_back_to_the_start_of_the_epoch():
     sampler = ShardedTrainSampler(24, 4, 0)
-    sampler.set_position(1, 3)
+    sampler.set_range(1, 3)
     assert len(list(sampler)) == 3
-    sampler.set_position(1)
+    sampler.set_range(1)
     assert len(list(sampler)) == len(sampler) == 6
 
 
@@ -166,7 +166,7 @@ def test_a_run_of_steps_is_one_permutation_after_the_other():
 
 def test_a_longer_run_of_steps_begins_as_a_shorter_one_and_can_be_entered_anywhere():
     sampler = IterationSampler(7, 3, 5, 20)
-    sampler.set_position(0, 8)
+    sampler.set_range(0, 8)
     assert list(sampler) == iterations(20)[8:]
     assert len(sampler) == 12
     assert iterations(9) == iterations(20)[:9]

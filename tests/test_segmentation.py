@@ -106,6 +106,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert f"best: mIoU {best:.2f} after step" in output
     assert re.search(r"background +[\d.]+ +[\d.]+ +[\d.]+", output), "the table of the classes"
     assert b"val/image 0" in next((folder / "visualdl").glob("vdlrecords.*")).read_bytes()
+    assert {path.name for path in (folder / "pictures").iterdir()} == {"val_image_0.png", "val_ema_image_0.png"}
     state = load_file(folder / "best")
     assert (state["task"], state["class_names"]) == ("semantic_segmentation", ["background", "red", "green"])
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from paddleseg import transforms as paddleseg_transforms
 from paddleseg.core.infer import reverse_transform
 from paddleseg.cvlibs import SegBuilder, manager
 from PIL import Image
@@ -19,7 +18,6 @@ from common.loader import build_loader
 from common.sampler import IterationSampler, SampleKey, ShardedEvalSampler
 from semantic_segmentation.datasets import (
     EvalDataset,
-    RandomPaddingCrop,
     SeededDataset,
     build_dataset,
     check_batch,
@@ -30,7 +28,7 @@ from semantic_segmentation.datasets import (
 HEAVY = [
     {"type": "ResizeByShort", "short_size": 24, "max_size": 40},
     {"type": "ResizeStepScaling", "min_scale_factor": 0.5, "max_scale_factor": 2.0, "scale_step_size": 0},
-    {"type": "RandomPaddingCrop", "crop_size": [20, 16], "im_padding_value": [1, 2, 3], "category_max_ratio": 0.75},
+    {"type": "RandomPaddingCrop", "crop_size": [20, 16], "category_max_ratio": 0.75},
     {"type": "RandomHorizontalFlip"},
     {"type": "RandomDistort", "brightness_range": 0.2, "contrast_range": 0.5, "saturation_range": 0.5},
     {"type": "RandomNoise", "prob": 1.0},
@@ -290,20 +288,8 @@ def numbered(height, width):
     return {"img": np.repeat(label[..., None], 3, 2).astype(np.float32), "label": label, "gt_fields": ["label"]}
 
 
-@pytest.mark.parametrize("size", [(30, 40), (8, 12), (30, 6), (5, 5)])
-def test_the_crop_is_paddlesegs_where_that_works(size):
-    assert manager.TRANSFORMS["RandomPaddingCrop"] is RandomPaddingCrop
-    results = []
-    for component in (paddleseg_transforms.RandomPaddingCrop, RandomPaddingCrop):
-        np.random.seed(3)
-        results.append(component(crop_size=(12, 8), im_padding_value=9.0)(numbered(*size)))
-    for key in ("img", "label"):
-        assert results[0][key].shape[:2] == (8, 12)
-        np.testing.assert_array_equal(results[0][key], results[1][key])
-
-
 def test_the_crop_looks_for_one_without_a_dominant_class():
-    crop = RandomPaddingCrop(crop_size=(8, 8), category_max_ratio=0.75, loop_times=200)
+    crop = manager.TRANSFORMS["RandomPaddingCrop"](crop_size=(8, 8), category_max_ratio=0.75, loop_times=200)
     np.random.seed(0)
     for _ in range(20):
         data = numbered(40, 40)
@@ -314,19 +300,6 @@ def test_the_crop_looks_for_one_without_a_dominant_class():
         np.testing.assert_array_equal(data["img"], np.repeat(data["label"][..., None], 3, 2))
         counts = np.bincount(data["label"][data["label"] != 255])
         assert counts.max() < 0.75 * counts.sum()
-
-
-@pytest.mark.parametrize(("size", "crop_size"), [((6, 6), (12, 10)), ((20, 6), (12, 10)), ((6, 20), (12, 10))])
-def test_the_crop_pads_with_a_colour(size, crop_size):
-    data = numbered(*size)
-    padded = RandomPaddingCrop(crop_size=crop_size, im_padding_value=[1.5, 2, 3])(data)
-    (height, width), (crop_width, crop_height) = size, crop_size
-    assert padded["img"].shape == (crop_height, crop_width, 3)
-    outside = np.ones((crop_height, crop_width), bool)
-    outside[:height, :width] = False
-    assert (padded["img"][outside] == [1.5, 2, 3]).all()
-    assert (padded["label"][outside] == 255).all()
-    assert (padded["label"][~outside] < 4).all()
 
 
 # ---- samples
@@ -357,20 +330,21 @@ def test_a_sample_depends_on_its_key_only(folder):
     assert SeededDataset(dataset.dataset, 2)[keys[0]]["img"].tobytes() not in images
 
 
-def batches(folder, workers):
+# No loader here reads in the process itself: its ending thread may hold a lock of Paddle's (3.3) while the next loader
+# forks its readers, which then wait for ever.
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_of_any_reader_are_those_of_the_keys(folder, workers):
     dataset = SeededDataset(build(train_section(folder)), 0)
-    loader = build_loader(dataset, IterationSampler(len(dataset), 4, seed=0, steps=3), workers, collate_train)
-    return [{key: value if key == "error" else value.numpy() for key, value in batch.items()} for batch in loader]
-
-
-def test_batches_are_the_same_for_any_number_of_workers(folder):
-    expected = batches(folder, 0)
-    for batch, other in zip(expected, batches(folder, 2), strict=True):
+    sampler = IterationSampler(len(dataset), 4, seed=0, steps=3)
+    expected = [collate_train([dataset[key] for key in keys]) for keys in sampler]
+    for batch, other in zip(build_loader(dataset, sampler, workers, collate_train), expected, strict=True):
         check_batch(batch)
-        assert batch["img"].shape == (4, 3, 16, 20)
-        assert batch["label"].shape == (4, 16, 20)
-        np.testing.assert_array_equal(batch["img"], other["img"])
-        np.testing.assert_array_equal(batch["label"], other["label"])
+        assert batch["img"].shape == [4, 3, 16, 20]
+        assert batch["label"].shape == [4, 16, 20]
+        np.testing.assert_array_equal(batch["img"].numpy(), other["img"])
+        np.testing.assert_array_equal(batch["label"].numpy(), other["label"])
 
 
 def test_ade20k_ignores_zero_and_counts_from_one(tmp_path):
@@ -423,7 +397,7 @@ def test_what_cannot_be_read_is_told_after_the_reader(folder, damage):
     error = dataset[SampleKey(0, 0, 0)]["error"]
     assert expected in error
     assert "\n" not in error
-    loader = build_loader(dataset, IterationSampler(3, 3, seed=0, steps=1), 0, collate_train)
+    loader = build_loader(dataset, IterationSampler(3, 3, seed=0, steps=1), 1, collate_train)
     (batch,) = list(loader)  # the reader has not stopped
     with pytest.raises(UserError) as caught:
         check_batch(batch)
@@ -435,16 +409,15 @@ def test_what_cannot_be_evaluated_is_told_after_the_reader(folder, damage):
     expected = damage(folder).format(folder)
     (folder / "val.txt").write_text("images/2.png masks/2.png\n")
     dataset = EvalDataset(build(val_section(folder)))
-    (batch,) = list(build_loader(dataset, ShardedEvalSampler(1, 1), 0, collate_eval))
+    (batch,) = list(build_loader(dataset, ShardedEvalSampler(1, 1), 1, collate_eval))
     with pytest.raises(UserError) as caught:
         check_batch(batch)
     assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_crops_of_different_sizes_are_told_after_the_reader(folder, workers):
+def test_crops_of_different_sizes_are_told_after_the_reader(folder):
     dataset = SeededDataset(build(train_section(folder, transforms=PLAIN)), 0)
-    (batch,) = list(build_loader(dataset, IterationSampler(3, 3, seed=0, steps=1), workers, collate_train))
+    (batch,) = list(build_loader(dataset, IterationSampler(3, 3, seed=0, steps=1), 1, collate_train))
     with pytest.raises(UserError, match=r"are 30x20, 90x20, .* RandomPaddingCrop or Resize"):
         check_batch(batch)
 
@@ -452,7 +425,7 @@ def test_crops_of_different_sizes_are_told_after_the_reader(folder, workers):
 def test_evaluation_knows_how_to_get_back_to_the_mask(folder):
     resize = [{"type": "Resize", "target_size": [64, 32]}, {"type": "Padding", "target_size": [70, 40]}]
     dataset = EvalDataset(build(val_section(folder, transforms=resize + PLAIN)))
-    loaded = list(build_loader(dataset, ShardedEvalSampler(len(dataset), 1), 0, collate_eval))
+    loaded = list(build_loader(dataset, ShardedEvalSampler(len(dataset), 1), 1, collate_eval))
     assert [batch["path"] for batch in loaded] == [f"{folder}/images/{number}.png" for number in (0, 1)]
     for batch in loaded:
         check_batch(batch)

@@ -1,4 +1,4 @@
-"""Draw the training loss and the validation accuracy of one or more runs.
+"""Draw the training loss and the validation figures of one or more runs.
 
 python tools/plot_curves.py output/pale_nano_mnist5k -out docs/mnist5k.png
 """
@@ -14,6 +14,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ is
 
 from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+
+# The figure that decides which weights of a task are the best -> what its runs are counted in, and its name.
+FIGURES = {"top1": ("epoch", "top-1"), "mIoU": ("step", "mIoU")}
 
 
 def read_records(folder: Path, kind: str) -> list[dict]:
@@ -43,20 +46,26 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     data = [(folder, read_records(folder, "train"), read_records(folder, "val")) for folder in arguments.runs]
 
+    found = [figure for figure in FIGURES if all(figure in val[-1] for _, _, val in data)]
+    if not found:
+        raise UserError(f"the runs have none of {', '.join(FIGURES)} in common; draw runs of one task at a time")
+    criterion = found[0]
+    unit, title = FIGURES[criterion]
+
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure, (loss_axes, figure_axes) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for folder, train, val in data:
-        loss_axes.plot([r["epoch"] for r in train], [r["loss"] for r in train], label=folder.name)
-        label = f"{folder.name}: {max(r['top1'] for r in val):.2f} %"
-        accuracy_axes.plot([r["epoch"] for r in val], [r["top1"] for r in val], marker="o", markersize=3, label=label)
-    loss_axes.set(xlabel="epoch", ylabel="training loss")
-    accuracy_axes.set(xlabel="epoch", ylabel="validation top-1 in %")
-    accuracy_axes.legend(title="best", loc="lower right")
-    for axes in (loss_axes, accuracy_axes):
+        loss_axes.plot([r[unit] for r in train], [r["loss"] for r in train], label=folder.name)
+        label = f"{folder.name}: {max(r[criterion] for r in val):.2f} %"
+        figure_axes.plot([r[unit] for r in val], [r[criterion] for r in val], marker="o", markersize=3, label=label)
+    loss_axes.set(xlabel=unit, ylabel="training loss")
+    figure_axes.set(xlabel=unit, ylabel=f"validation {title} in %")
+    figure_axes.legend(title="best", loc="lower right")
+    for axes in (loss_axes, figure_axes):
         axes.grid(alpha=0.3)
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
