@@ -8,24 +8,12 @@ Without flags it trains UPerNet on pale_nano to find cell nuclei (configs/uperne
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher puts this folder there, not the project's
 
-from common.entry_point import ArgumentParser, run  # noqa: E402
+from common.launcher import launch  # noqa: E402
 from semantic_segmentation.config import CONFIG  # noqa: E402
 
-
-def main(argv: Sequence[str]) -> None:
-    parser = ArgumentParser(description=__doc__.partition("\n\n")[0], epilog="Exit codes: 0 done, 2 wrong input.")
-    CONFIG.add_flags(parser)
-    config = CONFIG.load(parser.parse_args(argv))
-
-    from semantic_segmentation.segmentation import Segmentation  # after the flags, so that -h answers at once
-
-    Segmentation(config).run()
-
-
 if __name__ == "__main__":
-    run(main)
+    launch(__doc__, CONFIG, "semantic_segmentation.segmentation:Segmentation")

@@ -1,0 +1,33 @@
+"""What the launchers of all tasks, ``main_multi_gpu.py``, do."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Sequence
+
+from common.config import TaskConfig
+from common.entry_point import ArgumentParser, run
+
+__all__ = ["launch"]
+
+
+def launch(documentation: str, form: TaskConfig, task: str) -> None:
+    """Run a task as the command line says, then exit; see :func:`common.entry_point.run`.
+
+    Args:
+        documentation: what the launcher says of itself; ``-h`` shows its first paragraph.
+        form: the task's flags and configuration.
+        task: ``package.module:Class`` of a :class:`common.task.Task`, which is imported after the flags were read, so
+            that ``-h`` and mistakes answer at once.
+    """
+
+    def main(argv: Sequence[str]) -> None:
+        parser = ArgumentParser(
+            description=documentation.partition("\n\n")[0],
+            epilog="Exit codes: 0 done, 2 wrong input, 128 + signal when one made it save and leave, 1 anything else.",
+        )
+        form.add_flags(parser)
+        config = form.load(parser.parse_args(argv))
+        pkgutil.resolve_name(task)(config).run()
+
+    run(main)
