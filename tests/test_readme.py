@@ -62,7 +62,7 @@ CHANGES: dict[str, str | None] = {
     "-eval -pretrained output/upernet_own_data": "",
     "predict.py my_data/images": "",
     "upernet_pale_tiny_ade20k_160k.yml -data_path ADEChallengeData2016": SMALL,
-    "-output output/nuclei_seed": "-iters 2 -opts VALIDATE_STEPS 2",
+    "-output output/nuclei_seed": "-iters 2 -opts VALIDATE_STEPS 2 LOG_INTERVAL 1",
     "plot_curves.py output/nuclei_seed0": "",
     "upernet_pale_nano_he.yml": "-iters 2 -opts VALIDATE_STEPS 2",
     "pip install": ELSEWHERE,  # tools/setup.sh does the same
