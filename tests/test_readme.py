@@ -55,16 +55,15 @@ CHANGES: dict[str, str | None] = {
     "pale_nano_fashion_mnist.yaml": "-data_path fashion -opts TRAIN.EPOCHS 1 DATA.BATCH_SIZE 8 LOG_INTERVAL 1",
     "plot_curves.py output/pale_nano_fashion_mnist": "",
     "-eval -pretrained mnist5k": "",
-    "semantic_segmentation/main_multi_gpu.py": "-iters 2 -opts VALIDATE_STEPS 2",  # in full by test_segmentation.py
+    # In full by test_segmentation.py.
+    "semantic_segmentation/main_multi_gpu.py": "-iters 2 -opts VALIDATE_STEPS 2 LOG_INTERVAL 1",
     "predict.py data/nuclei_segmentation": "",
-    "-num_classes 3 -check_data": "",
+    "upernet_own_data.yml -data_path my_data -num_classes 3 -check_data": "",
     "upernet_own_data.yml -data_path my_data -num_classes 3": SMALL,
     "-eval -pretrained output/upernet_own_data": "",
     "predict.py my_data/images": "",
     "upernet_pale_tiny_ade20k_160k.yml -data_path ADEChallengeData2016": SMALL,
-    "-output output/nuclei_seed": "-iters 2 -opts VALIDATE_STEPS 2 LOG_INTERVAL 1",
     "plot_curves.py output/nuclei_seed0": "",
-    "upernet_pale_nano_he.yml": "-iters 2 -opts VALIDATE_STEPS 2",
     "pip install": ELSEWHERE,  # tools/setup.sh does the same
 }
 DOCUMENTS = (
