@@ -138,6 +138,7 @@ def test_the_model_learns(squares_config):
     assert float(re.search(r"step 120/120 val +mIoU ([\d.]+)", output)[1]) > 70.0
 
 
+@pytest.mark.slow
 def test_sliding_windows_scales_and_flips_are_options(tmp_path, squares_config):
     run(squares_config, "-iters", "4")
     flags = ("-eval", "-pretrained", tmp_path / "out" / "best", "-opts", "test_config")
