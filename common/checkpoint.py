@@ -233,7 +233,10 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
     classes = head_classes(weights)
     if classes and any(name.startswith("head.") for name in report.mismatched):
         return f"its head has {classes} classes, the model {getattr(model, 'num_classes', '?')}"
-    return f"the first that differs is {(report.mismatched + report.missing + report.unexpected)[0]}"
+    wrong = report.mismatched + report.missing + report.unexpected
+    if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in wrong):
+        return f"it is for another number of classes, see {wrong[0]}"
+    return f"the first that differs is {wrong[0]}"
 
 
 def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> dict[str, np.ndarray]:

@@ -282,7 +282,7 @@ def test_whole_models_take_whole_weights_and_may_keep_the_head_that_they_name():
     for name, array in numpy_state(other).items():
         expected = own[name] if name.startswith("cls.") else source.state_dict()[name].numpy()
         np.testing.assert_array_equal(array, expected, err_msg=name)
-    with pytest.raises(UserError, match=r"differs is cls\.weight \(2, 3\) for \(2, 4\)"):
+    with pytest.raises(UserError, match=r"another number of classes, see cls\.weight \(2, 3\) for \(2, 4\)"):
         load_weights(Around(make_features(), 4), numpy_state(source), "file")
 
 

@@ -11,7 +11,7 @@ import pytest
 from paddle import nn
 from test_pale_transformer import expected_flops
 
-from common.checkpoint import load_pretrained, numpy_state
+from common.checkpoint import load_pretrained, load_weights, numpy_state
 from common.checkpoint_file import save_file
 from common.errors import UserError
 from common.flops import count_flops, params
@@ -331,3 +331,9 @@ def test_weights_of_another_variant_are_named(tmp_path):
     path = save(PaleUPerNet(3, create_features("pale_nano"), channels=8), tmp_path / "nano.pdparams")
     with pytest.raises(UserError, match="these are pale_nano weights"):
         make_model(pretrained=path)
+
+
+def test_weights_of_another_number_of_classes_are_named_so():
+    weights = numpy_state(make_model())
+    with pytest.raises(UserError, match=r"another number of classes, see decode_head\.cls\.weight \(3,"):
+        load_weights(make_model(num_classes=9), weights, "x.pdparams")
