@@ -231,7 +231,12 @@ class Task(ABC):
         self.log.line(f"resuming {source} after {where}")
         for reason in inexact:
             self.log.line(f"  differs from the run that was interrupted: {reason}")
-        if trainer.step >= trainer.settings.total_steps:
+        total = trainer.settings.total_steps
+        if trainer.step > total:
+            raise UserError(
+                f"{source} has {trainer.step} steps behind it, this run has {total}; raise {self.length_key}"
+            )
+        if trainer.step == total:
             self.log.line(f"{trainer.progress} is done; raise {self.length_key} to train on")
 
     def _print_head(self, model: nn.Layer) -> None:

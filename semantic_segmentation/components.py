@@ -47,8 +47,11 @@ def build_model(config: CfgNode, num_classes: int) -> nn.Layer:
     return build_component(section, f"model ({section['type']})")
 
 
-def build_losses(config: CfgNode) -> dict[str, list]:
+def build_losses(config: CfgNode, ignore_index: int) -> dict[str, list]:
     """Build the section ``loss``: one loss and one coefficient for each output of the model in training.
+
+    Args:
+        ignore_index: the data's; losses that say nothing get it.
 
     Returns:
         ``types`` and ``coef`` as ``paddleseg.core.train.loss_computation`` wants them.
@@ -64,6 +67,13 @@ def build_losses(config: CfgNode) -> dict[str, list]:
         types = types * len(coefficients)
     if len(types) != len(coefficients):
         raise UserError(f"loss has {len(types)} types and {len(coefficients)} coef; give a weight for each")
+    for number, item in enumerate(types):
+        for part in item.get("losses", [item]) if isinstance(item, dict) else ():  # MixedLoss has several
+            if part.setdefault("ignore_index", ignore_index) != ignore_index:
+                raise UserError(
+                    f"loss.types[{number}].ignore_index is {part['ignore_index']}, the data's is {ignore_index}; make "
+                    "them equal"
+                )
     losses = [build_component(item, f"loss.types[{number}]") for number, item in enumerate(types)]
     return {"types": losses, "coef": coefficients}
 

@@ -115,7 +115,7 @@ class Segmentation(Task):
         )
         classes = train_set.num_classes
         model = build_model(config, classes)
-        losses = build_losses(config)
+        losses = build_losses(config, train_set.ignore_index)
         optimizer = config.optimizer
         betas = (optimizer.get("beta1", 0.9), optimizer.get("beta2", 0.999))
         learning_rate = build_schedule(config)

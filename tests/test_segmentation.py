@@ -57,7 +57,7 @@ def test_every_configuration_is_whole_and_is_read_by_paddleseg_itself(path):
     theirs = Config(str(path))
     assert (theirs.batch_size, theirs.iters) == (own.batch_size, own.iters)
     assert theirs.model_cfg["backbone"] == dict(own.model.backbone)
-    build_losses(own)
+    build_losses(own, 255)
     rate, scheduler = build_schedule(own), SegBuilder(theirs).lr_scheduler
     assert rate(0) == pytest.approx(own.lr_scheduler.get("warmup_start_lr"))
     assert rate(0) == pytest.approx(scheduler())
@@ -127,6 +127,8 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert sum(row["share"] for row in entry["classes"]) == pytest.approx(1.0)
     assert Image.open(entry["overlay"]).size >= (60, 44)
 
+    shorter = fails(LAUNCHER, "-cfg", squares_config, "-resume", "auto", "-iters", "5", cwd=tmp_path)
+    assert "has 8 steps behind it, this run has 5; raise iters" in shorter
     resumed = run_program(LAUNCHER, *commands["resume"].replace(strip, "").split(), cwd=tmp_path)
     assert "after step 8/16" in resumed.stdout, resumed.stdout
     assert "step 9/16" in resumed.stdout
@@ -290,6 +292,10 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
         (["-opts", "lr_scheduler.type", "NoSuchDecay"], "NoSuchDecay"),
         (["-opts", "loss.coef", "[1.0, 0.4, 0.1]"], "loss"),
         (["-opts", "loss.types", "[{type: NoSuchLoss}]"], "NoSuchLoss"),
+        (
+            ["-opts", "loss.types", "[{type: CrossEntropyLoss, ignore_index: 0}]"],
+            "ignore_index is 0, the data's is 255",
+        ),
         (["-opts", "ABSENT_CLASSES", "maybe"], "ABSENT_CLASSES is 'maybe'"),
         (["-eval"], "-pretrained"),
         (["-eval", "-pretrained", "nowhere"], "nowhere"),
