@@ -258,8 +258,9 @@ def load_optimizer_state(
         UserError: the state is of other parameters than this model trains.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-    other = {key.rpartition("/")[0] for key in state} ^ set(parameters)
-    if state and other:
+    # The state may lack some: Paddle keeps nothing of a parameter that never had a gradient.
+    other = {key.rpartition("/")[0] for key in state} - set(parameters)
+    if other:
         raise UserError(f"the optimizer's state is of other parameters than this model trains, such as {min(other)}")
     present = _accumulator_keys(optimizer.state_dict(), model)
     own = {}
@@ -283,9 +284,10 @@ def _accumulator_keys(state: Mapping[str, Any], model: nn.Layer) -> dict[str, st
 
 
 class CheckpointFolder:
-    """The checkpoints of one run: ``latest``, ``best``, and the last ``keep`` of ``epoch_NNNN``; rank 0 writes.
+    """The checkpoints of one run: ``latest``, ``best``, and the last ``keep`` of ``epoch_NNNN`` or
+    ``step_NNNN``; rank 0 writes.
 
-    ``latest`` and ``epoch_NNNN`` are whole training states, to resume from; ``best`` holds weights only.
+    ``latest`` and the numbered ones are whole training states, to resume from; ``best`` holds weights only.
 
     Args:
         folder: where they are.

@@ -1,7 +1,7 @@
 """UPerNet (arXiv 1807.10221) in the setting of the paper's ADE20K results: mmsegmentation's UPerHead, width 512 [C].
 
 PaddleSeg's own UPerNet has another auxiliary head, corner-aligned interpolation, no dropout, and 9.5M parameters that
-it never uses. Its data sets, training and evaluation run this one.
+it never uses. Its data sets, losses and inference run this one.
 """
 
 from __future__ import annotations

@@ -327,6 +327,33 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(tmp_path, squ
 
 
 @pytest.mark.slow
+def test_a_model_with_parameters_that_get_no_gradient_resumes_exactly(tmp_path, squares_config):
+    model = ("{_inherited_: False, type: DeepLabV3P, num_classes: 3, backbone_indices: [0, 3], "
+             "backbone: {type: PaleTransformer, variant: pale_nano}}")  # fmt: skip
+    loss = "{_inherited_: False, types: [{type: CrossEntropyLoss}], coef: [1.0]}"
+    options = (
+        "-opts",
+        "model",
+        model,
+        "loss",
+        loss,
+        "SAVE_STEPS",
+        "3",
+        "VALIDATE_STEPS",
+        "8",
+        "TRAIN.EMA_DECAY",
+        "0.9",
+    )
+    run(squares_config, "-output", tmp_path / "a", *options)
+    process = start_program(LAUNCHER, "-cfg", squares_config, "-output", tmp_path / "b", *options, cwd=tmp_path)
+    wait_for_steps(process, tmp_path / "b", 4)
+    kill(process)
+    output = run(squares_config, "-resume", "auto", "-output", tmp_path / "b", *options)
+    assert "resuming" in output
+    assert_same_training(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
 def test_a_signal_saves_and_leaves_and_the_run_goes_on_exactly(tmp_path, squares_config):
     flags = ("-cfg", squares_config, *OPTIONS, "20", "SAVE_STEPS", "0", "DATA.NUM_WORKERS", "2")
     run(squares_config, "-output", tmp_path / "a", *flags[2:])
