@@ -29,6 +29,7 @@ from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
 from common import demo_data
+from common.class_names import read_class_names
 from common.errors import UserError
 from common.sampler import SampleKey
 from semantic_segmentation.components import build_component
@@ -328,14 +329,13 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
     names = getattr(dataset, "class_names", None) or _CLASS_NAMES.get(kind)
     if names:
         return list(names)
-    for file in (Path(dataset.dataset_root) / name for name in CLASS_NAME_FILES):
-        if file.is_file():
-            text = file.read_text(encoding="utf-8-sig", errors="replace")
-            names = [line.strip() for line in text.splitlines() if line.strip()]
-            if len(names) != dataset.num_classes:
-                raise UserError(f"{file} names {len(names)} classes, num_classes is {dataset.num_classes}; correct one")
-            return names
-    return [str(number) for number in range(dataset.num_classes)]
+    found = read_class_names(Path(dataset.dataset_root), CLASS_NAME_FILES)
+    if found is None:
+        return [str(number) for number in range(dataset.num_classes)]
+    names, file = found
+    if len(names) != dataset.num_classes:
+        raise UserError(f"{file} names {len(names)} classes, num_classes is {dataset.num_classes}; correct one")
+    return names
 
 
 # ---- from a data set to batches

@@ -12,12 +12,11 @@ from paddle import nn
 
 from common.distributed import sum_over_ranks
 from common.errors import UserError
+from semantic_segmentation.config import ABSENT_CLASSES
 from semantic_segmentation.datasets import check_batch
 from semantic_segmentation.inference import InferenceSettings, predict_labels
 
 __all__ = ["class_figures", "confusion_matrix", "evaluate", "mean_figures", "per_class_table"]
-
-ABSENT_CLASSES = ("exclude", "zero")
 
 
 def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_index: int) -> np.ndarray:
