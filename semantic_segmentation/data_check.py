@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from paddleseg.datasets import ADE20K, Dataset
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from common import __version__
 from common.distributed import gather_rows, is_main_process, rank, sum_over_ranks, world_size
 from common.errors import UserError
+from semantic_segmentation.image_file import check_name, read_image
 
 __all__ = ["DataReport", "check_dataset", "check_once", "fingerprint"]
 
@@ -70,8 +70,8 @@ class DataReport:
             )
         if self.deep_images:
             lines.append(
-                f"{self.deep_images} images of the {self.split} data have 16 bits a pixel, of which PaddleSeg keeps "
-                "the upper 8: convert them to 8 bits yourself unless they use the whole range"
+                f"{self.deep_images} images of the {self.split} data have 16 bits a channel, of which PaddleSeg "
+                "keeps the upper 8: convert them to 8 bits yourself unless they use the whole range"
             )
         return lines
 
@@ -239,10 +239,11 @@ def _look_at_image(path: str) -> tuple[tuple[int, int], bool]:
     """Width and height as PaddleSeg will read them, and whether it will lose bits."""
     if not Path(path).is_file():
         raise UserError(f"image {path} does not exist; restore it, or take it out of the data")
+    check_name(path)
     size, deep = None, False
     try:
         with Image.open(path) as image:
-            deep = image.mode.startswith("I")
+            deep = _bits_per_channel(path, image) > 8
             if image.format in ("PNG", "JPEG"):
                 size = None if _swaps_sides(image) else image.size
                 if image.format == "PNG":
@@ -254,13 +255,23 @@ def _look_at_image(path: str) -> tuple[tuple[int, int], bool]:
     except Exception as error:  # on broken data Pillow's decoders raise nearly any type
         raise UserError(f"image {path} is damaged ({_text(error)}); replace it, or take it out of the data") from error
     if size is None:
-        pixels = cv2.imread(path)
+        pixels = read_image(path)
         size = None if pixels is None else pixels.shape[1::-1]
     if size is None:
         raise UserError(
             f"image {path} cannot be read with OpenCV, as PaddleSeg does; replace it by an intact PNG or JPEG"
         )
     return size, deep
+
+
+def _bits_per_channel(path: str, image: Image.Image) -> int:
+    """As the file has them; Pillow opens some as 8 bits that have 16."""
+    if image.format == "PNG":
+        with Path(path).open("rb") as file:
+            return file.read(25)[24]  # in the header chunk (PNG specification, 11.2.1)
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    return 16 if image.mode.startswith("I") else 8
 
 
 def _has_end_of_jpeg(path: str) -> bool:
@@ -342,7 +353,7 @@ def _text(error: Exception) -> str:
 
 def _gather_lines(lines: Sequence[str]) -> list[str]:
     """Every rank's lines, on every rank."""
-    own = "".join(f"{line}\n" for line in lines).encode(errors="replace")
+    own = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
     lengths = gather_rows([len(own)])[:, 0].astype(int)
     if not lengths.any():
         return []  # gloo does not add up nothing

@@ -33,6 +33,7 @@ from common.class_names import read_class_names
 from common.errors import UserError
 from common.sampler import SampleKey
 from semantic_segmentation.components import build_component
+from semantic_segmentation.image_file import check_name
 
 __all__ = [
     "EvalDataset",
@@ -404,6 +405,7 @@ _PLACEHOLDER = {"img": np.zeros((3, 1, 1), np.float32), "label": np.zeros((1, 1)
 
 
 def _read(dataset: paddleseg_datasets.Dataset, index: int) -> dict[str, Any]:
+    check_name(dataset.file_list[index][0])
     # A copy, because a transform may change itself: after a long image, ResizeByShort makes all others smaller.
     dataset = copy.copy(dataset)
     dataset.transforms = copy.deepcopy(dataset.transforms)
@@ -411,6 +413,8 @@ def _read(dataset: paddleseg_datasets.Dataset, index: int) -> dict[str, Any]:
 
 
 def _explain(dataset: paddleseg_datasets.Dataset, index: int, error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
     image, mask = dataset.file_list[index]
     for kind, path in (("image", image), ("mask", mask)):
         if not Path(path).is_file():
