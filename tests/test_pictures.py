@@ -173,31 +173,6 @@ def test_a_picture_without_classes_gets_no_legend():
     np.testing.assert_array_equal(with_legend(picture, [], palette(0)), picture)
 
 
-def legend_of(name):
-    return with_legend(np.zeros((200, 200, 3), np.uint8), [name], palette(1))
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("天空", "??"),  # no glyphs
-        ("a\nb\t", "a?b?"),
-        ("\uff46\uff55\uff4c\uff4c", "full"),  # full width
-        ("cafe\u0301", "caf\u00e9"),  # an accent of its own
-        ("\U0001f43b bear", "? bear"),
-    ],
-)
-def test_letters_that_the_font_lacks_are_replaced(name, shown):
-    np.testing.assert_array_equal(legend_of(name), legend_of(shown))
-
-
-@pytest.mark.parametrize("name", ["žába", "Größe", "деревья", "δέντρο"])
-def test_european_letters_are_drawn(name):
-    assert not np.array_equal(legend_of(name), legend_of("?" * len(name)))
-    plain = {"žába": "zaba", "Größe": "Grosse"}.get(name, "a" * len(name))
-    assert not np.array_equal(legend_of(name), legend_of(plain))
-
-
 # ---- several pictures
 
 
