@@ -12,7 +12,17 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["colour_map", "index_png", "overlay", "palette", "present_classes", "side_by_side", "with_legend"]
+__all__ = [
+    "colour_map",
+    "drawable",
+    "font_for",
+    "index_png",
+    "overlay",
+    "palette",
+    "present_classes",
+    "side_by_side",
+    "with_legend",
+]
 
 # The first is a quiet one, for what is so often the background. The others are Okabe and Ito's without black, and some
 # of Paul Tol's qualitative schemes: both were made to be told apart by the colour-blind.
@@ -152,8 +162,8 @@ def with_legend(picture: np.ndarray, names: Sequence[str], colours: np.ndarray) 
     if len(names) == 0:
         return picture
     height, width = picture.shape[:2]
-    font = _font(height, width)
-    texts = [_drawable(name, font) for name in names]
+    font = font_for(height, width)
+    texts = [drawable(name, font) for name in names]
     line, margin = math.ceil(_LINE * font.size), math.ceil(_MARGIN * font.size)
     column = line + margin + math.ceil(max(font.getlength(text) for text in texts))
     if width > height:
@@ -188,8 +198,8 @@ def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.nd
         RGB uint8 [H, W, 3] with white between and around them.
     """
     tallest = max(picture.shape[0] for picture in pictures)
-    font = _font(tallest, sum(picture.shape[1] for picture in pictures))
-    texts = [_drawable(title, font) for title in titles]
+    font = font_for(tallest, sum(picture.shape[1] for picture in pictures))
+    texts = [drawable(title, font) for title in titles]
     gap, line = math.ceil(_MARGIN * font.size), math.ceil(_LINE * font.size)
     widths = [
         max(picture.shape[1], math.ceil(font.getlength(text))) for picture, text in zip(pictures, texts, strict=True)
@@ -208,15 +218,20 @@ def _white(height: int, width: int) -> Image.Image:
     return Image.new("RGB", (width, height), "white")
 
 
-def _font(height: int, width: int) -> ImageFont.FreeTypeFont:
-    """A font that can be read when the whole of a picture of this size is looked at, and at all."""
-    size = min(max(math.sqrt(height * width) / 36, _MIN_FONT), _MAX_FONT)
+def font_for(height: int, width: int, share: float = 1 / 36) -> ImageFont.FreeTypeFont:
+    """A font that can be read when the whole of a picture of this size is looked at, and at all.
+
+    Args:
+        height, width: in pixels.
+        share: of the picture's size, the square root of its area, that the font has.
+    """
+    size = min(max(math.sqrt(height * width) * share, _MIN_FONT), _MAX_FONT)
     # Matplotlib's own font has European letters, and is there with every Pillow; Pillow's has ASCII only, since 10.1.
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(path, round(size), layout_engine=ImageFont.Layout.BASIC)
 
 
-def _drawable(text: str, font: ImageFont.FreeTypeFont) -> str:
+def drawable(text: str, font: ImageFont.FreeTypeFont) -> str:
     """The text in letters that the font has: without accents, or as question marks, where it lacks them."""
     missing = bytes(font.getmask("\U0010ffff"))
 
