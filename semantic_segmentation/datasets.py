@@ -28,7 +28,7 @@ import paddle
 from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
-from common import demo_data
+from common import demo_folders
 from common.errors import UserError
 from common.sampler import SampleKey
 from semantic_segmentation.components import build_component
@@ -109,7 +109,7 @@ _CLASS_NAMES = {
 
 
 class _Micrograph(paddleseg_datasets.Dataset):
-    """A segmentation folder that :mod:`common.demo_data` makes on first use.
+    """A segmentation folder that :mod:`common.demo_folders` makes on first use.
 
     Args:
         transforms: PaddleSeg's transforms.
@@ -141,20 +141,20 @@ class _Micrograph(paddleseg_datasets.Dataset):
 
 @manager.DATASETS.add_component
 class Nuclei(_Micrograph):
-    """Nuclei in a fluorescence micrograph; see :func:`common.demo_data.write_nuclei_segmentation`."""
+    """Nuclei in a fluorescence micrograph; see :func:`common.demo_folders.write_nuclei_segmentation`."""
 
-    class_names = demo_data.NUCLEI_CLASSES
+    class_names = demo_folders.NUCLEI_CLASSES
     NUM_CLASSES = len(class_names)
-    _write = staticmethod(demo_data.write_nuclei_segmentation)
+    _write = staticmethod(demo_folders.write_nuclei_segmentation)
 
 
 @manager.DATASETS.add_component
 class HENuclei(_Micrograph):
-    """Three types of nuclei in H&E-stained tissue; see :func:`common.demo_data.write_he_segmentation`."""
+    """Three types of nuclei in H&E-stained tissue; see :func:`common.demo_folders.write_he_segmentation`."""
 
-    class_names = demo_data.HE_NUCLEI_CLASSES
+    class_names = demo_folders.HE_NUCLEI_CLASSES
     NUM_CLASSES = len(class_names)
-    _write = staticmethod(demo_data.write_he_segmentation)
+    _write = staticmethod(demo_folders.write_he_segmentation)
 
 
 # ---- from a configuration to a data set
