@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of somebody else's code says, as a part of a message of one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class StoppedBySignal(Exception):
     """Training has saved its state and leaves, because a signal asked for it.
 

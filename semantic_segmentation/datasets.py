@@ -29,7 +29,7 @@ from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
 from common import demo_folders
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.sampler import SampleKey
 from semantic_segmentation.components import build_component
 
@@ -417,7 +417,7 @@ def _explain(dataset: paddleseg_datasets.Dataset, index: int, error: Exception) 
             return f"{kind} {path} does not exist; restore it, or take it out of the data"
     if isinstance(error, AttributeError) and "NoneType" in str(error):  # PaddleSeg does not look at what OpenCV returns
         return f"image {image} cannot be read; replace it, or take it out of the data"
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     return f"cannot read image {image} with mask {mask} ({reason}); check them and the transforms"
 
 
