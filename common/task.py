@@ -21,7 +21,7 @@ from common.distributed import gather_rows, is_main_process, world_size
 from common.entry_point import select_device
 from common.errors import UserError
 from common.flops import params
-from common.sampler import ShardedTrainSampler
+from common.sampler import TrainSampler
 from common.trainer import StepResult, Trainer, TrainSettings
 from common.training_log import TrainingLog
 from common.weights import resolve_weights
@@ -44,7 +44,7 @@ class Training:
     model: nn.Layer
     loss_function: Callable[[nn.Layer, Any, np.random.Generator], StepResult]
     loader: paddle.io.DataLoader
-    sampler: ShardedTrainSampler
+    sampler: TrainSampler
     optimizer: paddle.optimizer.Optimizer
     learning_rate: Callable[[int], float]
     total_steps: int
