@@ -34,14 +34,13 @@ class TrainSampler(paddle.io.BatchSampler, ABC):
         group: batches that make one optimizer step (gradient accumulation).
     """
 
-    repeats: ClassVar[int] = 1  # times a sample stands in a row
-
     num_samples: int
     batch_size: int
     seed: int
     rank: int = 0
     world_size: int = 1
     group: int = 1
+    repeats: ClassVar[int] = 1  # times a sample stands in a row
 
     def __post_init__(self):
         self.num_batches = self._count_batches()
