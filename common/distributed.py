@@ -108,7 +108,8 @@ def average_statistics(model: nn.Layer) -> None:
 
 def get_statistics(model: nn.Layer) -> np.ndarray:
     """This rank's BatchNorm statistics: float32 ``[values]``."""
-    return paddle.concat([tensor.detach().flatten().astype("float32") for tensor in _statistics(model)]).numpy()
+    values = [tensor.astype("float32").numpy().ravel() for tensor in _statistics(model)]
+    return np.concatenate([np.zeros(0, np.float32), *values])  # a model may have no BatchNorm
 
 
 def gather_statistics(model: nn.Layer) -> np.ndarray:

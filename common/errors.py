@@ -1,5 +1,6 @@
 """How a program ends other than by finishing: a mistake of the user's, or a signal."""
 
+import re
 import signal
 
 
@@ -9,11 +10,6 @@ class UserError(Exception):
     The message is one line that names the offending thing and the remedy. The entry points print it without a
     traceback and exit with code 2 (``-debug`` shows the traceback).
     """
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of somebody else's code says, as a part of a message of one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class StoppedBySignal(Exception):
@@ -26,3 +22,10 @@ class StoppedBySignal(Exception):
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line: without the stack and the source position that Paddle adds, or its name."""
+    text = str(error).rpartition("Error Message Summary:")[2]
+    text = re.sub(r"-{5,}|\(at [^()]*:\d+\)|\[operator < \w+ > error\]", " ", text)
+    return " ".join(text.split()) or type(error).__name__
