@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ class PaleFeatures(PaleTransformer):
     CSWin's dense-task code]. ``out_channels`` and ``out_strides`` describe the maps.
 
     Args:
-        embed_dim, depths, num_heads, pale_size, mlp_ratio, drop_path_rate, in_channels: see :class:`PaleTransformer`.
+        arguments: those of :class:`PaleTransformer`, by name, but ``num_classes``.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -30,17 +29,8 @@ class PaleFeatures(PaleTransformer):
 
     head_prefixes = ("out_norms.",)
 
-    def __init__(
-        self,
-        embed_dim: int,
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        pale_size: int | Sequence[int] = 7,
-        mlp_ratio: float = 4.0,
-        drop_path_rate: float = 0.0,
-        in_channels: int = 3,
-    ):
-        super().__init__(embed_dim, depths, num_heads, pale_size, mlp_ratio, drop_path_rate, 0, in_channels)
+    def __init__(self, **arguments: Any):
+        super().__init__(num_classes=0, **arguments)
         del self.norm, self.head
         self.out_norms = nn.LayerList([nn.LayerNorm(channels) for channels in self.out_channels])
 
