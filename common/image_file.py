@@ -1,4 +1,4 @@
-"""A look at an image file: whether it can be read, and how large it is, mostly without decoding it."""
+"""Image files, as OpenCV reads them: their pixels, or a look at whether they can be read and how large they are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 import cv2
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import UserError, one_line
 
-__all__ = ["is_turned", "look_at_image"]
+__all__ = ["is_turned", "look_at_image", "read_image"]
 
 
 def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
@@ -51,6 +52,20 @@ def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
             f"image {path} cannot be read with OpenCV, as training does; replace it by an intact PNG or JPEG"
         )
     return size, deep
+
+
+def read_image(path: str) -> np.ndarray | None:
+    """Decode an image as ``cv2.imread`` does, from a file of any name: ``imread`` crashes on names that are not UTF-8.
+
+    Returns:
+        RGB uint8 [h, w, 3], or None if the file cannot be read or is no image.
+    """
+    try:
+        content = np.fromfile(path, np.uint8)
+        pixels = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+    except (OSError, cv2.error):
+        return None
+    return None if pixels is None else np.ascontiguousarray(pixels[:, :, ::-1])
 
 
 def is_turned(path: str) -> bool:

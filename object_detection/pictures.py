@@ -97,16 +97,18 @@ def detections_beside_truth(
 
     Args:
         image: RGB uint8 [h, w, 3].
+        detections: the highest score first.
+        truth: its scores, if it has any, are not looked at.
         names: of all classes.
         threshold: detections with a lower score are left out.
 
     Returns:
         RGB uint8.
     """
-    shown = np.flatnonzero(detections.scores >= threshold)
-    masks = detections.masks and [detections.masks[number] for number in shown]
+    shown = int((detections.scores >= threshold).sum())
+    masks = detections.masks and detections.masks[:shown]
     found = draw_detections(
-        image, detections.boxes[shown], detections.labels[shown], detections.scores[shown], masks, names
+        image, detections.boxes[:shown], detections.labels[:shown], detections.scores[:shown], masks, names
     )
     true = draw_detections(image, truth.boxes, truth.labels, None, truth.masks, names)
     return side_by_side([found, true], [f"detections, score at least {threshold:g}", "truth"])
