@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from common.config import check_keys, plain
 from common.errors import UserError, one_line
-from common.optimizer import build_adamw
+from common.optimizer import build_adamw, schedule_function
 from semantic_segmentation import pale_backbone, upernet  # noqa: F401 (they register themselves in PaddleSeg)
 
 __all__ = [
@@ -187,19 +187,7 @@ def build_schedule(config: CfgNode) -> Callable[[int], float]:
         scheduler = SegBuilder(settings).lr_scheduler
     except Exception as error:
         raise UserError(f"lr_scheduler: {one_line(error)}") from error
-
-    def learning_rate(step: int) -> float:
-        scheduler.step(step)
-        return float(scheduler())
-
-    for step in (0, config.iters // 2, config.iters - 1):
-        try:
-            rate = learning_rate(step)
-        except Exception as error:
-            raise UserError(f"lr_scheduler gives no rate for step {step}: {one_line(error)}") from error
-        if not 0 <= rate < math.inf:
-            raise UserError(f"lr_scheduler gives the rate {rate} for step {step}; rates must be numbers from 0 up")
-    return learning_rate
+    return schedule_function(scheduler, config.iters, "lr_scheduler")
 
 
 def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.optimizer.Optimizer:
