@@ -33,7 +33,7 @@ class _Around(nn.Layer):
 
 
 def count_flops(model: nn.Layer, height: int, width: int, in_channels: int = 3, norms: bool = False) -> int:
-    """Multiply-adds of one forward pass on one ``in_channels x height x width`` image; see :func:`count_layer_flops`."""
+    """Multiply-adds of a forward pass on one ``in_channels x height x width`` image; see :func:`count_layer_flops`."""
     return count_layer_flops(model, [1, in_channels, height, width], norms)
 
 

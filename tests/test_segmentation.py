@@ -20,11 +20,16 @@ from test_reliability import assert_same_training, kill, wait_for_steps
 from common.checkpoint_file import load_file
 from common.entry_point import ArgumentParser
 from common.optimizer import parameter_groups
+from common.training_log import TrainingLog
+from semantic_segmentation import segmentation
 from semantic_segmentation.components import build_losses, build_model, build_schedule
 from semantic_segmentation.config import CONFIG
+from semantic_segmentation.pictures import prediction_beside_truth
+from semantic_segmentation.segmentation import Segmentation
 
 LAUNCHER = "semantic_segmentation/main_multi_gpu.py"
 PREDICT = "tools/predict.py"
+PADDED = "[{type: Padding, target_size: [90, 70]}, {type: Normalize}]"
 CONFIGS = sorted(CONFIG.default_file.parent.glob("*.yml"))
 # Accumulation, EMA and drop path, and an interval that leaves unsaved steps behind.
 OPTIONS = ("-accum_iter", "2", "-opts", "model.backbone.drop_path_rate", "0.2", "TRAIN.EMA_DECAY", "0.9",
@@ -104,7 +109,9 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert [record["step"] for record in records if record["kind"] == "val"] == [4, 8]
     best = max(record["mIoU"] for record in records if "mIoU" in record)
     assert f"best: mIoU {best:.2f} after step" in output
-    assert re.search(r"background +[\d.]+ +[\d.]+ +[\d.]+", output), "the table of the classes"
+    table = r"each class, in percent\nclass .*\nbackground +[\d.]+ +[\d.]+ +[\d.]+\n"
+    assert re.search(rf"step 8/8 val +mIoU .*\nval, {table}", output), "the table of the classes below their mean"
+    assert re.search(rf"step 8/8 EMA +mIoU .*\nval_ema, {table}", output)
     assert b"val/image 0" in next((folder / "visualdl").glob("vdlrecords.*")).read_bytes()
     assert {path.name for path in (folder / "pictures").iterdir()} == {"val_image_0.png", "val_ema_image_0.png"}
     state = load_file(folder / "best")
@@ -113,7 +120,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
     strip = f"-m paddle.distributed.launch {LAUNCHER} "
     evaluated = run_program(LAUNCHER, *commands["evaluate"].replace(strip, "").split(), cwd=tmp_path)
-    assert f"mIoU {best:.6g}" in evaluated.stdout, evaluated.stdout
+    assert re.search(rf"mIoU {best:.6g} .*\nval, {table}", evaluated.stdout), evaluated.stdout
 
     image = squares / "images" / "val1.png"
     flags = commands["predict"].removeprefix("tools/predict.py IMAGE... ").split()
@@ -227,6 +234,35 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(tmp_path, squares, 
         "val0_labels.png",
         "val0_2_labels.png",
     }
+
+
+def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_without_a_log(
+    tmp_path, squares_config, monkeypatch
+):
+    task = Segmentation(load("-cfg", squares_config, "-opts", "val_dataset.transforms", PADDED))
+    model = task.build_evaluation()
+    drawn = []
+    monkeypatch.setattr(
+        segmentation,
+        "prediction_beside_truth",
+        lambda *arguments: drawn.append(arguments) or prediction_beside_truth(*arguments),
+    )
+    task.validate(model, "val")
+    assert not drawn
+
+    # As rank 0 of 2, whose share is images 0 and 2.
+    monkeypatch.setattr(segmentation, "world_size", lambda: 2)
+    task.config.defrost()
+    task.config.PICTURES = 4
+    task.log = TrainingLog(tmp_path / "log")
+    task.validate(model, "val")
+    task.log.close()
+    names = {path.name for path in (tmp_path / "log" / "pictures").iterdir()}
+    assert names == {"val_image_0.png", "val_image_2.png"}
+    for number, (image, label, *_) in zip((0, 2), drawn, strict=True):
+        pixels = np.asarray(Image.open(tmp_path / "squares" / "images" / f"val{number}.png"))
+        assert label.shape == pixels.shape[:2]
+        np.testing.assert_array_equal(image, pixels)
 
 
 # ---- bad input
