@@ -53,13 +53,19 @@ def check_arguments(component: Callable, arguments: Mapping[str, Any], where: st
     """Return the arguments with the defaults of those not given.
 
     Raises:
-        UserError: one is unknown or missing.
+        UserError: one is unknown or missing, or a word in place of a number or the other way round.
     """
     signature = inspect.signature(component)
     try:
         bound = signature.bind(**arguments)
     except TypeError as error:
         raise UserError(f"{where}: {error}; its arguments are {', '.join(signature.parameters)}") from error
+    for name, value in arguments.items():
+        default = getattr(signature.parameters.get(name), "default", None)
+        # Only words and numbers are told apart: PaddleSeg takes lists, or nothing, in place of some of either.
+        for kind, other in (((int, float), str), (str, (int, float))):
+            if isinstance(default, kind) and isinstance(value, other):
+                raise UserError(f"{where}: {name} is {value!r}; give something like the default, {default!r}")
     bound.apply_defaults()
     return bound.arguments
 
@@ -179,9 +185,17 @@ def build_schedule(config: CfgNode) -> Callable[[int], float]:
         )
     if kind is paddle.optimizer.lr.ReduceOnPlateau:
         raise UserError("lr_scheduler.type is 'ReduceOnPlateau'; give one whose rate depends on the step alone")
-    check_keys(
-        section, ("type", *inspect.signature(kind).parameters, "warmup_iters", "warmup_start_lr"), "lr_scheduler"
-    )
+    known = ("type", *inspect.signature(kind).parameters, "warmup_iters", "warmup_start_lr")
+    check_keys(section, known, "lr_scheduler")
+    for name, value in section.items():
+        if name != "type" and isinstance(value, str):
+            raise UserError(f"lr_scheduler.{name} is {value!r}; it must be a number")
+    warmup = section.get("warmup_iters", 0)
+    if type(warmup) is not int or warmup < 0:
+        raise UserError(f"lr_scheduler.warmup_iters is {warmup!r}; it must be a whole number from 0 up")
+    if not warmup:  # PaddleSeg takes a warm-up of some length, or none
+        section.pop("warmup_iters", None)
+        section.pop("warmup_start_lr", None)
     settings = SimpleNamespace(lr_scheduler_cfg=section, iters=config.iters)
     try:
         scheduler = SegBuilder(settings).lr_scheduler

@@ -24,7 +24,7 @@ from common.config import plain
 from common.distributed import rank, world_size
 from common.errors import UserError
 from common.loader import build_loader
-from common.sampler import IterationSampler, ShardedEvalSampler
+from common.sampler import IterationSampler, SampleKey, ShardedEvalSampler
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
 from common.trial import try_loss
@@ -93,6 +93,7 @@ class Segmentation(Task):
         """Try a step, then look at all data, unless it has passed before."""
         images = training.loader.dataset
         self._try_step(training, [images[key] for key in next(iter(training.sampler))])
+        check_batch(EvalDataset(self._val_set)[SampleKey(0, 0, 0)])  # the transforms work
         record = Path(self.config.OUTPUT) / "data_check.json"
         for split, dataset in (("train", images.dataset), ("val", self._val_set)):
             with self.log.progress(len(dataset), f"checking {split}") as bar:
