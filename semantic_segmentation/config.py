@@ -32,7 +32,7 @@ def default_config() -> CfgNode:
     config.VALIDATE_STEPS = 16000  # optimizer steps between two evaluations
     config.KEEP_STEPS = 16000  # optimizer steps between two checkpoints that are kept
     config.ABSENT_CLASSES = "exclude"  # classes that neither labels nor predictions have: exclude, or zero as PaddleSeg
-    config.PICTURES = 4  # validation images that VisualDL shows with truth and prediction
+    config.PICTURES = 4  # validation images, of rank 0's, that VisualDL shows with truth and prediction
     config.CHECK_DATA = False  # only check the data
     config.OUTPUT = "output/segmentation"
     return config
