@@ -42,6 +42,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     argv = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names may have letters that the terminal has not
     watch, exit_code = None, 0
     try:
         from common import distributed
@@ -84,7 +85,7 @@ def _wants_traceback(argv: Sequence[str]) -> bool:
 
 def _fail(watch, message: str, exit_code: int) -> NoReturn:
     """Print the message where the user sees it and end all ranks."""
-    message = " ".join(message.split())
+    message = " ".join(message.encode(errors="backslashreplace").decode().split())
     if watch is None or os.environ["PADDLE_TRAINER_ID"] == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)
     if watch:

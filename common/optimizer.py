@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import paddle
 from paddle import nn
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 
-__all__ = ["build_adamw", "parameter_groups", "warmup_cosine"]
+__all__ = ["build_adamw", "parameter_groups", "schedule_function", "warmup_cosine"]
 
 
 def warmup_cosine(
@@ -29,6 +30,31 @@ def warmup_cosine(
         return warmup_lr + (base_lr - warmup_lr) * step / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
     return end_lr + (base_lr - end_lr) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def schedule_function(scheduler: paddle.optimizer.lr.LRScheduler, steps: int, name: str) -> Callable[[int], float]:
+    """Paddle's schedule as a function of the optimizer step, the first of which is 0.
+
+    Args:
+        steps: of the run.
+        name: of the section that describes the schedule, for messages.
+
+    Raises:
+        UserError: it gives no rate, or an impossible one, at the beginning, in the middle or at the end of the run.
+    """
+
+    def learning_rate(step: int) -> float:
+        scheduler.step(step)
+        return float(scheduler())
+
+    for step in (0, steps // 2, steps - 1):
+        try:
+            rate = learning_rate(step)
+        except Exception as error:
+            raise UserError(f"{name} gives no rate for step {step}: {one_line(error)}") from error
+        if not 0 <= rate < math.inf:
+            raise UserError(f"{name} gives the rate {rate} for step {step}; rates must be numbers from 0 up")
+    return learning_rate
 
 
 def parameter_groups(model: nn.Layer, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:

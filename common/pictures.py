@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from common.fonts import choose_font, drawable
 
 __all__ = [
     "colour_map",
-    "drawable",
-    "font_for",
+    "font_size",
     "index_png",
     "overlay",
     "palette",
@@ -153,7 +151,7 @@ def with_legend(picture: np.ndarray, names: Sequence[str], colours: np.ndarray) 
     Args:
         picture: RGB uint8 [h, w, 3].
         names: one for each colour, in the order to show; only the classes that occur (:func:`present_classes`) keep it
-            readable. Letters that the font lacks are written without their accents, or as a question mark.
+            readable. Letters that no installed font has are written without their accents, or as a question mark.
         colours: uint8 [n, 3].
 
     Returns:
@@ -162,7 +160,7 @@ def with_legend(picture: np.ndarray, names: Sequence[str], colours: np.ndarray) 
     if len(names) == 0:
         return picture
     height, width = picture.shape[:2]
-    font = font_for(height, width)
+    font = choose_font(names, font_size(height, width))
     texts = [drawable(name, font) for name in names]
     line, margin = math.ceil(_LINE * font.size), math.ceil(_MARGIN * font.size)
     column = line + margin + math.ceil(max(font.getlength(text) for text in texts))
@@ -192,13 +190,13 @@ def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.nd
 
     Args:
         pictures: RGB uint8 [h, w, 3] each, of any sizes.
-        titles: one for each; what the font lacks is replaced as in :func:`with_legend`.
+        titles: one for each; what no font has is replaced as in :func:`with_legend`.
 
     Returns:
         RGB uint8 [H, W, 3] with white between and around them.
     """
     tallest = max(picture.shape[0] for picture in pictures)
-    font = font_for(tallest, sum(picture.shape[1] for picture in pictures))
+    font = choose_font(titles, font_size(tallest, sum(picture.shape[1] for picture in pictures)))
     texts = [drawable(title, font) for title in titles]
     gap, line = math.ceil(_MARGIN * font.size), math.ceil(_LINE * font.size)
     widths = [
@@ -218,31 +216,11 @@ def _white(height: int, width: int) -> Image.Image:
     return Image.new("RGB", (width, height), "white")
 
 
-def font_for(height: int, width: int, share: float = 1 / 36) -> ImageFont.FreeTypeFont:
-    """A font that can be read when the whole of a picture of this size is looked at, and at all.
+def font_size(height: int, width: int, share: float = 1 / 36) -> int:
+    """A size in pixels that can be read when the whole of a picture of this size is looked at, and at all.
 
     Args:
-        height, width: in pixels.
-        share: of the picture's size, the square root of its area, that the font has.
+        height, width: of the picture, in pixels.
+        share: of the square root of its area.
     """
-    size = min(max(math.sqrt(height * width) * share, _MIN_FONT), _MAX_FONT)
-    # Matplotlib's own font has European letters, and is there with every Pillow; Pillow's has ASCII only, since 10.1.
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(path, round(size), layout_engine=ImageFont.Layout.BASIC)
-
-
-def drawable(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """The text in letters that the font has: without accents, or as question marks, where it lacks them."""
-    missing = bytes(font.getmask("\U0010ffff"))
-
-    def has(letter: str) -> bool:
-        return letter.isprintable() and bytes(font.getmask(letter)) != missing
-
-    def replace(letter: str) -> str:
-        if has(letter):
-            return letter
-        plain = [part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part)]
-        return "".join(part if has(part) else "?" for part in plain) or "?"
-
-    # Composed first: an accent of its own would stand beside its letter.
-    return "".join(map(replace, unicodedata.normalize("NFC", text)))
+    return round(min(max(math.sqrt(height * width) * share, _MIN_FONT), _MAX_FONT))

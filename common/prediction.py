@@ -11,6 +11,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from common.errors import UserError
+from common.own_pictures import is_own_picture
 
 __all__ = ["IMAGE_SUFFIXES", "PredictOptions", "Predictor", "find_images"]
 
@@ -30,24 +31,30 @@ IMAGE_SUFFIXES = {
 }
 
 
-def find_images(paths: Sequence[str]) -> list[str]:
-    """Replace each folder by the images in and below it, sorted by name.
+def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
+    """Replace each folder by the images in and below it, sorted by name, but for pictures that this project wrote.
+
+    Returns:
+        The files, and the number of pictures that were left out.
 
     Raises:
         UserError: a path is missing, or a folder holds no image.
     """
-    files = []
+    files, left_out = [], 0
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            images = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+            found = sorted(str(file) for file in images if not is_own_picture(file))
             if not found:
-                raise UserError(f"no image in {path}; known are {', '.join(sorted(IMAGE_SUFFIXES))}")
+                but = f" but {len(images)} that this project wrote" if images else ""
+                raise UserError(f"no image in {path}{but}; known are {', '.join(sorted(IMAGE_SUFFIXES))}")
             files += found
+            left_out += len(images) - len(found)
         elif path.is_file():
             files.append(str(path))
         else:
             raise UserError(f"no such image or folder: {path}")
-    return files
+    return files, left_out
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from common.entry_point import select_device
 from common.errors import UserError
 from common.flops import params
 from common.sampler import TrainSampler
-from common.trainer import StepResult, Trainer, TrainSettings
+from common.trainer import Evaluation, StepResult, Trainer, TrainSettings
 from common.training_log import TrainingLog
 from common.weights import resolve_weights
 
@@ -92,7 +92,7 @@ class Task(ABC):
         """Build the model, and prepare :meth:`validate` without any training data."""
 
     @abstractmethod
-    def validate(self, model: nn.Layer, kind: str) -> dict[str, float]:
+    def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         """Evaluate on the validation data; a collective operation.
 
         Args:
@@ -138,7 +138,7 @@ class Task(ABC):
         self._warn_of_schedule(training)
         kept = self.form.dump(config)
 
-        def evaluate(model: nn.Layer, kind: str) -> dict[str, float]:
+        def evaluate(model: nn.Layer, kind: str) -> Evaluation:
             self.step = trainer.step
             return self.validate(model, kind)
 
@@ -177,9 +177,11 @@ class Task(ABC):
         model = self.build_evaluation()
         self.load_weights(model, self._resolve(source), replace_head=False)
         self._print_head(model)
-        figures = self.validate(model, "val")
+        figures, details = self.validate(model, "val")
         self.log.line(f"{source}: " + "  ".join(f"{key} {value:.6g}" for key, value in figures.items()))
-        return figures
+        if details:
+            self.log.line(details)
+        return dict(figures)
 
     def _resolve(self, source: str) -> Path | str:
         return resolve_weights(self.model_name(), source)

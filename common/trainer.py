@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -38,7 +38,7 @@ from common.sampler import TrainSampler
 from common.stop_request import StopRequest
 from common.training_log import TrainingLog
 
-__all__ = ["StepResult", "TrainSettings", "Trainer"]
+__all__ = ["Evaluation", "StepResult", "TrainSettings", "Trainer"]
 
 
 _FACTORS_OF_A_STEP = ("batch size", "ranks", "accumulated batches")
@@ -94,6 +94,18 @@ class StepResult:
     skipped: int = 0
 
 
+class Evaluation(NamedTuple):
+    """What the task's evaluation returns.
+
+    Attributes:
+        figures: for the log.
+        details: lines to print below them, or empty.
+    """
+
+    figures: Mapping[str, float]
+    details: str = ""
+
+
 class Trainer:
     """Trains a model on this rank, in step with the others.
 
@@ -102,7 +114,7 @@ class Trainer:
         loss_function: ``(model, batch, rng) -> StepResult``; ``rng`` is a NumPy generator of this batch's own.
         loader: yields the batches that ``sampler`` chooses.
         learning_rate: optimizer step -> rate.
-        evaluate: ``(model, kind) -> figures``, on all ranks; ``kind`` is ``val`` or ``val_ema``, and
+        evaluate: ``(model, kind) -> Evaluation``, on all ranks; ``kind`` is ``val`` or ``val_ema``, and
             ``figures[criterion]`` decides which weights are the best.
         metadata: plain values to keep in every checkpoint, such as the configuration and the class names.
     """
@@ -115,7 +127,7 @@ class Trainer:
         sampler: TrainSampler,
         optimizer: paddle.optimizer.Optimizer,
         learning_rate: Callable[[int], float],
-        evaluate: Callable[[nn.Layer, str], Mapping[str, float]],
+        evaluate: Callable[[nn.Layer, str], Evaluation],
         criterion: str,
         settings: TrainSettings,
         log: TrainingLog,
@@ -408,12 +420,15 @@ class Trainer:
         for name, candidate in candidates.items():
             kind = "val" if name == "model" else "val_ema"
             began = time.perf_counter()
-            figures = dict(self.evaluate(candidate, kind))
+            evaluation = self.evaluate(candidate, kind)
+            figures = dict(evaluation.figures)
             shown = "  ".join(
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
             )
             which = "val" if name == "model" else "EMA"
             self.log.line(f"{self.progress} {which}    {shown}  ({time.perf_counter() - began:.1f} s)")
+            if evaluation.details:
+                self.log.line(evaluation.details)
             self._record(kind, figures)
             if figures[self.criterion] > self.best.get(self.criterion, -math.inf):
                 self.best = {**figures, "at": self.progress, "weights": name}

@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.distributed import is_main_process
+from common.own_pictures import save_picture
 
 __all__ = ["TrainingLog"]
 
@@ -31,6 +32,11 @@ class TrainingLog:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
             self._visualdl = LogWriter(logdir=str(folder / "visualdl"), display_name=folder.name)
+
+    @property
+    def keeps_pictures(self) -> bool:
+        """Whether :meth:`picture` does anything here."""
+        return self._visualdl is not None
 
     def line(self, text: str) -> None:
         """Print one line, above a progress bar if there is one."""
@@ -56,7 +62,7 @@ class TrainingLog:
             self._visualdl.add_image(name, pixels, step)
             file = Path(self._file.name).parent / "pictures" / f"{name.replace('/', '_').replace(' ', '_')}.png"
             file.parent.mkdir(exist_ok=True)
-            Image.fromarray(pixels).save(file)
+            save_picture(Image.fromarray(pixels), file)
 
     def progress(self, total: int, description: str) -> tqdm:
         """A bar on stderr where that is a terminal, else something that shows nothing."""

@@ -12,7 +12,7 @@ from paddle import nn
 from common.distributed import world_size
 from common.optimizer import build_adamw, warmup_cosine
 from common.task import Task, Training
-from common.trainer import StepResult
+from common.trainer import Evaluation, StepResult
 from image_classification.config import CONFIG
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
@@ -68,8 +68,8 @@ class Classification(Task):
         self._val_loader = build_eval_loader(self.config, val_set)
         return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
 
-    def validate(self, model: nn.Layer, kind: str) -> dict[str, float]:
-        return evaluate(model, self._val_loader, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN)
+    def validate(self, model: nn.Layer, kind: str) -> Evaluation:
+        return Evaluation(evaluate(model, self._val_loader, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN))
 
     def _dataset(self, split: str) -> Dataset:
         data = self.config.DATA

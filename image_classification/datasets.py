@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from common import demo_data
+from common.class_names import read_class_names
 from common.errors import UserError, one_line
 from common.prediction import IMAGE_SUFFIXES
 
@@ -253,7 +254,7 @@ def _check_labels(labels: np.ndarray, num_classes: int, where: Callable[[int], s
 def _build_list(path: Path, split: str, num_classes: int | None) -> Dataset:
     list_file = path / f"{split}_list.txt"
     names, labels, lines = _read_list(list_file)
-    class_names, source = _read_class_names(path)
+    class_names, source = read_class_names(path, CLASS_NAME_FILES) or (None, path)
     count = _class_count(num_classes, class_names, labels, source)
     _check_labels(labels, count, lambda index: f"{list_file} line {lines[index]}")
     dataset = FileDataset(path, names, labels, class_names, count, list_file.name, lines)
@@ -288,14 +289,6 @@ def _read_list(list_file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     if not names:
         raise UserError(f'list file {list_file} has no images: write one "relative/path.jpg LABEL" a line')
     return names, np.array(labels, np.int64), np.array(lines, np.int64)
-
-
-def _read_class_names(path: Path) -> tuple[list[str] | None, Path]:
-    for file in (path / name for name in CLASS_NAME_FILES):
-        if file.is_file():
-            text = file.read_text(encoding="utf-8-sig", errors="replace")
-            return [line.strip() for line in text.splitlines() if line.strip()], file
-    return None, path
 
 
 # ---- class folders

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle_masks
 
-from common.pictures import drawable, font_for, palette, side_by_side
+from common.fonts import choose_font, drawable
+from common.pictures import font_size, palette, side_by_side
 from common.prediction import PredictOptions
 
 __all__ = ["Objects", "detections_beside_truth", "draw_detections"]
@@ -70,7 +71,7 @@ def draw_detections(
     height, width = image.shape[:2]
     scale = max(1, math.ceil(_SMALL / max(height, width)))
     pixels = cv2.resize(image, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC)
-    font = font_for(*pixels.shape[:2], _FONT)
+    font = choose_font(names, font_size(*pixels.shape[:2], _FONT))
     line = max(2, round(font.size / 9))
     colours = _colours(labels, len(names))
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * scale

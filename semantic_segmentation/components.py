@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from common.config import check_keys, plain
 from common.errors import UserError, one_line
-from common.optimizer import build_adamw
+from common.optimizer import build_adamw, schedule_function
 from semantic_segmentation import pale_backbone, upernet  # noqa: F401 (they register themselves in PaddleSeg)
 
 __all__ = [
@@ -53,13 +53,19 @@ def check_arguments(component: Callable, arguments: Mapping[str, Any], where: st
     """Return the arguments with the defaults of those not given.
 
     Raises:
-        UserError: one is unknown or missing.
+        UserError: one is unknown or missing, or a word in place of a number or the other way round.
     """
     signature = inspect.signature(component)
     try:
         bound = signature.bind(**arguments)
     except TypeError as error:
         raise UserError(f"{where}: {error}; its arguments are {', '.join(signature.parameters)}") from error
+    for name, value in arguments.items():
+        default = getattr(signature.parameters.get(name), "default", None)
+        # Only words and numbers are told apart: PaddleSeg takes lists, or nothing, in place of some of either.
+        for kind, other in (((int, float), str), (str, (int, float))):
+            if isinstance(default, kind) and isinstance(value, other):
+                raise UserError(f"{where}: {name} is {value!r}; give something like the default, {default!r}")
     bound.apply_defaults()
     return bound.arguments
 
@@ -179,27 +185,23 @@ def build_schedule(config: CfgNode) -> Callable[[int], float]:
         )
     if kind is paddle.optimizer.lr.ReduceOnPlateau:
         raise UserError("lr_scheduler.type is 'ReduceOnPlateau'; give one whose rate depends on the step alone")
-    check_keys(
-        section, ("type", *inspect.signature(kind).parameters, "warmup_iters", "warmup_start_lr"), "lr_scheduler"
-    )
+    known = ("type", *inspect.signature(kind).parameters, "warmup_iters", "warmup_start_lr")
+    check_keys(section, known, "lr_scheduler")
+    for name, value in section.items():
+        if name != "type" and isinstance(value, str):
+            raise UserError(f"lr_scheduler.{name} is {value!r}; it must be a number")
+    warmup = section.get("warmup_iters", 0)
+    if type(warmup) is not int or warmup < 0:
+        raise UserError(f"lr_scheduler.warmup_iters is {warmup!r}; it must be a whole number from 0 up")
+    if not warmup:  # PaddleSeg takes a warm-up of some length, or none
+        section.pop("warmup_iters", None)
+        section.pop("warmup_start_lr", None)
     settings = SimpleNamespace(lr_scheduler_cfg=section, iters=config.iters)
     try:
         scheduler = SegBuilder(settings).lr_scheduler
     except Exception as error:
         raise UserError(f"lr_scheduler: {one_line(error)}") from error
-
-    def learning_rate(step: int) -> float:
-        scheduler.step(step)
-        return float(scheduler())
-
-    for step in (0, config.iters // 2, config.iters - 1):
-        try:
-            rate = learning_rate(step)
-        except Exception as error:
-            raise UserError(f"lr_scheduler gives no rate for step {step}: {one_line(error)}") from error
-        if not 0 <= rate < math.inf:
-            raise UserError(f"lr_scheduler gives the rate {rate} for step {step}; rates must be numbers from 0 up")
-    return learning_rate
+    return schedule_function(scheduler, config.iters, "lr_scheduler")
 
 
 def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.optimizer.Optimizer:

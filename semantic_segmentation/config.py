@@ -14,7 +14,9 @@ from yacs.config import CfgNode
 from common.config import Flag, TaskConfig, require, shared_config
 from common.errors import UserError
 
-__all__ = ["CONFIG", "default_config", "require_transforms"]
+__all__ = ["ABSENT_CLASSES", "CONFIG", "default_config", "require_transforms"]
+
+ABSENT_CLASSES = ("exclude", "zero")  # what a class that neither labels nor predictions have does to a mean
 
 _SECTIONS = ("train_dataset", "val_dataset", "model", "loss", "optimizer", "lr_scheduler", "test_config")
 
@@ -30,7 +32,7 @@ def default_config() -> CfgNode:
     config.VALIDATE_STEPS = 16000  # optimizer steps between two evaluations
     config.KEEP_STEPS = 16000  # optimizer steps between two checkpoints that are kept
     config.ABSENT_CLASSES = "exclude"  # classes that neither labels nor predictions have: exclude, or zero as PaddleSeg
-    config.PICTURES = 4  # validation images that VisualDL shows with truth and prediction
+    config.PICTURES = 4  # validation images, of rank 0's, that VisualDL shows with truth and prediction
     config.CHECK_DATA = False  # only check the data
     config.OUTPUT = "output/segmentation"
     return config
@@ -72,7 +74,7 @@ def _check(config: CfgNode) -> None:
     """Reject values that no run can use. What PaddleSeg's components check themselves is left to them."""
     require(config, "batch_size iters VALIDATE_STEPS KEEP_STEPS", lambda value: value > 0, "must be greater than 0")
     require(config, "PICTURES", lambda value: value >= 0, "must not be negative")
-    require(config, "ABSENT_CLASSES", lambda value: value in ("exclude", "zero"), "must be exclude or zero")
+    require(config, "ABSENT_CLASSES", lambda value: value in ABSENT_CLASSES, f"must be {' or '.join(ABSENT_CLASSES)}")
     for section in ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler"):
         if not isinstance(config[section].get("type"), str):
             raise UserError(f"{section} has no type; give a -cfg that says which {section} to use")

@@ -17,7 +17,7 @@ from common import check_record
 from common.check_record import CheckRecord
 from common.distributed import gather_lines, gather_rows, rank, sum_over_ranks, world_size
 from common.errors import UserError, one_line
-from common.image_file import is_turned, look_at_image
+from common.image_file import check_name, is_turned, look_at_image
 
 __all__ = ["DataReport", "check_dataset", "check_once", "fingerprint"]
 
@@ -68,8 +68,8 @@ class DataReport:
             )
         if self.deep_images:
             lines.append(
-                f"{self.deep_images} images of the {self.split} data have 16 bits a pixel, of which PaddleSeg keeps "
-                "the upper 8: convert them to 8 bits yourself unless they use the whole range"
+                f"{self.deep_images} images of the {self.split} data have 16 bits a channel, of which PaddleSeg "
+                "keeps the upper 8: convert them to 8 bits yourself unless they use the whole range"
             )
         return lines
 
@@ -190,6 +190,7 @@ def _inspect_or_explain(dataset: Dataset, pair: Sequence[str]) -> _Found | str:
 
 
 def _inspect(dataset: Dataset, image: str, mask: str) -> _Found:
+    check_name(image)
     size, deep = look_at_image(image)
     values, counts, mask_size = _read_mask(mask, image, isinstance(dataset, ADE20K))
     if size != mask_size:

@@ -28,7 +28,9 @@ from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
 from common import demo_folders
+from common.class_names import read_class_names
 from common.errors import UserError, one_line
+from common.image_file import check_name
 from common.sampler import SampleKey
 from semantic_segmentation.components import build_component, check_arguments, find_component
 from semantic_segmentation.config import require_transforms
@@ -305,14 +307,13 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
     names = getattr(dataset, "class_names", None) or _CLASS_NAMES.get(kind)
     if names:
         return list(names)
-    for file in (Path(dataset.dataset_root) / name for name in CLASS_NAME_FILES):
-        if file.is_file():
-            text = file.read_text(encoding="utf-8-sig", errors="replace")
-            names = [line.strip() for line in text.splitlines() if line.strip()]
-            if len(names) != dataset.num_classes:
-                raise UserError(f"{file} names {len(names)} classes, num_classes is {dataset.num_classes}; correct one")
-            return names
-    return [str(number) for number in range(dataset.num_classes)]
+    found = read_class_names(Path(dataset.dataset_root), CLASS_NAME_FILES)
+    if found is None:
+        return [str(number) for number in range(dataset.num_classes)]
+    names, file = found
+    if len(names) != dataset.num_classes:
+        raise UserError(f"{file} names {len(names)} classes, num_classes is {dataset.num_classes}; correct one")
+    return names
 
 
 # ---- from a data set to batches
@@ -381,6 +382,7 @@ _PLACEHOLDER = {"img": np.zeros((3, 1, 1), np.float32), "label": np.zeros((1, 1)
 
 
 def _read(dataset: paddleseg_datasets.Dataset, index: int) -> dict[str, Any]:
+    check_name(dataset.file_list[index][0])
     # A copy, because a transform may change itself: after a long image, ResizeByShort makes all others smaller.
     dataset = copy.copy(dataset)
     dataset.transforms = copy.deepcopy(dataset.transforms)
@@ -388,6 +390,8 @@ def _read(dataset: paddleseg_datasets.Dataset, index: int) -> dict[str, Any]:
 
 
 def _explain(dataset: paddleseg_datasets.Dataset, index: int, error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
     image, mask = dataset.file_list[index]
     for kind, path in (("image", image), ("mask", mask)):
         if not Path(path).is_file():

@@ -12,12 +12,11 @@ from paddle import nn
 
 from common.distributed import sum_over_ranks
 from common.errors import UserError
+from semantic_segmentation.config import ABSENT_CLASSES
 from semantic_segmentation.datasets import check_batch
 from semantic_segmentation.inference import InferenceSettings, predict_labels
 
 __all__ = ["class_figures", "confusion_matrix", "evaluate", "mean_figures", "per_class_table"]
-
-ABSENT_CLASSES = ("exclude", "zero")
 
 
 def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_index: int) -> np.ndarray:
@@ -92,12 +91,16 @@ def mean_figures(matrix: np.ndarray, absent_classes: str = "exclude") -> dict[st
     }
 
 
-def per_class_table(names: Sequence[str], matrix: np.ndarray) -> str:
-    """A text table of each class's IoU, accuracy and share of the labelled pixels in percent, ``-`` where undefined."""
+def per_class_table(names: Sequence[str], matrix: np.ndarray, title: str) -> str:
+    """A text table of each class's IoU, accuracy and share of the labelled pixels in percent, ``-`` where undefined.
+
+    Args:
+        title: what was evaluated; it begins the first line.
+    """
     figures = class_figures(matrix)
     columns = {"IoU": figures["IoU"], "Acc": figures["Acc"], "pixels": figures["share"]}
     width = max(map(_columns, ("class", *names)))
-    lines = [_pad("class", width) + "".join(f"{title:>9}" for title in columns)]
+    lines = [f"{title}, each class, in percent", _pad("class", width) + "".join(f"{column:>9}" for column in columns)]
     for name, *values in zip(names, *columns.values(), strict=True):
         lines.append(_pad(name, width) + "".join("        -" if np.isnan(v) else f"{v:9.2f}" for v in values))
     return "\n".join(lines)
@@ -122,7 +125,7 @@ def evaluate(
     settings: InferenceSettings,
     amp: str = "",
     absent_classes: str = "exclude",
-    on_image: Callable[[int, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
+    on_image: Callable[[int, Mapping[str, Any], np.ndarray, np.ndarray], None] | None = None,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Evaluate on this rank's share and add up over the ranks: the result is the same for any number of them.
 
@@ -134,7 +137,7 @@ def evaluate(
         settings: how an image goes through the model.
         amp: ``"float16"``, ``"bfloat16"`` or empty.
         absent_classes: see :func:`mean_figures`.
-        on_image: called with the place of the image in this rank's loader, from 0, its ``img`` [3, H, W], its label
+        on_image: called with the place of the image in this rank's loader, from 0, what the loader gave, its label
             [h, w] and the predicted labels [h, w].
 
     Returns:
@@ -152,7 +155,7 @@ def evaluate(
     training = model.training
     model.eval()
     matrix, images = np.zeros((num_classes, num_classes), np.int64), 0
-    for index, batch in enumerate(loader):
+    for place, batch in enumerate(loader):
         check_batch(batch)
         label = batch["label"].numpy()
         label = label.reshape(label.shape[-2:])
@@ -163,7 +166,7 @@ def evaluate(
             raise UserError(f"{batch['path']}: {error}") from error
         images += 1
         if on_image:
-            on_image(index, batch["img"].numpy()[0], label, prediction)
+            on_image(place, batch, label, prediction)
     if training:
         model.train()
     counts = sum_over_ranks(np.append(matrix, images)).astype(np.int64)

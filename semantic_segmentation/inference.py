@@ -23,6 +23,7 @@ from common.errors import UserError
 
 __all__ = ["InferenceSettings", "predict_bands", "predict_labels", "predict_large", "predict_logits"]
 
+_CHUNK = 2**26  # logits that are brought to the size of the image at once: 256 MB
 MIN_SIZE = 32  # pixels; the backbone's last map has a 32nd of the image's height and width
 
 Model = Callable[[paddle.Tensor], Sequence[paddle.Tensor]]
@@ -139,6 +140,9 @@ def predict_labels(
 ) -> np.ndarray:
     """The most probable class of each pixel of one image; of several equally probable ones the first.
 
+    The logits are brought back to the image's size a few classes at a time, so that its size costs memory for these
+    alone; those of all classes are kept at the size that the model gave them.
+
     Args:
         model, image: see :func:`predict_logits`.
         trans_info: what PaddleSeg's transforms noted of resizing and padding; it is undone before the choice.
@@ -150,8 +154,7 @@ def predict_labels(
         height, width = image.shape[2:]
         rows = _slide(model, _tensor_reader(image), height, width, settings)
         return np.stack([_argmax(row) for row in rows])
-    logits = infer.reverse_transform(predict_logits(model, image, settings), trans_info, mode="bilinear")
-    return _argmax(logits[0])
+    return _most_probable(predict_logits(model, image, settings), trans_info)
 
 
 def predict_bands(
@@ -291,7 +294,33 @@ def _windows_over(length: int, starts: Sequence[int], window: int) -> np.ndarray
     return counts
 
 
-def _argmax(logits: np.ndarray | paddle.Tensor) -> np.ndarray:
+def _most_probable(logits: paddle.Tensor, trans_info: Sequence) -> np.ndarray:
+    """Undo the transforms for a few classes at a time, and keep the first of the largest so far, and its value.
+
+    Args:
+        logits: [1, classes, H, W].
+
+    Returns:
+        As :func:`_argmax`.
+    """
+    classes = logits.shape[1]
+    pixels = max(math.prod(size[:2]) for size in (logits.shape[2:], *(size for _, size in trans_info)))
+    step = min(max(1, _CHUNK // pixels), classes)
+    highest = labels = None
+    for first in range(0, classes, step):
+        part = infer.reverse_transform(logits[:, first : first + step], trans_info, mode="bilinear")[0]
+        value, label = part.max(axis=0), part.argmax(axis=0, dtype="int32") + first
+        if labels is not None:
+            higher = value > highest
+            value, label = paddle.where(higher, value, highest), paddle.where(higher, label, labels)
+        highest, labels = value, label
+    return _narrow(labels.numpy(), classes)
+
+
+def _argmax(logits: np.ndarray) -> np.ndarray:
     """The first of the largest along the classes, which come first; uint8, or uint16 for more than 256 classes."""
-    labels = np.argmax(logits, axis=0) if isinstance(logits, np.ndarray) else paddle.argmax(logits, axis=0).numpy()
-    return labels.astype(np.uint8 if len(logits) <= 256 else np.uint16)
+    return _narrow(np.argmax(logits, axis=0), len(logits))
+
+
+def _narrow(labels: np.ndarray, classes: int) -> np.ndarray:
+    return labels.astype(np.uint8 if classes <= 256 else np.uint16)

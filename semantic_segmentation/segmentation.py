@@ -7,6 +7,7 @@ a pass over the data, stop all ranks at one step, accumulate gradients, or evalu
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from yacs.config import CfgNode
 
 from common.checkpoint import LoadReport, find_weights, load_weights, read_checkpoint
 from common.config import plain
-from common.distributed import is_main_process, rank, world_size
+from common.distributed import rank, world_size
 from common.errors import UserError
 from common.loader import build_loader
-from common.sampler import IterationSampler, ShardedEvalSampler
+from common.sampler import IterationSampler, SampleKey, ShardedEvalSampler
 from common.task import Task, Training
-from common.trainer import StepResult
+from common.trainer import Evaluation, StepResult
 from common.trial import try_loss
 from semantic_segmentation.components import build_losses, build_model, build_optimizer, build_schedule
 from semantic_segmentation.config import CONFIG
@@ -40,7 +41,7 @@ from semantic_segmentation.datasets import (
 )
 from semantic_segmentation.evaluation import evaluate, per_class_table
 from semantic_segmentation.inference import InferenceSettings
-from semantic_segmentation.pictures import denormalise, prediction_beside_truth
+from semantic_segmentation.pictures import original_image, prediction_beside_truth
 
 __all__ = ["Segmentation"]
 
@@ -92,6 +93,7 @@ class Segmentation(Task):
         """Try a step, then look at all data, unless it has passed before."""
         images = training.loader.dataset
         self._try_step(training, [images[key] for key in next(iter(training.sampler))])
+        check_batch(EvalDataset(self._val_set)[SampleKey(0, 0, 0)])  # the transforms work
         record = Path(self.config.OUTPUT) / "data_check.json"
         for split, dataset in (("train", images.dataset), ("val", self._val_set)):
             with self.log.progress(len(dataset), f"checking {split}") as bar:
@@ -158,7 +160,7 @@ class Segmentation(Task):
         target = model.backbone if of_backbone and replace_head else model
         return load_weights(target, weights, str(source), replace_head)
 
-    def validate(self, model: nn.Layer, kind: str) -> dict[str, float]:
+    def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         config, val_set = self.config, self._val_set
         sampler = ShardedEvalSampler(len(val_set), 1, rank(), world_size())
         figures, matrix = evaluate(
@@ -169,18 +171,28 @@ class Segmentation(Task):
             self._inference,
             config.TRAIN.AMP,
             config.ABSENT_CLASSES,
-            functools.partial(self._show, kind) if is_main_process() and config.PICTURES else None,
+            functools.partial(self._show, kind, sampler.indices) if self.log.keeps_pictures else None,
         )
-        if config.EVAL or self.step == config.iters:
-            self.log.line(per_class_table(val_set.class_names, matrix))
-        return figures
+        last = config.EVAL or self.step == config.iters
+        return Evaluation(figures, per_class_table(val_set.class_names, matrix, kind) if last else "")
 
-    def _show(self, kind: str, index: int, image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> None:
-        """Give VisualDL a validation image with its prediction and truth."""
-        if index < self.config.PICTURES:
-            pixels = denormalise(image, *self._normalisation())
-            picture = prediction_beside_truth(pixels, label, prediction, self._val_set.class_names)
-            self.log.picture(f"{kind}/image {index}", self.step, picture)
+    def _show(
+        self,
+        kind: str,
+        indices: Sequence[int],
+        place: int,
+        batch: Mapping[str, Any],
+        label: np.ndarray,
+        prediction: np.ndarray,
+    ) -> None:
+        """Give VisualDL the first images of this rank's share with their predictions and truth.
+
+        With several ranks these are not the first of the validation data; their names say which they are.
+        """
+        if place < self.config.PICTURES:
+            image = original_image(batch["img"], batch["trans_info"], *self._normalisation())
+            picture = prediction_beside_truth(image, label, prediction, self._val_set.class_names)
+            self.log.picture(f"{kind}/image {indices[place]}", self.step, picture)
 
     def _normalisation(self) -> tuple[Any, Any]:
         for transform in self._val_set.transforms.transforms:

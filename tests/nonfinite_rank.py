@@ -18,7 +18,7 @@ from common.errors import UserError  # noqa: E402
 from common.optimizer import build_adamw  # noqa: E402
 from common.pale_transformer import create_model  # noqa: E402
 from common.sampler import ShardedTrainSampler  # noqa: E402
-from common.trainer import StepResult, Trainer, TrainSettings  # noqa: E402
+from common.trainer import Evaluation, StepResult, Trainer, TrainSettings  # noqa: E402
 from common.training_log import TrainingLog  # noqa: E402
 
 STEPS, BATCH = 4, 2
@@ -40,7 +40,7 @@ def main(argv) -> None:
         sampler=ShardedTrainSampler(STEPS * BATCH * world_size(), BATCH, 0, rank(), world_size()),
         optimizer=build_adamw(model, 1e-3, 0.05, (0.9, 0.999)),
         learning_rate=lambda step: 1e-3,
-        evaluate=lambda model, kind: {"top1": 1.0},
+        evaluate=lambda model, kind: Evaluation({"top1": 1.0}),
         criterion="top1",
         settings=TrainSettings(STEPS, validate_steps=STEPS, keep_steps=STEPS, skip_nonfinite=int(argv[0])),
         log=TrainingLog(None),

@@ -128,7 +128,7 @@ def test_predict_reads_what_it_can_and_names_the_rest(tmp_path, shapes, shapes_c
     result = run_program(PREDICT, *flags, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout.count(" %  ") == 7 * 3
-    assert "1 of 8 images could not be read" in result.stdout
+    assert "1 of 8 images could not be predicted" in result.stdout
     assert str(tmp_path / "broken.png") in result.stdout
 
 

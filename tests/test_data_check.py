@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,9 +14,10 @@ from thread_ranks import run_ranks
 
 from common import check_record, demo_data
 from common.errors import UserError
+from common.sampler import SampleKey
 from semantic_segmentation import data_check
 from semantic_segmentation.data_check import check_dataset, check_once, fingerprint
-from semantic_segmentation.datasets import build_dataset
+from semantic_segmentation.datasets import EvalDataset, build_dataset
 
 NAMES = "abcdefg"
 PLAIN = [{"type": "Normalize"}]
@@ -147,11 +149,34 @@ def test_masks_drawn_in_0_and_255_are_suspicious(folder):
     assert "drawn in 0 and 255" in warnings[1]
 
 
-def test_images_of_16_bits_are_suspicious(folder):
-    Image.fromarray(np.zeros((20, 30), np.uint16)).save(folder / "images/a.png")
-    (folder / "train.txt").write_text("images/a.png masks/a.png\nimages/b.jpg masks/b.png\n")
-    report = check_dataset(build(folder), "train")
-    assert "1 images of the train data have 16 bits a pixel" in str(report)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_images_of_16_bits_are_suspicious(folder, channels, suffix, dtype):
+    assert cv2.imwrite(str(folder / f"images/a.{suffix}"), np.zeros((20, 30, channels), dtype))
+    (folder / "train.txt").write_text(f"images/a.{suffix} masks/a.png\nimages/b.jpg masks/b.png\n")
+    text = str(check_dataset(build(folder), "train"))
+    assert ("1 images of the train data have 16 bits a channel" in text) == (dtype == np.uint16)
+
+
+@pytest.mark.parametrize("spelling", ["1", "L", "P", "I;16"])
+def test_images_of_other_depths(folder, spelling):
+    Image.new(spelling, (30, 20)).save(folder / "images/a.tif")
+    Image.new(spelling, (30, 20)).save(folder / "images/b.png")
+    (folder / "train.txt").write_text("images/a.tif masks/a.png\nimages/b.png masks/b.png\n")
+    assert check_dataset(build(folder), "train").deep_images == 2 * (spelling == "I;16")
+
+
+def test_a_name_that_is_not_utf8_is_told_instead_of_a_crash(ade20k):
+    name = os.fsdecode(b"\xff")
+    save_image(ade20k / f"images/validation/{name}.jpg")
+    save_mask(ade20k / f"annotations/validation/{name}.png")
+    dataset = build_ade20k(ade20k)
+    (problem,) = check_dataset(dataset, "val", list_all=True).problems
+    assert problem.endswith(r"\udcff.jpg has a name that is not UTF-8, which PaddleSeg cannot read; rename it")
+    errors = [EvalDataset(dataset)[SampleKey(index, 0, index)]["error"] for index in range(2)]
+    assert sorted(errors)[0] == ""
+    assert "has a name that is not UTF-8" in sorted(errors)[1]
 
 
 @pytest.mark.slow

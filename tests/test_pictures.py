@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import paddle
 import pytest
+from paddleseg.transforms import Compose, Normalize, Padding, Resize
 from PIL import Image
 
 from common.pictures import colour_map, index_png, overlay, palette, present_classes, side_by_side, with_legend
-from semantic_segmentation.pictures import denormalise, prediction_beside_truth
+from semantic_segmentation.pictures import original_image, prediction_beside_truth
 
 WHITE = np.array([255, 255, 255])
 NAMES = ["background", "nucleus", "a rather long class name"]
@@ -171,31 +173,6 @@ def test_a_picture_without_classes_gets_no_legend():
     np.testing.assert_array_equal(with_legend(picture, [], palette(0)), picture)
 
 
-def legend_of(name):
-    return with_legend(np.zeros((200, 200, 3), np.uint8), [name], palette(1))
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("天空", "??"),  # no glyphs
-        ("a\nb\t", "a?b?"),
-        ("\uff46\uff55\uff4c\uff4c", "full"),  # full width
-        ("cafe\u0301", "caf\u00e9"),  # an accent of its own
-        ("\U0001f43b bear", "? bear"),
-    ],
-)
-def test_letters_that_the_font_lacks_are_replaced(name, shown):
-    np.testing.assert_array_equal(legend_of(name), legend_of(shown))
-
-
-@pytest.mark.parametrize("name", ["žába", "Größe", "деревья", "δέντρο"])
-def test_european_letters_are_drawn(name):
-    assert not np.array_equal(legend_of(name), legend_of("?" * len(name)))
-    plain = {"žába": "zaba", "Größe": "Grosse"}.get(name, "a" * len(name))
-    assert not np.array_equal(legend_of(name), legend_of(plain))
-
-
 # ---- several pictures
 
 
@@ -218,12 +195,25 @@ def test_pictures_stand_side_by_side_below_their_titles():
 # ---- semantic segmentation
 
 
-def test_denormalise_undoes_paddlesegs_normalize():
-    image = random_image(20, 30)
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    normalised = ((image / 255 - mean) / std).transpose(2, 0, 1).astype(np.float32)
-    np.testing.assert_array_equal(denormalise(normalised, mean, std), image)
-    assert denormalise(np.full((3, 1, 1), 99, np.float32), mean, std).tolist() == [[[255] * 3]]
+def transformed(image, *transforms):
+    data = Compose([*transforms, Normalize()], to_rgb=False)({"img": image.astype(np.float32)})
+    return paddle.to_tensor(data["img"][np.newaxis]), data["trans_info"], Normalize().mean, Normalize().std
+
+
+@pytest.mark.parametrize("transforms", [[], [Padding((50, 70))], [Resize((60, 40)), Padding((61, 70))]])
+def test_what_paddlesegs_transforms_did_is_undone(transforms):
+    image = np.repeat(np.repeat(random_image(2, 3), 10, axis=0), 10, axis=1)
+    result = original_image(*transformed(image, *transforms))
+    assert result.dtype == np.uint8
+    assert result.shape == image.shape
+    np.testing.assert_array_equal(result[5::10, 5::10], image[5::10, 5::10])
+    if not any(isinstance(transform, Resize) for transform in transforms):
+        np.testing.assert_array_equal(result, image)
+
+
+def test_values_beyond_those_of_images_become_black_and_white():
+    wild = paddle.to_tensor([[[[99.0, -99.0]]] * 3]).reshape([1, 3, 1, 2])
+    assert original_image(wild, [], [0.5] * 3, [0.5] * 3).tolist() == [[[255] * 3, [0] * 3]]
 
 
 def test_prediction_beside_truth():
@@ -238,5 +228,3 @@ def test_prediction_beside_truth():
     assert {tuple(colour) for colour in palette(3).tolist()} <= colours
     only_background = prediction_beside_truth(image, label * 0, prediction * 0, NAMES)
     assert tuple(palette(3)[2].tolist()) not in {tuple(colour) for colour in only_background.reshape(-1, 3).tolist()}
-    smaller = np.asarray(Image.fromarray(image).resize((45, 30)))
-    assert prediction_beside_truth(smaller, label, prediction, NAMES).shape == picture.shape

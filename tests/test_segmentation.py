@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from conftest import fails, run_program, start_program
+from conftest import ROOT, fails, run_program, start_program
 from paddleseg.cvlibs import Config, SegBuilder
 from PIL import Image
 from test_reliability import assert_same_training, kill, wait_for_steps
@@ -20,11 +21,16 @@ from test_reliability import assert_same_training, kill, wait_for_steps
 from common.checkpoint_file import load_file
 from common.entry_point import ArgumentParser
 from common.optimizer import parameter_groups
+from common.training_log import TrainingLog
+from semantic_segmentation import segmentation
 from semantic_segmentation.components import build_losses, build_model, build_schedule
 from semantic_segmentation.config import CONFIG
+from semantic_segmentation.pictures import prediction_beside_truth
+from semantic_segmentation.segmentation import Segmentation
 
 LAUNCHER = "semantic_segmentation/main_multi_gpu.py"
 PREDICT = "tools/predict.py"
+PADDED = "[{type: Padding, target_size: [90, 70]}, {type: Normalize}]"
 CONFIGS = sorted(CONFIG.default_file.parent.glob("*.yml"))
 # Accumulation, EMA and drop path, and an interval that leaves unsaved steps behind.
 OPTIONS = ("-accum_iter", "2", "-opts", "model.backbone.drop_path_rate", "0.2", "TRAIN.EMA_DECAY", "0.9",
@@ -93,7 +99,10 @@ def test_layer_decay_and_weight_decay_reach_the_backbone():
 
 
 def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(tmp_path, squares, squares_config):
-    output = run(squares_config, "-opts", "TRAIN.EMA_DECAY", "0.9")
+    backbone = tmp_path / "backbone.pdparams"
+    shutil.copy(ROOT / "common" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
+    output = run(squares_config, "-opts", "TRAIN.EMA_DECAY", "0.9", "model.backbone.pretrained", backbone)
+    backbone.unlink()  # from now on, the weights come from elsewhere
     folder = tmp_path / "out"
     assert {path.name for path in folder.iterdir()} >= {
         "best.pdparams", "latest.pdparams", "step_0008.pdparams", "config.yaml", "log.jsonl", "visualdl",
@@ -104,7 +113,9 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert [record["step"] for record in records if record["kind"] == "val"] == [4, 8]
     best = max(record["mIoU"] for record in records if "mIoU" in record)
     assert f"best: mIoU {best:.2f} after step" in output
-    assert re.search(r"background +[\d.]+ +[\d.]+ +[\d.]+", output), "the table of the classes"
+    table = r"each class, in percent\nclass .*\nbackground +[\d.]+ +[\d.]+ +[\d.]+\n"
+    assert re.search(rf"step 8/8 val +mIoU .*\nval, {table}", output), "the table of the classes below their mean"
+    assert re.search(rf"step 8/8 EMA +mIoU .*\nval_ema, {table}", output)
     assert b"val/image 0" in next((folder / "visualdl").glob("vdlrecords.*")).read_bytes()
     assert {path.name for path in (folder / "pictures").iterdir()} == {"val_image_0.png", "val_ema_image_0.png"}
     state = load_file(folder / "best")
@@ -113,7 +124,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
     strip = f"-m paddle.distributed.launch {LAUNCHER} "
     evaluated = run_program(LAUNCHER, *commands["evaluate"].replace(strip, "").split(), cwd=tmp_path)
-    assert f"mIoU {best:.6g}" in evaluated.stdout, evaluated.stdout
+    assert re.search(rf"mIoU {best:.6g} .*\nval, {table}", evaluated.stdout), evaluated.stdout
 
     image = squares / "images" / "val1.png"
     flags = commands["predict"].removeprefix("tools/predict.py IMAGE... ").split()
@@ -132,6 +143,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     resumed = run_program(LAUNCHER, *commands["resume"].replace(strip, "").split(), cwd=tmp_path)
     assert "after step 8/16" in resumed.stdout, resumed.stdout
     assert "step 9/16" in resumed.stdout
+    assert not re.search(r"^(RESUME|EVAL|CHECK_DATA):", (folder / "config.yaml").read_text(), re.MULTILINE)
     assert "length of the run: 8 then, 16 now" in resumed.stdout
 
 
@@ -229,6 +241,35 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(tmp_path, squares, 
     }
 
 
+def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_without_a_log(
+    tmp_path, squares_config, monkeypatch
+):
+    task = Segmentation(load("-cfg", squares_config, "-opts", "val_dataset.transforms", PADDED))
+    model = task.build_evaluation()
+    drawn = []
+    monkeypatch.setattr(
+        segmentation,
+        "prediction_beside_truth",
+        lambda *arguments: drawn.append(arguments) or prediction_beside_truth(*arguments),
+    )
+    task.validate(model, "val")
+    assert not drawn
+
+    # As rank 0 of 2, whose share is images 0 and 2.
+    monkeypatch.setattr(segmentation, "world_size", lambda: 2)
+    task.config.defrost()
+    task.config.PICTURES = 4
+    task.log = TrainingLog(tmp_path / "log")
+    task.validate(model, "val")
+    task.log.close()
+    names = {path.name for path in (tmp_path / "log" / "pictures").iterdir()}
+    assert names == {"val_image_0.png", "val_image_2.png"}
+    for number, (image, label, *_) in zip((0, 2), drawn, strict=True):
+        pixels = np.asarray(Image.open(tmp_path / "squares" / "images" / f"val{number}.png"))
+        assert label.shape == pixels.shape[:2]
+        np.testing.assert_array_equal(image, pixels)
+
+
 # ---- bad input
 
 
@@ -264,6 +305,13 @@ def test_wrong_data_is_one_line_that_names_the_file_before_training_starts(tmp_p
     assert not (tmp_path / "out" / "log.jsonl").exists()
 
 
+def test_settings_are_tried_before_the_data_is_checked(tmp_path, squares, squares_config):
+    spoil_values(squares)
+    options = ("-opts", "train_dataset.transforms.0.crop_size", "[16, 16]")
+    assert "images are 16x16" in fails(LAUNCHER, "-cfg", squares_config, *options, cwd=tmp_path)
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_path, squares, squares_config):
     output = run(squares_config, "-check_data")
     assert re.search(r"train data: 5 images of 44x44 to 60x60 pixels", output), output
@@ -284,19 +332,11 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
         (["-batch_size", "0"], "batch_size is 0"),
         (["-iters", "-3"], "iters is -3"),
         (["-opts", "iterations", "3"], "did you mean iters"),
-        (["-opts", "model.type", "NoSuchNet"], "NoSuchNet"),
-        (["-opts", "model.backbone.variant", "pale_giant"], "pale_giant"),
-        (["-opts", "model.chanels", "8"], "chanels"),
         (["-opts", "model.num_classes", "1"], "num_classes"),
         (["-opts", "optimizer.type", "SGD"], "SGD"),
-        (["-opts", "lr_scheduler.type", "NoSuchDecay"], "NoSuchDecay"),
-        (["-opts", "loss.coef", "[1.0, 0.4, 0.1]"], "loss"),
-        (["-opts", "loss.types", "[{type: NoSuchLoss}]"], "NoSuchLoss"),
-        (
-            ["-opts", "loss.types", "[{type: CrossEntropyLoss, ignore_index: 0}]"],
-            "ignore_index is 0, the data's is 255",
-        ),
         (["-opts", "ABSENT_CLASSES", "maybe"], "ABSENT_CLASSES is 'maybe'"),
+        (["-opts", "loss.types.0.wieght", "[1, 2, 3]"], "wieght"),
+        (["-opts", "loss.types.0.weight", "[1, 2]"], "number of weights = 2"),
         (["-eval"], "-pretrained"),
         (["-eval", "-pretrained", "nowhere"], "nowhere"),
         (["-resume", "nowhere"], "nowhere"),

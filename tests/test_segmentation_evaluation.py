@@ -125,8 +125,9 @@ def test_impossible_requests_are_named():
 
 
 def test_table_is_aligned_also_with_chinese_names():
-    text = per_class_table(["wall", "traffic light", "天空", "né", "x"], BY_HAND)
+    text = per_class_table(["wall", "traffic light", "天空", "né", "x"], BY_HAND, "val")
     assert text.splitlines() == [
+        "val, each class, in percent",
         "class              IoU      Acc   pixels",
         "wall             54.55    75.00    40.00",
         "traffic light    66.67    80.00    50.00",
@@ -201,9 +202,9 @@ def test_evaluation_counts_every_labelled_pixel_of_every_image():
     assert matrix.dtype == np.int64
     assert figures == mean_figures(matrix) | {"images": 7}
     assert [index for index, *_ in seen] == list(range(7))
-    for index, image, label, prediction in seen:
+    for index, batch, label, prediction in seen:
         assert label.shape == prediction.shape == (33 + 2 * index, 60 - 3 * index)
-        assert image.shape == ((3, 40, 50) if index % 2 else (3, *label.shape))
+        assert batch["img"].shape == [1, 3, *((40, 50) if index % 2 else label.shape)]
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])

@@ -16,6 +16,7 @@ from paddleseg.core import infer
 from PIL import Image
 
 from common.errors import UserError
+from semantic_segmentation import inference
 from semantic_segmentation.inference import (
     InferenceSettings,
     predict_bands,
@@ -122,6 +123,31 @@ def test_resizing_and_padding_are_undone_before_the_class_is_chosen():
     assert labels.dtype == np.uint8
     assert labels.shape == (101, 77)
     np.testing.assert_array_equal(labels, prediction.numpy()[0, 0])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_few_classes_at_a_time_are_brought_to_the_images_size(monkeypatch, ties):
+    model, image = FakeModel(), as_tensor(random_image(64, 48))
+    if ties:
+        weight, bias = model.conv.weight.numpy(), model.conv.bias.numpy()
+        weight[4:], bias[4:] = weight[:3], bias[:3]  # in another part than their equals
+        model.conv.weight.set_value(weight)
+        model.conv.bias.set_value(bias)
+    trans_info = [("resize", (101, 77)), ("padding", (60, 45))]
+    expected = infer.inference(model, image, trans_info=trans_info)[0].numpy()[0, 0]
+    assert len(np.unique(expected)) > 2
+
+    monkeypatch.setattr(inference, "_CHUNK", 3 * 101 * 77 + 1)
+    undo, sizes = infer.reverse_transform, []
+
+    def reverse_transform(logits, *others, **named):
+        result = undo(logits, *others, **named)
+        sizes.append(result.size)
+        return result
+
+    monkeypatch.setattr(infer, "reverse_transform", reverse_transform)
+    np.testing.assert_array_equal(predict_labels(model, image, InferenceSettings(), trans_info), expected)
+    assert sizes == [count * 101 * 77 for count in (3, 3, 1)]
 
 
 def test_of_equally_probable_classes_the_first_is_chosen():
@@ -273,6 +299,25 @@ def test_memory_is_that_of_one_row_of_windows_whatever_the_height():
     assert high < one_row + 4 * classes * crop[0] * crop[1] + 2**20
     whole = 8 * classes * 1000 * width
     assert high < whole / 10
+
+
+@pytest.mark.slow
+def test_labels_of_a_resized_image_of_3000x3000_pixels_and_150_classes_fit_into_memory():
+    program = """
+import resource
+import paddle
+from semantic_segmentation.inference import InferenceSettings, predict_labels
+
+model = paddle.nn.Conv2D(3, 150, 1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+image = paddle.rand([1, 3, 512, 512])
+labels = predict_labels(lambda images: [model(images)], image, InferenceSettings(), [("resize", (3000, 3000))])
+assert labels.shape == (3000, 3000)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.splitlines()[-1]) < 1200  # all logits at this size would be 5,150 MB
 
 
 @pytest.mark.slow

@@ -39,7 +39,9 @@ def main(argv: Sequence[str]) -> None:
 
     from common.prediction import PredictOptions, find_images
 
-    files = find_images(arguments.images)
+    files, left_out = find_images(arguments.images)
+    if left_out:
+        print(f"left out {left_out} pictures that this project wrote; name such files to have them", file=sys.stderr)
     predictor = _build_predictor(arguments)
     options = PredictOptions(arguments.top, arguments.threshold, arguments.out)
     results, errors = [], []
@@ -50,9 +52,10 @@ def main(argv: Sequence[str]) -> None:
         elif not arguments.json:
             print(predictor.describe(result), flush=True)
     if arguments.json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))
+        # What UTF-8 cannot express, bytes of file names that are no text, is then printed as JSON's own escapes.
+        print(json.dumps(results, indent=2, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
     if errors:
-        raise UserError(f"{len(errors)} of {len(files)} images could not be read: {'; '.join(errors)}")
+        raise UserError(f"{len(errors)} of {len(files)} images could not be predicted: {'; '.join(errors)}")
 
 
 def _build_predictor(arguments: Namespace):
