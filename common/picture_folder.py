@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -12,7 +12,11 @@ from PIL import Image
 from common.errors import UserError
 from common.own_pictures import is_own_picture, save_picture
 
-__all__ = ["PictureFolder"]
+__all__ = ["CannotWrite", "PictureFolder"]
+
+
+class CannotWrite(UserError):
+    """A picture cannot be written, and no other could be either."""
 
 
 class PictureFolder:
@@ -26,7 +30,7 @@ class PictureFolder:
         images: files that are to be predicted.
 
     Raises:
-        UserError: the folder cannot be made.
+        CannotWrite: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, images: Iterable[str]):
@@ -35,7 +39,7 @@ class PictureFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}; give another -out") from error
+            raise CannotWrite(f"cannot write to {folder}: {error.strerror}; give another -out") from error
 
     def save(self, image: str, pictures: Mapping[str, Image.Image]) -> dict[str, str]:
         """Write the pictures of an image, ``NAME_KIND.png``.
@@ -48,18 +52,18 @@ class PictureFolder:
             The path of each kind.
 
         Raises:
-            UserError: a picture cannot be written.
+            CannotWrite: the file system refuses it.
         """
         paths = self._free_paths(Path(image).stem, pictures)
         for kind, path in paths.items():
             try:
                 save_picture(pictures[kind], path)
             except OSError as error:
-                raise UserError(f"cannot write {path}: {error.strerror or error}; give another -out") from error
+                raise CannotWrite(f"cannot write {path}: {error.strerror or error}; give another -out") from error
         self._kept.update(map(_identity, paths.values()))
         return {kind: str(path) for kind, path in paths.items()}
 
-    def _free_paths(self, stem: str, kinds: Iterable[str]) -> dict[str, Path]:
+    def _free_paths(self, stem: str, kinds: Collection[str]) -> dict[str, Path]:
         """The first names under which nothing stands that has to stay."""
         names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
         candidates = ({kind: self.folder / f"{name}_{kind}.png" for kind in kinds} for name in names)

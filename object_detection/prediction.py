@@ -12,9 +12,9 @@ from yacs.config import CfgNode
 
 from common.checkpoint import find_weights, load_weights
 from common.errors import UserError, one_line
-from common.image_file import read_image
 from common.picture_folder import PictureFolder
-from common.prediction import PredictOptions, Predictor
+from common.picture_prediction import PicturePredictor
+from common.prediction import PredictOptions
 from object_detection.components import build_model
 from object_detection.datasets import build_transforms
 from object_detection.evaluation import detect
@@ -23,7 +23,7 @@ from object_detection.pictures import draw_detections
 __all__ = ["Detector"]
 
 
-class Detector(Predictor):
+class Detector(PicturePredictor):
     """Objects with class, score, box and, where the model has them, mask; images go through ``EvalReader``.
 
     They are read as PaddleDetection reads them: grey images get three equal channels, transparency is dropped, of more
@@ -42,29 +42,26 @@ class Detector(Predictor):
         self.class_names = [str(name) for name in names] or [str(number) for number in range(num_classes)]
         self.transforms = build_transforms(config, "EvalReader")
 
-    def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:
-        """Write ``NAME_detections.png`` for each file.
+    def predict_image(
+        self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions
+    ) -> dict[str, Any]:
+        """Write ``NAME_detections.png``.
 
-        Pictures of an earlier run are replaced. Where that would overwrite one of the files, or a file that this
-        project did not write, NAME gets a number.
-
-        Yields:
-            ``image``, ``picture`` (its path) and ``detections`` with a score of at least ``options.threshold``, the
-            highest first: ``label``, ``name``, ``score`` (0 to 1), ``box`` (x1, y1, x2, y2 in pixels) and, if the model
-            has masks, ``segmentation`` (COCO's RLE); or ``error``.
+        Returns:
+            ``picture`` (its path) and ``detections`` with a score of at least ``options.threshold``, the highest first:
+            ``label``, ``name``, ``score`` (0 to 1), ``box`` (x1, y1, x2, y2 in pixels) and, if the model has masks,
+            ``segmentation`` (COCO's RLE).
 
         Raises:
-            UserError: the pictures cannot be written.
+            UserError: the transforms cannot take an image of this size.
+            CannotWrite: the picture cannot be written.
         """
-        pictures = PictureFolder(options.out, files)
-        for file in files:
-            try:
-                found, picture = self._detect(file, options.threshold)
-            except UserError as error:
-                yield {"image": file, "error": str(error)}
-                continue
-            (path,) = pictures.save(file, {"detections": picture}).values()
-            yield {"image": file, "picture": path, "detections": found}
+        found = detect(self.model, self._transform(file, image))
+        shown = int((found.scores >= options.threshold).sum())  # they are sorted
+        objects = found.boxes[:shown], found.labels[:shown], found.scores[:shown], found.masks and found.masks[:shown]
+        picture = Image.fromarray(draw_detections(image, *objects, self.class_names))
+        (path,) = pictures.save(file, {"detections": picture}).values()
+        return {"picture": path, "detections": list(self._rows(*objects))}
 
     def describe(self, result: Mapping[str, Any]) -> str:
         counts: dict[str, list[float]] = {}
@@ -76,22 +73,15 @@ class Detector(Predictor):
         ]
         return "\n".join([f"{result['image']} -> {result['picture']}", *(lines or ["     0  objects"])])
 
-    def _detect(self, file: str, threshold: float) -> tuple[list[dict[str, Any]], Image.Image]:
-        image = read_image(file)
-        if image is None:
-            raise UserError(f"cannot read image {file}; replace or remove it")
+    def _transform(self, file: str, image: np.ndarray) -> dict[str, paddle.Tensor]:
         try:
             batch = self.transforms({"im_file": file, "im_id": np.array([0])})
         except Exception as error:
             height, width = image.shape[:2]
             raise UserError(
-                f"image {file}: EvalReader cannot take {width}x{height} pixels ({one_line(error)}); crop the image"
+                f"EvalReader cannot take {width}x{height} pixels ({one_line(error)}); crop the image or change it"
             ) from error
-        found = detect(self.model, {key: paddle.to_tensor(value) for key, value in batch.items()})
-        shown = int((found.scores >= threshold).sum())  # they are sorted
-        objects = found.boxes[:shown], found.labels[:shown], found.scores[:shown], found.masks and found.masks[:shown]
-        picture = Image.fromarray(draw_detections(image, *objects, self.class_names))
-        return list(self._rows(*objects)), picture
+        return {key: paddle.to_tensor(value) for key, value in batch.items()}
 
     def _rows(
         self, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, masks: Sequence[dict[str, Any]] | None
