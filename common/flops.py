@@ -6,13 +6,14 @@ python -m common.flops            # the table of all variants at 224x224
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import paddle
 from paddle import nn
 
 from common.pale_attention import ScaledDotProductAttention
 
-__all__ = ["count_flops", "params"]
+__all__ = ["count_flops", "count_layer_flops", "params"]
 
 
 def params(model: nn.Layer) -> int:
@@ -27,17 +28,23 @@ class _Around(nn.Layer):
         super().__init__()
         self.model = model
 
-    def forward(self, images: paddle.Tensor):
-        return self.model(images)
+    def forward(self, x: paddle.Tensor):
+        return self.model(x)
 
 
 def count_flops(model: nn.Layer, height: int, width: int, in_channels: int = 3, norms: bool = False) -> int:
-    """Multiply-adds of one forward pass on one ``in_channels x height x width`` image.
+    """Multiply-adds of a forward pass on one ``in_channels x height x width`` image; see :func:`count_layer_flops`."""
+    return count_layer_flops(model, [1, in_channels, height, width], norms)
+
+
+def count_layer_flops(model: nn.Layer, shape: Sequence[int], norms: bool = False) -> int:
+    """Multiply-adds of one forward pass on one tensor.
 
     Convolutions, linear layers and the two products of every attention count, as often as they run. Activations,
     softmax and additions do not. The pass is traced, not computed: only shapes are needed.
 
     Args:
+        shape: of the tensor, which is float32.
         norms: add 5 for each value that a LayerNorm normalises and 2 for each of a BatchNorm, as fvcore does. The
             paper's figures seem to be counted so [C: its 15.6G, 1135G and 1311G need them].
     """
@@ -53,17 +60,19 @@ def count_flops(model: nn.Layer, height: int, width: int, in_channels: int = 3, 
             total += math.prod(output.shape) * layer.weight.shape[0]
         elif isinstance(layer, nn.Conv2D):
             total += math.prod(output.shape) * math.prod(layer.weight.shape[1:])
+        elif isinstance(layer, nn.Conv2DTranspose):
+            total += math.prod(inputs[0].shape) * math.prod(layer.weight.shape[1:])
         else:
             total += math.prod(output.shape) * costs[type(layer)]
 
-    counted = (nn.Conv2D, nn.Linear, ScaledDotProductAttention, *costs)
+    counted = (nn.Conv2D, nn.Conv2DTranspose, nn.Linear, ScaledDotProductAttention, *costs)
     hooks = [
         layer.register_forward_post_hook(count)
         for layer in model.sublayers(include_self=True)
         if isinstance(layer, counted)
     ]
 
-    spec = [paddle.static.InputSpec([1, in_channels, height, width], "float32")]
+    spec = [paddle.static.InputSpec(list(shape), "float32")]
     around = _Around(model)
     training = model.training
     model.eval()

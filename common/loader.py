@@ -1,15 +1,17 @@
-"""Batches out of a data set and a sampler."""
+"""Batches out of a data set and a sampler, and where the random numbers of a sample come from."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import paddle
 
 from common.stop_request import bind_to_parent
 
-__all__ = ["build_loader"]
+__all__ = ["build_loader", "seed_generators"]
 
 
 def build_loader(
@@ -23,3 +25,10 @@ def build_loader(
     return paddle.io.DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=bind_to_parent
     )
+
+
+def seed_generators(*seeds: int) -> None:
+    """Seed the global generators of Python and NumPy, from which the toolkits' transforms draw."""
+    words = np.random.SeedSequence(seeds).generate_state(8)
+    random.seed(words[:4].tobytes())
+    np.random.seed(words[4:])

@@ -12,17 +12,18 @@ from common.checkpoint import load_pretrained
 from common.pale_transformer import VARIANTS, PaleTransformer, list_models
 from common.weights import resolve_weights
 
-__all__ = ["PaleFeatures", "create_features"]
+__all__ = ["PaleFeatures", "create_features", "variant_settings"]
 
 
 class PaleFeatures(PaleTransformer):
     """The stages of :class:`PaleTransformer`, under the same names, with normalised maps as outputs.
 
-    It has no classifier and no final norm, but ``out_norms``, a LayerNorm for each of the four maps [A: Swin's and
-    CSWin's dense-task code]. ``out_channels`` and ``out_strides`` describe the maps.
+    It has no classifier and no final norm, but ``out_norms``, a LayerNorm for each output [A: Swin's and CSWin's
+    dense-task code]. ``out_channels`` and ``out_strides`` describe the maps of the four stages.
 
     Args:
-        embed_dim, depths, num_heads, pale_size, mlp_ratio, drop_path_rate, in_channels: see :class:`PaleTransformer`.
+        out_indices: the stages, 0 to 3, whose maps are outputs; the last must be one, so that every parameter is used.
+        arguments: those of :class:`PaleTransformer`, by name, but ``num_classes``.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -30,27 +31,28 @@ class PaleFeatures(PaleTransformer):
 
     head_prefixes = ("out_norms.",)
 
-    def __init__(
-        self,
-        embed_dim: int,
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        pale_size: int | Sequence[int] = 7,
-        mlp_ratio: float = 4.0,
-        drop_path_rate: float = 0.0,
-        in_channels: int = 3,
-    ):
-        super().__init__(embed_dim, depths, num_heads, pale_size, mlp_ratio, drop_path_rate, 0, in_channels)
+    def __init__(self, out_indices: Sequence[int] = (0, 1, 2, 3), **arguments: Any):
+        super().__init__(num_classes=0, **arguments)
+        if list(out_indices) != sorted(set(out_indices) & set(range(4))) or 3 not in out_indices:
+            raise ValueError(f"out_indices is {out_indices!r}; give rising numbers from 0 to 3, with 3 among them")
         del self.norm, self.head
-        self.out_norms = nn.LayerList([nn.LayerNorm(channels) for channels in self.out_channels])
+        self.out_indices = tuple(out_indices)
+        # A stage that is no output keeps its place, so that the norm of each stage has one name in every model.
+        self.out_norms = nn.LayerList(
+            [
+                nn.LayerNorm(channels) if stage in out_indices else nn.Identity()
+                for stage, channels in enumerate(self.out_channels)
+            ]
+        )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images ``[B, C, H, W]``, H and W from 32 up, to four normalised NCHW maps.
+        """Map images ``[B, C, H, W]``, H and W from 32 up, to the normalised NCHW maps of ``out_indices``.
 
         Returns:
             Maps with ``out_channels`` channels at ``out_strides``; a side that a stride does not divide is rounded up.
         """
-        return [self.out_norms[i](x).transpose([0, 3, 1, 2]) for i, x in enumerate(self._stage_outputs(images))]
+        maps = list(self._stage_outputs(images))
+        return [self.out_norms[stage](maps[stage]).transpose([0, 3, 1, 2]) for stage in self.out_indices]
 
     def reset_head(self, num_classes: int) -> None:
         """Refuse: the head belongs to the model around the backbone.
@@ -61,6 +63,17 @@ class PaleFeatures(PaleTransformer):
         if num_classes:
             raise ValueError(f"num_classes is {num_classes}; a backbone of dense models has no classifier")
         super().reset_head(num_classes)
+
+
+def variant_settings(variant: str, **overrides: Any) -> dict[str, Any]:
+    """The arguments of :class:`PaleFeatures` that make a variant, and others in their place or besides.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown model {variant!r}; choose one of {', '.join(list_models())}")
+    return {**VARIANTS[variant], **overrides}
 
 
 def create_features(
@@ -86,9 +99,7 @@ def create_features(
         ValueError: unknown name or argument, or a value out of range.
         common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown model {variant!r}; choose one of {', '.join(list_models())}")
-    settings = {**VARIANTS[variant], "drop_path_rate": drop_path_rate, "in_channels": in_channels, **overrides}
+    settings = variant_settings(variant, drop_path_rate=drop_path_rate, in_channels=in_channels, **overrides)
     try:
         backbone = PaleFeatures(**settings)
     except TypeError as error:

@@ -11,7 +11,16 @@ from PIL import Image, ImageDraw
 
 from common.fonts import choose_font, drawable
 
-__all__ = ["colour_map", "index_png", "overlay", "palette", "present_classes", "side_by_side", "with_legend"]
+__all__ = [
+    "colour_map",
+    "font_size",
+    "index_png",
+    "overlay",
+    "palette",
+    "present_classes",
+    "side_by_side",
+    "with_legend",
+]
 
 # The first is a quiet one, for what is so often the background. The others are Okabe and Ito's without black, and some
 # of Paul Tol's qualitative schemes: both were made to be told apart by the colour-blind.
@@ -151,7 +160,7 @@ def with_legend(picture: np.ndarray, names: Sequence[str], colours: np.ndarray) 
     if len(names) == 0:
         return picture
     height, width = picture.shape[:2]
-    font = choose_font(names, _font_size(height, width))
+    font = choose_font(names, font_size(height, width))
     texts = [drawable(name, font) for name in names]
     line, margin = math.ceil(_LINE * font.size), math.ceil(_MARGIN * font.size)
     column = line + margin + math.ceil(max(font.getlength(text) for text in texts))
@@ -187,7 +196,7 @@ def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.nd
         RGB uint8 [H, W, 3] with white between and around them.
     """
     tallest = max(picture.shape[0] for picture in pictures)
-    font = choose_font(titles, _font_size(tallest, sum(picture.shape[1] for picture in pictures)))
+    font = choose_font(titles, font_size(tallest, sum(picture.shape[1] for picture in pictures)))
     texts = [drawable(title, font) for title in titles]
     gap, line = math.ceil(_MARGIN * font.size), math.ceil(_LINE * font.size)
     widths = [
@@ -207,6 +216,11 @@ def _white(height: int, width: int) -> Image.Image:
     return Image.new("RGB", (width, height), "white")
 
 
-def _font_size(height: int, width: int) -> int:
-    """A size that can be read when the whole of a picture of this size is looked at, and at all."""
-    return round(min(max(math.sqrt(height * width) / 36, _MIN_FONT), _MAX_FONT))
+def font_size(height: int, width: int, share: float = 1 / 36) -> int:
+    """A size in pixels that can be read when the whole of a picture of this size is looked at, and at all.
+
+    Args:
+        height, width: of the picture, in pixels.
+        share: of the square root of its area.
+    """
+    return round(min(max(math.sqrt(height * width) * share, _MIN_FONT), _MAX_FONT))

@@ -63,10 +63,12 @@ class PredictOptions:
 
     Attributes:
         top: classes to show of each image, where an image has one class.
+        threshold: score, in 0..1, below which a detected object is left out.
         out: folder for pictures, where the result is one.
     """
 
     top: int = 5
+    threshold: float = 0.5
     out: Path = Path("predictions")
 
 

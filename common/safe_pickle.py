@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from common.errors import one_line
+
 __all__ = ["UnsafePickleError", "load_arrays"]
 
 _MAX_DEPTH = 100  # of nested containers; weights have two or three levels
@@ -49,8 +51,7 @@ def load_arrays(file: BinaryIO, size: int) -> Any:
     except UnsafePickleError:
         raise
     except Exception as error:  # a damaged stream fails anywhere in the reader, with almost any type
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnsafePickleError(f"it is damaged or no pickle ({reason})") from error
+        raise UnsafePickleError(f"it is damaged or no pickle ({one_line(error)})") from error
 
 
 class _Bounded(io.RawIOBase):

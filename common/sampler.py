@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import paddle
 
-__all__ = ["IterationSampler", "SampleKey", "ShardedEvalSampler", "ShardedTrainSampler"]
+__all__ = ["IterationSampler", "SampleKey", "ShardedEvalSampler", "ShardedTrainSampler", "TrainSampler"]
 
 
 class SampleKey(NamedTuple):
@@ -20,45 +22,33 @@ class SampleKey(NamedTuple):
     position: int
 
 
-class ShardedTrainSampler(paddle.io.BatchSampler):
+@dataclass(eq=False)
+class TrainSampler(paddle.io.BatchSampler, ABC):
     """Yields this rank's batches of :class:`SampleKey` in an order that only the seed and the epoch decide.
-
-    Positions p of the shuffled epoch go to rank ``p % world_size``, so the union of the ranks' batches is the same for
-    any number of ranks with the same global batch. What does not fill a whole group of ``group`` batches on every rank
-    is left out; it is different every epoch.
 
     Args:
         num_samples: size of the data set.
         batch_size: samples a rank gets in one batch.
         seed: seed of the run.
         rank, world_size: this rank and their number.
-        repeats: times a sample stands in a row with different augmentation, one copy to each rank, while the epoch
-            keeps its length (repeated augmentation, arXiv 1901.09335).
         group: batches that make one optimizer step (gradient accumulation).
-
-    Raises:
-        ValueError: an epoch would be empty.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        repeats: int = 1,
-        group: int = 1,
-    ):
-        self.num_batches = num_samples // (batch_size * world_size * group) * group
-        if self.num_batches == 0:
-            raise ValueError(
-                f"{num_samples} training images are too few: one step takes batch size {batch_size} x "
-                f"{world_size} ranks x {group} accumulated batches = {batch_size * world_size * group}"
-            )
-        self.num_samples, self.batch_size, self.seed, self.repeats = num_samples, batch_size, seed, repeats
-        self.rank, self.world_size = rank, world_size
+    num_samples: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    group: int = 1
+    repeats: ClassVar[int] = 1  # times a sample stands in a row
+
+    def __post_init__(self):
+        self.num_batches = self._count_batches()
         self.set_range(0)
+
+    @abstractmethod
+    def _count_batches(self) -> int:
+        """Batches that a rank gets in one epoch."""
 
     def set_range(self, epoch: int, first_batch: int = 0, end: int | None = None) -> None:
         """Choose the epoch, from 0, and which of its batches to yield: from ``first_batch`` to before ``end``."""
@@ -66,6 +56,34 @@ class ShardedTrainSampler(paddle.io.BatchSampler):
 
     def __len__(self) -> int:
         return self.end - self.first_batch
+
+
+@dataclass(eq=False)
+class ShardedTrainSampler(TrainSampler):
+    """An epoch is one permutation of the data set.
+
+    Positions p of the shuffled epoch go to rank ``p % world_size``, so the union of the ranks' batches is the same for
+    any number of ranks with the same global batch. What does not fill a whole group of ``group`` batches on every rank
+    is left out; it is different every epoch.
+
+    Args:
+        repeats: times a sample stands in a row with different augmentation, one copy to each rank, while the epoch
+            keeps its length (repeated augmentation, arXiv 1901.09335).
+
+    Raises:
+        ValueError: an epoch would be empty.
+    """
+
+    repeats: int = 1
+
+    def _count_batches(self) -> int:
+        step = self.batch_size * self.world_size * self.group
+        if self.num_samples < step:
+            raise ValueError(
+                f"{self.num_samples} training images are too few: one step takes batch size {self.batch_size} x "
+                f"{self.world_size} ranks x {self.group} accumulated batches = {step}"
+            )
+        return self.num_samples // step * self.group
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
@@ -76,7 +94,8 @@ class ShardedTrainSampler(paddle.io.BatchSampler):
             yield [SampleKey(int(order[position]), self.epoch, int(position)) for position in own]
 
 
-class IterationSampler(ShardedTrainSampler):
+@dataclass(eq=False)
+class IterationSampler(TrainSampler):
     """A run that is counted in steps: all of it is one epoch, made of permutations of the data set one after the other.
 
     The data set may be smaller than a batch; nothing is left out between two permutations. What comes at a step depends
@@ -86,20 +105,10 @@ class IterationSampler(ShardedTrainSampler):
         steps: optimizer steps of the run.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-        group: int = 1,
-    ):
-        self.num_batches = steps * group
-        self.num_samples, self.batch_size, self.seed, self.repeats = num_samples, batch_size, seed, 1
-        self.rank, self.world_size = rank, world_size
-        self.set_range(0)
+    steps: int = field(kw_only=True)
+
+    def _count_batches(self) -> int:
+        return self.steps * self.group
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = functools.lru_cache(maxsize=2)(self._permutation)

@@ -21,7 +21,7 @@ from common.distributed import gather_rows, is_main_process, world_size
 from common.entry_point import select_device
 from common.errors import UserError
 from common.flops import params
-from common.sampler import ShardedTrainSampler
+from common.sampler import TrainSampler
 from common.trainer import Evaluation, StepResult, Trainer, TrainSettings
 from common.training_log import TrainingLog
 from common.weights import resolve_weights
@@ -44,7 +44,7 @@ class Training:
     model: nn.Layer
     loss_function: Callable[[nn.Layer, Any, np.random.Generator], StepResult]
     loader: paddle.io.DataLoader
-    sampler: ShardedTrainSampler
+    sampler: TrainSampler
     optimizer: paddle.optimizer.Optimizer
     learning_rate: Callable[[int], float]
     total_steps: int
@@ -80,8 +80,12 @@ class Task(ABC):
         self.step = 0  # of the evaluation that is under way
 
     @abstractmethod
-    def build_training(self) -> Training:
-        """Build what is trained, and prepare :meth:`validate`."""
+    def build_training(self, resumed: bool) -> Training:
+        """Build what is trained, and prepare :meth:`validate`.
+
+        Args:
+            resumed: all weights will come from a training state, so none need be loaded.
+        """
 
     @abstractmethod
     def build_evaluation(self) -> nn.Layer:
@@ -93,6 +97,13 @@ class Task(ABC):
 
         Args:
             kind: what the figures are called in the log: ``val`` or ``val_ema``.
+        """
+
+    def check(self, training: Training) -> None:  # noqa: B027 (a task may have nothing to check)
+        """Look for what would end or spoil the run later; weights are loaded, nothing has been written yet.
+
+        Raises:
+            UserError: there is such a thing.
         """
 
     @abstractmethod
@@ -110,22 +121,22 @@ class Task(ABC):
     def train(self) -> dict[str, float]:
         """Train, evaluating on the way; return the figures of the best weights."""
         config = self.config
-        training = self.build_training()
-        self._compare_ranks(training)
         output = Path(config.OUTPUT)
+        if is_main_process():
+            output.mkdir(parents=True, exist_ok=True)
         checkpoints = CheckpointFolder(output, config.KEEP_CHECKPOINTS, self.unit)
-        self.log = log = TrainingLog(output)
         resumed = self._find_state(checkpoints)
+        training = self.build_training(resumed=bool(resumed))
+        self._compare_ranks(training)
         report = None
         if config.MODEL.PRETRAINED and not resumed:
             report = self.load_weights(training.model, self._resolve(config.MODEL.PRETRAINED), replace_head=True)
         self._print_head(training.model)
-        log.line(training.data)
+        self.log.line(training.data)
         if report:
-            log.line(str(report))
-        checkpoints.clean()
-        if is_main_process():
-            (output / "config.yaml").write_text(config.dump(), encoding="utf-8")
+            self.log.line(str(report))
+        self._warn_of_schedule(training)
+        kept = self.form.dump(config)
 
         def evaluate(model: nn.Layer, kind: str) -> Evaluation:
             self.step = trainer.step
@@ -141,12 +152,17 @@ class Task(ABC):
             evaluate=evaluate,
             criterion=self.criterion,
             settings=self._settings(training),
-            log=log,
+            log=self.log,
             checkpoints=checkpoints,
-            metadata={"task": self.name, "config": config.dump(), **training.metadata},
+            metadata={"task": self.name, "config": kept, **training.metadata},
         )
         if resumed:
             self._resume(trainer, *resumed)
+        self.check(training)
+        checkpoints.clean()
+        if is_main_process():
+            (output / "config.yaml").write_text(kept, encoding="utf-8")
+        self.log = trainer.log = log = TrainingLog(output)
         log.rewind(trainer.step if resumed else -1)
         best = trainer.run()
         self._print_next_commands(checkpoints, best)
@@ -205,6 +221,14 @@ class Task(ABC):
                     f"rank {other} was started unlike rank 0 ({', '.join(figures)}): "
                     f"{rows[other].astype(int).tolist()}, not {rows[0].astype(int).tolist()}; start all machines alike"
                 )
+
+    def _warn_of_schedule(self, training: Training) -> None:
+        rate, total = training.learning_rate, training.total_steps
+        if rate(total) > rate(total - 1):
+            self.log.line(
+                f"warning: the learning rate still rises at the last of {total} steps; shorten the warm-up, or raise "
+                f"{self.length_key}"
+            )
 
     def _find_state(self, checkpoints: CheckpointFolder) -> tuple[Path | str, dict[str, Any]] | None:
         """The training state that ``RESUME`` means, with its source."""

@@ -34,7 +34,7 @@ from common.distributed import (
 )
 from common.ema import ModelEma
 from common.errors import StoppedBySignal, UserError
-from common.sampler import ShardedTrainSampler
+from common.sampler import TrainSampler
 from common.stop_request import StopRequest
 from common.training_log import TrainingLog
 
@@ -124,7 +124,7 @@ class Trainer:
         model: nn.Layer,
         loss_function: Callable[[nn.Layer, Any, np.random.Generator], StepResult],
         loader: paddle.io.DataLoader,
-        sampler: ShardedTrainSampler,
+        sampler: TrainSampler,
         optimizer: paddle.optimizer.Optimizer,
         learning_rate: Callable[[int], float],
         evaluate: Callable[[nn.Layer, str], Evaluation],

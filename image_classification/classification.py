@@ -38,7 +38,7 @@ class Classification(Task):
     def model_name(self) -> str:
         return self.config.MODEL.NAME
 
-    def build_training(self) -> Training:
+    def build_training(self, resumed: bool) -> Training:
         config = self.config
         train_set, val_set = self._dataset("train"), self._dataset("val")
         num_classes = config.MODEL.NUM_CLASSES or train_set.num_classes

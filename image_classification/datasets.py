@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from common import demo_data
 from common.class_names import read_class_names
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.prediction import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val")
@@ -145,7 +145,7 @@ class FileDataset(Dataset):
             if isinstance(error, UnidentifiedImageError):
                 reason = "no image format that Pillow knows"
             else:
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = one_line(error)
             raise UserError(f"cannot read image {self.describe(index)}: {reason}; replace or remove it") from error
 
     def check_exist(self, ends: int = 100, sample: int = 1000) -> None:

@@ -117,8 +117,8 @@ def build_train_loader(config: CfgNode, dataset: Dataset) -> tuple[paddle.io.Dat
             config.SEED,
             rank(),
             world_size(),
-            config.AUG.REPEATS,
             config.TRAIN.ACCUM_ITER,
+            config.AUG.REPEATS,
         )
     except ValueError as error:
         raise UserError(f"{error}; lower one of them") from error

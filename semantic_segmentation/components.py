@@ -2,56 +2,138 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import paddle
 from paddle import nn
-from paddleseg.cvlibs import SegBuilder
+from paddle.optimizer.lr import LRScheduler
+from paddleseg.cvlibs import SegBuilder, manager
+from paddleseg.cvlibs.manager import ComponentManager
 from yacs.config import CfgNode
 
-from common.config import plain
-from common.errors import UserError
+from common.config import check_keys, plain
+from common.errors import UserError, one_line
+from common.optimizer import build_adamw, schedule_function
 from semantic_segmentation import pale_backbone, upernet  # noqa: F401 (they register themselves in PaddleSeg)
 
-__all__ = ["build_component", "build_losses", "build_model", "build_schedule"]
+__all__ = [
+    "build_component",
+    "build_losses",
+    "build_model",
+    "build_optimizer",
+    "build_schedule",
+    "check_arguments",
+    "find_component",
+]
 
 
-def build_component(item: Mapping[str, Any], where: str) -> Any:
-    """Build what ``{type: NAME, argument: value, ...}`` describes, nested ones included.
+def find_component(item: Any, where: str, registry: ComponentManager) -> Callable:
+    """The class or function that ``{type: NAME, ...}`` names.
 
     Args:
-        where: what to call it in messages.
+        where: what to call the item in messages.
+        registry: PaddleSeg's, of components of this kind.
 
     Raises:
-        UserError: PaddleSeg has no such component, or the arguments are wrong.
+        UserError: it names none.
     """
+    if not isinstance(item, Mapping) or not isinstance(item.get("type"), str):
+        raise UserError(f"{where} is {item!r}; write {{type: NAME, ...}}")
+    known = registry.components_dict
+    if item["type"] not in known:
+        raise UserError(f"{where}: unknown type {item['type']!r}; choose one of {', '.join(sorted(known))}")
+    return known[item["type"]]
+
+
+def check_arguments(component: Callable, arguments: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Return the arguments with the defaults of those not given.
+
+    Raises:
+        UserError: one is unknown or missing, or a word in place of a number or the other way round.
+    """
+    signature = inspect.signature(component)
     try:
-        return SegBuilder(None).build_component(dict(item))
+        bound = signature.bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}; its arguments are {', '.join(signature.parameters)}") from error
+    for name, value in arguments.items():
+        default = getattr(signature.parameters.get(name), "default", None)
+        # Only words and numbers are told apart: PaddleSeg takes lists, or nothing, in place of some of either.
+        for kind, other in (((int, float), str), (str, (int, float))):
+            if isinstance(default, kind) and isinstance(value, other):
+                raise UserError(f"{where}: {name} is {value!r}; give something like the default, {default!r}")
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def build_component(item: Any, where: str, registry: ComponentManager = manager.TRANSFORMS) -> Any:
+    """Build what ``{type: NAME, argument: value, ...}`` describes, nested ones included.
+
+    PaddleSeg's own builder looks a name up in all registries and hides the cause of an error in several lines.
+
+    Args:
+        where, registry: see :func:`find_component`.
+
+    Raises:
+        UserError: there is no such component, or the arguments are wrong.
+    """
+    component = find_component(item, where, registry)
+    named = f"{where} ({item['type']})"
+    arguments = {key: value for key, value in item.items() if key != "type"}
+    check_arguments(component, arguments, named)
+    built = {
+        key: _build_nested(value, f"{where}.{key}", manager.BACKBONES if key == "backbone" else registry)
+        for key, value in arguments.items()
+    }
+    try:
+        return component(**built)
+    except UserError:
+        raise
     except Exception as error:
-        cause = error.__context__ or error  # the builder wraps it in several lines
-        if isinstance(cause, UserError):
-            raise cause from None
-        raise UserError(f"{where}: {' '.join(str(cause).split()) or type(cause).__name__}") from error
+        raise UserError(f"{named}: {one_line(error)}") from error
 
 
-def build_model(config: CfgNode, num_classes: int) -> nn.Layer:
+def _build_nested(value: Any, where: str, registry: ComponentManager) -> Any:
+    if isinstance(value, Mapping) and "type" in value:
+        return build_component(value, where, registry)
+    if isinstance(value, list):
+        return [_build_nested(item, f"{where}[{number}]", registry) for number, item in enumerate(value)]
+    return value
+
+
+def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False) -> nn.Layer:
     """Build the section ``model`` for so many classes.
+
+    Args:
+        load_pretrained: load what the section, or its backbone, names as ``pretrained``. Where all weights come from
+            elsewhere, the file is not needed.
 
     Raises:
         UserError: the section asks for what does not exist or cannot work.
     """
     section = plain(config.model)
+    if not load_pretrained:
+        _remove_pretrained(section)
     if section.setdefault("num_classes", num_classes) != num_classes:
         raise UserError(f"model.num_classes is {section['num_classes']}, but the data has {num_classes} classes")
-    return build_component(section, f"model ({section['type']})")
+    return build_component(section, "model", manager.MODELS)
+
+
+def _remove_pretrained(section: dict[str, Any]) -> None:
+    for part in (section, section.get("backbone")):
+        if isinstance(part, dict):
+            part.pop("pretrained", None)
 
 
 def build_losses(config: CfgNode, ignore_index: int) -> dict[str, list]:
     """Build the section ``loss``: one loss and one coefficient for each output of the model in training.
 
     Args:
-        ignore_index: the data's; losses that say nothing get it.
+        ignore_index: the data's; losses that take one and say nothing get it.
 
     Returns:
         ``types`` and ``coef`` as ``paddleseg.core.train.loss_computation`` wants them.
@@ -60,22 +142,33 @@ def build_losses(config: CfgNode, ignore_index: int) -> dict[str, list]:
         UserError: the section asks for what does not exist or cannot work.
     """
     section = plain(config.loss)
+    check_keys(section, ("types", "coef"), "loss")
     types, coefficients = section.get("types"), section.get("coef")
     if not isinstance(types, list) or not isinstance(coefficients, list) or not types or not coefficients:
         raise UserError("loss must have two lists, types and coef: a loss and its weight for each output of the model")
+    for number, value in enumerate(coefficients):
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise UserError(f"loss.coef[{number}] is {value!r}; it must be a number from 0 up")
     if len(types) == 1:
         types = types * len(coefficients)
     if len(types) != len(coefficients):
         raise UserError(f"loss has {len(types)} types and {len(coefficients)} coef; give a weight for each")
     for number, item in enumerate(types):
-        for part in item.get("losses", [item]) if isinstance(item, dict) else ():  # MixedLoss has several
-            if part.setdefault("ignore_index", ignore_index) != ignore_index:
-                raise UserError(
-                    f"loss.types[{number}].ignore_index is {part['ignore_index']}, the data's is {ignore_index}; make "
-                    "them equal"
-                )
-    losses = [build_component(item, f"loss.types[{number}]") for number, item in enumerate(types)]
+        _set_ignore_index(item, f"loss.types[{number}]", ignore_index)
+    losses = [build_component(item, f"loss.types[{number}]", manager.LOSSES) for number, item in enumerate(types)]
     return {"types": losses, "coef": coefficients}
+
+
+def _set_ignore_index(item: Any, where: str, ignore_index: int) -> None:
+    component = find_component(item, where, manager.LOSSES)
+    parts = item.get("losses")  # MixedLoss has several
+    for number, part in enumerate(parts if isinstance(parts, list) else ()):
+        _set_ignore_index(part, f"{where}.losses[{number}]", ignore_index)
+    takes_it = "ignore_index" in inspect.signature(component).parameters
+    if takes_it and item.setdefault("ignore_index", ignore_index) != ignore_index:
+        raise UserError(
+            f"{where}.ignore_index is {item['ignore_index']}, the data's is {ignore_index}; make them equal"
+        )
 
 
 def build_schedule(config: CfgNode) -> Callable[[int], float]:
@@ -84,14 +177,43 @@ def build_schedule(config: CfgNode) -> Callable[[int], float]:
     Raises:
         UserError: Paddle has no such scheduler, or the arguments are wrong.
     """
-    settings = SimpleNamespace(lr_scheduler_cfg=plain(config.lr_scheduler), iters=config.iters)
+    section = plain(config.lr_scheduler)
+    kind = getattr(paddle.optimizer.lr, section["type"], None)
+    if not inspect.isclass(kind) or not issubclass(kind, LRScheduler) or kind is LRScheduler:
+        raise UserError(
+            f"lr_scheduler: unknown type {section['type']!r}; give one of paddle.optimizer.lr, such as PolynomialDecay"
+        )
+    if kind is paddle.optimizer.lr.ReduceOnPlateau:
+        raise UserError("lr_scheduler.type is 'ReduceOnPlateau'; give one whose rate depends on the step alone")
+    known = ("type", *inspect.signature(kind).parameters, "warmup_iters", "warmup_start_lr")
+    check_keys(section, known, "lr_scheduler")
+    for name, value in section.items():
+        if name != "type" and isinstance(value, str):
+            raise UserError(f"lr_scheduler.{name} is {value!r}; it must be a number")
+    warmup = section.get("warmup_iters", 0)
+    if type(warmup) is not int or warmup < 0:
+        raise UserError(f"lr_scheduler.warmup_iters is {warmup!r}; it must be a whole number from 0 up")
+    if not warmup:  # PaddleSeg takes a warm-up of some length, or none
+        section.pop("warmup_iters", None)
+        section.pop("warmup_start_lr", None)
+    settings = SimpleNamespace(lr_scheduler_cfg=section, iters=config.iters)
     try:
         scheduler = SegBuilder(settings).lr_scheduler
     except Exception as error:
-        raise UserError(f"lr_scheduler: {' '.join(str(error).split())}") from error
+        raise UserError(f"lr_scheduler: {one_line(error)}") from error
+    return schedule_function(scheduler, config.iters, "lr_scheduler")
 
-    def learning_rate(step: int) -> float:
-        scheduler.step(step)
-        return float(scheduler())
 
-    return learning_rate
+def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.optimizer.Optimizer:
+    """Build the section ``optimizer``, with PaddleSeg's default for what it does not say, for the model.
+
+    Raises:
+        UserError: a key is unknown, or a value impossible.
+    """
+    section = plain(config.optimizer)
+    check_keys(section, ("type", "beta1", "beta2", "weight_decay"), "optimizer")
+    betas = (section.get("beta1", 0.9), section.get("beta2", 0.999))
+    try:
+        return build_adamw(model, base_lr, section.get("weight_decay", 0.01), betas, config.TRAIN.LAYER_DECAY)
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}") from error

@@ -5,14 +5,16 @@ The keys in small letters are PaddleSeg's: the same file works with PaddleSeg's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
 from common.config import Flag, TaskConfig, require, shared_config
 from common.errors import UserError
 
-__all__ = ["ABSENT_CLASSES", "CONFIG", "default_config"]
+__all__ = ["ABSENT_CLASSES", "CONFIG", "default_config", "require_transforms"]
 
 ABSENT_CLASSES = ("exclude", "zero")  # what a class that neither labels nor predictions have does to a mean
 
@@ -54,8 +56,18 @@ _FLAGS = {
 
 _FREE_KEYS = """
     iters batch_size val_dataset test_config train_dataset.dataset_root
-    VALIDATE_STEPS KEEP_STEPS ABSENT_CLASSES PICTURES CHECK_DATA
+    VALIDATE_STEPS KEEP_STEPS ABSENT_CLASSES PICTURES
 """
+
+
+def require_transforms(section: Mapping[str, Any], name: str) -> None:
+    """Check that a section of a data set has a list of transforms.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not isinstance(section.get("transforms"), list):
+        raise UserError(f"{name}.transforms is {section.get('transforms')!r}; give a list of PaddleSeg's transforms")
 
 
 def _check(config: CfgNode) -> None:
@@ -66,6 +78,8 @@ def _check(config: CfgNode) -> None:
     for section in ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler"):
         if not isinstance(config[section].get("type"), str):
             raise UserError(f"{section} has no type; give a -cfg that says which {section} to use")
+    for section in ("train_dataset", "val_dataset"):
+        require_transforms(config[section], section)
     if config.optimizer.type != "AdamW":
         raise UserError(f"optimizer.type is {config.optimizer.type!r}; AdamW is what this launcher trains with")
 
@@ -76,5 +90,6 @@ CONFIG = TaskConfig(
     flags=_FLAGS,
     check=_check,
     free_keys=frozenset(_FREE_KEYS.split()),
+    invocation_keys=frozenset({"CHECK_DATA"}),
     open_sections=frozenset(_SECTIONS),
 )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,12 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 from paddleseg.datasets import ADE20K, Dataset
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image
 
-from common import __version__
-from common.distributed import gather_rows, is_main_process, rank, sum_over_ranks, world_size
-from common.errors import UserError
-from semantic_segmentation.image_file import check_name, read_image
+from common import check_record
+from common.check_record import CheckRecord
+from common.distributed import gather_lines, gather_rows, rank, sum_over_ranks, world_size
+from common.errors import UserError, one_line
+from common.image_file import check_name, is_turned, look_at_image
 
 __all__ = ["DataReport", "check_dataset", "check_once", "fingerprint"]
 
@@ -96,8 +94,8 @@ class DataReport:
 def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None, list_all: bool = False) -> DataReport:
     """Look at every pair of image and mask; a collective operation that shares them out among the ranks.
 
-    Masks are decoded, and all their values compared with the classes. Of images in PNG and JPEG only the header is
-    decoded, and the checksums or the end of the file looked at; other formats are read as PaddleSeg does, with OpenCV.
+    Masks are decoded, and all their values compared with the classes; images are looked at as
+    :func:`common.image_file.look_at_image` does.
 
     Args:
         dataset: from :func:`semantic_segmentation.datasets.build_dataset`.
@@ -125,7 +123,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
             if progress:
                 progress(done, len(pairs))
 
-    problems = [line.partition(" ")[2] for line in sorted(_gather_lines(problems))]
+    problems = [line.partition(" ")[2] for line in sorted(gather_lines(problems))]
     totals = sum_over_ranks([*counts, *images, deep_images]).astype(np.int64)
     if not problems and not totals[:classes].any():
         problems = [f"every pixel of the {split} data is ignored ({dataset.ignore_index}); correct the masks"]
@@ -151,7 +149,7 @@ def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | 
     """:func:`check_dataset`, unless the same files have passed it before; a collective operation.
 
     Args:
-        record: JSON file of what has passed, ``{split: fingerprint}``; rank 0 reads and writes it.
+        record: file of what has passed; see :class:`common.check_record.CheckRecord`.
 
     Returns:
         The report, or None where the data has passed before.
@@ -159,49 +157,18 @@ def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | 
     Raises:
         UserError: as :func:`check_dataset`, or the record cannot be written.
     """
-    passed, key = {}, ""
-    if is_main_process():
-        passed, key = _read_record(record), fingerprint(dataset)
-    if sum_over_ranks([float(is_main_process() and passed.get(split) == key)])[0]:
+    passed = CheckRecord(record, split, partial(fingerprint, dataset))
+    if passed.has_passed:
         return None
     report = check_dataset(dataset, split, progress)
-    if is_main_process():
-        _write_record(record, {**passed, split: key})
+    passed.add()
     return report
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 of all that the outcome of the check depends on: rules, classes, and path, size and time of each file."""
-    digest = hashlib.sha256(
-        f"{__version__} {type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index}\n".encode()
-    )
-    for pair in dataset.file_list:
-        for path in pair:
-            try:
-                status = os.stat(path)  # noqa: PTH116  (a Path for each of 40,000 files takes longer than the call)
-                state = f"{status.st_size} {status.st_mtime_ns}"
-            except OSError:
-                state = "missing"
-            digest.update(f"{path} {state}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _read_record(record: Path) -> dict[str, str]:
-    try:
-        passed = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent or damaged: nothing has passed
-        return {}
-    return passed if isinstance(passed, dict) else {}
-
-
-def _write_record(record: Path, passed: dict[str, str]) -> None:
-    temporary = record.with_name(f".{record.name}.{os.getpid()}")
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(passed, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(record)
-    except OSError as error:
-        raise UserError(f"cannot write {record} ({error.strerror}); give an OUTPUT that can be written") from error
+    """Of all that the outcome of the check depends on: rules, classes and files."""
+    rules = f"{type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index}"
+    return check_record.fingerprint(rules, (path for pair in dataset.file_list for path in pair))
 
 
 # ---- one pair
@@ -219,81 +186,21 @@ def _inspect_or_explain(dataset: Dataset, pair: Sequence[str]) -> _Found | str:
     except UserError as error:
         return str(error)
     except Exception as error:
-        return f"image {pair[0]} or its mask {pair[1]} cannot be read ({_text(error)}); replace it"
+        return f"image {pair[0]} or its mask {pair[1]} cannot be read ({one_line(error)}); replace it"
 
 
 def _inspect(dataset: Dataset, image: str, mask: str) -> _Found:
-    size, deep = _look_at_image(image)
+    check_name(image)
+    size, deep = look_at_image(image)
     values, counts, mask_size = _read_mask(mask, image, isinstance(dataset, ADE20K))
     if size != mask_size:
         (width, height), (mask_width, mask_height) = size, mask_size
-        turned = " (turned by its EXIF orientation)" if _is_turned(image) else ""
+        turned = " (turned by its EXIF orientation)" if is_turned(image) else ""
         raise UserError(
             f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {mask_width}x{mask_height}; "
             "make them the same size, pixel on pixel"
         )
     return _Found(_count_classes(dataset, mask, values, counts), size, deep)
-
-
-def _look_at_image(path: str) -> tuple[tuple[int, int], bool]:
-    """Width and height as PaddleSeg will read them, and whether it will lose bits."""
-    if not Path(path).is_file():
-        raise UserError(f"image {path} does not exist; restore it, or take it out of the data")
-    check_name(path)
-    size, deep = None, False
-    try:
-        with Image.open(path) as image:
-            deep = _bits_per_channel(path, image) > 8
-            if image.format in ("PNG", "JPEG"):
-                size = None if _swaps_sides(image) else image.size
-                if image.format == "PNG":
-                    image.verify()
-                elif not _has_end_of_jpeg(path):
-                    image.load()
-    except UnidentifiedImageError:
-        pass  # OpenCV may know the format
-    except Exception as error:  # on broken data Pillow's decoders raise nearly any type
-        raise UserError(f"image {path} is damaged ({_text(error)}); replace it, or take it out of the data") from error
-    if size is None:
-        pixels = read_image(path)
-        size = None if pixels is None else pixels.shape[1::-1]
-    if size is None:
-        raise UserError(
-            f"image {path} cannot be read with OpenCV, as PaddleSeg does; replace it by an intact PNG or JPEG"
-        )
-    return size, deep
-
-
-def _bits_per_channel(path: str, image: Image.Image) -> int:
-    """As the file has them; Pillow opens some as 8 bits that have 16."""
-    if image.format == "PNG":
-        with Path(path).open("rb") as file:
-            return file.read(25)[24]  # in the header chunk (PNG specification, 11.2.1)
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-    return 16 if image.mode.startswith("I") else 8
-
-
-def _has_end_of_jpeg(path: str) -> bool:
-    """Whether the end-of-image marker is near the end of the file; OpenCV reads a truncated JPEG without a word."""
-    with Path(path).open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(file.tell() - 64, 0))
-        return b"\xff\xd9" in file.read()
-
-
-def _is_turned(path: str) -> bool:
-    try:
-        with Image.open(path) as image:
-            return _swaps_sides(image)
-    except UnidentifiedImageError:
-        return False
-
-
-def _swaps_sides(image: Image.Image) -> bool:
-    """Whether EXIF's orientation, which OpenCV follows and Pillow does not, is a quarter turn."""
-    # Without any EXIF, Pillow would decode the whole PNG to look for it.
-    return "exif" in image.info and image.getexif().get(0x0112, 1) >= 5
 
 
 def _read_mask(path: str, image: str, from_ade20k: bool) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -312,7 +219,7 @@ def _read_mask(path: str, image: str, from_ade20k: bool) -> tuple[np.ndarray, np
     except UserError:
         raise
     except Exception as error:  # on broken data Pillow's decoders raise nearly any type
-        raise UserError(f"mask {path} is damaged ({_text(error)}); replace it") from error
+        raise UserError(f"mask {path} is damaged ({one_line(error)}); replace it") from error
 
 
 def _check_kind(path: str, mask: Image.Image, from_ade20k: bool) -> None:
@@ -342,24 +249,6 @@ def _count_classes(dataset: Dataset, path: str, values: np.ndarray, counts: np.n
     totals = np.zeros(classes + 1, np.int64)
     np.add.at(totals, np.where(labels == ignored, classes, labels), counts)
     return totals
-
-
-def _text(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-# ---- all ranks
-
-
-def _gather_lines(lines: Sequence[str]) -> list[str]:
-    """Every rank's lines, on every rank."""
-    own = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
-    lengths = gather_rows([len(own)])[:, 0].astype(int)
-    if not lengths.any():
-        return []  # gloo does not add up nothing
-    start, text = lengths[: rank()].sum(), np.zeros(lengths.sum())
-    text[start : start + len(own)] = np.frombuffer(own, np.uint8)
-    return sum_over_ranks(text).astype(np.uint8).tobytes().decode().split("\n")[:-1]
 
 
 def _size_range(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -17,7 +17,6 @@ registered here. It is described by a section of a configuration in PaddleSeg's 
 from __future__ import annotations
 
 import copy
-import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,12 +27,13 @@ import paddle
 from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
-from common import demo_data
+from common import demo_folders
 from common.class_names import read_class_names
-from common.errors import UserError
+from common.errors import UserError, one_line
+from common.image_file import check_name
 from common.sampler import SampleKey
-from semantic_segmentation.components import build_component
-from semantic_segmentation.image_file import check_name
+from semantic_segmentation.components import build_component, check_arguments, find_component
+from semantic_segmentation.config import require_transforms
 
 __all__ = [
     "EvalDataset",
@@ -111,7 +111,7 @@ _CLASS_NAMES = {
 
 
 class _Micrograph(paddleseg_datasets.Dataset):
-    """A segmentation folder that :mod:`common.demo_data` makes on first use.
+    """A segmentation folder that :mod:`common.demo_folders` makes on first use.
 
     Args:
         transforms: PaddleSeg's transforms.
@@ -143,20 +143,20 @@ class _Micrograph(paddleseg_datasets.Dataset):
 
 @manager.DATASETS.add_component
 class Nuclei(_Micrograph):
-    """Nuclei in a fluorescence micrograph; see :func:`common.demo_data.write_nuclei_segmentation`."""
+    """Nuclei in a fluorescence micrograph; see :func:`common.demo_folders.write_nuclei_segmentation`."""
 
-    class_names = demo_data.NUCLEI_CLASSES
+    class_names = demo_folders.NUCLEI_CLASSES
     NUM_CLASSES = len(class_names)
-    _write = staticmethod(demo_data.write_nuclei_segmentation)
+    _write = staticmethod(demo_folders.write_nuclei_segmentation)
 
 
 @manager.DATASETS.add_component
 class HENuclei(_Micrograph):
-    """Three types of nuclei in H&E-stained tissue; see :func:`common.demo_data.write_he_segmentation`."""
+    """Three types of nuclei in H&E-stained tissue; see :func:`common.demo_folders.write_he_segmentation`."""
 
-    class_names = demo_data.HE_NUCLEI_CLASSES
+    class_names = demo_folders.HE_NUCLEI_CLASSES
     NUM_CLASSES = len(class_names)
-    _write = staticmethod(demo_data.write_he_segmentation)
+    _write = staticmethod(demo_folders.write_he_segmentation)
 
 
 # ---- from a configuration to a data set
@@ -181,14 +181,13 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         UserError: the section asks for what does not exist or cannot work, or the data is not there.
     """
     training = name == "train_dataset"
-    component = _component(manager.DATASETS, section, name)
+    component = find_component(section, name, manager.DATASETS)
     kind, where = section["type"], f"{name} ({section['type']})"
     if kind in _UNSUPPORTED:
         raise UserError(f"{where} is not supported: {_UNSUPPORTED[kind]}; give another type")
     arguments = {key: value for key, value in section.items() if key != "type"}
-    if not isinstance(arguments.get("transforms"), list):
-        raise UserError(f"{name}.transforms is {arguments.get('transforms')!r}; give a list of PaddleSeg's transforms")
-    mode = _check_arguments(component, arguments, where).get("mode", "train")
+    require_transforms(section, name)
+    mode = check_arguments(component, arguments, where).get("mode", "train")
     if not isinstance(mode, str) or mode.lower() not in (_TRAIN_MODES if training else ("val",)):
         raise UserError(f"{name}.mode is {mode!r}; write mode: {'train' if training else 'val'}")
     _check_numbers(arguments, name)
@@ -197,7 +196,7 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         _build_transform(item, f"{name}.transforms[{number}]", training)
         for number, item in enumerate(arguments["transforms"])
     ]
-    dataset = build_component({"type": kind, **arguments}, where)
+    dataset = build_component({"type": kind, **arguments}, name, manager.DATASETS)
     if kind == "ADE20K":
         dataset.file_list.sort()  # PaddleSeg leaves them in the order of the file system
     _check_pairs(dataset, kind, where)
@@ -205,27 +204,6 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         _check_padding(dataset, name)
     dataset.class_names = _class_names(dataset, kind)
     return dataset
-
-
-def _component(components: Any, item: Any, where: str) -> type:
-    """The class that an item of the configuration names."""
-    if not isinstance(item, Mapping) or not isinstance(item.get("type"), str):
-        raise UserError(f"{where} is {item!r}; write {{type: NAME, ...}}")
-    known = components.components_dict
-    if item["type"] not in known:
-        raise UserError(f"{where}: unknown type {item['type']!r}; choose one of {', '.join(sorted(known))}")
-    return known[item["type"]]
-
-
-def _check_arguments(component: type, arguments: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Return the arguments with the defaults of those not given."""
-    signature = inspect.signature(component)
-    try:
-        bound = signature.bind(**arguments)
-    except TypeError as error:
-        raise UserError(f"{where}: {error}; its arguments are {', '.join(signature.parameters)}") from error
-    bound.apply_defaults()
-    return bound.arguments
 
 
 def _check_numbers(arguments: Mapping[str, Any], name: str) -> None:
@@ -294,14 +272,13 @@ def _check_list(path: Path, separator: str | None) -> None:
 
 
 def _build_transform(item: Any, where: str, training: bool) -> Callable[[dict], dict]:
-    component = _component(manager.TRANSFORMS, item, where)
-    where = f"{where} ({item['type']})"
-    _check_arguments(component, {key: value for key, value in item.items() if key != "type"}, where)
+    component = find_component(item, where, manager.TRANSFORMS)
+    named = f"{where} ({item['type']})"
     own = component.__module__.startswith("paddleseg.")
     if own and not training and item["type"] not in _EVAL_TRANSFORMS:
-        raise UserError(f"{where} cannot be undone after prediction; use only {', '.join(_EVAL_TRANSFORMS)}")
+        raise UserError(f"{named} cannot be undone after prediction; use only {', '.join(_EVAL_TRANSFORMS)}")
     if item["type"] == "ResizeByShort" and isinstance(item.get("short_size"), list):
-        raise UserError(f"{where} draws one of short_size once for the whole run; give one size, or ResizeStepScaling")
+        raise UserError(f"{named} draws one of short_size once for the whole run; give one size, or ResizeStepScaling")
     return build_component(item, where)
 
 
@@ -421,8 +398,7 @@ def _explain(dataset: paddleseg_datasets.Dataset, index: int, error: Exception) 
             return f"{kind} {path} does not exist; restore it, or take it out of the data"
     if isinstance(error, AttributeError) and "NoneType" in str(error):  # PaddleSeg does not look at what OpenCV returns
         return f"image {image} cannot be read; replace it, or take it out of the data"
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot read image {image} with mask {mask} ({reason}); check them and the transforms"
+    return f"cannot read image {image} with mask {mask} ({one_line(error)}); check them and the transforms"
 
 
 def collate_train(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,74 +7,23 @@ that do not work here.
 from __future__ import annotations
 
 import importlib
-import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from paddle.base import unique_name
 from paddleseg.models.losses import CrossEntropyLoss
 from paddleseg.transforms import RandomPaddingCrop
 from paddleseg.transforms.functional import crop
 from paddleseg.utils import metrics
 
-__all__ = ["MENDS", "Mend", "apply_mends"]
+from common.mends import GRAD_SCALER, Mend, apply_mends
+
+__all__ = ["MENDS"]
 
 # `paddleseg.core.train` is the function: the package hides the module of that name behind it.
 _train_module = importlib.import_module("paddleseg.core.train")
-
-
-@dataclass(frozen=True)
-class Mend:
-    """A function that does not work, and one that does.
-
-    Attributes:
-        owner, attribute: where callers find the function.
-        replacement: has the original's arguments and results.
-        reason: what goes wrong without it.
-        broken_on: beginnings of the versions of Paddle on which PaddleSeg 2.8.0 needs it.
-        works: uses a function in the original's place, on something small; what it raises counts as no.
-        original: the function as it was before any mend.
-    """
-
-    owner: Any
-    attribute: str
-    replacement: Callable
-    reason: str
-    broken_on: tuple[str, ...]
-    works: Callable[[Callable], bool]
-    original: Callable
-
-    @property
-    def name(self) -> str:
-        """The function's name with its class or module."""
-        return f"{self.owner.__name__}.{self.attribute}"
-
-    def needed(self) -> bool:
-        """Try the original. Neither random numbers nor Paddle's automatic names are used up."""
-        try:
-            with _leaving_no_trace():
-                return not self.works(self.original)
-        except Exception:
-            return True
-
-    def apply(self) -> None:
-        setattr(self.owner, self.attribute, self.replacement)
-
-
-@contextmanager
-def _leaving_no_trace() -> Iterator[None]:
-    paddles, numpys = paddle.get_rng_state(), np.random.get_state()
-    try:
-        with unique_name.guard(), redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        paddle.set_rng_state(paddles)
-        np.random.set_state(numpys)
 
 
 # ---- CrossEntropyLoss
@@ -207,30 +156,6 @@ def _crops_the_image(call: Callable) -> bool:
     return data["img"].shape == (2, 3, 3) and np.array_equal(data["img"][..., 1], data["label"] + 100.0)
 
 
-# ---- mixed precision
-
-
-_original_minimize = paddle.amp.GradScaler.minimize
-
-
-def _minimize(self: paddle.amp.GradScaler, optimizer: paddle.optimizer.Optimizer, *args: Any, **kwargs: Any) -> tuple:
-    """Unscale the gradients, step unless they overflowed, and adapt the scale."""
-    if not isinstance(optimizer._parameter_list[0], dict):
-        return _original_minimize(self, optimizer, *args, **kwargs)
-    self.step(optimizer)
-    self.update()
-    return None, None
-
-
-def _minimizes_with_groups(minimize: Callable) -> bool:
-    weight = paddle.create_parameter([1], "float32", default_initializer=nn.initializer.Constant(3.0))
-    optimizer = paddle.optimizer.SGD(1.0, parameters=[{"params": [weight], "learning_rate": 0.5}])
-    loss = (2.0 * weight).sum()
-    loss.backward()
-    minimize(paddle.amp.GradScaler(enable=False), optimizer, loss)
-    return weight.numpy()[0] == 2.0
-
-
 # ---- paddle.flops, with which core.train ends
 
 
@@ -308,15 +233,7 @@ MENDS: tuple[Mend, ...] = (
         _crops_the_image,
         RandomPaddingCrop.__call__,
     ),
-    Mend(
-        paddle.amp.GradScaler,
-        "minimize",
-        _minimize,
-        "cannot take an optimizer with parameter groups (`custom_cfg`): TypeError with `precision='fp16'`",
-        ("2.6", "3."),
-        _minimizes_with_groups,
-        _original_minimize,
-    ),
+    GRAD_SCALER,
     Mend(
         paddle,
         "flops",
@@ -330,16 +247,4 @@ MENDS: tuple[Mend, ...] = (
 )
 
 
-def apply_mends() -> list[Mend]:
-    """Replace the functions that do not work here.
-
-    Returns:
-        The mends that were needed.
-    """
-    needed = [mend for mend in MENDS if mend.needed()]
-    for mend in needed:
-        mend.apply()
-    return needed
-
-
-apply_mends()
+apply_mends(MENDS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 from paddle import nn
 from paddleseg import datasets
 from paddleseg.core.train import loss_computation
@@ -23,11 +24,11 @@ from common.config import plain
 from common.distributed import rank, world_size
 from common.errors import UserError
 from common.loader import build_loader
-from common.optimizer import build_adamw
-from common.sampler import IterationSampler, ShardedEvalSampler
+from common.sampler import IterationSampler, SampleKey, ShardedEvalSampler
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
-from semantic_segmentation.components import build_losses, build_model, build_schedule
+from common.trial import try_loss
+from semantic_segmentation.components import build_losses, build_model, build_optimizer, build_schedule
 from semantic_segmentation.config import CONFIG
 from semantic_segmentation.data_check import check_dataset, check_once
 from semantic_segmentation.datasets import (
@@ -88,46 +89,54 @@ class Segmentation(Task):
             raise UserError(f"{problems} problem{'s' * (problems > 1)} in the data; they are listed above")
         return {"problems": 0.0}
 
-    def _check_once(self, *datasets_: datasets.Dataset) -> None:
-        """Look at all data before training, unless it has passed before."""
+    def check(self, training: Training) -> None:
+        """Try a step, then look at all data, unless it has passed before."""
+        images = training.loader.dataset
+        self._try_step(training, [images[key] for key in next(iter(training.sampler))])
+        check_batch(EvalDataset(self._val_set)[SampleKey(0, 0, 0)])  # the transforms work
         record = Path(self.config.OUTPUT) / "data_check.json"
-        for split, dataset in zip(("train", "val"), datasets_, strict=True):
+        for split, dataset in (("train", images.dataset), ("val", self._val_set)):
             with self.log.progress(len(dataset), f"checking {split}") as bar:
                 report = check_once(dataset, split, record, lambda done, total, bar=bar: bar.update(1))
             for line in report.warnings() if report else ():
                 self.log.line(f"warning: {line}")
 
-    def build_training(self) -> Training:
+    @staticmethod
+    def _try_step(training: Training, samples: list[dict[str, Any]]) -> None:
+        """Try a step on what can be read of the first batch; the check of the data says what is wrong with the rest."""
+        batch = collate_train([sample for sample in samples if not sample["error"]] or samples)
+        check_batch(batch)
+        # Masks have not been checked yet, and on GPUs a value that is no class would end the process.
+        batch = {"img": batch["img"], "label": np.zeros_like(batch["label"])}
+        tensors = {name: paddle.to_tensor(array) for name, array in batch.items()}
+        try_loss(training.model, training.loss_function, {**tensors, "error": ""})
+
+    def build_training(self, resumed: bool) -> Training:
         config = self.config
         train_set, val_set = self._dataset("train_dataset"), self._prepare_validation()
         if train_set.num_classes != val_set.num_classes:
             raise UserError(
                 f"the training data has {train_set.num_classes} classes, the validation data {val_set.num_classes}"
             )
-        self._check_once(train_set, val_set)
         sampler = IterationSampler(
             len(train_set),
             config.batch_size,
             config.SEED,
-            config.iters,
             rank(),
             world_size(),
             config.TRAIN.ACCUM_ITER,
+            steps=config.iters,
         )
         classes = train_set.num_classes
-        model = build_model(config, classes)
+        model = build_model(config, classes, load_pretrained=not resumed)
         losses = build_losses(config, train_set.ignore_index)
-        optimizer = config.optimizer
-        betas = (optimizer.get("beta1", 0.9), optimizer.get("beta2", 0.999))
         learning_rate = build_schedule(config)
         return Training(
             model=model,
             loss_function=functools.partial(self._loss, losses=losses, ignore_index=train_set.ignore_index),
             loader=build_loader(SeededDataset(train_set, config.SEED), sampler, config.DATA.NUM_WORKERS, collate_train),
             sampler=sampler,
-            optimizer=build_adamw(
-                model, learning_rate(0), optimizer.get("weight_decay", 0.01), betas, config.TRAIN.LAYER_DECAY
-            ),
+            optimizer=build_optimizer(config, model, learning_rate(0)),
             learning_rate=learning_rate,
             total_steps=config.iters,
             validate_steps=config.VALIDATE_STEPS,
@@ -147,7 +156,7 @@ class Segmentation(Task):
     def load_weights(self, model: nn.Layer, source: Path | str, replace_head: bool) -> LoadReport:
         """Load weights of a whole model or, to train from, of a backbone alone."""
         weights = find_weights(read_checkpoint(source), str(source))
-        of_backbone = not any(name.startswith("backbone.") for name in weights)
+        of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
         target = model.backbone if of_backbone and replace_head else model
         return load_weights(target, weights, str(source), replace_head)
 

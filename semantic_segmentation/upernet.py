@@ -15,7 +15,6 @@ from paddle import Tensor, nn
 from paddleseg.cvlibs import manager
 
 from common.checkpoint import load_pretrained
-from common.pale_features import PaleFeatures
 
 __all__ = ["FCNHead", "PaleUPerNet", "UPerHead"]
 
@@ -110,7 +109,8 @@ class PaleUPerNet(nn.Layer):
 
     Args:
         num_classes: outputs of both classifiers.
-        backbone: gives the maps; ``semantic_segmentation.pale_backbone`` registers it for PaddleSeg's yaml files.
+        backbone: gives the maps, and ``out_channels`` or PaddleSeg's ``feat_channels``;
+            ``semantic_segmentation.pale_backbone`` registers ours for PaddleSeg's yaml files.
         channels: width of the head [C: 512].
         aux_channels: width of the auxiliary head [C: 256].
         pool_sizes: regions along a side, for each level of the pyramid pooling.
@@ -130,7 +130,7 @@ class PaleUPerNet(nn.Layer):
     def __init__(
         self,
         num_classes: int,
-        backbone: PaleFeatures,
+        backbone: nn.Layer,
         channels: int = 512,
         aux_channels: int = 256,
         pool_sizes: Sequence[int] = (1, 2, 3, 6),
@@ -142,12 +142,13 @@ class PaleUPerNet(nn.Layer):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; it must be positive")
-        if not 0 <= aux_in_index < len(backbone.out_channels):
-            raise ValueError(f"aux_in_index is {aux_in_index}; the maps are 0 to {len(backbone.out_channels) - 1}")
+        widths = getattr(backbone, "feat_channels", None) or backbone.out_channels  # the first is PaddleSeg's name
+        if not 0 <= aux_in_index < len(widths):
+            raise ValueError(f"aux_in_index is {aux_in_index}; the maps are 0 to {len(widths) - 1}")
         self.num_classes, self.aux_in_index, self.align_corners = num_classes, aux_in_index, align_corners
         self.backbone = backbone
-        self.decode_head = UPerHead(backbone.out_channels, channels, num_classes, pool_sizes, dropout, align_corners)
-        self.auxiliary_head = FCNHead(backbone.out_channels[aux_in_index], aux_channels, num_classes, dropout)
+        self.decode_head = UPerHead(widths, channels, num_classes, pool_sizes, dropout, align_corners)
+        self.auxiliary_head = FCNHead(widths[aux_in_index], aux_channels, num_classes, dropout)
         if pretrained:
             load_pretrained(self, pretrained)
 

@@ -124,6 +124,16 @@ def test_a_dump_reads_back_as_the_same_configuration():
     assert CONFIG.from_text(config.dump(), "dump") == config
 
 
+def test_what_is_kept_of_a_run_does_not_say_what_one_command_did():
+    config = load("-eval", "-resume", "auto", "-last_epoch", 3, "-seed", 4)
+    text = CONFIG.dump(config)
+    assert not {"EVAL", "RESUME", "LAST_EPOCH"} & {line.split(":")[0].strip() for line in text.splitlines()}
+    kept = CONFIG.from_text(text, "dump")
+    assert (kept.EVAL, kept.RESUME, kept.TRAIN.LAST_EPOCH, kept.SEED) == (False, "", -1, 4)
+    assert config.RESUME == "auto"
+    assert CONFIG.differences(kept, config) == []
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_builds_its_model_and_transforms(path):
     config = load("-cfg", path)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from thread_ranks import run_ranks
 
-from common import demo_data, distributed
+from common import check_record, demo_data
 from common.errors import UserError
 from common.sampler import SampleKey
 from semantic_segmentation import data_check
@@ -21,6 +21,7 @@ from semantic_segmentation.datasets import EvalDataset, build_dataset
 
 NAMES = "abcdefg"
 PLAIN = [{"type": "Normalize"}]
+MODULES = [check_record, data_check]
 
 
 def save_image(path, size=(30, 20), **options):
@@ -214,7 +215,7 @@ def empty_image(root):
 
 def text_for_an_image(root):
     (root / "images/c.jpg").write_text("<html>sign in</html>")
-    return "image {}/images/c.jpg cannot be read with OpenCV, as PaddleSeg does; replace it"
+    return "image {}/images/c.jpg cannot be read with OpenCV, as training does; replace it"
 
 
 def truncated_jpeg(root):
@@ -400,41 +401,6 @@ def test_an_ignored_class_is_no_class(folder):
 # ---- several ranks
 
 
-def run_ranks(monkeypatch, function, count):
-    """Run ``function`` in one thread a rank, with sums as ``common.distributed`` makes them."""
-    here = threading.local()
-    barrier, shares = threading.Barrier(count), {}
-
-    def sum_over_ranks(values):
-        shares[here.rank] = np.asarray(values, np.float64)
-        assert shares[here.rank].size  # gloo refuses to add up nothing
-        barrier.wait(30)
-        total = sum(shares.values())
-        barrier.wait(30)
-        return total
-
-    for module in (distributed, data_check):
-        monkeypatch.setattr(module, "rank", lambda: here.rank)
-        monkeypatch.setattr(module, "world_size", lambda: count)
-        monkeypatch.setattr(module, "sum_over_ranks", sum_over_ranks)
-        monkeypatch.setattr(module, "is_main_process", lambda: here.rank == 0)
-    results = [None] * count
-
-    def run(rank):
-        here.rank = rank
-        try:
-            results[rank] = function()
-        except UserError as error:
-            results[rank] = str(error)
-
-    threads = [threading.Thread(target=run, args=[rank]) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return results
-
-
 @pytest.mark.parametrize("ranks", [2, 9])
 def test_ranks_share_the_files_and_agree_on_the_report(folder, monkeypatch, ranks):
     save_image(folder / "images/b.jpg", (50, 10))
@@ -443,7 +409,10 @@ def test_ranks_share_the_files_and_agree_on_the_report(folder, monkeypatch, rank
     alone = str(check_dataset(dataset, "train"))
     totals = set()
     reports = run_ranks(
-        monkeypatch, lambda: check_dataset(dataset, "train", lambda _, total: totals.add(total)), count=ranks
+        monkeypatch,
+        MODULES,
+        lambda: check_dataset(dataset, "train", lambda _, total: totals.add(total)),
+        count=ranks,
     )
     assert [str(report) for report in reports] == [alone] * ranks
     assert totals == ({3, 4} if ranks == 2 else {1})
@@ -456,14 +425,15 @@ def test_ranks_agree_on_the_first_problem(folder, monkeypatch):
     with pytest.raises(UserError) as caught:
         check_dataset(dataset, "train")
     assert "d.png" in str(caught.value)
-    assert run_ranks(monkeypatch, lambda: check_dataset(dataset, "train"), 2) == [str(caught.value)] * 2
+    assert run_ranks(monkeypatch, MODULES, lambda: check_dataset(dataset, "train"), 2) == [str(caught.value)] * 2
 
 
 def test_ranks_agree_on_what_has_passed(folder, monkeypatch, tmp_path):
     dataset, record = build(folder), tmp_path / "out/data_check.json"
-    first = run_ranks(monkeypatch, lambda: check_once(dataset, "train", record), 2)
+    first = run_ranks(monkeypatch, MODULES, lambda: check_once(dataset, "train", record), 2)
     assert all(report.num_images == 7 for report in first)
-    assert run_ranks(monkeypatch, lambda: check_once(dataset, "train", record), 2) == [None, None]
+    again = run_ranks(monkeypatch, MODULES, lambda: check_once(dataset, "train", record), 2)
+    assert again == [None, None]
 
 
 # ---- what has passed before

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from common import demo_data
 from common.errors import UserError
@@ -267,79 +266,3 @@ def test_wrong_hash_is_found_by_pip(tmp_path, monkeypatch):
     monkeypatch.setitem(demo_data.WHEELS, "lpips_weights", wheel)
     with pytest.raises(UserError, match="does not have the pinned SHA-256"):
         demo_data.fetch("lpips_weights", tmp_path)
-
-
-# ---- segmentation folders made of them
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("write", "train", "val", "class_names"),
-    [
-        (demo_data.write_nuclei_segmentation, [(256, 384)] * 2, [(128, 128)] * 4, demo_data.NUCLEI_CLASSES),
-        (demo_data.write_he_segmentation, [(500, 1125)] * 3, [(375, 375)] * 4, demo_data.HE_NUCLEI_CLASSES),
-    ],
-)
-def test_segmentation_folders(tmp_path, write, train, val, class_names):
-    folder = write(tmp_path / "new/demo")
-    assert (folder / "labels.txt").read_text().splitlines() == list(class_names)
-    assert (folder / "LICENSE").read_text()
-    for split, sizes in (("train", train), ("val", val)):
-        pairs = [line.split(" ") for line in (folder / f"{split}.txt").read_text().splitlines()]
-        assert pairs == [[f"{part}/{split}_{n}.png" for part in ("images", "masks")] for n in range(len(sizes))]
-        contents = [[Image.open(folder / name) for name in pair] for pair in pairs]
-        assert {(image.mode, mask.mode) for image, mask in contents} == {("RGB", "P")}
-        assert [np.shape(mask) for _, mask in contents] == sizes
-        assert [image.size for image, _ in contents] == [mask.size for _, mask in contents]
-        # Every class is in either part.
-        assert set.union(*(set(np.unique(mask)) for _, mask in contents)) == set(range(len(class_names)))
-
-
-@pytest.mark.slow
-def test_segmentation_parts_put_together_are_the_micrographs(tmp_path):
-    def columns(folder, part, split, count):
-        return np.concatenate([np.asarray(Image.open(folder / f"{part}/{split}_{n}.png")) for n in range(count)])
-
-    folder = demo_data.write_nuclei_segmentation(tmp_path / "nuclei")
-    image, instances = demo_data.load_dsb_nuclei()
-    mask = np.hstack([columns(folder, "masks", "train", 2), columns(folder, "masks", "val", 4)])
-    np.testing.assert_array_equal(mask, instances > 0)
-    grey = np.hstack([columns(folder, "images", "train", 2), columns(folder, "images", "val", 4)])[..., 0]
-    inside = (grey > 0) & (grey < 255)
-    assert inside[:, :384].mean() > 0.97  # the percentiles are those of the training columns
-    slope, offset = np.polyfit(image[inside], grey[inside], 1)
-    np.testing.assert_allclose(slope * image[inside] + offset, grey[inside], atol=0.6)
-
-    folder = demo_data.write_he_segmentation(tmp_path / "he")
-    image, _, types = demo_data.load_he_nuclei()
-    for part, expected in (("images", image), ("masks", types)):
-        whole = np.hstack([columns(folder, part, "val", 4), columns(folder, part, "train", 3)])
-        np.testing.assert_array_equal(whole, expected)
-
-
-@pytest.mark.slow
-def test_segmentation_folder_is_made_once_and_by_one(tmp_path):
-    count = 4
-    results = []
-    threads = [
-        threading.Thread(target=lambda: results.append(demo_data.write_nuclei_segmentation(tmp_path / "demo")))
-        for _ in range(count)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [tmp_path / "demo"] * count
-    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
-    (tmp_path / "demo/masks/val_3.png").unlink()
-    with pytest.raises(UserError, match=r"demo lacks masks/val_3\.png: delete the folder"):
-        demo_data.write_nuclei_segmentation(tmp_path / "demo")
-
-
-@pytest.mark.slow
-def test_segmentation_folders_are_kept_beside_the_other_data(tmp_path, monkeypatch):
-    for name in ("dsb_nuclei", "he_nuclei"):
-        (tmp_path / name).symlink_to(demo_data.fetch(name))
-    monkeypatch.setenv("PALE_DATA", str(tmp_path))
-    assert demo_data.write_nuclei_segmentation() == tmp_path / "nuclei_segmentation"
-    assert demo_data.write_he_segmentation() == tmp_path / "he_segmentation"

@@ -16,7 +16,8 @@ from paddleseg.models.losses import CrossEntropyLoss
 from paddleseg.transforms import RandomPaddingCrop
 from paddleseg.utils import metrics
 
-from semantic_segmentation.paddleseg_compat import MENDS, Mend, apply_mends
+from common.mends import Mend, apply_mends
+from semantic_segmentation.paddleseg_compat import MENDS
 
 BY_NAME = {mend.name.rpartition(".")[2]: mend for mend in MENDS}
 each_mend = pytest.mark.parametrize("mend", MENDS, ids=list(BY_NAME))
@@ -57,7 +58,7 @@ def test_trying_the_originals_uses_up_neither_random_numbers_nor_names(capsys):
     numbers, layer = draw()
     paddle.set_rng_state(states[0])
     np.random.set_state(states[1])
-    apply_mends()
+    apply_mends(MENDS)
     assert draw() == (numbers, layer + 1)
     assert capsys.readouterr().out == ""
 

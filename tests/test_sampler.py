@@ -148,7 +148,11 @@ def test_evaluation_on_one_rank_is_in_order():
 def iterations(steps: int, world_size: int = 1, group: int = 1, batch_size: int = 3, images: int = 7) -> list[list]:
     """The steps of a run over all ranks: each the keys of its batches in the order of their positions."""
     ranks = [
-        [key for batch in IterationSampler(images, batch_size, 5, steps, rank, world_size, group) for key in batch]
+        [
+            key
+            for batch in IterationSampler(images, batch_size, 5, rank, world_size, group, steps=steps)
+            for key in batch
+        ]
         for rank in range(world_size)
     ]
     keys = sorted((key for rank in ranks for key in rank), key=lambda key: key.position)
@@ -165,7 +169,7 @@ def test_a_run_of_steps_is_one_permutation_after_the_other():
 
 
 def test_a_longer_run_of_steps_begins_as_a_shorter_one_and_can_be_entered_anywhere():
-    sampler = IterationSampler(7, 3, 5, 20)
+    sampler = IterationSampler(7, 3, 5, steps=20)
     sampler.set_range(0, 8)
     assert list(sampler) == iterations(20)[8:]
     assert len(sampler) == 12

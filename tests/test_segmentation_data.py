@@ -12,7 +12,7 @@ from paddleseg.core.infer import reverse_transform
 from paddleseg.cvlibs import SegBuilder, manager
 from PIL import Image
 
-from common import demo_data
+from common import demo_folders
 from common.errors import UserError
 from common.loader import build_loader
 from common.sampler import IterationSampler, SampleKey, ShardedEvalSampler
@@ -154,8 +154,8 @@ def test_demo_data_is_made_on_first_use(kind, tmp_path):
 
 def test_demo_data_is_beside_the_other_by_default(monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(demo_data, "data_root", lambda: tmp_path)
-    monkeypatch.setattr(demo_data, "_write_segmentation", lambda folder, *_, **__: made.append(folder) or folder)
+    monkeypatch.setattr(demo_folders, "data_root", lambda: tmp_path)
+    monkeypatch.setattr(demo_folders, "_write_segmentation", lambda folder, *_, **__: made.append(folder) or folder)
     for kind in ("Nuclei", "HENuclei"):
         with pytest.raises(UserError):  # nothing has been made
             build({"type": kind, "mode": "train", "transforms": PLAIN})

@@ -20,10 +20,10 @@ from common import entry_point
 from common.checkpoint import numpy_state
 from common.checkpoint_file import save_file
 from common.errors import UserError
+from common.image_file import check_name, read_image
 from common.own_pictures import is_own_picture, save_picture
 from common.prediction import PredictOptions, find_images
 from semantic_segmentation.components import build_model
-from semantic_segmentation.image_file import check_name, read_image
 from semantic_segmentation.prediction import Segmenter
 
 NOT_UTF8 = os.fsdecode(b"\xff\xe9.png")

@@ -1,4 +1,4 @@
-"""Say what is on images: classes, or the class of every pixel. The weights know which.
+"""Say what is on images: classes, objects, or the class of every pixel. The weights know which.
 
     python tools/predict.py IMAGE... -pretrained output/pale_nano_mnist5k/best.pdparams
 
@@ -21,13 +21,21 @@ from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
 # The class in the task's prediction.py.
-TASKS = {"image_classification": "Classifier", "semantic_segmentation": "Segmenter"}
+TASKS = {
+    "image_classification": "Classifier",
+    "object_detection": "Detector",
+    "semantic_segmentation": "Segmenter",
+}
+# A key that only the configuration files of a task have, as its toolkit names the model.
+_KEYS = {"architecture": "object_detection", "model": "semantic_segmentation"}
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.top < 1:
         raise UserError(f"-top is {arguments.top}; it must be at least 1")
+    if not 0 <= arguments.threshold <= 1:
+        raise UserError(f"-threshold is {arguments.threshold:g}; it must be between 0 and 1")
 
     from common.prediction import PredictOptions, find_images
 
@@ -35,8 +43,9 @@ def main(argv: Sequence[str]) -> None:
     if left_out:
         print(f"left out {left_out} pictures that this project wrote; name such files to have them", file=sys.stderr)
     predictor = _build_predictor(arguments)
+    options = PredictOptions(arguments.top, arguments.threshold, arguments.out)
     results, errors = [], []
-    for result in predictor.predict(files, PredictOptions(arguments.top, arguments.out)):
+    for result in predictor.predict(files, options):
         results.append(result)
         if "error" in result:
             errors.append(result["error"])
@@ -71,8 +80,8 @@ def _find_task(state: Mapping[str, Any], cfg: str | None, source: str) -> str:
     """The folder of the task that weights or, where these do not say, a configuration file belong to."""
     task = state.get("task")
     if task is None:
-        segments = cfg and "model" in _top_level_keys(Path(cfg).expanduser())
-        return "semantic_segmentation" if segments else "image_classification"
+        keys = _top_level_keys(Path(cfg).expanduser()) if cfg else set()
+        return next((_KEYS[key] for key in _KEYS if key in keys), "image_classification")
     if task not in TASKS:
         raise UserError(f"{source} is of an unknown task, {task!r}; known are {', '.join(TASKS)}")
     return task
@@ -98,7 +107,16 @@ def _parser() -> ArgumentParser:
     parser.add_flag("cfg", metavar="YAML", help="its configuration (default: the one inside the weights)")
     parser.add_flag("top", type=int, default=5, help="classification: classes to show (default: %(default)s)")
     parser.add_flag(
-        "out", type=Path, default=Path("predictions"), help="segmentation: folder for pictures (default: %(default)s)"
+        "threshold",
+        type=float,
+        default=0.5,
+        help="detection: score from which an object is shown, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_flag(
+        "out",
+        type=Path,
+        default=Path("predictions"),
+        help="detection and segmentation: folder for pictures (default: %(default)s)",
     )
     parser.add_flag("json", action="store_true", help="print one JSON array instead of text")
     parser.add_flag("device", help="cpu, gpu or gpu:N (default: what Paddle was compiled for and finds)")

@@ -1,0 +1,68 @@
+"""Predictions that are drawn: what those tasks share whose result is more than a class."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+
+from common.errors import UserError
+from common.image_file import read_image
+from common.picture_folder import CannotWrite, PictureFolder
+from common.prediction import PredictOptions, Predictor
+
+__all__ = ["PicturePredictor"]
+
+
+class PicturePredictor(Predictor):
+    """A predictor that writes pictures of each image into ``options.out``.
+
+    Pictures of an earlier run are replaced. Where that would overwrite one of the images, or a file that this project
+    did not write, their name gets a number.
+    """
+
+    @paddle.no_grad()
+    def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:
+        """Yield for each file, in order, ``image``, and what :meth:`predict_image` returns or ``error``.
+
+        Raises:
+            UserError: the pictures cannot be written.
+        """
+        pictures = PictureFolder(options.out, files)
+        for file in files:
+            image = read_image(file)
+            if image is None:
+                yield {"image": file, "error": f"cannot read image {file}; replace or remove it"}
+                continue
+            try:
+                result = self.predict_image(file, image, pictures, options)
+            except CannotWrite:
+                raise
+            except UserError as error:
+                result = {"error": f"image {file}: {error}"}
+            except MemoryError:
+                size = f"{image.shape[1]}x{image.shape[0]}"
+                result = {"error": f"image {file} of {size} pixels takes too much memory; cut it in parts"}
+            yield {"image": file, **result}
+
+    @abstractmethod
+    def predict_image(
+        self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions
+    ) -> dict[str, Any]:
+        """Predict an image, and draw it.
+
+        Args:
+            file: where it comes from.
+            image: RGB uint8 [h, w, 3].
+            pictures: where the pictures go.
+
+        Returns:
+            What there is to say, in plain values, with the paths of the pictures.
+
+        Raises:
+            UserError: this image cannot be predicted.
+            CannotWrite: a picture cannot be written.
+        """

@@ -1,0 +1,58 @@
+"""Masks of detected objects, from the small squares of a mask head to COCO's run-length encoding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from pycocotools import mask as rle_masks
+
+__all__ = ["RleMasks"]
+
+
+class RleMasks:
+    """Pastes masks into the images and encodes them; stands in the place of PaddleDetection's ``MaskPostProcess``.
+
+    That one holds all masks of an image at its size, several times, in 4 bytes and more a pixel: 100 of them on an
+    image of 1200x900 pixels take 8 GB. Here only what is inside a box is computed, which gives the same masks: outside,
+    the interpolation with zeros stays below a half. A box without area has an empty mask.
+
+    Args:
+        binary_thresh: the probability from which a pixel belongs to an object, at least 0.5.
+    """
+
+    def __init__(self, binary_thresh: float = 0.5):
+        self.binary_thresh = binary_thresh
+
+    def __call__(
+        self, mask_out: paddle.Tensor, bboxes: paddle.Tensor, bbox_num: paddle.Tensor, origin_shape: paddle.Tensor
+    ) -> list[dict[str, Any]]:
+        """Paste and encode the masks of a batch.
+
+        Args:
+            mask_out: probabilities, float32 [n, m, m].
+            bboxes: float32 [n, 6], label, score, x1, y1, x2, y2 in pixels.
+            bbox_num: int32 [B], the objects of each image.
+            origin_shape: [B, 2], heights and widths of the images.
+
+        Returns:
+            n COCO RLE dicts, each of its image's size.
+        """
+        sizes = np.repeat(origin_shape.numpy().astype(int), bbox_num.numpy(), axis=0).tolist()
+        boxes = bboxes[:, 2:].numpy()
+        masks = mask_out.astype("float32").unsqueeze(1)
+        return [self._paste(masks[number : number + 1], boxes[number], *size) for number, size in enumerate(sizes)]
+
+    def _paste(self, mask: paddle.Tensor, box: np.ndarray, height: int, width: int) -> dict[str, Any]:
+        pasted = np.zeros((height, width), np.uint8, order="F")
+        left, top = np.clip(np.floor(box[:2]), 0, (width, height)).astype(int)
+        right, bottom = np.clip(np.ceil(box[2:]), (left, top), (width, height)).astype(int)
+        if right > left and bottom > top:
+            across = (np.arange(left, right, dtype=np.float32) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
+            down = (np.arange(top, bottom, dtype=np.float32) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
+            grid = paddle.to_tensor(np.stack(np.meshgrid(across, down), axis=-1)[np.newaxis])
+            inside = F.grid_sample(mask, grid, align_corners=False)[0, 0] >= self.binary_thresh
+            pasted[top:bottom, left:right] = inside.numpy()
+        return rle_masks.encode(pasted)

@@ -1,0 +1,69 @@
+"""The backbone for PaddleDetection: importing this module registers ``PaleTransformer``, and mends what is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+# isort: split
+from object_detection import ppdet_compat  # noqa: F401 (before ppdet, for what importing it does)
+
+# isort: split
+from paddle import Tensor
+from ppdet.core.config.schema import SchemaDict
+from ppdet.core.workspace import global_config, register, serializable
+from ppdet.modeling.shape_spec import ShapeSpec
+
+from common.checkpoint import load_pretrained
+from common.pale_features import PaleFeatures, variant_settings
+from common.weights import resolve_weights
+
+__all__ = ["PaleTransformer"]
+
+
+def _register_once(cls: type) -> type:
+    """Register a class with ppdet, which refuses a second time: when the module is imported under a second name."""
+    return cls if isinstance(global_config.get(cls.__name__), SchemaDict) else register(cls)
+
+
+@_register_once
+@serializable
+class PaleTransformer(PaleFeatures):
+    """The backbone as PaddleDetection's models want it.
+
+    Args:
+        variant, drop_path_rate, pretrained, in_channels, recompute: see
+            :func:`common.pale_features.create_features`.
+        out_indices: the stages whose maps the neck reads, see :class:`common.pale_features.PaleFeatures`.
+
+    Raises:
+        ValueError: unknown variant, or a value out of range.
+        common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
+    """
+
+    def __init__(
+        self,
+        variant: str = "pale_tiny",
+        drop_path_rate: float = 0.0,
+        pretrained: str | Path | None = None,
+        in_channels: int = 3,
+        recompute: bool = False,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+    ):
+        super().__init__(
+            **variant_settings(variant, drop_path_rate=drop_path_rate, in_channels=in_channels, out_indices=out_indices)
+        )
+        self.set_recompute(recompute)
+        if pretrained:
+            load_pretrained(self, resolve_weights(variant, pretrained))
+
+    def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Map ``inputs["image"]``, ``[B, C, H, W]``, to the normalised NCHW maps of ``out_indices``."""
+        return super().forward(inputs["image"])
+
+    @property
+    def out_shape(self) -> list[ShapeSpec]:
+        """Channels and stride of each map."""
+        return [
+            ShapeSpec(channels=self.out_channels[stage], stride=self.out_strides[stage]) for stage in self.out_indices
+        ]

@@ -1,0 +1,98 @@
+"""The objects on single images, as pictures and as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+from PIL import Image
+from yacs.config import CfgNode
+
+from common.checkpoint import find_weights, load_weights
+from common.errors import UserError, one_line
+from common.picture_folder import PictureFolder
+from common.picture_prediction import PicturePredictor
+from common.prediction import PredictOptions
+from object_detection.components import build_model
+from object_detection.datasets import build_transforms
+from object_detection.evaluation import detect
+from object_detection.pictures import draw_detections
+
+__all__ = ["Detector"]
+
+
+class Detector(PicturePredictor):
+    """Objects with class, score, box and, where the model has them, mask; images go through ``EvalReader``.
+
+    They are read as PaddleDetection reads them: grey images get three equal channels, transparency is dropped, of more
+    than 8 bits a channel the upper 8 stay, and what EXIF says about the orientation is followed.
+    """
+
+    def __init__(self, state: Mapping[str, Any], source: str, config: CfgNode):
+        arrays = find_weights(state, source)
+        names = state.get("class_names") or []
+        num_classes = len(names) or config.num_classes
+        if not num_classes:
+            raise UserError(f"{source} does not name its classes; give a -cfg with num_classes")
+        self.model = build_model(config, num_classes)
+        load_weights(self.model, arrays, source)
+        self.model.eval()
+        self.class_names = [str(name) for name in names] or [str(number) for number in range(num_classes)]
+        self.transforms = build_transforms(config, "EvalReader")
+
+    def predict_image(
+        self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions
+    ) -> dict[str, Any]:
+        """Write ``NAME_detections.png``.
+
+        Returns:
+            ``picture`` (its path) and ``detections`` with a score of at least ``options.threshold``, the highest first:
+            ``label``, ``name``, ``score`` (0 to 1), ``box`` (x1, y1, x2, y2 in pixels) and, if the model has masks,
+            ``segmentation`` (COCO's RLE).
+
+        Raises:
+            UserError: the transforms cannot take an image of this size.
+            CannotWrite: the picture cannot be written.
+        """
+        found = detect(self.model, self._transform(file, image))
+        shown = int((found.scores >= options.threshold).sum())  # they are sorted
+        objects = found.boxes[:shown], found.labels[:shown], found.scores[:shown], found.masks and found.masks[:shown]
+        picture = Image.fromarray(draw_detections(image, *objects, self.class_names))
+        (path,) = pictures.save(file, {"detections": picture}).values()
+        return {"picture": path, "detections": list(self._rows(*objects))}
+
+    def describe(self, result: Mapping[str, Any]) -> str:
+        counts: dict[str, list[float]] = {}
+        for row in result["detections"]:
+            counts.setdefault(row["name"], []).append(row["score"])
+        lines = [
+            f"  {len(scores):4d}  {name}  (score {min(scores):.2f} to {max(scores):.2f})"
+            for name, scores in sorted(counts.items(), key=lambda item: -len(item[1]))
+        ]
+        return "\n".join([f"{result['image']} -> {result['picture']}", *(lines or ["     0  objects"])])
+
+    def _transform(self, file: str, image: np.ndarray) -> dict[str, paddle.Tensor]:
+        try:
+            batch = self.transforms({"im_file": file, "im_id": np.array([0])})
+        except Exception as error:
+            height, width = image.shape[:2]
+            raise UserError(
+                f"EvalReader cannot take {width}x{height} pixels ({one_line(error)}); crop the image or change it"
+            ) from error
+        return {key: paddle.to_tensor(value) for key, value in batch.items()}
+
+    def _rows(
+        self, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, masks: Sequence[dict[str, Any]] | None
+    ) -> Iterator[dict[str, Any]]:
+        for number, label in enumerate(labels.tolist()):
+            row = {
+                "label": label,
+                "name": self.class_names[label],
+                "score": float(scores[number]),
+                "box": boxes[number].tolist(),
+            }
+            if masks is not None:
+                row["segmentation"] = {"size": list(masks[number]["size"]), "counts": masks[number]["counts"].decode()}
+            yield row

@@ -1,0 +1,49 @@
+"""What ranks tell each other."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ROOT, run_program
+from thread_ranks import run_ranks
+
+from common import distributed
+from common.distributed import gather_bytes, gather_lines
+
+PROGRAM = f"""
+import sys
+sys.path[0] = {str(ROOT)!r}
+from common.distributed import gather_bytes, init_process_group, rank
+
+watch = init_process_group()
+print("gathered", gather_bytes(b""), gather_bytes(bytes([0, 200, 255]) * rank()), gather_bytes(b"a" * (3 - rank())))
+watch.close()
+"""
+
+
+def test_one_process_gathers_its_own():
+    assert gather_bytes(b"\0\xff") == [b"\0\xff"]
+    assert gather_bytes(b"") == [b""]
+    assert gather_lines(["a", "b c"]) == ["a", "b c"]
+    assert gather_lines([]) == []
+
+
+@pytest.mark.parametrize("own", [[b"", b"", b""], [b"abc", b"", b"\0\xff"]])
+def test_bytes_of_any_lengths_are_gathered(monkeypatch, own):
+    results = run_ranks(monkeypatch, [], lambda: gather_bytes(own[distributed.rank()]), 3)
+    assert results == [own] * 3
+
+
+def test_lines_are_gathered_in_the_order_of_ranks(monkeypatch):
+    own = [[], ["image ä.jpg", ""], ["bad\udcff name"]]
+    results = run_ranks(monkeypatch, [], lambda: gather_lines(own[distributed.rank()]), 3)
+    assert results == [["image ä.jpg", "", "bad\\udcff name"]] * 3
+
+
+@pytest.mark.slow
+def test_ranks_gather_bytes(tmp_path):
+    (tmp_path / "gather.py").write_text(PROGRAM)
+    result = run_program(str(tmp_path / "gather.py"), ranks=2, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    expected = str([b"", b""]) + " " + str([b"", bytes([0, 200, 255])]) + " " + str([b"aaa", b"aa"])
+    assert f"gathered {expected}" in result.stdout
+    assert f"gathered {expected}" in (tmp_path / "log/workerlog.1").read_text()
