@@ -29,18 +29,18 @@ class RleMasks:
     def __call__(
         self, mask_out: paddle.Tensor, bboxes: paddle.Tensor, bbox_num: paddle.Tensor, origin_shape: paddle.Tensor
     ) -> list[dict[str, Any]]:
-        """Paste and encode the masks of a batch.
+        """Paste and encode masks.
 
         Args:
             mask_out: probabilities, float32 [n, m, m].
             bboxes: float32 [n, 6], label, score, x1, y1, x2, y2 in pixels.
-            bbox_num: int32 [B], the objects of each image.
-            origin_shape: [B, 2], heights and widths of the images.
+            bbox_num: not looked at.
+            origin_shape: [n, 2], height and width of each object's image, as ``BBoxPostProcess`` notes them.
 
         Returns:
             n COCO RLE dicts, each of its image's size.
         """
-        sizes = np.repeat(origin_shape.numpy().astype(int), bbox_num.numpy(), axis=0).tolist()
+        sizes = origin_shape.numpy().astype(int).tolist()
         boxes = bboxes[:, 2:].numpy()
         masks = mask_out.astype("float32").unsqueeze(1)
         return [self._paste(masks[number : number + 1], boxes[number], *size) for number, size in enumerate(sizes)]
