@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class TaskConfig:
     check: Callable[[CfgNode], None] = lambda config: None
     free_keys: frozenset[str] = frozenset()
     invocation_keys: frozenset[str] = frozenset()
-    open_sections: frozenset[str] = frozenset()
+    open_sections: Container[str] = frozenset()
 
     def add_flags(self, parser: ArgumentParser) -> None:
         """Add PaddleViT's flags, which override the configuration, and ``-cfg``, ``-opts``, ``-debug``."""
@@ -212,7 +212,7 @@ class TaskConfig:
             if name in self.open_sections:
                 if not isinstance(value, dict):
                     raise UserError(f"{source}: {name} is {value!r}; it must hold keys and values")
-                config[name] = _merge_open(config[name], value)
+                config[name] = _merge_open(config.get(name, CfgNode()), value)
             elif isinstance(config_node := _find(config, name), CfgNode) and isinstance(value, dict):
                 self._merge_mapping(config, value, source, f"{name}.")
             elif config_node is None:

@@ -15,7 +15,7 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
-from common.checkpoint import CheckpointFolder, LoadReport, load_pretrained, read_checkpoint
+from common.checkpoint import CheckpointFolder, LoadReport, find_weights, load_weights, read_checkpoint
 from common.config import TaskConfig
 from common.distributed import gather_rows, is_main_process, world_size
 from common.entry_point import select_device
@@ -39,6 +39,7 @@ class Training:
         data: one line about the data.
         alike: counts that must be the same on all ranks, by name.
         metadata: plain values to keep in every checkpoint beside the configuration.
+        find_unused: see :class:`common.trainer.Trainer`.
     """
 
     model: nn.Layer
@@ -53,6 +54,7 @@ class Training:
     data: str
     alike: Mapping[str, int]
     metadata: Mapping[str, Any]
+    find_unused: bool = False
 
 
 class Task(ABC):
@@ -111,8 +113,11 @@ class Task(ABC):
         """What to call the model in the log."""
 
     def load_weights(self, model: nn.Layer, source: Path | str, replace_head: bool) -> LoadReport:
-        """Load weights into the model; see :func:`common.checkpoint.load_pretrained`."""
-        return load_pretrained(model, source, replace_head=replace_head, verbose=False)
+        """Load weights of a whole model or, to train from, of its backbone alone."""
+        weights = find_weights(read_checkpoint(source), str(source))
+        of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
+        target = model.backbone if of_backbone and replace_head else model
+        return load_weights(target, weights, str(source), replace_head)
 
     def run(self) -> dict[str, float]:
         """Train, or evaluate if the configuration says so."""
@@ -155,6 +160,7 @@ class Task(ABC):
             log=self.log,
             checkpoints=checkpoints,
             metadata={"task": self.name, "config": kept, **training.metadata},
+            find_unused=training.find_unused,
         )
         if resumed:
             self._resume(trainer, *resumed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -117,6 +118,7 @@ class Trainer:
         evaluate: ``(model, kind) -> Evaluation``, on all ranks; ``kind`` is ``val`` or ``val_ema``, and
             ``figures[criterion]`` decides which weights are the best.
         metadata: plain values to keep in every checkpoint, such as the configuration and the class names.
+        find_unused: some batches may leave parameters without gradients, which the ranks then have to tell each other.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Trainer:
         log: TrainingLog,
         checkpoints: CheckpointFolder,
         metadata: Mapping[str, Any],
+        find_unused: bool = False,
     ):
         self.model, self.loss_function, self.loader, self.sampler = model, loss_function, loader, sampler
         self.optimizer, self.learning_rate, self.evaluate, self.criterion = (
@@ -143,7 +146,8 @@ class Trainer:
         )
         self.settings, self.log, self.checkpoints, self.metadata = settings, log, checkpoints, dict(metadata)
         self.scaler = paddle.amp.GradScaler(enable=settings.amp == "float16", init_loss_scaling=2.0**16)
-        self.parallel = paddle.DataParallel(model) if world_size() > 1 else model
+        parallel = functools.partial(paddle.DataParallel, find_unused_parameters=find_unused)
+        self.parallel = parallel(model) if world_size() > 1 else model
         self.ema = ModelEma(model, settings.ema_decay) if settings.ema_decay else None
         self.steps_per_epoch = sampler.num_batches // settings.accum_iter
         self.step = 0  # optimizer steps behind us

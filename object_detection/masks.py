@@ -35,7 +35,7 @@ class RleMasks:
             mask_out: probabilities, float32 [n, m, m].
             bboxes: float32 [n, 6], label, score, x1, y1, x2, y2 in pixels.
             bbox_num: not looked at.
-            origin_shape: [n, 2], height and width of each object's image, as ``BBoxPostProcess`` notes them.
+            origin_shape: [n, 2], height and width of the image of each.
 
         Returns:
             n COCO RLE dicts, each of its image's size.

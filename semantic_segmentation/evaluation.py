@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from common.class_table import class_table
 from common.distributed import sum_over_ranks
 from common.errors import UserError
 from semantic_segmentation.config import ABSENT_CLASSES
@@ -99,21 +99,7 @@ def per_class_table(names: Sequence[str], matrix: np.ndarray, title: str) -> str
     """
     figures = class_figures(matrix)
     columns = {"IoU": figures["IoU"], "Acc": figures["Acc"], "pixels": figures["share"]}
-    width = max(map(_columns, ("class", *names)))
-    lines = [f"{title}, each class, in percent", _pad("class", width) + "".join(f"{column:>9}" for column in columns)]
-    for name, *values in zip(names, *columns.values(), strict=True):
-        lines.append(_pad(name, width) + "".join("        -" if np.isnan(v) else f"{v:9.2f}" for v in values))
-    return "\n".join(lines)
-
-
-def _columns(text: str) -> int:
-    """Columns that a text takes on a terminal, where Chinese characters, for one, take two."""
-    letters = [letter for letter in text if not unicodedata.combining(letter)]
-    return len(letters) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in letters)
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - _columns(text))
+    return class_table(names, columns, f"{title}, each class, in percent")
 
 
 @paddle.no_grad()

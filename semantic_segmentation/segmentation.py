@@ -19,7 +19,6 @@ from paddleseg.core.train import loss_computation
 from paddleseg.utils import logger
 from yacs.config import CfgNode
 
-from common.checkpoint import LoadReport, find_weights, load_weights, read_checkpoint
 from common.config import plain
 from common.distributed import rank, world_size
 from common.errors import UserError
@@ -152,13 +151,6 @@ class Segmentation(Task):
 
     def build_evaluation(self) -> nn.Layer:
         return build_model(self.config, self._prepare_validation().num_classes)
-
-    def load_weights(self, model: nn.Layer, source: Path | str, replace_head: bool) -> LoadReport:
-        """Load weights of a whole model or, to train from, of a backbone alone."""
-        weights = find_weights(read_checkpoint(source), str(source))
-        of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
-        target = model.backbone if of_backbone and replace_head else model
-        return load_weights(target, weights, str(source), replace_head)
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         config, val_set = self.config, self._val_set

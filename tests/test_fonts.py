@@ -12,6 +12,7 @@ from conftest import ROOT
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
 from common import fonts
@@ -107,7 +108,7 @@ def test_of_several_fonts_the_plain_one_with_most_letters_is_chosen(tmp_path, in
 
 def test_a_font_of_fixed_size_is_not_taken(tmp_path, installed, monkeypatch):
     installed.append(make_font(tmp_path / "a.ttf", "天"))
-    monkeypatch.setattr(fonts, "FT2Font", lambda path: FixedFont())
+    monkeypatch.setattr(fonts, "FT2Font", lambda path: FixedFont() if path in installed else FT2Font(path))
     assert choose_font(["天"], 20).path != installed[0]
 
 

@@ -1,0 +1,172 @@
+"""PaddleDetection's components out of the sections of a configuration, with errors that say which section is wrong.
+
+PaddleDetection keeps one configuration for the whole process; here each component is built in a scope of its own, so
+that one process can build several models.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import paddle
+from paddle import nn
+from ppdet.core.config.schema import SchemaDict
+from ppdet.core.workspace import create, global_config, merge_config
+from yacs.config import CfgNode
+
+from common.config import check_keys, plain
+from common.errors import UserError, one_line
+from common.optimizer import build_adamw, schedule_function
+from object_detection import pale_backbone  # noqa: F401 (registers itself in PaddleDetection)
+from object_detection.config import CONFIG
+from object_detection.masks import RleMasks
+
+__all__ = ["build_model", "build_optimizer", "build_schedule", "scoped_config", "silence_loggers"]
+
+# The layers whose size depends on the number of classes, which fine-tuning may leave new.
+_CLASSIFIERS: dict[str, tuple[str, ...]] = {
+    "FasterRCNN": ("bbox_head.bbox_score.", "bbox_head.bbox_delta."),
+    "MaskRCNN": ("bbox_head.bbox_score.", "bbox_head.bbox_delta.", "mask_head.mask_fcn_logits."),
+    "CascadeRCNN": ("bbox_head.bbox_score_stage", "bbox_head.bbox_delta_stage", "mask_head.mask_fcn_logits."),
+    "RetinaNet": ("head.retina_cls.",),
+}
+
+# What OptimizerBuilder has, and where it is set here.
+_COUNTERPARTS = {
+    "clip_grad_by_norm": "set TRAIN.GRAD_CLIP",
+    "clip_grad_by_value": "set TRAIN.GRAD_CLIP, which limits the norm",
+    "param_groups": "biases and norms do not decay, and TRAIN.LAYER_DECAY sets the rates of the layers",
+    "regularizer": "set optimizer.weight_decay",
+}
+
+
+def silence_loggers() -> None:
+    """Keep from printing those of PaddleDetection: what they warn of, errors and the check of the data say."""
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("ppdet") or name == "reader":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def scoped_config(sections: Mapping[str, Any]) -> Iterator[None]:
+    """Give PaddleDetection's ``create`` these sections, and afterwards what it had before.
+
+    Args:
+        sections: plain values by name, such as ``{"num_classes": 1, "FPN": {"out_channel": 64}}``.
+    """
+    before = {name: value.copy() if isinstance(value, SchemaDict) else value for name, value in global_config.items()}
+    try:
+        merge_config(copy.deepcopy(dict(sections)))
+        yield
+    finally:
+        global_config.clear()
+        global_config.update(before)
+
+
+def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False) -> nn.Layer:
+    """Build the section that ``architecture`` names, and all that it refers to, for so many classes.
+
+    In training ``model(batch)`` gives a dict of losses, whose sum is ``loss``; otherwise a dict of ``bbox`` ``[n, 6]``
+    (label, score, x1, y1, x2, y2 in pixels of the original image), ``bbox_num``, and, if it has masks, ``mask``: n of
+    COCO's run-length encodings.
+
+    Args:
+        load_pretrained: load what the backbone's section names as ``pretrained``. Where all weights come from
+            elsewhere, the file is not needed.
+
+    Raises:
+        UserError: a section asks for what does not exist or cannot work.
+    """
+    sections = {name: plain(section) for name, section in config.items() if name in CONFIG.open_sections}
+    if not load_pretrained:
+        for section in sections.values():
+            section.pop("pretrained", None)
+    model = _create(sections, config.architecture, num_classes=num_classes)
+    model.head_prefixes = _CLASSIFIERS.get(config.architecture, ())
+    if getattr(model, "mask_post_process", None) is not None:
+        model.mask_post_process = RleMasks(model.mask_post_process.binary_thresh)
+    return model
+
+
+def build_schedule(config: CfgNode, steps_per_epoch: int) -> Callable[[int], float]:
+    """Build the section ``LearningRate`` as a function of the optimizer step, the first of which is 0.
+
+    Raises:
+        UserError: a scheduler does not exist, its arguments are wrong, or the warm-up goes on after the first
+            milestone.
+    """
+    builder = _create({"LearningRate": plain(config.LearningRate)}, "LearningRate")
+    try:
+        scheduler = builder(steps_per_epoch)
+    except Exception as error:
+        raise UserError(f"LearningRate: {one_line(error)}") from error
+    boundaries = list(getattr(scheduler, "boundaries", []))
+    if boundaries != sorted(boundaries):
+        raise UserError(
+            f"LearningRate: with {steps_per_epoch} steps an epoch the warm-up goes on after the first milestone; "
+            "shorten it, or raise the milestones"
+        )
+    return schedule_function(scheduler, steps_per_epoch * config.epoch, "LearningRate")
+
+
+def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.optimizer.Optimizer:
+    """Build the section ``OptimizerBuilder`` for the model; gradients are clipped, and parameters grouped, elsewhere.
+
+    Raises:
+        UserError: a key is unknown or has its counterpart among this project's, or a value is impossible.
+    """
+    section = plain(config.get("OptimizerBuilder", {}))
+    for key, ours in _COUNTERPARTS.items():
+        if section.get(key) or section.get("optimizer", {}).get(key):
+            raise UserError(f"OptimizerBuilder.{key} is not used here; {ours}")
+    check_keys(section, ("optimizer", *_COUNTERPARTS), "OptimizerBuilder")
+    section = section.get("optimizer", {})
+    check_keys(section, ("type", "weight_decay", "beta1", "beta2"), "OptimizerBuilder.optimizer")
+    if section.get("type") != "AdamW":
+        raise UserError(
+            f"OptimizerBuilder.optimizer.type is {section.get('type')!r}; AdamW is what this launcher trains with"
+        )
+    betas = (section.get("beta1", 0.9), section.get("beta2", 0.999))
+    try:
+        return build_adamw(model, base_lr, section.get("weight_decay", 0.01), betas, config.TRAIN.LAYER_DECAY)
+    except ValueError as error:
+        raise UserError(f"OptimizerBuilder.optimizer: {error}") from error
+
+
+def _create(sections: Mapping[str, Any], name: str, **shared: Any) -> Any:
+    _check_sections(sections)
+    with scoped_config({**sections, **shared}):
+        try:
+            return create(name)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{name}: {one_line(error)}") from error
+
+
+def _check_sections(sections: Mapping[str, Any]) -> None:
+    known = {name: value for name, value in global_config.items() if isinstance(value, SchemaDict)}
+    for name, section in sections.items():
+        if name not in known:
+            raise UserError(f"PaddleDetection has no component {name}{_similar(name, known)}")
+        _check_arguments(section, known[name], name, known)
+
+
+def _check_arguments(section: Mapping[str, Any], schema: SchemaDict, where: str, known: Mapping[str, Any]) -> None:
+    """Refuse arguments that a component does not have, nested ones included."""
+    for key, value in section.items():
+        if key != "name" and schema.strict and key not in schema.schema:
+            known_keys = ", ".join(schema.schema) or "no arguments"
+            raise UserError(f"{where} has no {key}{_similar(key, schema.schema)}; it has {known_keys}")
+        if isinstance(value, dict) and value.get("name") in known:
+            _check_arguments(value, known[value["name"]], f"{where}.{key} ({value['name']})", known)
+
+
+def _similar(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

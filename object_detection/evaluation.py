@@ -1,0 +1,202 @@
+"""COCO's average precision of boxes and masks, the same for any number of ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from common.class_table import class_table
+from common.distributed import gather_bytes, is_main_process, sum_over_ranks
+from common.errors import UserError
+from object_detection.datasets import check_batch
+
+__all__ = ["CocoFigures", "Detections", "annotated_objects", "detect", "evaluate", "per_class_table"]
+
+_KINDS = {"bbox": "box", "segm": "mask"}  # pycocotools' name: ours
+_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first six of COCOeval's
+
+
+@dataclass
+class Detections:
+    """What was found on one image, the most certain first.
+
+    Attributes:
+        boxes: x1, y1, x2, y2 in pixels of the original image, float32 [n, 4].
+        labels: classes, int64 [n], from 0.
+        scores: 0 to 1, float32 [n].
+        masks: COCO's run-length encoding of each mask, in the original image's size; None from a model without masks.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    masks: list[dict[str, Any]] | None
+
+
+@paddle.no_grad()
+def detect(model: nn.Layer, batch: Mapping[str, Any], amp: str = "") -> Detections:
+    """Find the objects of one image.
+
+    Args:
+        model: from :func:`object_detection.components.build_model`, in evaluation mode.
+        batch: a batch of one: ``image`` [1, 3, h, w], ``im_shape`` and ``scale_factor`` [1, 2], as tensors.
+        amp: ``"float16"``, ``"bfloat16"`` or empty.
+    """
+    inputs = {key: batch[key] for key in ("image", "im_shape", "scale_factor")}
+    with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
+        outputs = model(inputs)
+    rows = outputs["bbox"].astype("float32").numpy().reshape(-1, 6)
+    height, width = np.floor(batch["im_shape"].numpy()[0] / batch["scale_factor"].numpy()[0] + 0.5)
+    boxes = np.clip(rows[:, 2:], 0, np.array([width, height, width, height], np.float32))
+    # PaddleDetection marks boxes without area by the label -1, and stands in for no box at all with one of score 0.
+    real = (rows[:, 0] >= 0) & (rows[:, 1] > 0) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    order = np.flatnonzero(real)[np.argsort(-rows[real, 1], kind="stable")]
+    masks = [outputs["mask"][number] for number in order] if "mask" in outputs else None
+    return Detections(boxes[order], rows[order, 0].astype(np.int64), rows[order, 1], masks)
+
+
+def annotated_objects(coco: COCO, image_id: int, with_masks: bool) -> Detections:
+    """The objects of an image, without crowds, as if they were detected with the score 1.
+
+    Args:
+        coco: the ground truth.
+    """
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image_id], iscrowd=False))
+    category_ids = sorted(coco.getCatIds())
+    boxes = np.array([annotation["bbox"] for annotation in annotations], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = np.array([category_ids.index(annotation["category_id"]) for annotation in annotations], np.int64)
+    masks = [coco.annToRLE(annotation) for annotation in annotations] if with_masks else None
+    return Detections(boxes, labels, np.ones(len(labels), np.float32), masks)
+
+
+def coco_results(detections: Detections, image_id: int, category_ids: list[int]) -> dict[str, list[dict[str, Any]]]:
+    """Detections in the form of COCO's result files: ``bbox``, and ``segm`` if there are masks.
+
+    Args:
+        category_ids: the annotation file's id of each class.
+    """
+    corners = detections.boxes.astype(float)
+    rows = [
+        {"image_id": image_id, "category_id": category_ids[label], "score": round(float(score), 5)}
+        for label, score in zip(detections.labels.tolist(), detections.scores, strict=True)
+    ]
+    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2).tolist()
+    results = {"bbox": [{**row, "bbox": box} for row, box in zip(rows, boxes, strict=True)]}
+    if detections.masks is not None:
+        results["segm"] = [
+            {**row, "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()}}
+            for row, mask in zip(rows, detections.masks, strict=True)
+        ]
+    return results
+
+
+@dataclass
+class CocoFigures:
+    """What an evaluation found.
+
+    Attributes:
+        figures: ``box_AP``, ``box_AP50``, ``box_AP75``, and those of small, medium and large objects (``box_APs``,
+            ...), the same for ``mask_``, in percent; and ``images``. What there is no object of is left out.
+        per_class: AP of each class in percent, float64 [classes], NaN where it has no object, for ``box`` and
+            ``mask``; on rank 0 only.
+        results: of all images in the form of COCO's result files, ``bbox`` and ``segm``; on rank 0 only.
+    """
+
+    figures: dict[str, float]
+    per_class: dict[str, np.ndarray]
+    results: dict[str, list[dict[str, Any]]]
+
+
+def evaluate(
+    model: nn.Layer,
+    loader: Iterable[Mapping[str, Any]],
+    coco: COCO,
+    with_masks: bool,
+    amp: str = "",
+    on_image: Callable[[int, int, Detections], None] | None = None,
+) -> CocoFigures:
+    """Detect on this rank's share of the images, and evaluate all of them; a collective operation.
+
+    Args:
+        model: from :func:`object_detection.components.build_model`.
+        loader: yields each image once over all ranks, one at a time.
+        coco: the ground truth.
+        with_masks: evaluate masks as well.
+        amp: see :func:`detect`.
+        on_image: called with the place of the image in this rank's loader, from 0, its id, and what was found.
+
+    Raises:
+        UserError: an image could not be read, or there is no object to be found.
+    """
+    category_ids, training = sorted(coco.getCatIds()), model.training
+    model.eval()
+    results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS if with_masks or kind == "bbox"}
+    image_ids = []
+    for place, batch in enumerate(loader):
+        check_batch(batch)
+        image_id = int(batch["im_id"].numpy().ravel()[0])
+        detections = detect(model, batch, amp)
+        for kind, rows in coco_results(detections, image_id, category_ids).items():
+            results[kind] += rows
+        image_ids.append(image_id)
+        if on_image:
+            on_image(place, image_id, detections)
+    if training:
+        model.train()
+    parts = [json.loads(part) for part in gather_bytes(json.dumps([image_ids, results]).encode())]
+    image_ids = sorted(image_id for ids, _ in parts for image_id in ids)
+    statistics, per_class = np.zeros(len(results) * len(_STATISTICS)), {}
+    if is_main_process():
+        for number, kind in enumerate(results):
+            results[kind] = sorted((row for _, rows in parts for row in rows[kind]), key=lambda row: row["image_id"])
+            values, per_class[_KINDS[kind]] = _average_precision(coco, results[kind], kind, image_ids)
+            statistics[number * len(_STATISTICS) :][: len(_STATISTICS)] = values
+    statistics = sum_over_ranks(statistics)  # rank 0's, to all
+    if statistics[0] < 0:
+        raise UserError("the validation data has no object to be found; check EvalDataset")
+    names = [f"{_KINDS[kind]}_{statistic}" for kind in results for statistic in _STATISTICS]
+    figures = {name: 100.0 * value for name, value in zip(names, statistics.tolist(), strict=True) if value >= 0}
+    return CocoFigures(figures | {"images": len(image_ids)}, per_class, results)
+
+
+def _average_precision(
+    coco: COCO, results: list[dict[str, Any]], kind: str, image_ids: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """COCOeval's first six statistics, 0 to 1 or -1 where there is no object; and the AP of each class in percent."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = coco.loadRes([dict(row) for row in results]) if results else COCO()  # it adds to what it is given
+        evaluator = COCOeval(coco, found, kind)
+        evaluator.params.imgIds = image_ids
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    precision = evaluator.eval["precision"][
+        :, :, :, 0, -1
+    ]  # all sizes, up to 100 objects: [thresholds, recalls, classes]
+    # Of a class without an object every value is -1.
+    per_class = [100.0 * values.mean() if (values > -1).any() else np.nan for values in precision.transpose(2, 0, 1)]
+    return evaluator.stats[: len(_STATISTICS)], np.array(per_class)
+
+
+def per_class_table(names: Sequence[str], coco: COCO, per_class: Mapping[str, np.ndarray], title: str) -> str:
+    """A text table of each class's objects and AP in percent, ``-`` where it has no object.
+
+    Args:
+        coco: the ground truth.
+        per_class: AP of boxes and of masks, see :class:`CocoFigures`.
+        title: what was evaluated; it begins the first line.
+    """
+    objects = [len(coco.getAnnIds(catIds=[category], iscrowd=False)) for category in sorted(coco.getCatIds())]
+    columns = {"objects": objects, **{f"{kind} AP": values for kind, values in per_class.items()}}
+    return class_table(names, columns, f"{title}, each class, AP in percent")

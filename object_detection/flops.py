@@ -1,0 +1,59 @@
+"""Multiply-adds of Mask R-CNN, counted as the paper's are.
+
+python -m object_detection.flops        # the table of all variants at 800x1280; takes a minute
+"""
+
+from __future__ import annotations
+
+from paddle import Tensor, nn
+
+from common.flops import count_flops, count_layer_flops
+
+__all__ = ["count_detector_flops"]
+
+
+class _Dense(nn.Layer):
+    """What runs once an image: backbone, pyramid, and the convolutions that propose boxes."""
+
+    def __init__(self, model: nn.Layer):
+        super().__init__()
+        self.backbone, self.neck, self.rpn_head = model.backbone, model.neck, model.rpn_head
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = self.rpn_head.rpn_feat(self.neck(self.backbone({"image": images})))
+        return [
+            convolution(x) for x in maps for convolution in (self.rpn_head.rpn_rois_score, self.rpn_head.rpn_rois_delta)
+        ]
+
+
+class _BoxHead(nn.Layer):
+    """What runs once a proposal."""
+
+    def __init__(self, head: nn.Layer):
+        super().__init__()
+        self.head, self.score, self.delta = head.head, head.bbox_score, head.bbox_delta
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.head(x)
+        return self.score(x), self.delta(x)
+
+
+def count_detector_flops(
+    model: nn.Layer, height: int, width: int, proposals: int = 1000, masks: int = 100, norms: bool = False
+) -> int:
+    """Multiply-adds of one forward pass of a Mask R-CNN.
+
+    Args:
+        model: one of PaddleDetection's ``MaskRCNN``.
+        height, width: of the image, in pixels.
+        proposals: boxes that go through the box head [C: the paper's FLOPs need 1000].
+        masks: boxes that go through the mask head [C: the paper's FLOPs need 100].
+        norms: see :func:`common.flops.count_layer_flops`.
+    """
+    boxes, outlines = model.bbox_head, model.mask_head
+    channels = model.neck.out_channel
+    sides = [head.roi_extractor.resolution for head in (boxes, outlines)]
+    per_proposal = count_layer_flops(_BoxHead(boxes), [1, channels, sides[0], sides[0]], norms)
+    mask_head = nn.Sequential(outlines.head, outlines.mask_fcn_logits)
+    per_mask = count_layer_flops(mask_head, [1, channels, sides[1], sides[1]], norms)
+    return count_flops(_Dense(model), height, width, norms=norms) + proposals * per_proposal + masks * per_mask

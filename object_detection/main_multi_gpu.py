@@ -1,0 +1,19 @@
+"""Train or evaluate a Pale Transformer that finds objects and their masks, on one rank or many.
+
+    python -m paddle.distributed.launch object_detection/main_multi_gpu.py [-cfg YAML] [flags]
+
+Without flags it trains Mask R-CNN on pale_nano to find cell nuclei (configs/mask_rcnn_pale_nano_nuclei.yml).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher puts this folder there, not the project's
+
+from common.launcher import launch  # noqa: E402
+from object_detection.config import CONFIG  # noqa: E402
+
+if __name__ == "__main__":
+    launch(__doc__, CONFIG, "object_detection.detection:Detection")
