@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+# isort: split
+from object_detection import ppdet_compat  # noqa: F401 (before ppdet, for what importing it does)
+
+# isort: split
 import paddle
 from paddle import nn
 from ppdet.core.config.schema import SchemaDict

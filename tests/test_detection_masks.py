@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from object_detection import ppdet_compat  # noqa: F401 (mends what is imported next)
+from object_detection import ppdet_compat  # noqa: F401 (before ppdet, for what importing it does)
 
 # isort: split
 from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from argparse import Namespace
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle_masks
 
 from common.checkpoint import numpy_state
+from common.checkpoint_file import save_file
 from common.errors import UserError
 from common.own_pictures import is_own_picture
 from common.picture_folder import PictureFolder
@@ -269,3 +271,20 @@ def test_every_task_has_its_predictor(program):
 def test_an_impossible_threshold_is_named(program, threshold):
     with pytest.raises(UserError, match=threshold):
         program.main(["a.png", "-pretrained", "x.pdparams", f"-threshold={threshold}"])
+
+
+def test_the_program_prints_json_and_nothing_else(tmp_path, config):
+    """Not even what PaddleDetection says when it is imported, and when it cannot resize an image."""
+    paddle.seed(0)
+    model = build_model(config, 2)
+    state = {"task": "object_detection", "model": numpy_state(model), "class_names": NAMES, "config": config.dump()}
+    save_file(state, tmp_path / "random.pdparams")
+    random_image(1, 900).save(tmp_path / "flat.png")
+    random_image().save(tmp_path / "a.png")
+    flags = ("flat.png", "a.png", "-pretrained", "random.pdparams", "-threshold", "0.99", "-json")
+    command = [sys.executable, ROOT / "tools" / "predict.py", *flags]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert "error: 1 of 2 images could not be predicted: image flat.png: EvalReader cannot take" in result.stderr
+    _, entry = json.loads(result.stdout)
+    assert entry == {"image": "a.png", "picture": "predictions/a_detections.png", "detections": []}
