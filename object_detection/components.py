@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+# isort: split
+from object_detection import ppdet_compat  # noqa: F401 (before ppdet, for what importing it does)
+
+# isort: split
 import paddle
 from paddle import nn
 from ppdet.core.config.schema import SchemaDict
@@ -25,7 +30,7 @@ from object_detection import pale_backbone  # noqa: F401 (registers itself in Pa
 from object_detection.config import CONFIG
 from object_detection.masks import RleMasks
 
-__all__ = ["build_model", "build_optimizer", "build_schedule", "scoped_config"]
+__all__ = ["build_model", "build_optimizer", "build_schedule", "scoped_config", "silence_loggers"]
 
 # The layers whose size depends on the number of classes, which fine-tuning may leave new.
 _CLASSIFIERS: dict[str, tuple[str, ...]] = {
@@ -42,6 +47,13 @@ _COUNTERPARTS = {
     "param_groups": "biases and norms do not decay, and TRAIN.LAYER_DECAY sets the rates of the layers",
     "regularizer": "set optimizer.weight_decay",
 }
+
+
+def silence_loggers() -> None:
+    """Keep from printing those of PaddleDetection: what they warn of, errors and the check of the data say."""
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("ppdet") or name == "reader":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -24,6 +24,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+# isort: split
+from object_detection import ppdet_compat  # noqa: F401 (before ppdet, for what importing it does)
+
+# isort: split
 import numpy as np
 import paddle
 from ppdet.core.workspace import register, serializable

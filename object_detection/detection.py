@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from common.trainer import Evaluation, StepResult
 from common.trial import try_loss
 from object_detection.annotation_report import AnnotationReport
 from object_detection.annotations import check_same_categories, read_annotations
-from object_detection.components import build_model, build_optimizer, build_schedule
+from object_detection.components import build_model, build_optimizer, build_schedule, silence_loggers
 from object_detection.config import CONFIG
 from object_detection.data_check import check_annotations
 from object_detection.datasets import (
@@ -66,9 +65,7 @@ class Detection(Task):
 
     def __init__(self, config: CfgNode):
         super().__init__(config)
-        for name in logging.root.manager.loggerDict:  # what they warn of, the check of the data says
-            if name.startswith("ppdet") or name == "reader":
-                logging.getLogger(name).setLevel(logging.CRITICAL)
+        silence_loggers()
 
     def model_name(self) -> str:
         return str(self.config.get("PaleTransformer", {}).get("variant", self.config.architecture))

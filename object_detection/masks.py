@@ -29,7 +29,7 @@ class RleMasks:
     def __call__(
         self, mask_out: paddle.Tensor, bboxes: paddle.Tensor, bbox_num: paddle.Tensor, origin_shape: paddle.Tensor
     ) -> list[dict[str, Any]]:
-        """Paste and encode the masks of a batch.
+        """Paste and encode masks.
 
         Args:
             mask_out: probabilities, float32 [n, m, m].

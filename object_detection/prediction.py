@@ -15,8 +15,8 @@ from common.errors import UserError, one_line
 from common.picture_folder import PictureFolder
 from common.picture_prediction import PicturePredictor
 from common.prediction import PredictOptions
-from object_detection.components import build_model
-from object_detection.datasets import build_transforms
+from object_detection.components import build_model, silence_loggers
+from object_detection.datasets import build_transforms, check_batch, collate
 from object_detection.evaluation import detect
 from object_detection.pictures import draw_detections
 
@@ -31,6 +31,7 @@ class Detector(PicturePredictor):
     """
 
     def __init__(self, state: Mapping[str, Any], source: str, config: CfgNode):
+        silence_loggers()
         arrays = find_weights(state, source)
         names = state.get("class_names") or []
         num_classes = len(names) or config.num_classes
@@ -40,7 +41,7 @@ class Detector(PicturePredictor):
         load_weights(self.model, arrays, source)
         self.model.eval()
         self.class_names = [str(name) for name in names] or [str(number) for number in range(num_classes)]
-        self.transforms = build_transforms(config, "EvalReader")
+        self.transforms, self.batch_transforms = build_transforms(config, "EvalReader", num_classes)
 
     def predict_image(
         self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions
@@ -75,13 +76,15 @@ class Detector(PicturePredictor):
 
     def _transform(self, file: str, image: np.ndarray) -> dict[str, paddle.Tensor]:
         try:
-            batch = self.transforms({"im_file": file, "im_id": np.array([0])})
+            sample = self.transforms({"im_file": file, "im_id": np.array([0])})
         except Exception as error:
             height, width = image.shape[:2]
             raise UserError(
                 f"EvalReader cannot take {width}x{height} pixels ({one_line(error)}); crop the image or change it"
             ) from error
-        return {key: paddle.to_tensor(value) for key, value in batch.items()}
+        batch = collate([{**sample, "error": ""}], self.batch_transforms)
+        check_batch(batch)
+        return {key: paddle.to_tensor(value) for key, value in batch.items() if isinstance(value, np.ndarray)}
 
     def _rows(
         self, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, masks: Sequence[dict[str, Any]] | None

@@ -7,7 +7,11 @@ import tracemalloc
 import numpy as np
 import paddle
 import pytest
-from ppdet.modeling.post_process import MaskPostProcess
+
+from object_detection import ppdet_compat  # noqa: F401 (before ppdet, for what importing it does)
+
+# isort: split
+from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
 from pycocotools import mask as rle_masks
 
 from object_detection.masks import RleMasks
@@ -24,12 +28,12 @@ ODD_BOXES = [
 ]
 
 
-def tensors(boxes, counts, sizes, side=28, seed=0):
-    """Random masks, some of whose values are 0 or 1 as of a model that is certain."""
+def tensors(boxes, size, side=28, seed=0):
+    """Random masks on one image, some of whose values are 0 or 1 as of a model that is certain."""
     rng = np.random.default_rng(seed)
     masks = np.clip(rng.normal(0.5, 0.5, (len(boxes), side, side)), 0, 1).astype(np.float32)
     rows = np.concatenate([np.zeros((len(boxes), 2)), boxes], axis=1).astype(np.float32)
-    arrays = masks, rows, np.array(counts, np.int32), np.array(sizes, np.float32)
+    arrays = masks, rows, np.array([len(boxes)], np.int32), np.array([size] * len(boxes), np.float32)
     return [paddle.to_tensor(array) for array in arrays]
 
 
@@ -39,7 +43,7 @@ def test_masks_are_those_of_paddledetection(side, threshold):
     rng = np.random.default_rng(1)
     corners = rng.uniform(-5, 95, (40, 2, 2))
     boxes = np.concatenate([np.sort(corners, axis=1).reshape(-1, 4), np.array(ODD_BOXES)])
-    arguments = tensors(boxes, [len(boxes)], [(70, 90)], side)
+    arguments = tensors(boxes, (70, 90), side)
     found = RleMasks(threshold)(*arguments)
     expected = MaskPostProcess(threshold)(*arguments).numpy()
     assert expected.any(axis=(1, 2)).sum() > 30
@@ -48,25 +52,29 @@ def test_masks_are_those_of_paddledetection(side, threshold):
 
 
 def test_a_box_that_ends_before_it_begins_has_an_empty_mask():
-    (rle,) = RleMasks()(*tensors([(30, 40, 20, 20)], [1], [(70, 90)]))
+    (rle,) = RleMasks()(*tensors([(30, 40, 20, 20)], (70, 90)))
     assert not rle_masks.decode(rle).any()
 
 
-def test_each_image_of_a_batch_has_its_size():
-    boxes = np.array([(2, 3, 40, 30), (5, 5, 60, 45), (1, 1, 20, 20)])
-    found = RleMasks()(*tensors(boxes, [2, 0, 1], [(50, 70), (5, 5), (30, 25)]))
-    assert [rle["size"] for rle in found] == [[50, 70], [50, 70], [30, 25]]
-
-
-def test_what_stands_for_no_object_is_an_empty_mask():
-    arguments = [paddle.full([1, 1, 1], -1.0), *tensors([(0, 0, 1, 1)], [1], [(40, 30)])[1:]]
-    (rle,) = RleMasks()(*arguments)
-    assert not rle_masks.decode(rle).any()
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_masks_fit_what_paddledetection_makes_of_the_boxes(count):
+    """Of no object it makes one that stands for none, whose mask is -1."""
+    corners = np.random.default_rng(0).uniform(0, 64, (count, 2, 2))
+    masks, rows, number, _ = tensors(np.sort(corners, axis=1).reshape(-1, 4), (64, 64))
+    masks = masks if count else paddle.full([1, 1, 1], -1.0)
+    boxes = BBoxPostProcess(decode=None, nms=None)
+    im_shape, scale = paddle.to_tensor([[64.0, 64.0]]), paddle.to_tensor([[0.64, 0.8]])
+    _, rows, number = boxes.get_pred(rows.reshape([count, 6]), number, im_shape, scale)
+    arguments = masks, rows, number, boxes.get_origin_shape()
+    found = RleMasks()(*arguments)
+    expected = MaskPostProcess()(*arguments).numpy()
+    assert [rle["size"] for rle in found] == [[100, 80]] * max(count, 1)
+    np.testing.assert_array_equal([rle_masks.decode(rle) for rle in found], expected)
 
 
 def test_masks_of_large_images_take_the_memory_of_one():
     boxes = [(10 * n, 10 * n, 10 * n + 100, 10 * n + 100) for n in range(50)]
-    arguments = tensors(boxes, [50], [(2000, 3000)])
+    arguments = tensors(boxes, (2000, 3000))
     tracemalloc.start()
     found = RleMasks()(*arguments)
     _, peak = tracemalloc.get_traced_memory()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
+from argparse import Namespace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +18,14 @@ from PIL import Image
 from pycocotools import mask as rle_masks
 
 from common.checkpoint import numpy_state
+from common.checkpoint_file import save_file
 from common.errors import UserError
 from common.own_pictures import is_own_picture
 from common.picture_folder import PictureFolder
 from common.prediction import PredictOptions
 from object_detection import prediction
+from object_detection.components import build_model
+from object_detection.config import CONFIG
 from object_detection.pictures import draw_detections
 from object_detection.prediction import Detector
 
@@ -40,7 +45,13 @@ def detections(height, width, masks=True):
 
 
 @pytest.fixture
-def build(monkeypatch):
+def config():
+    """The default one, which resizes to 256 pixels."""
+    return CONFIG.load(Namespace(cfg=CONFIG.default_file, opts=[]))
+
+
+@pytest.fixture
+def build(monkeypatch, config):
     """Builds a detector that finds the same on all images, and notes what it was given."""
 
     def build(class_names=tuple(NAMES), num_classes=0, masks=True, weights=None):
@@ -49,32 +60,20 @@ def build(monkeypatch):
         def detect(model, batch):
             assert not model.training
             seen.append(batch)
-            height, width = map(int, (batch["im_shape"] / batch["scale_factor"]).numpy()[0])
+            height, width = np.rint((batch["im_shape"] / batch["scale_factor"]).numpy()[0]).astype(int)
             return detections(height, width, masks)
 
         monkeypatch.setattr(prediction, "build_model", lambda config, num_classes: nn.Linear(3, num_classes))
         monkeypatch.setattr(prediction, "detect", detect)
-        monkeypatch.setattr(prediction, "build_transforms", lambda config, name: transform)
         state = {"model": weights or numpy_state(nn.Linear(3, len(class_names) or num_classes))}
         state |= {"class_names": list(class_names)} if class_names else {}
-        detector = Detector(state, "best", SimpleNamespace(num_classes=num_classes))
+        config.defrost()
+        config.num_classes = num_classes
+        detector = Detector(state, "best", config)
         detector.seen = seen
         return detector
 
     return build
-
-
-def transform(sample):
-    """Half the size, as float; fails as OpenCV does where nothing is left."""
-    with Image.open(sample["im_file"]) as image:
-        size = image.width // 2, image.height // 2
-        pixels = np.asarray(image.convert("RGB").resize(size), np.float32)
-    return {
-        "image": pixels.transpose(2, 0, 1)[np.newaxis],
-        "im_shape": np.array([size[::-1]], np.float32),
-        "scale_factor": np.array([[0.5, 0.5]], np.float32),
-        "im_id": sample["im_id"],
-    }
 
 
 def predict(detector, *files, out, threshold=0.5):
@@ -128,14 +127,14 @@ def test_models_without_masks_give_boxes_only(tmp_path, build):
     assert [sorted(row) for row in result["detections"]] == [["box", "label", "name", "score"]] * 2
 
 
-def test_the_model_gets_what_the_transforms_give(tmp_path, build):
+def test_the_model_gets_what_the_validation_gives_it(tmp_path, build):
     random_image().save(tmp_path / "a.png")
     detector = build()
     predict(detector, tmp_path / "a.png", out=tmp_path / "out")
     (batch,) = detector.seen
     assert all(isinstance(value, paddle.Tensor) for value in batch.values())
-    np.testing.assert_array_equal(batch["im_shape"].numpy(), [[20, 15]])
-    assert batch["image"].shape == [1, 3, 20, 15]
+    np.testing.assert_array_equal(batch["im_shape"].numpy(), [[256, 192]])
+    assert batch["image"].shape == [1, 3, 256, 192]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "I;16"])
@@ -148,6 +147,23 @@ def test_images_of_any_mode_are_drawn_in_colour(tmp_path, build, mode):
     (result,) = predict(build(), tmp_path / "a.png", out=tmp_path / "out", threshold=1)
     with Image.open(result["picture"]) as picture:
         np.testing.assert_array_equal(np.asarray(picture), grey[..., np.newaxis].repeat(3, axis=2))
+
+
+def test_a_whole_model_predicts_and_prints_nothing_by_itself(tmp_path, config, capfd):
+    paddle.seed(0)
+    state = {"model": numpy_state(build_model(config, 2)), "class_names": NAMES}
+    random_image(1, 900).save(tmp_path / "flat.png")
+    random_image(90, 120).save(tmp_path / "a.png")
+    detector = Detector(state, "random", config)
+    capfd.readouterr()
+    flat, result = predict(detector, tmp_path / "flat.png", tmp_path / "a.png", out=tmp_path / "out", threshold=0)
+    assert capfd.readouterr().out == "", "-json would print it, too"
+    assert "error" in flat
+    scores = [row["score"] for row in result["detections"]]
+    assert len(scores) > 10
+    assert scores == sorted(scores, reverse=True)
+    assert {row["name"] for row in result["detections"]} <= set(NAMES)
+    assert all(rle_masks.decode(row["segmentation"]).shape == (90, 120) for row in result["detections"])
 
 
 # ---- classes and weights
@@ -171,14 +187,14 @@ def test_weights_that_do_not_fit_are_refused(build):
 
 def test_what_cannot_be_predicted_is_said_and_the_rest_is_predicted(tmp_path, build):
     (tmp_path / "text.png").write_text("no image")
-    random_image(1, 300).save(tmp_path / "flat.png")
+    random_image(1, 900).save(tmp_path / "flat.png")
     random_image().save(tmp_path / "good.png")
     files = [tmp_path / name for name in ("missing.png", "text.png", "flat.png", "good.png")]
     *wrong, good = predict(build(), *files, out=tmp_path / "out")
     assert [result["image"] for result in wrong] == [str(file) for file in files[:3]]
     assert wrong[0]["error"] == f"cannot read image {files[0]}; replace or remove it"
     assert wrong[1]["error"] == f"cannot read image {files[1]}; replace or remove it"
-    assert wrong[2]["error"].startswith(f"image {files[2]}: EvalReader cannot take 300x1 pixels (")
+    assert wrong[2]["error"].startswith(f"image {files[2]}: EvalReader cannot take 900x1 pixels (")
     assert "\n" not in wrong[2]["error"]
     assert len(good["detections"]) == 2
 
@@ -240,8 +256,9 @@ def test_the_configuration_tells_the_task_where_the_weights_do_not(tmp_path, pro
 
 def test_the_configurations_of_the_tasks_are_told_apart(program):
     files = [(task, file) for task in program.TASKS for file in (ROOT / task / "configs").glob("*.y*ml")]
-    assert len(files) >= 10
-    for task, file in files:
+    whole = [(task, file) for task, file in files if "OUTPUT" in program._top_level_keys(file)]  # not only a base
+    assert {task for task, _ in whole} == set(program.TASKS)
+    for task, file in whole:
         assert program._find_task({}, str(file), "weights") == task
 
 
@@ -254,3 +271,20 @@ def test_every_task_has_its_predictor(program):
 def test_an_impossible_threshold_is_named(program, threshold):
     with pytest.raises(UserError, match=threshold):
         program.main(["a.png", "-pretrained", "x.pdparams", f"-threshold={threshold}"])
+
+
+def test_the_program_prints_json_and_nothing_else(tmp_path, config):
+    """Not even what PaddleDetection says when it is imported, and when it cannot resize an image."""
+    paddle.seed(0)
+    model = build_model(config, 2)
+    state = {"task": "object_detection", "model": numpy_state(model), "class_names": NAMES, "config": config.dump()}
+    save_file(state, tmp_path / "random.pdparams")
+    random_image(1, 900).save(tmp_path / "flat.png")
+    random_image().save(tmp_path / "a.png")
+    flags = ("flat.png", "a.png", "-pretrained", "random.pdparams", "-threshold", "0.99", "-json")
+    command = [sys.executable, ROOT / "tools" / "predict.py", *flags]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert "error: 1 of 2 images could not be predicted: image flat.png: EvalReader cannot take" in result.stderr
+    _, entry = json.loads(result.stdout)
+    assert entry == {"image": "a.png", "picture": "predictions/a_detections.png", "detections": []}
