@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -310,7 +311,7 @@ def damaged_image(coco, folder):
 
 def image_with_an_impossible_name(coco, folder):
     coco["images"][1]["file_name"] = "x" * 300
-    return "x cannot be read ("
+    return "x does not exist"
 
 
 def image_of_another_size(coco, folder):
@@ -368,8 +369,8 @@ CASES = [
     ("RLE_OF_OBJECT", rle_of_an_object),
     ("CATEGORY_UNUSED", unused_category),
     ("IMAGE_MISSING", missing_image),
+    ("IMAGE_MISSING", image_with_an_impossible_name),
     ("IMAGE_UNREADABLE", damaged_image),
-    ("IMAGE_UNREADABLE", image_with_an_impossible_name),
     ("IMAGE_SIZE", image_of_another_size),
     ("IMAGE_SIZE", turned_image),
     ("IMAGE_DEEP", deep_image),
@@ -555,6 +556,15 @@ def test_the_check_of_another_projects_data():
     assert cleaned == coco
     assert kinds(report) == {"CATEGORY_UNUSED": 1}
     assert report.objects.tolist() == [[0, 0, 3], [0, 0, 0]]
+
+
+def test_what_opencv_refuses_is_told(coco, folder, monkeypatch):
+    def refuse(path):
+        raise cv2.error("too many\npixels")
+
+    monkeypatch.setattr(data_check, "look_at_image", refuse)
+    with pytest.raises(UserError, match=r"image .*a\.png cannot be read \(.*too many pixels\); replace it"):
+        check(coco, folder)
 
 
 # ---- actions
