@@ -39,6 +39,8 @@ def test_pycocotools_decodes_the_same_mask(sigma):
         polygons = mask_to_polygons(mask)
         np.testing.assert_array_equal(decode(polygons, mask.shape), mask)
         assert sum(map(area, polygons)) == pytest.approx(mask.sum(), rel=0.1)
+        for points in (np.reshape(polygon, (-1, 2)) for polygon in polygons):
+            assert (points != np.roll(points, 1, axis=0)).any(axis=1).all()
 
 
 def test_each_part_has_its_polygon():
