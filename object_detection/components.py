@@ -100,11 +100,17 @@ def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False
 def build_schedule(config: CfgNode, steps_per_epoch: int) -> Callable[[int], float]:
     """Build the section ``LearningRate`` as a function of the optimizer step, the first of which is 0.
 
+    ``CosineDecay`` ends with the run unless it says otherwise.
+
     Raises:
         UserError: a scheduler does not exist, its arguments are wrong, or the warm-up goes on after the first
             milestone.
     """
-    builder = _create({"LearningRate": plain(config.LearningRate)}, "LearningRate")
+    section = plain(config.LearningRate)
+    for part in section.get("schedulers", []):
+        if isinstance(part, dict) and part.get("name") == "CosineDecay":
+            part.setdefault("max_epochs", config.epoch)
+    builder = _create({"LearningRate": section}, "LearningRate")
     try:
         scheduler = builder(steps_per_epoch)
     except Exception as error:
