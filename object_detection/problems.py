@@ -89,11 +89,11 @@ PROBLEMS: dict[str, Problem] = {
     "RLE_INVALID": Problem(
         "masks are run-length encoded wrongly", "encode it anew with pycocotools", ("error", "skip")
     ),
-    # PaddleDetection can train on them, but every transform decodes and encodes the whole mask again.
+    # PaddleDetection's transforms take them, but what its mask head learns from is drawn from polygons only.
     "RLE_OF_OBJECT": Problem(
         "objects that are no crowds have a run-length encoded mask",
         "outline it by polygons",
-        ("keep", "convert", "skip", "error"),
+        ("convert", "skip", "error"),
         training_only=True,
     ),
     "CATEGORY_UNUSED": Problem("categories have no object", "annotate objects of it, or remove it", ("keep", "error")),
