@@ -20,6 +20,7 @@ from conftest import ROOT, make_shapes, make_squares
 from PIL import Image
 
 from common.demo_data import load_mnist5k
+from common.demo_folders import write_nuclei_detection
 from common.pale_transformer import create_model
 from common.weights import list_weights
 from image_classification.transforms import EvalTransform
@@ -31,6 +32,12 @@ DIGITS_SHORT = "-opts TRAIN.EPOCHS 1"
 SMALL = (
     "-iters 1 -batch_size 1 -opts model.backbone.variant pale_nano model.channels 32 model.aux_channels 16 "
     "DATA.NUM_WORKERS 0"
+)
+FEW_OBJECTS = "TrainDataset.sample_num 4 EvalDataset.sample_num 1"
+SMALL_DETECTOR = (
+    "-epochs 1 -batch_size 1 -opts PaleTransformer.variant pale_nano FPN.out_channel 32 TwoFCHead.out_channel 32 "
+    "MaskFeat.num_convs 1 MaskFeat.out_channel 16 RPNHead.train_proposal.post_nms_top_n 50 DATA.NUM_WORKERS 0 "
+    f"TrainReader.sample_transforms.1.RandomResize.target_size '[[128, 128]]' {FEW_OBJECTS}"
 )
 ELSEWHERE = None  # run by another test
 
@@ -64,16 +71,27 @@ CHANGES: dict[str, str | None] = {
     "predict.py my_data/images": "",
     "upernet_pale_tiny_ade20k_160k.yml -data_path ADEChallengeData2016": SMALL,
     "plot_curves.py output/nuclei_seed0": "",
+    # In full by test_detection.py.
+    "object_detection/main_multi_gpu.py": f"-epochs 1 -opts VALIDATE_EPOCHS 1 LOG_INTERVAL 1 {FEW_OBJECTS}",
+    "predict.py data/nuclei_detection": "",
+    "mask_rcnn_own_data.yml -data_path my_data -check_data": "",
+    "mask_rcnn_own_data.yml -data_path my_data": SMALL_DETECTOR,
+    "-eval -pretrained output/mask_rcnn_own_data": "",
+    "predict.py my_data/val": "",
+    "mask_rcnn_pale_tiny_1x_coco.yml -data_path coco": SMALL_DETECTOR + " LearningRate.schedulers.1.steps 1",
+    "plot_curves.py output/detection_seed0": "",
     "pip install": ELSEWHERE,  # tools/setup.sh does the same
 }
 DOCUMENTS = (
     "README.md",
     "image_classification/README.md",
     "semantic_segmentation/README.md",
+    "object_detection/README.md",
     "docs/results.md",
     "docs/reliability.md",
     "docs/multi_node.md",
     "docs/paddleseg.md",
+    "docs/paddledetection.md",
 )
 
 
@@ -97,7 +115,7 @@ def change(command: str) -> str | None:
 def checkout(tmp_path_factory):
     """The project in a folder of its own, with the data that the README speaks of."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("common", "image_classification", "semantic_segmentation", "tools", "docs"):
+    for name in ("common", "image_classification", "object_detection", "semantic_segmentation", "tools", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("requirements*.txt"):
         shutil.copy(file, folder)
@@ -122,6 +140,14 @@ def checkout(tmp_path_factory):
             for file in (folder / "my_data" / part).glob(f"{split}*"):
                 pixels = np.minimum(np.asarray(Image.open(file)), 150 if part == "masks" else 255)
                 Image.fromarray(pixels).save(folder / "ADEChallengeData2016" / kind / long / f"{file.stem}.{suffix}")
+    nuclei = write_nuclei_detection(folder / "nuclei")
+    for name, suffix in (("my_data", ""), ("coco", "2017")):
+        shutil.copytree(nuclei, folder / name, dirs_exist_ok=True)
+        for split in ("train", "val"):
+            annotations = folder / name / "annotations"
+            prefix = "instances_" if suffix else ""
+            (annotations / f"instances_{split}.json").rename(annotations / f"{prefix}{split}{suffix}.json")
+            (folder / name / split).rename(folder / name / f"{split}{suffix}")
     (folder / "fashion").mkdir()
     for split in ("train", "t10k"):
         images, labels = np.zeros((40, 28, 28), np.uint8), np.arange(40, dtype=np.uint8) % 10

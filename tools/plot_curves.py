@@ -16,7 +16,7 @@ from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
 # The figure that decides which weights of a task are the best -> what its runs are counted in, and its name.
-FIGURES = {"top1": ("epoch", "top-1"), "mIoU": ("step", "mIoU")}
+FIGURES = {"top1": ("epoch", "top-1"), "mIoU": ("step", "mIoU"), "box_AP": ("epoch", "box AP")}
 
 
 def read_records(folder: Path, kind: str) -> list[dict]:
