@@ -96,6 +96,7 @@ class Detection(Task):
         check_same_categories(annotations, val_annotations, (data.file, val_data.file))
         num_classes = self._count_classes(annotations)
         model = build_model(config, num_classes, load_pretrained=not resumed)
+        optimizer = build_optimizer(config, model, 0.0)  # the trainer sets the rate of each step
         require_fields(data, _has_masks(model))
         transforms, batch_transforms = build_transforms(config, "TrainReader", num_classes)
         self._prepare_validation(val_data, val_annotations, model)
@@ -124,7 +125,7 @@ class Detection(Task):
                 functools.partial(collate, transforms=batch_transforms),
             ),
             sampler=sampler,
-            optimizer=build_optimizer(config, model, learning_rate(0)),
+            optimizer=optimizer,
             learning_rate=learning_rate,
             total_steps=self._total_steps,
             validate_steps=steps_per_epoch * config.VALIDATE_EPOCHS,

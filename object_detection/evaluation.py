@@ -72,7 +72,7 @@ def annotated_objects(coco: COCO, image_id: int, with_masks: bool) -> Detections
         coco: the ground truth.
     """
     annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image_id], iscrowd=False))
-    category_ids = sorted(coco.getCatIds())
+    category_ids = coco.getCatIds()
     boxes = np.array([annotation["bbox"] for annotation in annotations], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = np.array([category_ids.index(annotation["category_id"]) for annotation in annotations], np.int64)
@@ -139,7 +139,7 @@ def evaluate(
     Raises:
         UserError: an image could not be read, or there is no object to be found.
     """
-    category_ids, training = sorted(coco.getCatIds()), model.training
+    category_ids, training = coco.getCatIds(), model.training
     model.eval()
     results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS if with_masks or kind == "bbox"}
     image_ids = []
@@ -178,6 +178,7 @@ def _average_precision(
         found = coco.loadRes([dict(row) for row in results]) if results else COCO()  # it adds to what it is given
         evaluator = COCOeval(coco, found, kind)
         evaluator.params.imgIds = image_ids
+        evaluator.params.catIds = coco.getCatIds()  # in the order of the file, which numbers the classes
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -197,6 +198,6 @@ def per_class_table(names: Sequence[str], coco: COCO, per_class: Mapping[str, np
         per_class: AP of boxes and of masks, see :class:`CocoFigures`.
         title: what was evaluated; it begins the first line.
     """
-    objects = [len(coco.getAnnIds(catIds=[category], iscrowd=False)) for category in sorted(coco.getCatIds())]
+    objects = [len(coco.getAnnIds(catIds=[category], iscrowd=False)) for category in coco.getCatIds()]
     columns = {"objects": objects, **{f"{kind} AP": values for kind, values in per_class.items()}}
     return class_table(names, columns, f"{title}, each class, AP in percent")
