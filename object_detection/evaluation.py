@@ -80,25 +80,25 @@ def annotated_objects(coco: COCO, image_id: int, with_masks: bool) -> Detections
     return Detections(boxes, labels, np.ones(len(labels), np.float32), masks)
 
 
-def coco_results(detections: Detections, image_id: int, category_ids: list[int]) -> dict[str, list[dict[str, Any]]]:
+def coco_results(detections: Detections, image_id: int, category_ids: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
     """Detections in the form of COCO's result files: ``bbox``, and ``segm`` if there are masks.
 
     Args:
-        category_ids: the annotation file's id of each class.
+        category_ids: the annotation file's id of each class; what is of a class beyond them is left out.
     """
+    results: dict[str, list[dict[str, Any]]] = {"bbox": [], "segm": []}
     corners = detections.boxes.astype(float)
-    rows = [
-        {"image_id": image_id, "category_id": category_ids[label], "score": round(float(score), 5)}
-        for label, score in zip(detections.labels.tolist(), detections.scores, strict=True)
-    ]
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2).tolist()
-    results = {"bbox": [{**row, "bbox": box} for row, box in zip(rows, boxes, strict=True)]}
-    if detections.masks is not None:
-        results["segm"] = [
-            {**row, "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()}}
-            for row, mask in zip(rows, detections.masks, strict=True)
-        ]
-    return results
+    for number, label in enumerate(detections.labels.tolist()):
+        if label < len(category_ids):
+            score = round(float(detections.scores[number]), 5)
+            row = {"image_id": image_id, "category_id": category_ids[label], "score": score}
+            results["bbox"].append({**row, "bbox": boxes[number]})
+            if detections.masks is not None:
+                mask = detections.masks[number]
+                encoded = {"size": mask["size"], "counts": mask["counts"].decode()}
+                results["segm"].append({**row, "segmentation": encoded})
+    return results if detections.masks is not None else {"bbox": results["bbox"]}
 
 
 @dataclass
@@ -190,7 +190,7 @@ def _average_precision(
     return evaluator.stats[: len(_STATISTICS)], np.array(per_class)
 
 
-def per_class_table(names: Sequence[str], coco: COCO, per_class: Mapping[str, np.ndarray], title: str) -> str:
+def per_class_table(coco: COCO, per_class: Mapping[str, np.ndarray], title: str) -> str:
     """A text table of each class's objects and AP in percent, ``-`` where it has no object.
 
     Args:
@@ -200,4 +200,5 @@ def per_class_table(names: Sequence[str], coco: COCO, per_class: Mapping[str, np
     """
     objects = [len(coco.getAnnIds(catIds=[category], iscrowd=False)) for category in coco.getCatIds()]
     columns = {"objects": objects, **{f"{kind} AP": values for kind, values in per_class.items()}}
+    names = [category["name"] for category in coco.dataset["categories"]]
     return class_table(names, columns, f"{title}, each class, AP in percent")
