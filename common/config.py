@@ -236,7 +236,7 @@ class TaskConfig:
 
 
 def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the values of a yaml file with its name, those of its bases (``BASE``, or the toolkits' ``_base_``) first.
+    """Yield the values of a yaml file with its name, those of its bases (``BASE``, or the toolkits' ``_base_``, ``_BASE_``) first.
 
     Raises:
         UserError: a file is missing, no yaml, or its own base.
@@ -252,7 +252,8 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
         raise UserError(f"{path} is no yaml file: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}, not keys and values")
-    bases = values.pop("BASE", None) or values.pop("_base_", None) or []
+    bases = [values.pop(key, None) for key in ("BASE", "_base_", "_BASE_")]
+    bases = next(filter(None, bases), [])
     for base in [bases] if isinstance(bases, str) else bases:
         yield from read_yaml_with_bases(path.parent / str(base), (*including, path))
     yield values, str(path)
