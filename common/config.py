@@ -236,7 +236,9 @@ class TaskConfig:
 
 
 def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the values of a yaml file with its name, those of its bases (``BASE``, or the toolkits' ``_base_``, ``_BASE_``) first.
+    """Yield the values of a yaml file with its name, those of its bases first.
+
+    Bases are named by ``BASE`` or, as the toolkits have it, ``_base_`` or ``_BASE_``; a later one overrides an earlier.
 
     Raises:
         UserError: a file is missing, no yaml, or its own base.
