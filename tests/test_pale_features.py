@@ -68,6 +68,20 @@ def test_maps_are_the_stages_outputs_normalised(height, width):
         np.testing.assert_allclose(x.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("indices", [(3,), (1, 2, 3), [0, 3]])
+def test_chosen_outputs_are_those_of_all_and_have_their_norms_and_names(indices):
+    every, some = make_features(1), make_features(2, out_indices=indices)
+    report = load_weights(some, numpy_state(every), "file", replace_head=True)
+    assert not report.missing + report.new_parts
+    images = random_images(1, 32, 64)
+    maps = every(images)
+    for x, index in zip(some(images), indices, strict=True):
+        np.testing.assert_array_equal(x.numpy(), maps[index].numpy())
+    assert {name.split(".")[1] for name in trainable(some) if name.startswith("out_norms.")} == set(map(str, indices))
+    sum(x.mean() for x in some(images)).backward()
+    assert {name for name, parameter in some.named_parameters() if parameter.grad is not None} == trainable(some)
+
+
 def test_maps_do_not_depend_on_the_rest_of_the_batch():
     model = make_features(drop_path_rate=0.5)
     images = random_images(3, 45, 38)
@@ -148,6 +162,10 @@ def test_arguments_reach_the_model():
         ("pale_nano", {"num_classes": 3}, ["pale_nano", "'num_classes'"]),
         ("pale_nano", {"drop_path_rate": 1.5}, ["drop_path_rate is 1.5"]),
         ("pale_nano", {"in_channels": 0}, ["in_channels is 0"]),
+        *(
+            ("pale_nano", {"out_indices": wrong}, [f"out_indices is {wrong!r}", "with 3 among them"])
+            for wrong in ([], [0, 1], [3, 2], [3, 3], [-1, 3], [3, 4])
+        ),
     ],
 )
 def test_impossible_backbones_are_refused_by_name_and_value(variant, overrides, parts):

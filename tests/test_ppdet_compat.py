@@ -258,6 +258,8 @@ def detect(model: nn.Layer, images: np.ndarray, shapes: list[tuple[int, int]]) -
 
 @pytest.mark.parametrize("model", R_CNNS)
 def test_images_together_are_detected_as_each_alone(tmp_path, model):
+    if paddle.__version__ < "3" and model == "mask_rcnn":
+        pytest.skip("Paddle 2.6 cannot distribute the boxes of a batch in which an image has none")
     model = build(tmp_path, model)
     model.eval()
     paddle.seed(1)

@@ -74,7 +74,10 @@ def make_coco(folder: Path, empty: int = 0) -> Path:
 
 
 def write_config(folder: Path, model: str, **sections: Any) -> Path:
-    """Write the documented files, and one that makes ``model`` small and trains it on :func:`make_coco`'s images."""
+    """Write the documented files, and one that makes ``model`` small and trains it on :func:`make_coco`'s images.
+
+    ``sections`` change values of sections, or add keys.
+    """
     for name, text in FILES.items():
         (folder / name).write_text(text)
     known = {key for text in FILES.values() for key in yaml.safe_load(text)}
@@ -91,7 +94,7 @@ def write_config(folder: Path, model: str, **sections: Any) -> Path:
         "epoch": 1,
         "num_classes": 3,
         "worker_num": 0,
-        "TrainDataset": dataset,
+        "TrainDataset": {**dataset, "allow_empty": True, "empty_ratio": 1.0},
         "EvalDataset": dataset,
         "TestDataset": {"anno_path": str(folder / "all.json")},
         "TrainReader": {"sample_transforms": transforms},
@@ -101,7 +104,9 @@ def write_config(folder: Path, model: str, **sections: Any) -> Path:
     }
     settings.update({name: section for name, section in _SMALL.items() if name in known})
     path = folder / f"small_{model}.yml"
-    path.write_text(yaml.safe_dump({**settings, **sections}))
+    for name, section in sections.items():
+        settings[name] = {**settings.get(name, {}), **section} if isinstance(section, dict) else section
+    path.write_text(yaml.safe_dump(settings))
     return path
 
 
