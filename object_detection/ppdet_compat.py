@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFile
 
 from common.mends import GRAD_SCALER, Mend, apply_mends
 
@@ -27,15 +27,22 @@ __all__ = ["MENDS", "import_ppdet"]
 
 
 def import_ppdet(module: str = "ppdet.engine") -> ModuleType:
-    """Import a module of PaddleDetection without its remarks that packages for tracking are missing."""
+    """Import a module of PaddleDetection without what it does besides.
+
+    That is remarks that packages for tracking are missing, and a setting of Pillow's.
+    """
     show = builtins.print
 
     def print_other(*values: Any, **settings: Any) -> None:
         if not str(values[0] if values else "").startswith("Warning: Unable to use "):
             show(*values, **settings)
 
-    # Not `redirect_stdout`: the loggers that ppdet makes meanwhile would write there for ever.
-    with mock.patch.object(builtins, "print", print_other):
+    # Not `redirect_stdout`: the loggers that ppdet makes meanwhile would write there for ever. And `ppdet.engine` has
+    # Pillow read truncated images without a word, in the whole process.
+    with (
+        mock.patch.object(builtins, "print", print_other),
+        mock.patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES),
+    ):
         return importlib.import_module(module)
 
 

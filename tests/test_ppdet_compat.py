@@ -314,9 +314,10 @@ def test_importing_prints_what_is_not_about_tracking(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.slow
-def test_a_fresh_process_prints_nothing_on_import_and_still_logs():
+def test_a_fresh_process_prints_nothing_on_import_and_still_logs_and_finds_truncated_images():
     program = (
         "import object_detection.ppdet_compat\nfrom ppdet.engine.trainer import logger\nlogger.info('still here')\n"
+        "from PIL import ImageFile\nassert not ImageFile.LOAD_TRUNCATED_IMAGES\n"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

@@ -13,9 +13,11 @@ import numpy as np
 import paddle
 import pytest
 from conftest import ROOT
+from tiny_detection import DOCUMENT, FILES, MODELS, build, make_batch, make_coco, scoped_config, write_config
+
+# isort: split
 from ppdet.core.workspace import create, global_config, register
 from ppdet.engine import Trainer
-from tiny_detection import DOCUMENT, FILES, MODELS, build, make_batch, make_coco, scoped_config, write_config
 
 from common.checkpoint import load_pretrained, numpy_state
 from common.checkpoint_file import save_file

@@ -15,9 +15,11 @@ import paddle
 import yaml
 from conftest import ROOT
 from PIL import Image
-from ppdet.core.workspace import create, global_config, load_config
 
-from object_detection import pale_backbone  # noqa: F401 (registers the backbone)
+from object_detection import pale_backbone  # noqa: F401 (before ppdet; registers the backbone)
+
+# isort: split
+from ppdet.core.workspace import create, global_config, load_config
 
 DOCUMENT = (ROOT / "docs" / "paddledetection.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^\*\*`(\w+\.yml)`\*\*.*?```yaml\n(.*?)```", DOCUMENT, re.DOTALL | re.MULTILINE))
