@@ -20,6 +20,7 @@ from test_reliability import assert_same_training, kill, wait_for_steps
 
 from common.checkpoint_file import load_file
 from common.entry_point import ArgumentParser
+from common.errors import UserError
 from common.optimizer import parameter_groups
 from common.training_log import TrainingLog
 from semantic_segmentation import segmentation
@@ -41,6 +42,15 @@ def load(*flags: object):
     parser = ArgumentParser()
     CONFIG.add_flags(parser)
     return CONFIG.load(parser.parse_args([str(flag) for flag in flags]))
+
+
+def refusal(*flags: object) -> str:
+    """What a run in this process is refused with; :func:`fails` starts one of its own, which takes seconds."""
+    with pytest.raises(UserError) as refused:
+        Segmentation(load(*flags)).run()
+    message = str(refused.value)
+    assert len(message.splitlines()) == 1, message
+    return message
 
 
 def run(config: Path, *flags: object, ranks: int = 0) -> str:
@@ -147,6 +157,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert "length of the run: 8 then, 16 now" in resumed.stdout
 
 
+@pytest.mark.slow
 def test_the_model_learns(squares_config):
     output = run(squares_config, "-iters", "120", "-opts", "VALIDATE_STEPS", "120", "LOG_INTERVAL", "60")
     assert float(re.search(r"step 120/120 val +mIoU ([\d.]+)", output)[1]) > 70.0
@@ -301,14 +312,14 @@ def spoil_image(squares: Path) -> str:
 @pytest.mark.parametrize("spoil", [spoil_values, spoil_size, spoil_mode, spoil_pair, spoil_image])
 def test_wrong_data_is_one_line_that_names_the_file_before_training_starts(tmp_path, squares, squares_config, spoil):
     name = spoil(squares)
-    assert name in fails(LAUNCHER, "-cfg", squares_config, cwd=tmp_path)
+    assert name in refusal("-cfg", squares_config)
     assert not (tmp_path / "out" / "log.jsonl").exists()
 
 
 def test_settings_are_tried_before_the_data_is_checked(tmp_path, squares, squares_config):
     spoil_values(squares)
     options = ("-opts", "train_dataset.transforms.0.crop_size", "[16, 16]")
-    assert "images are 16x16" in fails(LAUNCHER, "-cfg", squares_config, *options, cwd=tmp_path)
+    assert "images are 16x16" in refusal("-cfg", squares_config, *options)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -344,8 +355,13 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
         (["-opts", "lr_scheduler.learning_rate", "1e30", "lr_scheduler.warmup_iters", "1"], "not finite"),
     ],
 )
-def test_wrong_settings_are_one_line_that_names_them(tmp_path, squares_config, flags, named):
-    assert named in fails(LAUNCHER, "-cfg", squares_config, *flags, cwd=tmp_path)
+def test_wrong_settings_are_one_line_that_names_them(squares_config, flags, named):
+    assert named in refusal("-cfg", squares_config, *flags)
+
+
+def test_what_is_refused_ends_the_launcher_with_one_line(tmp_path, squares, squares_config):
+    assert "num_classes" in fails(LAUNCHER, "-cfg", squares_config, "-opts", "model.num_classes", "1", cwd=tmp_path)
+    assert spoil_values(squares) in fails(LAUNCHER, "-cfg", squares_config, cwd=tmp_path)
 
 
 # ---- interruptions, and several ranks
