@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import paddle
@@ -55,6 +55,16 @@ class Training:
     alike: Mapping[str, int]
     metadata: Mapping[str, Any]
     find_unused: bool = False
+
+
+class DataReport(Protocol):
+    """What a look at a part of the data found; printed, a table.
+
+    Attributes:
+        problems: one line for each thing that is an error.
+    """
+
+    problems: list[str]
 
 
 class Task(ABC):
@@ -119,9 +129,29 @@ class Task(ABC):
         target = model.backbone if of_backbone and replace_head else model
         return load_weights(target, weights, str(source), replace_head)
 
+    def data_reports(self) -> Iterator[DataReport]:
+        """What a look at all data finds, for each part of it; tasks that have the key ``CHECK_DATA`` say."""
+        raise NotImplementedError
+
     def run(self) -> dict[str, float]:
-        """Train, or evaluate if the configuration says so."""
+        """Train, or only evaluate or check the data if the configuration says so."""
+        if self.config.get("CHECK_DATA", False):
+            return self.check_data()
         return self.evaluate() if self.config.EVAL else self.train()
+
+    def check_data(self) -> dict[str, float]:
+        """Look at all data, and print what is wrong and how often each class occurs.
+
+        Raises:
+            UserError: something is wrong that is an error.
+        """
+        problems = 0
+        for report in self.data_reports():
+            self.log.line(str(report))
+            problems += len(report.problems)
+        if problems:
+            raise UserError(f"{problems} problem{'s' * (problems > 1)} in the data; they are listed above")
+        return {"problems": 0.0}
 
     def train(self) -> dict[str, float]:
         """Train, evaluating on the way; return the figures of the best weights."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +70,10 @@ class Detection(Task):
     def model_name(self) -> str:
         return str(self.config.get("PaleTransformer", {}).get("variant", self.config.architecture))
 
-    def run(self) -> dict[str, float]:
-        return self.check_data() if self.config.CHECK_DATA else super().run()
-
-    def check_data(self) -> dict[str, float]:
-        """Look at every image and annotation of both parts, and print what is wrong and how often each class occurs.
-
-        Raises:
-            UserError: something is wrong that is an error.
-        """
+    def data_reports(self) -> Iterator[AnnotationReport]:
         masks = _has_masks(build_model(self.config, max(self.config.num_classes, 1)))
-        problems = 0
         for name in _SPLITS:
-            data, annotations = self._read(name)
-            _, report = self._check(data, annotations, masks, list_all=True)
-            self.log.line(str(report))
-            problems += len(report.problems)
-        if problems:
-            raise UserError(f"{problems} problem{'s' * (problems > 1)} in the data; they are listed above")
-        return {"problems": 0.0}
+            yield self._check(*self._read(name), masks, list_all=True)[1]
 
     def build_training(self, resumed: bool) -> Training:
         config = self.config

@@ -7,7 +7,7 @@ a pass over the data, stop all ranks at one step, accumulate gradients, or evalu
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from common.trainer import Evaluation, StepResult
 from common.trial import try_loss
 from semantic_segmentation.components import build_losses, build_model, build_optimizer, build_schedule
 from semantic_segmentation.config import CONFIG
-from semantic_segmentation.data_check import check_dataset, check_once
+from semantic_segmentation.data_check import DataReport, check_dataset, check_once
 from semantic_segmentation.datasets import (
     EvalDataset,
     SeededDataset,
@@ -66,27 +66,12 @@ class Segmentation(Task):
         backbone = self.config.model.get("backbone", {})
         return str(backbone.get("variant", backbone.get("type", self.config.model.type)))
 
-    def run(self) -> dict[str, float]:
-        if self.config.CHECK_DATA:
-            return self.check_data()
-        return super().run()
-
-    def check_data(self) -> dict[str, float]:
-        """Look at every image and mask of both parts, and print what is wrong and how often each class occurs.
-
-        Raises:
-            UserError: something is wrong.
-        """
-        problems = 0
+    def data_reports(self) -> Iterator[DataReport]:
         for split, name in (("train", "train_dataset"), ("val", "val_dataset")):
             dataset = self._dataset(name)
             with self.log.progress(len(dataset), split) as bar:
                 report = check_dataset(dataset, split, lambda done, total, bar=bar: bar.update(1), list_all=True)
-            self.log.line(str(report))
-            problems += len(report.problems)
-        if problems:
-            raise UserError(f"{problems} problem{'s' * (problems > 1)} in the data; they are listed above")
-        return {"problems": 0.0}
+            yield report
 
     def check(self, training: Training) -> None:
         """Try a step, then look at all data, unless it has passed before."""
