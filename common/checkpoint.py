@@ -166,7 +166,7 @@ def load_weights(
     if wrong and replace_head and all(name.startswith(head) for name in wrong):
         new = tuple(prefix for prefix in head if _any_starts(report.missing + report.mismatched, prefix))
         fitting = {name: array for name, array in fitting.items() if not name.startswith(new)}
-        report.new_parts = [prefix[:-1] for prefix in new]
+        report.new_parts = [prefix.rstrip(".") for prefix in new]
     elif wrong and strict:
         raise UserError(f"{source} does not fit the model: {_likely_cause(model, weights, report)}; {report.summary()}")
     for name, array in fitting.items():

@@ -20,7 +20,7 @@ def build_loader(
     """Read what ``sampler`` chooses in ``workers`` processes (0: in this one), which end with this one.
 
     The data set must not raise: Paddle's loader waits for ever when one does so in its reading thread. What cannot be
-    read is handed on as a message instead.
+    read is handed on as a message instead, beside an array: a batch without one ends the loader as if it were the last.
     """
     return paddle.io.DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=bind_to_parent

@@ -63,13 +63,19 @@ def scoped_config(sections: Mapping[str, Any]) -> Iterator[None]:
     Args:
         sections: plain values by name, such as ``{"num_classes": 1, "FPN": {"out_channel": 64}}``.
     """
-    before = {name: value.copy() if isinstance(value, SchemaDict) else value for name, value in global_config.items()}
+    before = {name: _copy(value) if isinstance(value, SchemaDict) else value for name, value in global_config.items()}
     try:
         merge_config(copy.deepcopy(dict(sections)))
         yield
     finally:
         global_config.clear()
         global_config.update(before)
+
+
+def _copy(section: SchemaDict) -> SchemaDict:
+    twin = section.copy()
+    twin.update(copy.deepcopy(dict(section)))  # what is in a section is merged in place
+    return twin
 
 
 def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False) -> nn.Layer:
@@ -93,7 +99,10 @@ def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False
     model = _create(sections, config.architecture, num_classes=num_classes)
     model.head_prefixes = _CLASSIFIERS.get(config.architecture, ())
     if getattr(model, "mask_post_process", None) is not None:
-        model.mask_post_process = RleMasks(model.mask_post_process.binary_thresh)
+        threshold = model.mask_post_process.binary_thresh
+        if not 0.5 <= threshold < 1:
+            raise UserError(f"MaskPostProcess.binary_thresh is {threshold}; it must be from 0.5 to below 1")
+        model.mask_post_process = RleMasks(threshold)
     return model
 
 
@@ -107,8 +116,10 @@ def build_schedule(config: CfgNode, steps_per_epoch: int) -> Callable[[int], flo
             milestone.
     """
     section = plain(config.LearningRate)
+    if "schedulers" in section:
+        _check_schedulers(section["schedulers"])
     for part in section.get("schedulers", []):
-        if isinstance(part, dict) and part.get("name") == "CosineDecay":
+        if part["name"] == "CosineDecay":
             part.setdefault("max_epochs", config.epoch)
     builder = _create({"LearningRate": section}, "LearningRate")
     try:
@@ -131,6 +142,8 @@ def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.
         UserError: a key is unknown or has its counterpart among this project's, or a value is impossible.
     """
     section = plain(config.get("OptimizerBuilder", {}))
+    if not isinstance(section.get("optimizer", {}), dict):
+        raise UserError(f"OptimizerBuilder.optimizer is {section['optimizer']!r}; write {{type: AdamW, ...}}")
     for key, ours in _COUNTERPARTS.items():
         if section.get(key) or section.get("optimizer", {}).get(key):
             raise UserError(f"OptimizerBuilder.{key} is not used here; {ours}")
@@ -146,6 +159,14 @@ def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.
         return build_adamw(model, base_lr, section.get("weight_decay", 0.01), betas, config.TRAIN.LAYER_DECAY)
     except ValueError as error:
         raise UserError(f"OptimizerBuilder.optimizer: {error}") from error
+
+
+def _check_schedulers(schedulers: Any) -> None:
+    remedy = "write a decay and a warm-up, such as [{name: CosineDecay}, {name: LinearWarmup, steps: 500}]"
+    if not isinstance(schedulers, list) or not all(isinstance(part, dict) and "name" in part for part in schedulers):
+        raise UserError(f"LearningRate.schedulers is {schedulers!r}; {remedy}")
+    if len(schedulers) < 2 and all(part.get("use_warmup", True) for part in schedulers):
+        raise UserError(f"LearningRate.schedulers has no warm-up; {remedy}, or set use_warmup: false in the decay")
 
 
 def _create(sections: Mapping[str, Any], name: str, **shared: Any) -> Any:
@@ -168,11 +189,13 @@ def _check_sections(sections: Mapping[str, Any]) -> None:
 
 
 def _check_arguments(section: Mapping[str, Any], schema: SchemaDict, where: str, known: Mapping[str, Any]) -> None:
-    """Refuse arguments that a component does not have, nested ones included."""
+    """Refuse arguments that a component does not have, and text for numbers, nested ones included."""
     for key, value in section.items():
         if key != "name" and schema.strict and key not in schema.schema:
             known_keys = ", ".join(schema.schema) or "no arguments"
             raise UserError(f"{where} has no {key}{_similar(key, schema.schema)}; it has {known_keys}")
+        if isinstance(value, str) and schema.has_default(key) and type(schema.schema[key].default) in (int, float):
+            raise UserError(f"{where}.{key} is {value!r}; it must be a number")
         if isinstance(value, dict) and value.get("name") in known:
             _check_arguments(value, known[value["name"]], f"{where}.{key} ({value['name']})", known)
 

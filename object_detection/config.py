@@ -77,6 +77,9 @@ def _check(config: CfgNode) -> None:
             raise UserError(
                 f"{section or 'architecture'} is missing; give a -cfg in PaddleDetection's form that has it"
             )
+    batch_size = config.TrainReader.get("batch_size", 1)
+    if type(batch_size) is not int or batch_size < 1:
+        raise UserError(f"TrainReader.batch_size is {batch_size!r}; it must be an integer from 1 up")
 
 
 CONFIG = TaskConfig(

@@ -80,6 +80,7 @@ class NucleiDataSet(COCODataSet):
 
 
 _DATASETS = {"COCODataSet": COCODataSet, "NucleiDataSet": NucleiDataSet}
+_TYPES = {bool: (bool,), int: (int,), float: (float, int)}  # of a default: what may stand in its place
 
 
 # ---- from a configuration to records
@@ -118,7 +119,14 @@ def find_data(config: CfgNode, name: str) -> CocoData:
     kind = section.pop("name", None)
     if kind not in _DATASETS:
         raise UserError(f"{name}.name is {kind!r}; it must be {' or '.join(_DATASETS)}")
-    check_keys(section, inspect.signature(COCODataSet).parameters, f"{name} ({kind})")
+    parameters = inspect.signature(COCODataSet).parameters
+    check_keys(section, parameters, f"{name} ({kind})")
+    for key, value in section.items():
+        types = _TYPES.get(type(parameters[key].default))
+        if types and type(value) not in types:
+            raise UserError(f"{name}.{key} is {value!r}; it must be of type {types[0].__name__}")
+    if section.get("repeat", 1) < 1:
+        raise UserError(f"{name}.repeat is {section['repeat']}; it must be at least 1")
     if section.get("dataset_dir") is not None:
         section["dataset_dir"] = str(Path(str(section["dataset_dir"])).expanduser())
     if name == "EvalDataset":
@@ -215,7 +223,8 @@ def _build_transform(step: Any, where: str) -> None:
     ((name, arguments),) = step.items()
     component = getattr(transform, str(name), None)
     if not isinstance(component, type):
-        close = difflib.get_close_matches(str(name), dir(transform), n=1)
+        known = [key for key, value in vars(transform).items() if isinstance(value, type)]
+        close = difflib.get_close_matches(str(name), known, n=1)
         raise UserError(f"{where}: PaddleDetection has no {name}" + (f"; did you mean {close[0]}?" if close else ""))
     try:
         component(**(arguments or {}))
@@ -285,18 +294,24 @@ def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict
     """
     error = next((sample["error"] for sample in samples if sample["error"]), "")
     if error:
-        return {"error": error}
+        return _no_batch(error)
+    if not all("image" in sample for sample in samples):
+        return _no_batch("sample_transforms read no image; let them begin with Decode: {}")
     try:
         batch = transforms([{key: value for key, value in sample.items() if key != "error"} for sample in samples])
     except Exception as reason:
-        return {"error": f"batch_transforms: {one_line(reason)}"}
+        return _no_batch(f"batch_transforms: {one_line(reason)}")
     height, width = batch["image"].shape[2:]
     if height % STRIDE or width % STRIDE:
         remedy = f"add PadBatch: {{pad_to_stride: {STRIDE}}} to batch_transforms"
-        return {"error": f"a batch has {width}x{height} pixels, which are no multiples of {STRIDE}; {remedy}"}
+        return _no_batch(f"a batch has {width}x{height} pixels, which are no multiples of {STRIDE}; {remedy}")
     if "gt_poly" in batch:  # as lists of numbers, of which the loader makes no tensors
         batch["gt_poly"] = [[list(map(_numbers, polygons)) for polygons in image] for image in batch["gt_poly"]]
     return {**batch, "error": ""}
+
+
+def _no_batch(error: str) -> dict[str, Any]:
+    return {"image": np.zeros(1, np.float32), "error": error}  # a batch without an array would end the loader
 
 
 def _numbers(polygon: Any) -> list[float]:

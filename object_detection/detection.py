@@ -19,10 +19,10 @@ from pycocotools.coco import COCO
 from yacs.config import CfgNode
 
 from common.distributed import is_main_process, rank, world_size
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.image_file import read_image
 from common.loader import build_loader
-from common.sampler import ShardedEvalSampler, ShardedTrainSampler
+from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
 from common.trial import try_loss
@@ -43,7 +43,7 @@ from object_detection.datasets import (
     read_records,
     require_fields,
 )
-from object_detection.evaluation import Detections, annotated_objects, evaluate, per_class_table
+from object_detection.evaluation import Detections, annotated_objects, detect, evaluate, per_class_table
 from object_detection.pictures import detections_beside_truth
 
 __all__ = ["Detection"]
@@ -129,14 +129,16 @@ class Detection(Task):
         data, annotations = self._read("EvalDataset")
         model = build_model(self.config, self._count_classes(annotations))
         self._prepare_validation(data, annotations, model)
+        self._try_validation(model)
         return model
 
     def check(self, training: Training) -> None:
-        """Try a step on the first batch."""
+        """Try a step on the first batch, and the first image of the validation."""
         images = training.loader.dataset
         batch = training.loader.collate_fn([images[key] for key in next(iter(training.sampler))])
         check_batch(batch)
         try_loss(training.model, training.loss_function, _as_tensors(batch))
+        self._try_validation(training.model)
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         config = self.config
@@ -198,6 +200,22 @@ class Detection(Task):
         self._val_records = read_records(data, self._truth, self.config.SEED)
         self._val_set = EvalDataset(self._val_records, transforms)
         self._val_collate = functools.partial(collate, transforms=batch_transforms)
+
+    def _try_validation(self, model: nn.Layer) -> None:
+        batch = self._val_collate([self._val_set[SampleKey(0, 0, 0)]])
+        check_batch(batch)
+        training = model.training
+        model.eval()
+        try:
+            detect(model, _as_tensors(batch), self.config.TRAIN.AMP)
+        except Exception as error:
+            raise UserError(
+                f"the first validation image fails: {one_line(error)}; check the model and EvalReader "
+                "(-debug shows where it happens)"
+            ) from error
+        finally:
+            if training:
+                model.train()
 
     # ---- results
 

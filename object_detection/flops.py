@@ -1,13 +1,13 @@
 """Multiply-adds of Mask R-CNN, counted as the paper's are.
 
-python -m object_detection.flops        # the table of all variants at 800x1280; takes a minute
+python -m object_detection.flops        # the table of the paper's three models at 800x1280
 """
 
 from __future__ import annotations
 
 from paddle import Tensor, nn
 
-from common.flops import count_flops, count_layer_flops
+from common.flops import count_flops, count_layer_flops, params
 
 __all__ = ["count_detector_flops"]
 
@@ -57,3 +57,22 @@ def count_detector_flops(
     mask_head = nn.Sequential(outlines.head, outlines.mask_fcn_logits)
     per_mask = count_layer_flops(mask_head, [1, channels, sides[1], sides[1]], norms)
     return count_flops(_Dense(model), height, width, norms=norms) + proposals * per_proposal + masks * per_mask
+
+
+def main() -> None:
+    from argparse import Namespace
+
+    from object_detection.components import build_model
+    from object_detection.config import CONFIG
+
+    print("| backbone | params | multiply-adds at 800x1280 | without norms |\n|----------|-------:|------:|------:|")
+    for name in ("pale_tiny", "pale_small", "pale_base"):
+        file = CONFIG.default_file.with_name(f"mask_rcnn_{name}_1x_coco.yml")
+        config = CONFIG.load(Namespace(cfg=file, opts=[]))
+        model = build_model(config, config.num_classes)
+        with_norms, without = (count_detector_flops(model, 800, 1280, norms=norms) / 1e9 for norms in (True, False))
+        print(f"| `{name}` | {params(model) / 1e6:.1f}M | {with_norms:.1f}G | {without:.1f}G |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

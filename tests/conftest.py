@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -160,6 +161,87 @@ model: {{num_classes: 3}}
 lr_scheduler: {{warmup_iters: 2}}
 VALIDATE_STEPS: 4
 KEEP_STEPS: 4
+LOG_INTERVAL: 1
+PICTURES: 1
+OUTPUT: {tmp_path}/out
+"""
+    )
+    return path
+
+
+def make_boxes(folder: Path) -> None:
+    """Write a COCO folder: coloured squares on noise, 5 images of 48x64 and 64x48 pixels to train and 3 to validate.
+
+    The categories have sparse ids in an order that is not theirs: red (7), green (3) and blue (12), which has no object
+    to validate. The last training image is empty, the last object to validate a crowd.
+    """
+    (folder / "annotations").mkdir(parents=True)
+    categories = [{"id": 7, "name": "red"}, {"id": 3, "name": "green"}, {"id": 12, "name": "blue"}]
+    for split, count, colours, objects in (("train", 5, 3, 8), ("val", 3, 2, 6)):
+        rng, images, annotations = np.random.default_rng(count), [], []
+        (folder / split).mkdir()
+        for number in range(count):
+            height, width = (48, 64) if number % 2 else (64, 48)
+            pixels = rng.integers(0, 60, (height, width, 3))
+            for top in (0, height // 2) if len(annotations) < objects else ():
+                category = categories[len(annotations) % colours]
+                side = int(rng.integers(16, 24))
+                left = int(rng.integers(0, width - side))
+                pixels[top : top + side, left : left + side] = COLOURS[category["name"]]
+                right, bottom = left + side, top + side
+                annotation = {"id": len(annotations) + 1, "image_id": 100 + number, "category_id": category["id"]}
+                annotation |= {"bbox": [left, top, side, side], "area": side * side, "iscrowd": 0}
+                annotation["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
+                annotations.append(annotation)
+            name = f"{split}_{number}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name)
+            images.append({"id": 100 + number, "file_name": name, "height": height, "width": width})
+        if split == "val":
+            runs = [height * left + top, *[side, height - side] * (side - 1), side]
+            counts = [*runs, height * width - sum(runs)]
+            annotations[-1] |= {"iscrowd": 1, "segmentation": {"size": [height, width], "counts": counts}}
+        coco = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+
+
+@pytest.fixture
+def boxes(tmp_path: Path) -> Path:
+    """The folder of :func:`make_boxes`."""
+    make_boxes(tmp_path / "boxes")
+    return tmp_path / "boxes"
+
+
+@pytest.fixture
+def boxes_config(tmp_path: Path, boxes: Path) -> Path:
+    """A configuration that trains a small Mask R-CNN on :func:`boxes` for two epochs in a few seconds."""
+    path = tmp_path / "boxes.yml"
+    section = f"name: COCODataSet, dataset_dir: {boxes}, image_dir: {{split}}, anno_path: annotations/{{split}}.json"
+    normalize = "{NormalizeImage: {is_scale: true, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}, {Permute: {}}"
+    path.write_text(
+        f"""\
+_BASE_: [{ROOT}/object_detection/configs/mask_rcnn_pale_nano_nuclei.yml]
+epoch: 2
+FPN: {{out_channel: 32}}
+RPNHead:
+  rpn_target_assign: {{batch_size_per_im: 32}}
+  train_proposal: {{pre_nms_top_n: 100, post_nms_top_n: 40}}
+  test_proposal: {{pre_nms_top_n: 100, post_nms_top_n: 40}}
+BBoxAssigner: {{batch_size_per_im: 16}}
+TwoFCHead: {{out_channel: 32}}
+MaskFeat: {{num_convs: 1, out_channel: 16}}
+TrainDataset: {{{section.format(split="train")}, allow_empty: true, empty_ratio: 1.0}}
+EvalDataset: {{{section.format(split="val")}}}
+TrainReader:
+  sample_transforms: [{{Decode: {{}}}}, {{RandomFlip: {{prob: 0.5}}}}, {normalize}]
+  batch_size: 2
+EvalReader:
+  sample_transforms: [{{Decode: {{}}}}, {normalize}]
+LearningRate:
+  base_lr: 0.001
+  schedulers: [{{name: CosineDecay}}, {{name: LinearWarmup, start_factor: 0.1, steps: 1}}]
+VALIDATE_EPOCHS: 1
+SAVE_EPOCHS: 1
+KEEP_CHECKPOINTS: 3
 LOG_INTERVAL: 1
 PICTURES: 1
 OUTPUT: {tmp_path}/out

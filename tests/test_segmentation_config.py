@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
+from config_marks import read_marks
 from paddle import nn
 
 from common.distributed import get_statistics
@@ -284,19 +285,5 @@ def test_settings_that_do_not_fit_together_end_the_first_trial(options, part):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_value_of_a_configuration_carries_a_mark(path):
-    text = path.read_text(encoding="utf-8")
-    header = "".join(re.findall(r"^#.*\n", text, re.MULTILINE))
-    if "All values in this file are [A: ours]" in header:
-        return
-    ours = re.compile(r"(dataset_root|_base_|[A-Z_]+)\b")  # where data is, and how often to evaluate and save
-    marked: list[tuple[int, bool]] = []
-    for line in text.splitlines():
-        content = line.strip().removeprefix("- ")
-        if not content or content.startswith("#"):
-            continue
-        indent = len(line) - len(line.lstrip())
-        marked = [level for level in marked if level[0] < indent]
-        mark = bool(re.search(r"#.*\[[PCA]\b", line)) or bool(ours.match(content)) or any(m for _, m in marked)
-        value = content.partition("#")[0].rstrip().partition(":")[2]
-        assert mark or not value, f"{path.name}: {line}"
-        marked.append((indent, mark))
+    header, unmarked = read_marks(path, r"dataset_root|_base_")
+    assert "All values in this file are [A: ours]" in header or not unmarked

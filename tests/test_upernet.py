@@ -56,27 +56,31 @@ def test_parameters_are_the_papers(name):
     assert round(params(model) / 1e6) == PAPER[name][0]
 
 
+def backbone_flops(name, height, width):
+    """Multiply-adds and the norms' operations of the backbone without a classifier, with a LayerNorm on each map."""
+    row = VARIANTS[name]
+    layer_norms = batch_norms = 0
+    for stage, depth in enumerate(row["depths"]):
+        c, h, w = row["embed_dim"] * 2**stage, math.ceil(height / 2 ** (stage + 2)), math.ceil(width / 2 ** (stage + 2))
+        s_r, s_c = min(row["pale_size"], h), min(row["pale_size"], w)
+        layer_norms += (2 + 2 * depth) * h * w * c
+        batch_norms += 3 * depth * s_r * math.ceil(h / s_r) * s_c * math.ceil(w / s_c) * c
+    flops = expected_flops(height, width, row["embed_dim"], row["depths"], row["pale_size"], num_classes=0)
+    return flops, 5 * layer_norms + 2 * batch_norms
+
+
 def model_flops(name, height, width, channels=512, classes=150, pools=(1, 2, 3, 6)):
     """Multiply-adds and the norms' operations: the backbone without classifier, and the convolutions of the head."""
-    row = VARIANTS[name]
-    widths = [row["embed_dim"] * 2**stage for stage in range(4)]
-    sides = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in (4, 8, 16, 32)]
-    areas = [math.prod(side) for side in sides]
-
+    widths = [VARIANTS[name]["embed_dim"] * 2**stage for stage in range(4)]
+    areas = [math.ceil(height / stride) * math.ceil(width / stride) for stride in (4, 8, 16, 32)]
     bins = sum(pool**2 for pool in pools)
     pyramid = bins * widths[3] * channels + 9 * areas[3] * (widths[3] + len(pools) * channels) * channels
     laterals = sum(area * width * channels for area, width in zip(areas[:3], widths[:3], strict=True))
     outputs = sum(9 * area * channels**2 for area in areas[:3])
     fusion = 9 * areas[0] * 4 * channels**2
-    backbone = expected_flops(height, width, row["embed_dim"], row["depths"], row["pale_size"], num_classes=0)
-    flops = backbone + pyramid + laterals + outputs + fusion + areas[0] * channels * classes
-
-    layer_norms, batch_norms = 0, channels * (bins + areas[3] + 2 * sum(areas[:3]) + areas[0])
-    for (h, w), c, depth in zip(sides, widths, row["depths"], strict=True):
-        s_r, s_c = min(row["pale_size"], h), min(row["pale_size"], w)
-        layer_norms += (2 + 2 * depth) * h * w * c
-        batch_norms += 3 * depth * s_r * math.ceil(h / s_r) * s_c * math.ceil(w / s_c) * c
-    return flops, 5 * layer_norms + 2 * batch_norms
+    flops, norms = backbone_flops(name, height, width)
+    batch_norms = channels * (bins + areas[3] + 2 * sum(areas[:3]) + areas[0])
+    return flops + pyramid + laterals + outputs + fusion + areas[0] * channels * classes, norms + 2 * batch_norms
 
 
 @pytest.mark.parametrize(
