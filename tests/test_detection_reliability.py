@@ -204,7 +204,7 @@ class Kept(Detection):
         self.training, self.seen = super().build_training(resumed), []
         loss = self.training.loss_function
         def count(model, batch, rng):
-            self.seen.append(sum(len(labels) for labels in batch["gt_class"]))
+            self.seen.append(sum(map(len, batch["gt_poly"])))
             return loss(model, batch, rng)
         self.training.loss_function = count
         return self.training
