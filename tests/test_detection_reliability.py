@@ -196,7 +196,8 @@ import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import numpy as np
 from detection_runs import load
-from common.distributed import init_process_group, rank
+from common.distributed import rank
+from common.entry_point import run
 from object_detection.detection import Detection
 
 class Kept(Detection):
@@ -209,12 +210,14 @@ class Kept(Detection):
         self.training.loss_function = count
         return self.training
 
-if __name__ == "__main__":
-    init_process_group()
+def main(argv):
     task = Kept(load(*{flags!r}))
     task.run()
     weights = np.concatenate([p.numpy().ravel() for p in task.training.model.parameters() if not p.stop_gradient])
     np.savez({folder!r} + f"/{{rank()}}.npz", weights=weights, seen=task.seen)
+
+if __name__ == "__main__":
+    run(main)
 """
 
 
