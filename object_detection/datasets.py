@@ -47,6 +47,7 @@ __all__ = [
     "CocoData",
     "EvalDataset",
     "NucleiDataSet",
+    "ObjectArray",
     "SeededDataset",
     "build_transforms",
     "check_batch",
@@ -54,6 +55,7 @@ __all__ = [
     "index_annotations",
     "read_records",
     "require_fields",
+    "with_object_tensors",
 ]
 
 STRIDE = 32  # pixels; the backbone's last map has a 32nd of the image's height and width
@@ -290,7 +292,8 @@ def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict
 
     Returns:
         ``image`` float32 [B, 3, h, w], ``im_shape`` and ``scale_factor`` [B, 2], ``im_id`` [B, 1], what begins with
-        ``gt_`` or ``is_crowd`` as a list with an entry for each image, and ``error``; :func:`check_batch` raises it.
+        ``gt_`` or ``is_crowd`` as a list with an :class:`ObjectArray` for each image (``gt_poly``: lists of numbers),
+        and ``error``; :func:`check_batch` raises it.
     """
     error = next((sample["error"] for sample in samples if sample["error"]), "")
     if error:
@@ -307,11 +310,39 @@ def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict
         return _no_batch(f"a batch has {width}x{height} pixels, which are no multiples of {STRIDE}; {remedy}")
     if "gt_poly" in batch:  # as lists of numbers, of which the loader makes no tensors
         batch["gt_poly"] = [[list(map(_numbers, polygons)) for polygons in image] for image in batch["gt_poly"]]
+    for key, images in batch.items():
+        if isinstance(images, list):
+            batch[key] = [ObjectArray(image) if isinstance(image, np.ndarray) else image for image in images]
     return {**batch, "error": ""}
 
 
 def _no_batch(error: str) -> dict[str, Any]:
     return {"image": np.zeros(1, np.float32), "error": error}  # a batch without an array would end the loader
+
+
+@dataclass
+class ObjectArray:
+    """An array with a row for each object of an image, which the loader hands on as it is.
+
+    Of arrays it makes tensors, which cannot leave the processes that read if an image has no object.
+    """
+
+    values: np.ndarray
+
+    def tensor(self) -> paddle.Tensor:
+        # Paddle 2.6 makes [0] of an array [0, 4].
+        values = self.values
+        return paddle.to_tensor(values) if values.size else paddle.zeros(values.shape, str(values.dtype))
+
+
+def with_object_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch of :func:`collate` with tensors in the place of each :class:`ObjectArray`."""
+    return {
+        key: [item.tensor() if isinstance(item, ObjectArray) else item for item in value]
+        if isinstance(value, list)
+        else value
+        for key, value in batch.items()
+    }
 
 
 def _numbers(polygon: Any) -> list[float]:

@@ -42,6 +42,7 @@ from object_detection.datasets import (
     index_annotations,
     read_records,
     require_fields,
+    with_object_tensors,
 )
 from object_detection.evaluation import Detections, annotated_objects, detect, evaluate, per_class_table
 from object_detection.pictures import detections_beside_truth
@@ -239,7 +240,9 @@ class Detection(Task):
     @staticmethod
     def _loss(model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator) -> StepResult:
         check_batch(batch)
-        losses = {name: value.astype("float32").reshape([]) for name, value in model(batch).items()}
+        losses = {
+            name: value.astype("float32").reshape([]) for name, value in model(with_object_tensors(batch)).items()
+        }
         total = losses.pop("loss")
         return StepResult(total, len(batch["image"]), losses)
 
