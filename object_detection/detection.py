@@ -67,6 +67,7 @@ class Detection(Task):
     def __init__(self, config: CfgNode):
         super().__init__(config)
         silence_loggers()
+        self._total_steps = 0  # of the training, if there is any
 
     def model_name(self) -> str:
         return str(self.config.get("PaleTransformer", {}).get("variant", self.config.architecture))
