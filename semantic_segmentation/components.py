@@ -146,24 +146,31 @@ def build_losses(config: CfgNode, ignore_index: int) -> dict[str, list]:
     types, coefficients = section.get("types"), section.get("coef")
     if not isinstance(types, list) or not isinstance(coefficients, list) or not types or not coefficients:
         raise UserError("loss must have two lists, types and coef: a loss and its weight for each output of the model")
-    for number, value in enumerate(coefficients):
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise UserError(f"loss.coef[{number}] is {value!r}; it must be a number from 0 up")
+    _check_weights(coefficients, "loss.coef")
     if len(types) == 1:
         types = types * len(coefficients)
     if len(types) != len(coefficients):
         raise UserError(f"loss has {len(types)} types and {len(coefficients)} coef; give a weight for each")
     for number, item in enumerate(types):
-        _set_ignore_index(item, f"loss.types[{number}]", ignore_index)
+        _prepare_loss(item, f"loss.types[{number}]", ignore_index)
     losses = [build_component(item, f"loss.types[{number}]", manager.LOSSES) for number, item in enumerate(types)]
     return {"types": losses, "coef": coefficients}
 
 
-def _set_ignore_index(item: Any, where: str, ignore_index: int) -> None:
+def _check_weights(values: Any, where: str) -> None:
+    # PaddleSeg takes any: with a negative one, training makes the loss as large as it can.
+    for number, value in enumerate(values if isinstance(values, list) else ()):
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise UserError(f"{where}[{number}] is {value!r}; it must be a number from 0 up")
+
+
+def _prepare_loss(item: Any, where: str, ignore_index: int) -> None:
     component = find_component(item, where, manager.LOSSES)
+    for name in ("weight", "coef"):
+        _check_weights(item.get(name), f"{where}.{name}")
     parts = item.get("losses")  # MixedLoss has several
     for number, part in enumerate(parts if isinstance(parts, list) else ()):
-        _set_ignore_index(part, f"{where}.losses[{number}]", ignore_index)
+        _prepare_loss(part, f"{where}.losses[{number}]", ignore_index)
     takes_it = "ignore_index" in inspect.signature(component).parameters
     if takes_it and item.setdefault("ignore_index", ignore_index) != ignore_index:
         raise UserError(

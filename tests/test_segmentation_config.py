@@ -98,6 +98,14 @@ BUILDERS = {
         ("loss.coef.1", "-1", ["loss.coef[1] is -1"]),
         ("loss.types.1.wieght", "[1, 1]", ["loss.types[1] (CrossEntropyLoss)", "'wieght'", "weight"]),
         ("loss.types.0.weight", "abc", ["loss.types[0] (CrossEntropyLoss)"]),
+        ("loss.types.0.weight", "[1, -2]", ["loss.types[0].weight[1] is -2", "from 0 up"]),
+        ("loss.types.0.weight", "[.nan, 1]", ["loss.types[0].weight[0] is nan"]),
+        (
+            "loss.types",
+            "[{type: MixedLoss, losses: [{type: DiceLoss, weight: [1, -1]}], coef: [1]}]",
+            ["loss.types[0].losses[0].weight[1] is -1"],
+        ),
+        ("loss.types", "[{type: MixedLoss, losses: [{type: DiceLoss}], coef: [-1]}]", ["loss.types[0].coef[0] is -1"]),
         ("loss.types.0.top_k_percent_pixels", "abc", ["top_k_percent_pixels is 'abc'", "1.0"]),
         ("loss.types", "[5]", ["loss.types[0] is 5", "{type: NAME, ...}"]),
         (
