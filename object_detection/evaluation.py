@@ -178,15 +178,14 @@ def _average_precision(
         found = coco.loadRes([dict(row) for row in results]) if results else COCO()  # it adds to what it is given
         evaluator = COCOeval(coco, found, kind)
         evaluator.params.imgIds = image_ids
-        evaluator.params.catIds = coco.getCatIds()  # in the order of the file, which numbers the classes
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    precision = evaluator.eval["precision"][
-        :, :, :, 0, -1
-    ]  # all sizes, up to 100 objects: [thresholds, recalls, classes]
-    # Of a class without an object every value is -1.
-    per_class = [100.0 * values.mean() if (values > -1).any() else np.nan for values in precision.transpose(2, 0, 1)]
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [thresholds, recalls, categories]; any size, 100 objects
+    # Of a category without an object every value is -1.
+    averages = [100.0 * values.mean() if (values > -1).any() else np.nan for values in precision.transpose(2, 0, 1)]
+    by_category = dict(zip(evaluator.params.catIds, averages, strict=True))  # which evaluate() has sorted
+    per_class = [by_category[category] for category in coco.getCatIds()]  # in the order of the file
     return evaluator.stats[: len(_STATISTICS)], np.array(per_class)
 
 
