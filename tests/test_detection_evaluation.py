@@ -2,8 +2,10 @@
 
 import numpy as np
 import paddle
+from detection_runs import assert_told, load, run
 
 from object_detection.datasets import index_annotations
+from object_detection.detection import Detection
 from object_detection.evaluation import evaluate, per_class_table
 
 # As tools for annotation write them: ids with gaps, and not in order.
@@ -39,3 +41,16 @@ def test_each_class_has_its_own_figures_whatever_the_order_of_the_ids():
     np.testing.assert_allclose(found.figures["box_AP"], 50)
     lines = per_class_table(coco, found.per_class, "val").splitlines()[2:]
     assert [line.split() for line in lines] == [["found", "1", "100.00"], ["missed", "1", "0.00"], ["absent", "0", "-"]]
+
+
+def test_weights_that_number_the_classes_otherwise_are_not_evaluated(tmp_path, boxes_config):
+    task, weights = Detection(load("-cfg", boxes_config)), tmp_path / "weights.pdparams"
+    model = task.build_evaluation()
+
+    def evaluate(*names):
+        paddle.save({"model": model.state_dict(), "class_names": names}, str(weights))
+        return run(boxes_config, "-eval", "-pretrained", weights)
+
+    place = f"class 1 is 'green' in the validation data and 'blue' in {weights}"
+    assert_told(lambda: evaluate("red", "blue", "green"), place, "order")
+    assert evaluate("another", "green", "blue")["images"] == 3  # the same class by another name
