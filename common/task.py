@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -90,6 +90,7 @@ class Task(ABC):
         paddle.seed(config.SEED)
         self.log = TrainingLog(None)
         self.step = 0  # of the evaluation that is under way
+        self.class_names: list[str] | None = None  # of the validation data, if it names them
 
     @abstractmethod
     def build_training(self, resumed: bool) -> Training:
@@ -101,7 +102,7 @@ class Task(ABC):
 
     @abstractmethod
     def build_evaluation(self) -> nn.Layer:
-        """Build the model, and prepare :meth:`validate` without any training data."""
+        """Build the model, and prepare :meth:`validate` without any training data; set ``class_names``."""
 
     @abstractmethod
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
@@ -124,7 +125,10 @@ class Task(ABC):
 
     def load_weights(self, model: nn.Layer, source: Path | str, replace_head: bool) -> LoadReport:
         """Load weights of a whole model or, to train from, of its backbone alone."""
-        weights = find_weights(read_checkpoint(source), str(source))
+        state = read_checkpoint(source)
+        if not replace_head:
+            self._compare_classes(state.get("class_names"), source)
+        weights = find_weights(state, str(source))
         of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
         target = model.backbone if of_backbone and replace_head else model
         return load_weights(target, weights, str(source), replace_head)
@@ -256,6 +260,15 @@ class Task(ABC):
                 raise UserError(
                     f"rank {other} was started unlike rank 0 ({', '.join(figures)}): "
                     f"{rows[other].astype(int).tolist()}, not {rows[0].astype(int).tolist()}; start all machines alike"
+                )
+
+    def _compare_classes(self, learnt: Sequence[str] | None, source: Path | str) -> None:
+        """Stop where the data numbers the classes otherwise than the weights do; other names for them are no error."""
+        for number, (name, other) in enumerate(zip(self.class_names or (), learnt or (), strict=False)):
+            if name != other and name in learnt:
+                raise UserError(
+                    f"class {number} is {name!r} in the validation data and {other!r} in {source}; give the data's "
+                    "classes the order that they had in training"
                 )
 
     def _warn_of_schedule(self, training: Training) -> None:

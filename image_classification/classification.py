@@ -65,6 +65,7 @@ class Classification(Task):
 
     def build_evaluation(self) -> nn.Layer:
         val_set = self._dataset("val")
+        self.class_names = val_set.class_names
         self._val_loader = build_eval_loader(self.config, val_set)
         return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
 

@@ -197,7 +197,7 @@ class Detection(Task):
     def _prepare_validation(self, data: CocoData, annotations: dict[str, Any], model: nn.Layer) -> None:
         num_classes = self._count_classes(annotations)
         transforms, batch_transforms = build_transforms(self.config, "EvalReader", num_classes)
-        self._names = _class_names(annotations, num_classes)
+        self.class_names = _class_names(annotations, num_classes)
         self._truth = self._use(data, annotations, _has_masks(model))
         self._val_records = read_records(data, self._truth, self.config.SEED)
         self._val_set = EvalDataset(self._val_records, transforms)
@@ -235,7 +235,7 @@ class Detection(Task):
         record = next(record for record in self._val_records if record["im_id"][0] == image_id)
         truth = annotated_objects(self._truth, image_id, found.masks is not None)
         image = read_image(record["im_file"])
-        picture = detections_beside_truth(image, found, truth, self._names, self.config.PICTURE_THRESHOLD)
+        picture = detections_beside_truth(image, found, truth, self.class_names, self.config.PICTURE_THRESHOLD)
         self.log.picture(f"{kind}/image {image_id}", self.step, picture)
 
     @staticmethod

@@ -44,7 +44,8 @@ def inspect_segmentation(value: Any, crowd: bool, height: int, width: int) -> In
     """
     if isinstance(value, dict):
         return _inspect_rle(value, crowd, height, width)
-    if value is None or value == []:
+    # Tools that annotate boxes alone write [] or [[]].
+    if value is None or (isinstance(value, list) and all(polygon == [] for polygon in value)):
         return Inspection([("MASK_MISSING", "no segmentation")], None)
     if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
         return Inspection([("POLYGON_INVALID", f"the segmentation {_short(value)}")], None)

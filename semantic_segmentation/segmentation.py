@@ -180,6 +180,7 @@ class Segmentation(Task):
     def _prepare_validation(self) -> datasets.Dataset:
         self._inference = InferenceSettings.from_test_config(plain(self.config.test_config))
         self._val_set = self._dataset("val_dataset")
+        self.class_names = self._val_set.class_names
         return self._val_set
 
     def _dataset(self, name: str) -> datasets.Dataset:

@@ -219,6 +219,11 @@ def empty_list_of_polygons(coco, folder):
     return "has no segmentation"
 
 
+def empty_polygon_only(coco, folder):
+    coco["annotations"][2]["segmentation"] = [[]]  # what PaddleLabel writes of a box
+    return "has no segmentation"
+
+
 def crowd_without_mask(coco, folder):
     del coco["annotations"][5]["segmentation"]
     return "annotation 6 of image 30 (c.png) has no segmentation"
@@ -352,6 +357,7 @@ CASES = [
     ("BOX_OUTSIDE", box_outside),
     ("MASK_MISSING", no_mask),
     ("MASK_MISSING", empty_list_of_polygons),
+    ("MASK_MISSING", empty_polygon_only),
     ("MASK_MISSING", crowd_without_mask),
     ("MASK_MISSING", empty_rle),
     ("POLYGON_SHORT", short_polygon),
