@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from conftest import COLOURS, ROOT, fails, run_program
 from detection_runs import LAUNCHER, assert_told, load, run
@@ -409,3 +410,16 @@ def test_an_image_that_breaks_after_the_check_ends_the_run_with_its_name(boxes, 
 
         assert_told(start, image.name)
         image.write_bytes(intact)
+
+
+def test_weights_that_number_the_classes_otherwise_are_not_evaluated(tmp_path, boxes_config):
+    task, weights = Detection(load("-cfg", boxes_config)), tmp_path / "weights.pdparams"
+    model = task.build_evaluation()
+
+    def evaluate(*names):
+        paddle.save({"model": model.state_dict(), "class_names": names}, str(weights))
+        return run(boxes_config, "-eval", "-pretrained", weights)
+
+    place = f"class 1 is 'green' in the validation data and 'blue' in {weights}"
+    assert_told(lambda: evaluate("red", "blue", "green"), place, "order")
+    assert evaluate("another", "green", "blue")["images"] == 3  # the same class by another name
