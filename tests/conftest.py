@@ -19,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for ``-m "not slow"``; none beside the slow tests, which start ranks and measure times."""
+    return 2 if config.option.markexpr == "not slow" else 0
+
+
 def make_shapes(folder: Path, images: int) -> None:
     """Write ``images`` 40x48 PNGs of a coloured square on noise into one folder for each colour."""
     rng = np.random.default_rng(0)
