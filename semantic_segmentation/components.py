@@ -105,9 +105,7 @@ def _build_nested(value: Any, where: str, registry: ComponentManager) -> Any:
     return value
 
 
-def build_model(
-    config: CfgNode, num_classes: int, load_pretrained: bool = False, source: str = "the data"
-) -> nn.Layer:
+def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False, source: str = "the data") -> nn.Layer:
     """Build the section ``model`` for so many classes.
 
     Args:

@@ -237,7 +237,6 @@ def test_the_program_says_what_it_left_out_and_what_it_could_not_predict(tmp_pat
     assert len(list((tmp_path / "predictions").iterdir())) == 3
 
 
-
 def test_weights_for_another_number_of_classes_are_named_with_the_remedy(squares_config):
     state = {"model": {"cls.weight": np.zeros(1, np.float32)}, "class_names": ["a", "b"]}
     with pytest.raises(UserError, match=r"num_classes is 3, but other\.pdparams has 2 classes; set it to 2"):
