@@ -268,7 +268,7 @@ class Trainer:
             StoppedBySignal: SIGTERM or SIGINT arrived; ``latest`` has the present state.
             UserError: the loss or the gradient was not finite once too often, or a file could not be read or written.
         """
-        with StopRequest() as self._stop, self.log.progress(self.settings.total_steps, "train") as bar:
+        with StopRequest() as self._stop, self.log.progress(self.settings.total_steps, "train", lines=False) as bar:
             bar.update(self.step)
             self._settle()  # a run that was interrupted between training and evaluation makes up for it
             while self.step < self.settings.total_steps:

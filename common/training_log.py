@@ -15,6 +15,17 @@ from common.own_pictures import save_picture
 
 __all__ = ["TrainingLog"]
 
+_INTERVALS = {"delay": 10.0, "mininterval": 10.0}  # seconds to the first line, and between two
+_LINE = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
+
+
+class _ProgressLines(tqdm):
+    """A line each time in place of a bar that is drawn over."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None:  # else the bar is to be wiped out
+            print(self, file=self.fp, flush=True)
+
 
 class TrainingLog:
     """Writes on rank 0 and does nothing on the others.
@@ -64,10 +75,18 @@ class TrainingLog:
             file.parent.mkdir(exist_ok=True)
             save_picture(Image.fromarray(pixels), file)
 
-    def progress(self, total: int, description: str) -> tqdm:
-        """A bar on stderr where that is a terminal, else something that shows nothing."""
-        hidden = not (is_main_process() and sys.stderr.isatty())
-        return tqdm(total=total, desc=description, disable=hidden, leave=False, dynamic_ncols=True)
+    def progress(self, total: int, description: str, lines: bool = True) -> tqdm:
+        """A bar on stderr where that is a terminal; it is none under Paddle's launcher, which copies a file.
+
+        Args:
+            lines: elsewhere, print a line every ten seconds; else show nothing.
+        """
+        if sys.stderr.isatty():
+            return tqdm(total=total, desc=description, disable=not is_main_process(), leave=False, dynamic_ncols=True)
+        hidden = not (lines and is_main_process())
+        return _ProgressLines(
+            total=total, desc=description, disable=hidden, leave=False, file=sys.stdout, **_INTERVALS, bar_format=_LINE
+        )
 
     def rewind(self, step: int) -> None:
         """Drop the records of ``log.jsonl`` after a step, which is written again, and a line that a kill cut in two."""

@@ -105,10 +105,11 @@ def _build_nested(value: Any, where: str, registry: ComponentManager) -> Any:
     return value
 
 
-def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False) -> nn.Layer:
+def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False, source: str = "the data") -> nn.Layer:
     """Build the section ``model`` for so many classes.
 
     Args:
+        source: what has so many classes, for messages.
         load_pretrained: load what the section, or its backbone, names as ``pretrained``. Where all weights come from
             elsewhere, the file is not needed.
 
@@ -119,7 +120,10 @@ def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False
     if not load_pretrained:
         _remove_pretrained(section)
     if section.setdefault("num_classes", num_classes) != num_classes:
-        raise UserError(f"model.num_classes is {section['num_classes']}, but the data has {num_classes} classes")
+        raise UserError(
+            f"model.num_classes is {section['num_classes']}, but {source} has {num_classes} classes; set it to "
+            f"{num_classes}, or leave it out"
+        )
     return build_component(section, "model", manager.MODELS)
 
 

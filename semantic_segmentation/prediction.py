@@ -38,7 +38,7 @@ class Segmenter(PicturePredictor):
     def __init__(self, state: Mapping[str, Any], source: str, config: CfgNode):
         arrays = find_weights(state, source)
         names = state.get("class_names") or []
-        self.model = build_model(config, len(names) or _count_classes(config, source))
+        self.model = build_model(config, len(names) or _count_classes(config, source), source=source)
         load_weights(self.model, arrays, source)
         self.model.eval()
         self.class_names = [str(name) for name in names] or [str(n) for n in range(self.model.num_classes)]

@@ -140,8 +140,13 @@ class PaleUPerNet(nn.Layer):
         pretrained: str | Path | None = None,
     ):
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; it must be positive")
+        for name, value in (("num_classes", num_classes), ("channels", channels), ("aux_channels", aux_channels)):
+            if not _is_positive(value):
+                raise ValueError(f"{name} is {value!r}; it must be a positive whole number")
+        if not isinstance(pool_sizes, list | tuple) or not pool_sizes or not all(map(_is_positive, pool_sizes)):
+            raise ValueError(f"pool_sizes is {pool_sizes!r}; give a list of positive whole numbers")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
         widths = getattr(backbone, "feat_channels", None) or backbone.out_channels  # the first is PaddleSeg's name
         if not 0 <= aux_in_index < len(widths):
             raise ValueError(f"aux_in_index is {aux_in_index}; the maps are 0 to {len(widths) - 1}")
@@ -163,6 +168,10 @@ class PaleUPerNet(nn.Layer):
         if self.training:
             logits.append(self.auxiliary_head(maps[self.aux_in_index]))
         return [_resize(x, images, self.align_corners) for x in logits]
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def _classifier(channels: int, num_classes: int) -> nn.Conv2D:

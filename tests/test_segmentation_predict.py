@@ -235,3 +235,9 @@ def test_the_program_says_what_it_left_out_and_what_it_could_not_predict(tmp_pat
     assert "error: 1 of 2 images could not be predicted: image photos/long.png: val_dataset.transforms" in result.stdout
     assert "Traceback" not in result.stdout
     assert len(list((tmp_path / "predictions").iterdir())) == 3
+
+
+def test_weights_for_another_number_of_classes_are_named_with_the_remedy(squares_config):
+    state = {"model": {"cls.weight": np.zeros(1, np.float32)}, "class_names": ["a", "b"]}
+    with pytest.raises(UserError, match=r"num_classes is 3, but other\.pdparams has 2 classes; set it to 2"):
+        Segmenter(state, "other.pdparams", load("-cfg", squares_config, "-opts", "model.num_classes", "3"))

@@ -221,6 +221,11 @@ def test_it_learns_three_colours():
     ("settings", "message"),
     [
         ({"num_classes": 0}, "num_classes is 0"),
+        ({"channels": 0}, "channels is 0"),
+        ({"aux_channels": -4}, "aux_channels is -4"),
+        ({"pool_sizes": [1, 0]}, r"pool_sizes is \[1, 0\]"),
+        ({"pool_sizes": 3}, "pool_sizes is 3; give a list"),
+        ({"dropout": 2}, "dropout is 2"),
         ({"aux_in_index": 4}, "aux_in_index is 4; the maps are 0 to 3"),
         ({"aux_in_index": -1}, "aux_in_index is -1"),
     ],

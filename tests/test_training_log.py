@@ -1,0 +1,25 @@
+"""How far a look at all data is, where no terminal can show a bar: under Paddle's launcher."""
+
+from __future__ import annotations
+
+import pytest
+
+from common import training_log
+from common.training_log import TrainingLog
+
+
+@pytest.mark.parametrize(("lines", "expected"), [(True, ["checking: 1 of 2", "checking: 2 of 2"]), (False, [])])
+def test_progress_is_lines_where_there_is_no_terminal(monkeypatch, capsys, lines, expected):
+    monkeypatch.setattr(training_log, "_INTERVALS", {"delay": 1e-9, "mininterval": 0.0})
+    with TrainingLog(None).progress(2, "checking", lines=lines) as bar:
+        bar.update(1)
+        bar.update(1)
+    out, err = capsys.readouterr()
+    assert [line.partition(",")[0] for line in out.splitlines() if line.strip()] == expected
+    assert not err
+
+
+def test_a_short_look_prints_nothing(capsys):
+    with TrainingLog(None).progress(2, "checking") as bar:
+        bar.update(2)
+    assert capsys.readouterr() == ("", "")
