@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from common.class_table import column_width, pad
 from common.errors import UserError
 from object_detection.problems import ACTIONS, PROBLEMS
 
@@ -38,10 +39,12 @@ class Finding:
         setting = f", or set ON_PROBLEM.{self.kind} to {' or '.join(others)}" if others else ""
         return [f"{example}; {problem.remedy}{setting}" for example in self.examples]
 
+    def counted(self) -> str:
+        """How many there are, and what is done about them."""
+        return f"{self.kind}: {self.count:,} {PROBLEMS[self.kind].what} ({ACTIONS[self.action]})"
+
     def __str__(self) -> str:
-        return (
-            f"{self.kind}: {self.count:,} {PROBLEMS[self.kind].what} ({ACTIONS[self.action]}), first {self.examples[0]}"
-        )
+        return f"{self.counted()}, first {self.examples[0]}"
 
 
 class Findings:
@@ -141,14 +144,16 @@ class AnnotationReport:
 
     def __str__(self) -> str:
         (low_width, low_height), (high_width, high_height) = self.smallest, self.largest
-        width = max(5, *(len(name) for name in self.class_names))
+        width = max(5, column_width(self.class_names))
         lines = [
             f"{self.split} data: {self.num_images:,} images of {low_width}x{low_height} to {high_width}x{high_height} "
             f"pixels ({self.num_empty:,} without objects), {self.objects.sum():,} objects, {self.num_crowds:,} crowds",
-            f"  {'class':>5}  {'name':<{width}}  {'objects':>9}  {'small':>9}  {'medium':>9}  {'large':>9}",
+            f"  {'class':>5}  {pad('name', width)}  {'objects':>9}  {'small':>9}  {'medium':>9}  {'large':>9}",
         ]
         lines += [
-            f"  {number:>5}  {name:<{width}}  {sum(sizes):>9,}  " + "  ".join(f"{size:>9,}" for size in sizes)
+            f"  {number:>5}  {pad(name, width)}  {sum(sizes):>9,}  " + "  ".join(f"{size:>9,}" for size in sizes)
             for number, (name, sizes) in enumerate(zip(self.class_names, self.objects.tolist(), strict=True))
         ]
-        return "\n".join(lines + [f"  warning: {line}" for line in self.warnings()] + self.problems)
+        lines += [f"  warning: {line}" for line in self.warnings()]
+        lines += [f"  {finding.counted()}" for finding in self.findings if finding.action == "error"]
+        return "\n".join(lines + self.problems)

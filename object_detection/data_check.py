@@ -223,7 +223,8 @@ class _Check:
 
         def describe(number: int) -> str:
             lacking = ["no iscrowd"] * (self._annotations[number].get("iscrowd") is None)
-            return self._where(number, " and ".join([*lacking, f"the area {areas[number]}"]))
+            area = "no area" if areas[number] is None else f"the area {areas[number]}"
+            return self._where(number, " and ".join([*lacking, area]))
 
         action = self._findings.add("FIELD_MISSING", numbers, describe)
         for number in numbers if action == "fill" else ():

@@ -74,13 +74,16 @@ class Detection(Task):
 
     def data_reports(self) -> Iterator[AnnotationReport]:
         masks = _has_masks(build_model(self.config, max(self.config.num_classes, 1)))
+        parts = []
         for name in _SPLITS:
-            yield self._check(*self._read(name), masks, list_all=True)[1]
+            parts.append(self._read(name))
+            yield self._check(*parts[-1], masks, list_all=True)[1]
+        _check_same_categories(*parts)
 
     def build_training(self, resumed: bool) -> Training:
         config = self.config
-        (data, annotations), (val_data, val_annotations) = map(self._read, _SPLITS)
-        check_same_categories(annotations, val_annotations, (data.file, val_data.file))
+        (data, annotations), (val_data, val_annotations) = parts = [self._read(name) for name in _SPLITS]
+        _check_same_categories(*parts)
         num_classes = self._count_classes(annotations)
         model = build_model(config, num_classes, load_pretrained=not resumed)
         optimizer = build_optimizer(config, model, 0.0)  # the trainer sets the rate of each step
@@ -250,6 +253,11 @@ class Detection(Task):
 
 def _has_masks(model: nn.Layer) -> bool:
     return getattr(model, "mask_head", None) is not None
+
+
+def _check_same_categories(train: tuple[CocoData, dict[str, Any]], val: tuple[CocoData, dict[str, Any]]) -> None:
+    """See :func:`object_detection.annotations.check_same_categories`."""
+    check_same_categories(train[1], val[1], (train[0].file, val[0].file))
 
 
 def _class_names(annotations: Mapping[str, Any], num_classes: int) -> list[str]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from common import check_record
 from common.check_record import CheckRecord
+from common.class_table import column_width, pad
 from common.distributed import gather_lines, gather_rows, rank, sum_over_ranks, world_size
 from common.errors import UserError, one_line
 from common.image_file import check_name, is_turned, look_at_image
@@ -76,14 +77,14 @@ class DataReport:
     def __str__(self) -> str:
         total = max(int(self.pixels.sum()) + self.ignored, 1)
         (low_width, low_height), (high_width, high_height) = self.smallest, self.largest
-        width = max(5, *(len(name) for name in self.class_names))
+        width = max(5, column_width(self.class_names))
         lines = [
             f"{self.split} data: {self.num_images:,} images of {low_width}x{low_height} to {high_width}x{high_height} "
             f"pixels, {100 * self.ignored / total:.2f} % of the pixels ignored",
-            f"  {'class':>5}  {'name':<{width}}  {'pixels':>15}  {'share':>8}  {'images':>8}",
+            f"  {'class':>5}  {pad('name', width)}  {'pixels':>15}  {'share':>8}  {'images':>8}",
         ]
         lines += [
-            f"  {number:>5}  {name:<{width}}  {pixels:>15,}  {100 * pixels / total:>6.2f} %  {images:>8,}"
+            f"  {number:>5}  {pad(name, width)}  {pixels:>15,}  {100 * pixels / total:>6.2f} %  {images:>8,}"
             for number, (name, pixels, images) in enumerate(
                 zip(self.class_names, self.pixels.tolist(), self.images.tolist(), strict=True)
             )

@@ -149,6 +149,13 @@ def test_masks_drawn_in_0_and_255_are_suspicious(folder):
     assert "drawn in 0 and 255" in warnings[1]
 
 
+def test_columns_of_wide_letters_are_aligned(folder):
+    names = (folder / "labels.txt").read_text()
+    expected = str(check_dataset(build(folder), "train"))
+    (folder / "labels.txt").write_text(names.replace("house", "房子"), encoding="utf-8")
+    assert str(check_dataset(build(folder), "train")) == expected.replace("house", "房子 ")
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

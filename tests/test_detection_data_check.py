@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from detection_runs import assert_told, run
 from PIL import Image
 from pycocotools import mask as mask_utils
 from thread_ranks import run_ranks
@@ -99,6 +100,16 @@ def test_good_annotations_stay_as_they_are(coco, folder):
     ]
 
 
+def test_columns_of_wide_letters_are_aligned(coco, folder):
+    coco["categories"][1]["name"] = "交通标志"
+    _, report = check(coco, folder)
+    assert str(report).splitlines()[1:] == [
+        "  class  name        objects      small     medium      large",
+        "      0  cat               3          3          0          0",
+        "      1  交通标志          2          2          0          0",
+    ]
+
+
 def test_sizes_are_those_of_coco(coco, folder):
     for annotation, area in zip(coco["annotations"], (1023.9, 1024, 9215.9, 9216, 1e8), strict=False):
         annotation["area"] = area
@@ -166,7 +177,7 @@ def no_area(coco, folder):
 
 def no_iscrowd(coco, folder):
     del coco["annotations"][2]["iscrowd"], coco["annotations"][2]["area"]
-    return "anns.json: annotation 3 of image 20 (b.png) has no iscrowd and the area None"
+    return "anns.json: annotation 3 of image 20 (b.png) has no iscrowd and no area"
 
 
 def box_of_three(coco, folder):
@@ -404,7 +415,7 @@ def test_errors_are_told_in_one_line(coco, folder, kind, damage):
         assert action in message.rpartition("set ON_PROBLEM")[2]
     _, report = check(coco, folder, actions, list_all=True)
     assert report.problems == [message]
-    assert str(report).splitlines()[-1] == message
+    assert str(report).splitlines()[-2:] == [f"  {kind}: 1 {PROBLEMS[kind].what} (an error)", message]
     assert report.warnings() == []
 
 
@@ -525,6 +536,13 @@ def test_the_number_of_further_problems_is_told(coco, folder):
     assert len(report.problems) == 7
     assert ["annotation 5" in line for line in report.problems] == [False] * 3 + [True] + [False] * 3
     assert kinds(report) == {"CATEGORY_UNKNOWN": 4, "BOX_INVALID": 1, "IMAGE_MISSING": 2}
+    lines = str(report).splitlines()
+    assert lines[-7:] == report.problems
+    assert [line.split()[:2] for line in lines[-10:-7]] == [
+        ["CATEGORY_UNKNOWN:", "4"],
+        ["BOX_INVALID:", "1"],
+        ["IMAGE_MISSING:", "2"],
+    ]
 
 
 def test_nothing_left_is_an_error(coco, folder):
@@ -731,3 +749,13 @@ def test_ranks_agree_on_what_has_passed(coco, folder, monkeypatch, tmp_path):
     for _ in range(2):
         run_ranks(monkeypatch, MODULES, lambda: check(coco, folder, record=record), 2)
         assert len(looked) == 4
+
+
+def test_the_check_alone_compares_the_categories_of_both_parts(boxes, boxes_config, capsys):
+    assert run(boxes_config, "-check_data") == {"problems": 0.0}
+    file = boxes / "annotations/val.json"
+    val = json.loads(file.read_text())
+    val["categories"].reverse()
+    file.write_text(json.dumps(val))
+    assert_told(lambda: run(boxes_config, "-check_data"), "category 1 is 7 'red'", "12 'blue'", "same order")
+    assert "val data: 3 images" in capsys.readouterr().out
