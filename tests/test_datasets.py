@@ -424,7 +424,9 @@ def test_idx_malformed(tmp_path, content, part, compress):
 
 
 @pytest.mark.parametrize(
-    "content", [b"not gzip", gzip.compress(idx_bytes(IDX_IMAGES))[:-20], b"\x1f\x8b\x08" + b"\xff" * 40]
+    "content",
+    [b"not gzip", gzip.compress(idx_bytes(IDX_IMAGES), mtime=0)[:-20], b"\x1f\x8b\x08" + b"\xff" * 40],
+    ids=["text", "truncated", "damaged"],
 )
 def test_idx_broken_gzip(tmp_path, content):
     (tmp_path / f"{IMAGES}.gz").write_bytes(content)
