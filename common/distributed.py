@@ -239,13 +239,13 @@ class FailureWatch:
             try:
                 with self._lock:
                     self._store.add(f"heartbeat {rank()}", 1)
-                    failed = self._store.add("failures", 0)
+                    failure = self._store.get("failure") if self._store.add("failures", 0) else b""
                 beats = self._beats(others)
             except Exception:  # the store lives in rank 0, and an end of its own would have been announced
                 self._leave(1, f"rank 0 is lost: {self._REMEDY}", everywhere=True)
             now = self._answered = time.monotonic()
-            if failed and not self._closed.is_set():
-                exit_code, _, message = self._store.get("failure").decode().partition(" ")
+            if failure and not self._closed.is_set():
+                exit_code, _, message = failure.decode().partition(" ")
                 self._leave(int(exit_code), message)
             since |= {other: now for other in others if beats[other] != last_beats[other]}
             last_beats = beats

@@ -63,10 +63,11 @@ _EXPECTED = {
     "PascalVOC": ("VOC2012/ImageSets/Segmentation", "VOC2012/JPEGImages", "VOC2012/SegmentationClass"),
     "STARE": ("{mode}_list.txt",),
 }
-# They pair the sorted images with the sorted masks, whatever their names.
+# They pair the sorted images with the sorted masks, whatever their names and however many: the folders between those
+# of _EXPECTED and the files, and how the names of an image and of its mask end.
 _PAIRED_BY_ORDER = {
-    "Cityscapes": ("_leftImg8bit.png", "_gtFine_labelTrainIds.png"),
-    "CocoStuff": (".jpg", ".png"),
+    "Cityscapes": ("*/", "_leftImg8bit.png", "_gtFine_labelTrainIds.png"),
+    "CocoStuff": ("", ".jpg", ".png"),
 }
 _UNSUPPORTED = {
     "EG1800": "it takes the transforms of PortraitNet",
@@ -199,7 +200,7 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     dataset = build_component({"type": kind, **arguments}, name, manager.DATASETS)
     if kind == "ADE20K":
         dataset.file_list.sort()  # PaddleSeg leaves them in the order of the file system
-    _check_pairs(dataset, kind, where)
+    _check_pairs(dataset, kind, where, mode.lower())
     if training:
         _check_padding(dataset, name)
     dataset.class_names = _class_names(dataset, kind)
@@ -282,15 +283,35 @@ def _build_transform(item: Any, where: str, training: bool) -> Callable[[dict], 
     return build_component(item, where)
 
 
-def _check_pairs(dataset: paddleseg_datasets.Dataset, kind: str, where: str) -> None:
-    image_suffix, mask_suffix = _PAIRED_BY_ORDER.get(kind, ("", ""))
-    if not dataset.file_list:
-        patterns = f" *{image_suffix} with *{mask_suffix}" if image_suffix else ""
-        raise UserError(f"{where} finds no images{patterns} in {dataset.dataset_root}; check it")
-    for image, mask in dataset.file_list if image_suffix else ():
-        expected = Path(image).name.removesuffix(image_suffix) + mask_suffix
-        if Path(mask).name != expected:
-            raise UserError(f"{where}: {image} has no mask {expected} ({mask} stands in its place); add or remove one")
+def _check_pairs(dataset: paddleseg_datasets.Dataset, kind: str, where: str, mode: str) -> None:
+    if kind not in _PAIRED_BY_ORDER:
+        if not dataset.file_list:
+            raise UserError(f"{where} finds no images in {dataset.dataset_root}; check it")
+        return
+    between, *suffixes = _PAIRED_BY_ORDER[kind]
+    folders = [Path(dataset.dataset_root, path.format(mode=mode)) for path in _EXPECTED[kind]]
+    images, masks = (
+        sorted(str(path.relative_to(folder)).removesuffix(suffix) for path in folder.glob(f"{between}*{suffix}"))
+        for folder, suffix in zip(folders, suffixes, strict=True)
+    )
+    if not images:
+        raise UserError(
+            f"{where} finds no images *{suffixes[0]} with *{suffixes[1]} in {dataset.dataset_root}; check it"
+        )
+    for own, others, (folder, partner), (suffix, missing), what in (
+        (images, masks, folders, suffixes, "mask"),
+        (masks, images, folders[::-1], suffixes[::-1], "image"),
+    ):
+        alone = sorted({*own} - {*others})
+        if alone:
+            more = f" ({len(alone)} such files)" if len(alone) > 1 else ""
+            expected = partner / f"{alone[0]}{missing}"
+            raise UserError(
+                f"{where}: {folder / f'{alone[0]}{suffix}'} has no {what} {expected}{more}; add or remove one"
+            )
+    dataset.file_list = [
+        [str(folder / f"{name}{suffix}") for folder, suffix in zip(folders, suffixes, strict=True)] for name in images
+    ]
 
 
 def _check_padding(dataset: paddleseg_datasets.Dataset, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from conftest import ROOT, run_program
 from thread_ranks import run_ranks
@@ -37,6 +39,49 @@ def test_lines_are_gathered_in_the_order_of_ranks(monkeypatch):
     own = [[], ["image ä.jpg", ""], ["bad\udcff name"]]
     results = run_ranks(monkeypatch, [], lambda: gather_lines(own[distributed.rank()]), 3)
     assert results == [["image ä.jpg", "", "bad\\udcff name"]] * 3
+
+
+class SlowStore:
+    """A key-value store that, like Paddle's client, is not made for two threads at once; it notes when they are."""
+
+    def __init__(self):
+        self.values, self.users, self.shared = {"failures": 1, "failure": b"2 rank 0: no images"}, 0, False
+
+    def _use(self, result):
+        self.users += 1
+        self.shared |= self.users > 1
+        time.sleep(0.004)
+        self.users -= 1
+        return result
+
+    def set(self, key, value):
+        self._use(self.values.__setitem__(key, value.encode()))
+
+    def get(self, key):
+        return self._use(self.values[key])
+
+    def add(self, key, count):
+        self.values[key] = self.values.get(key, 0) + count
+        return self._use(self.values[key])
+
+
+def test_two_failing_ranks_use_the_store_in_turn(monkeypatch):
+    """A rank that fails announces it while its watch reads that another one did."""
+    store, left = SlowStore(), []
+    monkeypatch.setenv("PADDLE_MASTER", "127.0.0.1:1")
+    monkeypatch.setattr(distributed.core, "TCPStore", lambda *_: store)
+    monkeypatch.setattr(distributed.FailureWatch, "_INTERVAL", 0.05)
+    monkeypatch.setattr(distributed.FailureWatch, "_leave", lambda _, *how, **__: left.append(how))
+    watch = distributed.FailureWatch()
+    deadline = time.monotonic() + 10
+    while not left and time.monotonic() < deadline:
+        watch._beats(range(3))
+        time.sleep(0.002)
+    watch.announce("the same", 2)
+    watch.close()
+    assert left[0] == (2, "rank 0: no images")
+    assert store.values["failure"] == b"2 rank 0: the same"
+    assert not store.shared
 
 
 @pytest.mark.slow

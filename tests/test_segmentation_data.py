@@ -267,16 +267,29 @@ def test_a_missing_benchmark_is_told_and_not_downloaded(tmp_path, monkeypatch, k
     assert_told(lambda: build({**section, "dataset_root": f"{tmp_path}/no"}), [f"{tmp_path}/no is no folder"])
 
 
-def test_pairs_of_cityscapes_are_compared_by_name(tmp_path):
-    for name in "ab":
-        for path in (f"leftImg8bit/val/x/{name}_leftImg8bit.png", f"gtFine/val/x/{name}_gtFine_labelTrainIds.png"):
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / path).touch()
-    section = {"type": "Cityscapes", "dataset_root": str(tmp_path), "mode": "val", "transforms": PLAIN}
-    assert build(section).class_names[13] == "car"
-    (tmp_path / "gtFine/val/x/a_gtFine_labelTrainIds.png").unlink()
-    parts = ["a_leftImg8bit.png has no mask a_gtFine_labelTrainIds.png", "b_gtFine_labelTrainIds.png"]
-    assert_told(lambda: build(section), parts)
+@pytest.mark.parametrize(
+    ("kind", "image", "mask"),
+    [
+        ("Cityscapes", "leftImg8bit/val/x/{}_leftImg8bit.png", "gtFine/val/x/{}_gtFine_labelTrainIds.png"),
+        ("CocoStuff", "images/val2017/{}.jpg", "annotations/val2017/{}.png"),
+    ],
+)
+def test_benchmarks_that_pair_by_order_are_compared_by_name(tmp_path, kind, image, mask):
+    for path in (pattern.format(name) for name in "abcd" for pattern in (image, mask)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    section = {"type": kind, "dataset_root": str(tmp_path), "mode": "val", "transforms": PLAIN}
+    dataset = build(section)
+    assert dataset.class_names[13] == ("car" if kind == "Cityscapes" else "13")
+    paths = [[f"{tmp_path}/{pattern.format(name)}" for pattern in (image, mask)] for name in "abcd"]
+    assert dataset.file_list == paths
+    (tmp_path / mask.format("d")).unlink()  # the last ones, of which the sorted lists would tell nothing
+    assert_told(lambda: build(section), [f"/{image.format('d')} has no mask {tmp_path}/{mask.format('d')}; add"])
+    (tmp_path / mask.format("b")).unlink()
+    assert_told(lambda: build(section), [f"/{image.format('b')} has no mask", "(2 such files)"])
+    for name in "bdc":
+        (tmp_path / image.format(name)).unlink()
+    assert_told(lambda: build(section), [f"/{mask.format('c')} has no image {tmp_path}/{image.format('c')}; add"])
 
 
 # ---- the crop
