@@ -13,7 +13,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from common.depthwise_conv import DepthwiseConv2D
+from common.depthwise_conv import DepthwiseConv2D, convolve_together
+from common.linear import Linear
 
 __all__ = [
     "PSAttention",
@@ -124,11 +125,15 @@ class SeparableProjection(nn.Layer):
         super().__init__()
         self.depthwise = DepthwiseConv2D(dim, bias=False)
         self.norm = nn.BatchNorm2D(dim, data_format="NHWC")
-        self.pointwise = nn.Linear(dim, dim)
+        self.pointwise = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape."""
-        return self.pointwise(self.norm(self.depthwise(x)))
+        return self.project(self.depthwise(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """What follows the depthwise convolution."""
+        return self.pointwise(self.norm(x))
 
 
 class PSAttention(nn.Layer):
@@ -164,7 +169,7 @@ class PSAttention(nn.Layer):
         self.key = SeparableProjection(dim)
         self.value = SeparableProjection(dim)
         self.attention = ScaledDotProductAttention(fused)
-        self.projection = nn.Linear(dim, dim)
+        self.projection = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape, for any H and W from 1 up."""
@@ -175,11 +180,12 @@ class PSAttention(nn.Layer):
             x = F.pad(x, [0, pad_right, 0, pad_bottom], data_format="NHWC")
         padded_height, padded_width = height + pad_bottom, width + pad_right
 
-        (query_r, query_c), (key_r, key_c), (value_r, value_c) = (
-            projection(x).chunk(2, axis=-1) for projection in (self.query, self.key, self.value)
-        )
-        rows = self._attend(*(partition_rows(t, pale_rows) for t in (query_r, key_r, value_r)))
-        columns = self._attend(*(partition_columns(t, pale_columns) for t in (query_c, key_c, value_c)))
+        projections = (self.query, self.key, self.value)
+        convolved = convolve_together(x, [projection.depthwise for projection in projections])
+        qkv = [projection.project(y) for projection, y in zip(projections, convolved, strict=True)]
+        half = self.dim // 2
+        rows = self._attend(*(partition_rows(t[..., :half], pale_rows) for t in qkv))
+        columns = self._attend(*(partition_columns(t[..., half:], pale_columns) for t in qkv))
         rows = merge_rows(rows, pale_rows, padded_height, padded_width)
         columns = merge_columns(columns, pale_columns, padded_height, padded_width)
 

@@ -22,6 +22,7 @@ from paddle.distributed.fleet.utils import recompute
 from common.checkpoint import find_weights, head_classes, load_weights, read_checkpoint
 from common.depthwise_conv import DepthwiseConv2D
 from common.distributed import is_main_process
+from common.linear import Linear
 from common.pale_attention import PSAttention
 from common.weights import resolve_weights
 
@@ -86,8 +87,8 @@ class Mlp(nn.Layer):
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

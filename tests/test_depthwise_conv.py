@@ -5,7 +5,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from common.depthwise_conv import DepthwiseConv2D
+from common.depthwise_conv import DepthwiseConv2D, convolve_together
 
 CHANNELS = 3
 
@@ -60,8 +60,32 @@ def test_the_path_for_gpus_and_exports_equals_the_plain_convolution(kernel_size,
     np.testing.assert_allclose(layer._convolve(x).numpy(), plain(layer, x).numpy(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7)])
+def test_several_layers_together_equal_each_alone(shape, kernel_size):
+    layers = [make_layer(kernel_size, bias=False) for _ in range(3)]
+    for seed, layer in enumerate(layers):
+        layer.weight.set_value(random_tensor(*layer.weight.shape, seed=20 + seed).detach())
+
+    def run(convolve):
+        x = random_tensor(*shape, CHANNELS)
+        outputs = convolve(x)
+        factors = [random_tensor(*shape, CHANNELS, seed=30 + seed).detach() for seed in range(3)]
+        paddle.add_n([(y * factor).sum() for y, factor in zip(outputs, factors, strict=True)]).backward()
+        tensors = [*outputs, x.grad, *(layer.weight.grad for layer in layers)]
+        results = [tensor.numpy() for tensor in tensors]
+        for layer in layers:
+            layer.clear_gradients()
+        return results
+
+    together = run(lambda x: convolve_together(x, layers))
+    alone = run(lambda x: [plain(layer, x) for layer in layers])
+    for value, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.skipif(paddle.device.get_device() != "cpu", reason="GPUs convolve the batch as it is")
-def test_batch_becomes_one_tall_image_on_cpus(monkeypatch):
+def test_batch_becomes_one_wide_image_on_cpus(monkeypatch):
     shapes, real = [], F.conv2d
 
     def spy(x, *args, **kwargs):
@@ -70,7 +94,7 @@ def test_batch_becomes_one_tall_image_on_cpus(monkeypatch):
 
     monkeypatch.setattr(F, "conv2d", spy)
     make_layer(5)(random_tensor(4, 6, 7, CHANNELS))
-    assert shapes == [[1, CHANNELS, 4 * (6 + 2), 7]]
+    assert shapes == [[1, CHANNELS, 6, 4 * (7 + 2)]]
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])
