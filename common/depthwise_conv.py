@@ -74,19 +74,24 @@ class _PlaneConvolution(PyLayer):
 
     @staticmethod
     def forward(context, planes: Tensor, kernels: Tensor) -> Tensor:
-        # Recomputation forgets the strides of what is saved.
-        context.save_for_backward(planes.contiguous(), kernels)
+        context.needed = [not tensor.stop_gradient for tensor in (planes, kernels)]
+        context.save_for_backward(planes.contiguous(), kernels)  # recomputation forgets the strides of what is saved
         channels, size = kernels.shape[0], kernels.shape[-1]
         return F.conv2d(planes, kernels.reshape([-1, 1, size, size]), padding=size // 2, groups=channels)
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         planes, kernels = context.saved_tensor()
-        channels, size = kernels.shape[0], kernels.shape[-1]
-        of_planes = F.conv2d(gradient, kernels.flip([2, 3]), padding=size // 2, groups=channels)
-        shifted = F.unfold(planes.transpose([1, 0, 2, 3]), size, paddings=size // 2)
-        of_kernels = paddle.matmul(gradient.reshape([channels, kernels.shape[1], -1]), shifted, transpose_y=True)
-        return of_planes, of_kernels.reshape(kernels.shape)
+        channels, count, size, _ = kernels.shape
+        for_planes, for_kernels = context.needed
+        of_planes = of_kernels = None
+        if for_planes:
+            of_planes = F.conv2d(gradient, kernels.flip([2, 3]), padding=size // 2, groups=channels)
+        if for_kernels:
+            shifted = F.unfold(planes.transpose([1, 0, 2, 3]), size, paddings=size // 2)
+            of_kernels = paddle.matmul(gradient.reshape([channels, count, -1]), shifted, transpose_y=True)
+            of_kernels = of_kernels.reshape(kernels.shape)
+        return of_planes, of_kernels
 
 
 # Paddle's transpose of a matrix, and of a tensor whose last axis stays, is up to five times as fast as a general one.

@@ -32,15 +32,16 @@ class _BiasedProduct(PyLayer):
 
     @staticmethod
     def forward(context, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        context.needed = [not tensor.stop_gradient for tensor in (rows, weight, bias)]
         context.save_for_backward(rows.contiguous(), weight)  # recomputation forgets the strides of what is saved
         return paddle.addmm(bias, rows, weight)
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = context.saved_tensor()
-        ones = paddle.ones([1, len(gradient)], gradient.dtype)
+        for_rows, for_weight, for_bias = context.needed
         return (
-            paddle.matmul(gradient, weight, transpose_y=True),
-            paddle.matmul(rows, gradient, transpose_x=True),
-            paddle.matmul(ones, gradient)[0],
+            paddle.matmul(gradient, weight, transpose_y=True) if for_rows else None,
+            paddle.matmul(rows, gradient, transpose_x=True) if for_weight else None,
+            paddle.matmul(paddle.ones([1, len(gradient)], gradient.dtype), gradient)[0] if for_bias else None,
         )

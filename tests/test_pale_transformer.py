@@ -396,6 +396,20 @@ def train_twice(model, recompute, drop_path_seed=3):
     return results | numpy_state(model)
 
 
+@pytest.mark.parametrize("frozen", ["stages.0", "stages.2.merging", "depthwise", "pointwise.weight", "fc1.bias", "mlp"])
+def test_frozen_parameters_get_no_gradient_and_the_others_get_theirs(frozen):
+    whole, partly = (randomize(small_model()) for _ in range(2))
+    for name, parameter in partly.named_parameters():
+        parameter.stop_gradient = parameter.stop_gradient or frozen in name
+    for model in (whole, partly):
+        model(random_images(2, 32)).sum().backward()
+    expected = dict(whole.named_parameters())
+    for name, parameter in partly.named_parameters():
+        assert (parameter.grad is None) == parameter.stop_gradient, name
+        if parameter.grad is not None:
+            np.testing.assert_array_equal(parameter.grad.numpy(), expected[name].grad.numpy(), err_msg=name)
+
+
 @recomputing
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.6])
 def test_recompute_changes_neither_outputs_nor_gradients_nor_statistics(drop_path_rate):
