@@ -41,7 +41,7 @@ def partition_rows(x: Tensor, pale_rows: int) -> Tensor:
     batch, height, width, channels = x.shape
     spacing = height // pale_rows
     x = x.reshape([batch, pale_rows, spacing, width, channels]).transpose([0, 2, 1, 3, 4])
-    return x.reshape([batch * spacing, pale_rows * width, channels])
+    return x.reshape([-1, pale_rows * width, channels])
 
 
 def merge_rows(groups: Tensor, pale_rows: int, height: int, width: int) -> Tensor:
@@ -73,7 +73,7 @@ def partition_columns(x: Tensor, pale_columns: int) -> Tensor:
     batch, height, width, channels = x.shape
     spacing = width // pale_columns
     x = x.reshape([batch, height, pale_columns, spacing, channels]).transpose([0, 3, 1, 2, 4])
-    return x.reshape([batch * spacing, height * pale_columns, channels])
+    return x.reshape([-1, height * pale_columns, channels])
 
 
 def merge_columns(groups: Tensor, pale_columns: int, height: int, width: int) -> Tensor:
