@@ -1,8 +1,13 @@
-"""Measure the time of models against each other, or (-suite) every row of the performance table.
+"""Measure models against each other, in turn, or (-suite) every row of the performance table.
 
-python tools/benchmark.py pale_tiny paddleclas:swin_tiny -batch 8
-python tools/benchmark.py pale_tiny timm:swin_tiny -runtime onnxruntime
-python tools/benchmark.py -suite -rows 1 3
+    python tools/benchmark.py pale_tiny paddleclas:swin_tiny
+    python tools/benchmark.py pale_tiny -mode train -batch 4 -runtime eager static
+    python tools/benchmark.py pale_tiny timm:swin_tiny timm:davit_tiny -runtime onnxruntime -batch 1
+    python tools/benchmark.py -suite -rows 1 3
+
+Every model gets a process of its own, and all take turns; medians count. The first model is compared with the others.
+paddleclas:NAME is swin_tiny, cswin_tiny or convnext_tiny, timm:NAME any model of timm. The table goes to stdout,
+benchmark.csv and benchmark.png to -out.
 """
 
 from __future__ import annotations
@@ -10,110 +15,188 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tools/ are
 
+from tqdm import tqdm  # noqa: E402
+
 from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from tools.benchmarking.subjects import DTYPES, MODES, RUNTIMES, Gemm, Model, Subject, gemms, variants  # noqa: E402
 
-PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "onnxruntime", "paddle2onnx", "paddleclas")
+# Flags that describe what is run; the rows of the suite say so themselves.
+MODEL_FLAGS = ("runtime", "mode", "batch", "image_size", "dtype", "device", "threads", "recompute")
+LEAST = {"rounds": 1, "warmup": 1, "threads": 1, "batch": 1, "image_size": 32}
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    if bool(arguments.models) == arguments.suite:
-        raise UserError("name models to compare, or give -suite")
-    for name, least in (("rounds", 1), ("warmup", 1), ("threads", 1), ("batch", 1), ("image_size", 32)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"-{name} is {getattr(arguments, name)}; it must be at least {least}")
-
-    from tqdm import tqdm
+    _check(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
 
     from tools.benchmarking import report
-    from tools.benchmarking.machine import describe_machine, installed_versions
+    from tools.benchmarking.machine import describe_machine
 
-    machine = describe_machine() | {"versions": installed_versions(PACKAGES)}
+    machine = describe_machine()
     records: list[dict[str, Any]] = []
     with tqdm(disable=not sys.stderr.isatty(), leave=False, bar_format="{desc} [{elapsed}]") as line:
-        measured = _suite(arguments, line) if arguments.suite else _comparison(arguments, line)
-        for new_records in measured:
+        for new_records in (_suite if arguments.suite else _models)(arguments, line):
             records += new_records
-            report.write_csv(records, machine, arguments.out / "benchmark.csv")
+            report.write_csv(records, machine, arguments.out / "benchmark.csv")  # what is lost if a later row fails
+    if all(record["value"] is None for record in records):
+        raise UserError("nothing could be measured; the lines above say why")
     report.draw(records, arguments.out / "benchmark.png")
-    print(
-        json.dumps({"machine": machine, "records": records}, indent=2) if arguments.json else report.markdown(records)
+    if arguments.json:
+        print(json.dumps({"machine": machine, "records": records}, indent=2))
+    else:
+        print(report.markdown(records))
+
+
+def _check(arguments: Namespace) -> None:
+    """Reject what cannot be meant before anything is measured."""
+    if bool(arguments.models) == arguments.suite:
+        raise UserError("name the models to measure, or give -suite; one of the two")
+    given = [name for name in MODEL_FLAGS if getattr(arguments, name)]
+    if arguments.suite and given:
+        raise UserError(f"-suite says itself what it runs; leave out -{' -'.join(given)}")
+    if arguments.rows and not arguments.suite:
+        raise UserError("-rows chooses rows of the suite; add -suite")
+    for name, least in LEAST.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"-{name} is {value}; it must be at least {least}")
+    for name in ("models", "runtime"):
+        values = getattr(arguments, name) or []
+        repeated = {value for value in values if values.count(value) > 1}
+        if repeated:
+            raise UserError(f"{', '.join(sorted(repeated))} stands twice among the {name}; name each once")
+
+
+def _models(arguments: Namespace, line: tqdm) -> Iterator[list[dict[str, Any]]]:
+    """Measure the models of the command line, and the rate of the machine's products of matrices."""
+    from tools.benchmarking.comparisons import time_ratio
+    from tools.benchmarking.interleaving import measure
+    from tools.benchmarking.report import comparison_records, measurement_records
+
+    chosen = {name: getattr(arguments, name) for name in MODEL_FLAGS if getattr(arguments, name)}
+    runtimes = chosen.pop("runtime", [Model.runtime])
+    models = [
+        Model(name=name if len(runtimes) == 1 else f"{name} {runtime}", model=name, runtime=runtime, **chosen)
+        for name in arguments.models
+        for runtime in runtimes
+    ]
+    first, *others = [[variant.name for variant in variants(model)] for model in models]
+    subjects = [variant for model in models for variant in variants(model)]
+    products = gemms(models[0].threads, models[0].device, models[0].dtype)
+
+    def leave_out(subject: Subject, error: UserError) -> None:
+        if not isinstance(subject, Gemm):
+            raise error
+
+    results = measure(
+        [*subjects, *products],
+        arguments.rounds,
+        arguments.warmup,
+        arguments.peer_python,
+        line.set_description_str,
+        leave_out,
     )
+    measured = {result.subject.name: result for result in results}
+    ratios = [time_ratio(first, names) for names in others]
+    yield [*measurement_records(measured), *comparison_records(ratios, measured)]
 
 
-def _comparison(arguments: Namespace, line):
-    from tools.benchmarking import report
+def _suite(arguments: Namespace, line: tqdm) -> Iterator[list[dict[str, Any]]]:
+    """Measure the rows, one after the other."""
     from tools.benchmarking.interleaving import measure
-    from tools.benchmarking.subjects import Model
+    from tools.benchmarking.report import comparison_records, measurement_records
+    from tools.benchmarking.suite import rows
 
-    settings = ("runtime", "mode", "batch", "image_size", "dtype", "device", "threads", "recompute")
-    chosen = {name: getattr(arguments, name) for name in settings}
-    subjects = [Model(name=name, model=name, **chosen) for name in arguments.models]
-    measured = measure(subjects, arguments.rounds, arguments.warmup, arguments.peer_python, line.set_description_str)
-    yield report.measurement_records(measured)
+    by_number = {row.number: row for row in rows(str(arguments.paddleclas_source))}
+    unknown = sorted(set(arguments.rows) - set(by_number))
+    if unknown:
+        raise UserError(f"-rows {unknown[0]}: there is no such row; the rows are {min(by_number)} to {max(by_number)}")
+    for number in sorted(set(arguments.rows) or by_number):
+        row = by_number[number]
+        left_out: list[dict[str, Any]] = []
 
+        def leave_out(subject: Subject, error: UserError, left_out: list = left_out) -> None:
+            tqdm.write(f"left out {error}", file=sys.stderr)
+            left_out.append({"figure": subject.name, "value": None, "unit": "s", "note": str(error)})
 
-def _suite(arguments: Namespace, line):
-    from tools.benchmarking import report
-    from tools.benchmarking.interleaving import measure
-    from tools.benchmarking.suite import ROWS
-
-    for row in ROWS:
-        if arguments.rows and row.number not in arguments.rows:
-            continue
-
-        def progress(text: str, number: int = row.number) -> None:
+        def progress(text: str, number: int = number) -> None:
             line.set_description_str(f"row {number}: {text}")
 
-        measured = measure(row.subjects, arguments.rounds, arguments.warmup, arguments.peer_python, progress)
-        yield [
-            *report.measurement_records(measured, row=row.number, title=row.title),
-            *report.comparison_records(row, {result.subject.name: result for result in measured}),
-        ]
+        results = measure(
+            row.subjects,
+            min(arguments.rounds, row.max_rounds or arguments.rounds),
+            arguments.warmup,
+            arguments.peer_python,
+            progress,
+            leave_out,
+        )
+        measured = {result.subject.name: result for result in results}
+        new_records = [*measurement_records(measured), *left_out, *comparison_records(row.comparisons, measured)]
+        yield [{"row": row.number, "title": row.title, **record} for record in new_records]
 
 
 def _parser() -> ArgumentParser:
-    from tools.benchmarking.subjects import DTYPES, MODES, RUNTIMES
-
-    summary, _, examples = __doc__.partition("\n\n")
+    summary, _, rest = __doc__.partition("\n\n")
     parser = ArgumentParser(
         description=summary,
-        epilog=f"Examples:\n{examples}\nExit codes: 0 done, 2 wrong input, 1 anything else.",
+        epilog=f"examples:\n{rest}\nExit codes: 0 done, 2 wrong input, 1 anything else.",
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "models", nargs="*", metavar="MODEL", help="pale_nano, pale_tiny, ..., paddleclas:NAME or timm:NAME"
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("models", nargs="*", metavar="MODEL", help="pale_tiny and the like, paddleclas:NAME or timm:NAME")
+    parser.add_flag("suite", what, action="store_true", help="the rows of the performance table, instead of models")
+    parser.add_flag("rows", what, nargs="+", type=int, default=[], metavar="N", help="only these rows of the suite")
+    runtimes = f"one or more of {', '.join(RUNTIMES)}"
+    how = parser.add_argument_group("how models run")
+    parser.add_flag(
+        "runtime", how, nargs="+", choices=RUNTIMES, metavar="NAME", help=f"{runtimes} (default: {Model.runtime})"
     )
-    parser.add_flag("suite", action="store_true", help="measure the rows of the performance table")
-    parser.add_flag("rows", nargs="+", type=int, default=[], metavar="N", help="only these rows of the suite")
-    parser.add_flag("runtime", choices=RUNTIMES, default="eager", help="where models run (default: %(default)s)")
-    parser.add_flag("mode", choices=MODES, default="forward", help="what is timed (default: %(default)s)")
-    parser.add_flag("batch", type=int, default=8, help="images in a batch (default: %(default)s)")
-    parser.add_flag("image_size", type=int, default=224, help="side in pixels (default: %(default)s)")
-    parser.add_flag("dtype", choices=DTYPES, default="float32", help="precision (default: %(default)s)")
-    parser.add_flag("recompute", action="store_true", help="train our models with recomputation")
-    parser.add_flag("device", default="cpu", help="cpu, gpu or gpu:N (default: %(default)s)")
-    parser.add_flag("threads", type=int, default=2, help="threads of each process (default: %(default)s)")
-    parser.add_flag("rounds", type=int, default=9, help="turns of each subject (default: %(default)s)")
-    parser.add_flag("warmup", type=int, default=2, help="runs before the first round (default: %(default)s)")
+    parser.add_flag("mode", how, choices=MODES, help=f"train has backward and AdamW (default: {Model.mode})")
+    parser.add_flag("batch", how, type=int, metavar="N", help=f"images in a batch (default: {Model.batch})")
+    parser.add_flag("image_size", how, type=int, metavar="N", help=f"pixels of a side (default: {Model.image_size})")
+    parser.add_flag("dtype", how, choices=DTYPES, help=f"halves by AMP on GPUs (default: {Model.dtype})")
+    parser.add_flag("recompute", how, action="store_true", help="train with recomputation")
+    parser.add_flag("device", how, help=f"cpu, gpu or gpu:N (default: {Model.device})")
+    parser.add_flag("threads", how, type=int, metavar="N", help=f"of each process (default: {Model.threads})")
+    turns = parser.add_argument_group("turns")
+    parser.add_flag("rounds", turns, type=int, default=9, metavar="N", help="turns of each (default: %(default)s)")
+    parser.add_flag("warmup", turns, type=int, default=2, metavar="N", help="runs before that (default: %(default)s)")
+    peers = parser.add_argument_group("peers")
     parser.add_flag(
         "peer_python",
+        peers,
         type=Path,
         default=Path(".venv-peers/bin/python"),
-        help="Python that has timm (default: %(default)s)",
+        metavar="FILE",
+        help="the Python that has timm (default: %(default)s)",
     )
     parser.add_flag(
-        "out", type=Path, default=Path("output/benchmark"), help="folder of CSV and picture (default: %(default)s)"
+        "paddleclas_source",
+        peers,
+        type=Path,
+        default=Path("PaddleClas"),
+        metavar="FOLDER",
+        help="a checkout of PaddleClas, for its reader in row 8 (default: %(default)s)",
     )
-    parser.add_flag("json", action="store_true", help="print JSON instead of a table")
-    parser.add_flag("debug", action="store_true", help="show the traceback of an error")
+    output = parser.add_argument_group("output")
+    parser.add_flag(
+        "out",
+        output,
+        type=Path,
+        default=Path("output/benchmark"),
+        metavar="FOLDER",
+        help="for CSV and picture (default: %(default)s)",
+    )
+    parser.add_flag("json", output, action="store_true", help="print JSON instead of a table")
+    parser.add_flag("debug", output, action="store_true", help="show the traceback of an error")
     return parser
 
 

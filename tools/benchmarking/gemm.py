@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import UserError
 from tools.benchmarking.onnx_session import OnnxRunner
 from tools.benchmarking.subjects import Gemm, Runner
 
@@ -29,7 +30,11 @@ class ProductRunner:
 
 
 def build(subject: Gemm) -> Runner:
-    """Prepare the product of two float32 matrices ``[size, size]``."""
+    """Prepare the product of two matrices ``[size, size]``.
+
+    Raises:
+        UserError: the device does not exist, or onnxruntime is not installed.
+    """
     left, right = np.random.default_rng(0).standard_normal((2, subject.size, subject.size), np.float32)
     flops = 2 * subject.size**3
     if subject.library == "numpy":
@@ -38,9 +43,17 @@ def build(subject: Gemm) -> Runner:
     if subject.library == "paddle":
         import paddle
 
-        paddle.set_device("cpu")
-        left, right = paddle.to_tensor(left), paddle.to_tensor(right)
-        return ProductRunner(lambda: paddle.matmul(left, right), flops)
+        from common.entry_point import select_device
+
+        on_cpu = select_device(subject.device) == "cpu"
+        left, right = (paddle.to_tensor(matrix).astype(subject.dtype) for matrix in (left, right))
+
+        def multiply() -> None:
+            paddle.matmul(left, right)
+            if not on_cpu:
+                paddle.device.synchronize()
+
+        return ProductRunner(multiply, flops)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "gemm.onnx"
         _write_product(file, subject.size)
@@ -48,7 +61,10 @@ def build(subject: Gemm) -> Runner:
 
 
 def _write_product(file: Path, size: int) -> None:
-    import onnx
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError("onnx is not installed: pip install -r requirements-export.txt") from error
     from onnx import TensorProto, helper
 
     matrices = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in "abc"}

@@ -41,12 +41,18 @@ class Measurement:
         seconds: of one run, for each round.
         flops: floating-point operations of one run, or None.
         images: images that one run takes, or None.
+        versions: packages of the process.
+        memory_before: bytes that the process held when it was built, or None.
+        memory_peak: the most bytes that it ever held while it ran, or None.
     """
 
     subject: Subject
     seconds: tuple[float, ...]
     flops: int | None = None
     images: int | None = None
+    versions: str = ""
+    memory_before: int | None = None
+    memory_peak: int | None = None
 
     @property
     def median(self) -> float:
@@ -61,6 +67,15 @@ class Measurement:
     def flops_per_second(self) -> float | None:
         return self.flops / self.median if self.flops else None
 
+    @property
+    def images_per_second(self) -> float | None:
+        return self.images / self.median if self.images else None
+
+    @property
+    def memory_growth(self) -> int | None:
+        """Bytes that running added to what was built."""
+        return None if self.memory_peak is None else self.memory_peak - self.memory_before
+
 
 class Worker:
     """A process that has built a subject.
@@ -69,14 +84,17 @@ class Worker:
         subject: what to build.
         peer_python: Python of the subjects that are foreign.
 
+    Attributes:
+        memory: ``before`` and ``peak`` in bytes after the last run, or None.
+
     Raises:
         UserError: it cannot be built; the message says why.
     """
 
     def __init__(self, subject: Subject, peer_python: Path):
-        self.subject = subject
+        self.subject, self.memory = subject, None
         python = peer_python if subject.is_foreign else sys.executable
-        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (close() closes it)
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see close)
         try:
             self._process = subprocess.Popen(
                 [str(python), str(Path(__file__).with_name("worker.py"))],
@@ -87,20 +105,23 @@ class Worker:
                 text=True,
             )
         except OSError as error:
+            self._stderr.close()
             raise UserError(
-                f"{subject.name}: cannot run {python} ({error.strerror}); set the peers up by python -m venv "
-                ".venv-peers && .venv-peers/bin/pip install -r requirements-peers-torch.txt, or give -peer_python"
+                f"{subject.name}: cannot run {python} ({error.strerror}): python -m venv .venv-peers && "
+                ".venv-peers/bin/pip install -r requirements-peers-torch.txt, or give -peer_python"
             ) from error
         try:
             built = self._ask(subject.to_json())
         except BaseException:
             self.close()
             raise
-        self.flops, self.images = built["flops"], built["images"]
+        self.flops, self.images, self.versions = built["flops"], built["images"], built["versions"]
 
     def run(self, runs: int = 1) -> float:
         """Run the subject and return the median of the seconds of one run."""
-        return float(np.median(self._ask({"runs": runs})["seconds"]))
+        answer = self._ask({"runs": runs})
+        self.memory = answer["memory"]
+        return float(np.median(answer["seconds"]))
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -125,10 +146,8 @@ class Worker:
         return lines[-1]
 
     def close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            pipe.close()
         self._process.terminate()
-        self._process.wait()
+        self._process.communicate()
         self._stderr.close()
 
     def __enter__(self) -> Worker:
@@ -144,6 +163,7 @@ def measure(
     warmup: int,
     peer_python: Path,
     progress: Callable[[str], None] = lambda text: None,
+    leave_out: Callable[[Subject, UserError], None] | None = None,
 ) -> list[Measurement]:
     """Build all subjects and run them in turn.
 
@@ -152,26 +172,40 @@ def measure(
         rounds: turns of each, 1 or more.
         warmup: runs of each before the first round, 1 or more.
         peer_python: see :class:`Worker`.
-        progress: is called with what comes next, once for each subject that is built and once for each round.
+        progress: is called with what comes next.
+        leave_out: is told of a subject that cannot be built, and the others are measured; None raises.
 
     Raises:
         UserError: a subject cannot be built or run.
     """
     with ExitStack() as stack:
-        workers, runs = [], []
+        turns: list[tuple[Worker, int, list[float]]] = []
         for subject in subjects:
             progress(f"building {subject.name}")
-            worker = stack.enter_context(Worker(subject, peer_python))
-            workers.append(worker)
-            warm = [worker.run() for _ in range(warmup)]
-            runs.append(max(1, math.ceil(MIN_TURN / max(warm[-1], 1e-6))))
-        seconds: list[list[float]] = [[] for _ in workers]
+            try:
+                worker = stack.enter_context(Worker(subject, peer_python))
+            except UserError as error:
+                if leave_out is None:
+                    raise
+                leave_out(subject, error)
+                continue
+            for _ in range(warmup):
+                began = time.perf_counter()
+                worker.run()
+            turns.append((worker, math.ceil(MIN_TURN / (time.perf_counter() - began)), []))
         for number in range(1, rounds + 1):
-            progress(f"round {number} of {rounds}")
-            for worker, count, values in zip(workers, runs, seconds, strict=True):
+            for worker, runs, seconds in turns:
+                progress(f"round {number} of {rounds}, {worker.subject.name}")
                 time.sleep(PAUSE)
-                values.append(worker.run(count))
+                seconds.append(worker.run(runs))
         return [
-            Measurement(worker.subject, tuple(values), worker.flops, worker.images)
-            for worker, values in zip(workers, seconds, strict=True)
+            Measurement(
+                worker.subject,
+                tuple(seconds),
+                worker.flops,
+                worker.images,
+                worker.versions,
+                *((worker.memory["before"], worker.memory["peak"]) if worker.memory else ()),
+            )
+            for worker, _, seconds in turns
         ]

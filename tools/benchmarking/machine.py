@@ -6,13 +6,18 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 
+from tools.benchmarking.subjects import ROOT
+
 __all__ = ["describe_machine", "installed_versions"]
 
-ROOT = Path(__file__).resolve().parents[2]
+# What decides how long a subject takes.
+PACKAGES = (
+    *("paddlepaddle", "paddlepaddle-gpu", "paddleclas", "torch", "timm"),
+    *("paddle2onnx", "onnxruntime", "numpy", "pillow", "opencv-python-headless"),
+)
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -28,10 +33,10 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
-def installed_versions(packages: Iterable[str]) -> str:
-    """``name version`` of those packages that this Python has, joined by commas."""
+def installed_versions() -> str:
+    """``name version`` of those PACKAGES that this Python has, joined by commas."""
     found = []
-    for package in packages:
+    for package in PACKAGES:
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

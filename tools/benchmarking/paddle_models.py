@@ -45,7 +45,7 @@ def build(subject: Model) -> Runner:
         UserError: the model or the device does not exist, or what the runtime needs is not installed.
     """
     select_device(subject.device)
-    paddle.set_flags({"FLAGS_use_stride_kernel": subject.stride_kernels})
+    paddle.set_flags({"FLAGS_use_stride_kernel": subject.strided})
     paddle.seed(0)
     model, flops = _create(subject)
     model.train() if subject.mode == "train" else model.eval()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
-import types
 from pathlib import Path
 
+from paddle import nn
+
 from common.errors import UserError
+from tools.benchmarking.stub_packages import register_packages
 
 __all__ = ["MODELS", "create_paddleclas_model"]
 
@@ -18,18 +19,14 @@ MODELS = {
     "cswin_tiny": ("model_zoo.cswin_transformer", "CSWinTransformer_tiny_224"),
     "convnext_tiny": ("model_zoo.convnext", "ConvNeXt_tiny"),
 }
+_BACKBONES = "paddleclas.ppcls.arch.backbone"
 _PACKAGES = (
-    "paddleclas",
-    "paddleclas.ppcls",
-    "paddleclas.ppcls.arch",
-    "paddleclas.ppcls.arch.backbone",
-    "paddleclas.ppcls.arch.backbone.legendary_models",
-    "paddleclas.ppcls.arch.backbone.model_zoo",
-    "paddleclas.ppcls.utils",
+    *("paddleclas", "paddleclas.ppcls", "paddleclas.ppcls.utils", "paddleclas.ppcls.arch", _BACKBONES),
+    *(f"{_BACKBONES}.legendary_models", f"{_BACKBONES}.model_zoo"),
 )
 
 
-def create_paddleclas_model(name: str):
+def create_paddleclas_model(name: str) -> nn.Layer:
     """Build a model of 1000 classes with random weights.
 
     Args:
@@ -40,20 +37,9 @@ def create_paddleclas_model(name: str):
     """
     if name not in MODELS:
         raise UserError(f"unknown peer paddleclas:{name}; choose one of {', '.join(MODELS)}")
-    spec = importlib.util.find_spec("paddleclas")  # finds it without importing it
-    if spec is None:
-        raise UserError(f"paddleclas:{name} needs paddleclas: pip install --no-deps -r requirements-peers-paddle.txt")
-    _register_packages(Path(spec.origin).parent)
+    package = importlib.util.find_spec("paddleclas")  # finds it without importing it
+    if package is None:
+        raise UserError("paddleclas is not installed: pip install --no-deps -r requirements-peers-paddle.txt")
+    register_packages(Path(package.origin).parents[1], *_PACKAGES)
     module, function = MODELS[name]
-    return getattr(importlib.import_module(f"paddleclas.ppcls.arch.backbone.{module}"), function)()
-
-
-def _register_packages(root: Path) -> None:
-    """Put empty packages where their ``__init__.py`` would import everything."""
-    for name in _PACKAGES:
-        package = types.ModuleType(name)
-        package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
-        sys.modules[name] = package
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, package)
+    return getattr(importlib.import_module(f"{_BACKBONES}.{module}"), function)()

@@ -1,8 +1,9 @@
 """A process that builds one subject and runs it when asked.
 
 It reads JSON lines from stdin: first the subject, then ``{"runs": N}``. It answers each with a line on stdout: what was
-built, then ``{"seconds": [...]}``; or ``{"error": TEXT}`` for a mistake of the user's and ``{"failure": TEXT}`` for any
-other exception. It must start in any Python, so it imports nothing but what the subject needs.
+built, then ``{"seconds": [...], "memory": ...}``; or ``{"error": TEXT}`` for a mistake of the user's and
+``{"failure": TEXT}`` for any other exception. It must start in any Python, so it imports nothing but what the
+subject needs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 sys.path[:] = [*sys.path[1:], str(Path(__file__).resolve().parents[2])]
 
 from common.errors import UserError, one_line  # noqa: E402
-from tools.benchmarking.subjects import from_json  # noqa: E402
+from tools.benchmarking.machine import installed_versions  # noqa: E402
+from tools.benchmarking.memory import PeakMemory  # noqa: E402
+from tools.benchmarking.subjects import Model, from_json  # noqa: E402
 
 
 def main() -> None:
@@ -27,10 +30,13 @@ def main() -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     try:
-        runner = from_json(json.loads(sys.stdin.readline())).build()
-        answer(flops=runner.flops, images=runner.images)
+        subject = from_json(json.loads(sys.stdin.readline()))
+        runner = subject.build()
+        memory = PeakMemory(subject.device) if isinstance(subject, Model) else None
+        answer(flops=runner.flops, images=runner.images, versions=installed_versions())
         for line in sys.stdin:
-            answer(seconds=[runner.run() for _ in range(json.loads(line)["runs"])])
+            seconds = [runner.run() for _ in range(json.loads(line)["runs"])]
+            answer(seconds=seconds, memory=memory and memory.read())
     except UserError as error:
         answer(error=str(error))
     except Exception as error:
