@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
+import importlib.util
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import paddle
 from paddle import nn
 
-from common.errors import UserError, one_line
+from common.errors import UserError
 
 __all__ = ["export_onnx"]
 
@@ -29,33 +31,63 @@ def export_onnx(model: nn.Layer, path: str | Path, image_size: int | None = None
         image_size: fixes height and width in pixels, which lets runtimes prepare more; None leaves both open.
 
     Raises:
-        UserError: paddle2onnx is not installed, cannot convert the model, or the file cannot be written.
+        UserError: paddle2onnx is not installed or cannot convert the model, or the file cannot be written.
     """
-    try:
-        # paddle2onnx lets polygraphy install packages behind one's back, unless polygraphy was configured before.
-        import paddle2onnx
-        import polygraphy.config  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install -r requirements-export.txt") from error
+    if importlib.util.find_spec("paddle2onnx") is None:
+        raise UserError("paddle2onnx is not installed: pip install -r requirements-export.txt (Python 3.10 to 3.12)")
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model)
     model.eval()
     if hasattr(model, "fuse"):
         model.fuse()
     _replace_channels_last_norms(model)
-    spec = paddle.static.InputSpec([None, 3, image_size, image_size], "float32", "images")
     with tempfile.TemporaryDirectory() as folder:
+        spec = paddle.static.InputSpec([None, 3, image_size, image_size], "float32", "images")
         paddle.jit.save(model, f"{folder}/model", input_spec=[spec])
-        program = next(file for file in Path(folder).iterdir() if file.suffix in (".json", ".pdmodel"))
-        with contextlib.redirect_stdout(io.StringIO()):
-            try:
-                onnx_model = paddle2onnx.export(
-                    str(program), f"{folder}/model.pdiparams", opset_version=OPSET, optimize_tool="None"
-                )
-            except Exception as error:
-                raise UserError(f"paddle2onnx cannot convert {type(model).__name__}: {one_line(error)}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(onnx_model)
+        converted = _convert(Path(folder))
+        _write_without_unused_constants(converted, path)
+
+
+def _convert(folder: Path) -> Path:
+    """Convert the ``model`` in a folder to an ONNX file beside it.
+
+    In a process of its own, because paddle2onnx aborts its process over an operator that it does not know.
+    """
+    program = next(file for file in folder.iterdir() if file.suffix in (".json", ".pdmodel"))
+    converted = folder / "model.onnx"
+    command = [sys.executable, "-m", "paddle2onnx.command", "--model_dir", str(folder)]
+    command += ["--model_filename", program.name, "--params_filename", "model.pdiparams"]
+    command += ["--save_file", str(converted), "--opset_version", str(OPSET)]
+    if program.suffix == ".json":
+        # Only paddle2onnx 2 has optimizers. They need packages that it does not require, and make nothing faster.
+        command += ["--optimize_tool", "None"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if not converted.exists():
+        lines = [line for line in result.stdout.splitlines() if "ERROR" in line] or [f"code {result.returncode}"]
+        raise UserError(f"paddle2onnx cannot convert this model: {lines[0].strip()}")
+    return converted
+
+
+def _write_without_unused_constants(source: Path, target: Path) -> None:
+    """Copy an ONNX file but for the constants that paddle2onnx left over; runtimes warn of each."""
+    import onnx
+
+    model = onnx.load(source)
+    used = {*_inputs(model.graph), *(output.name for output in model.graph.output)}
+    kept = [node for node in model.graph.node if node.op_type != "Constant" or node.output[0] in used]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    onnx.save(model, target)
+
+
+def _inputs(graph) -> Iterator[str]:
+    """Names of the values that the nodes of a graph, and of the graphs inside them, take."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _inputs(attribute.g)
 
 
 class _Affine(nn.Layer):

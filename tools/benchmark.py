@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     with tqdm(disable=not sys.stderr.isatty(), leave=False, bar_format="{desc} [{elapsed}]") as line:
         for new_records in (_suite if arguments.suite else _models)(arguments, line):
             records += new_records
-            report.write_csv(records, machine, arguments.out / "benchmark.csv")  # what is lost if a later row fails
+            report.write_csv(records, machine, arguments.out / "benchmark.csv")  # a later row may fail
     if all(record["value"] is None for record in records):
         raise UserError("nothing could be measured; the lines above say why")
     report.draw(records, arguments.out / "benchmark.png")
@@ -121,6 +121,8 @@ def _suite(arguments: Namespace, line: tqdm) -> Iterator[list[dict[str, Any]]]:
         raise UserError(f"-rows {unknown[0]}: there is no such row; the rows are {min(by_number)} to {max(by_number)}")
     for number in sorted(set(arguments.rows) or by_number):
         row = by_number[number]
+        if line.disable:
+            print(f"row {number}: {row.title}", file=sys.stderr, flush=True)
         left_out: list[dict[str, Any]] = []
 
         def leave_out(subject: Subject, error: UserError, left_out: list = left_out) -> None:

@@ -133,6 +133,7 @@ class Worker:
         if "error" in answer:
             raise UserError(f"{self.subject.name}: {answer['error']}")
         if "failure" in answer:
+            print(answer["traceback"], file=sys.stderr)
             raise RuntimeError(f"{self.subject.name}: {answer['failure']}")
         return answer
 
@@ -173,7 +174,7 @@ def measure(
         warmup: runs of each before the first round, 1 or more.
         peer_python: see :class:`Worker`.
         progress: is called with what comes next.
-        leave_out: is told of a subject that cannot be built, and the others are measured; None raises.
+        leave_out: is told of a subject that cannot be built or warmed up, and the others are measured; None raises.
 
     Raises:
         UserError: a subject cannot be built or run.
@@ -184,14 +185,14 @@ def measure(
             progress(f"building {subject.name}")
             try:
                 worker = stack.enter_context(Worker(subject, peer_python))
+                for _ in range(warmup):
+                    began = time.perf_counter()
+                    worker.run()
             except UserError as error:
                 if leave_out is None:
                     raise
                 leave_out(subject, error)
                 continue
-            for _ in range(warmup):
-                began = time.perf_counter()
-                worker.run()
             turns.append((worker, math.ceil(MIN_TURN / (time.perf_counter() - began)), []))
         for number in range(1, rounds + 1):
             for worker, runs, seconds in turns:

@@ -82,7 +82,7 @@ def _create(subject: Model) -> tuple[paddle.nn.Layer, int | None]:
     model = create_model(name, drop_path_rate=DROP_PATH)
     model.set_recompute(subject.recompute)
     forward = 2 * subject.batch * count_flops(model, subject.image_size, subject.image_size)
-    return model, forward if subject.mode == "forward" else 3 * forward
+    return model, forward if subject.mode == "forward" else 3 * forward  # the backward pass takes two such
 
 
 def _forward(model: paddle.nn.Layer, images: paddle.Tensor) -> Callable[[], paddle.Tensor]:

@@ -27,7 +27,7 @@ from tools.benchmarking.subjects import ROOT, Reader, Runner
 __all__ = ["build"]
 
 RECIPE = ROOT / "image_classification" / "configs" / "pale_tiny_224.yaml"
-PADDLECLAS_COMMAND = "git clone --depth 1 --branch release/2.6 https://github.com/PaddlePaddle/PaddleClas"
+PADDLECLAS_COMMAND = "git clone --depth 1 https://github.com/PaddlePaddle/PaddleClas"
 
 
 class ReaderRunner:

@@ -2,8 +2,8 @@
 
 It reads JSON lines from stdin: first the subject, then ``{"runs": N}``. It answers each with a line on stdout: what was
 built, then ``{"seconds": [...], "memory": ...}``; or ``{"error": TEXT}`` for a mistake of the user's and
-``{"failure": TEXT}`` for any other exception. It must start in any Python, so it imports nothing but what the
-subject needs.
+``{"failure": TEXT, "traceback": TEXT}`` for any other exception. It must start in any Python, so it imports nothing but
+what the subject needs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 # At the end, because the project may be installed beside the packages of another Python than this one.
@@ -40,7 +41,7 @@ def main() -> None:
     except UserError as error:
         answer(error=str(error))
     except Exception as error:
-        answer(failure=f"{type(error).__name__}: {one_line(error)}")
+        answer(failure=f"{type(error).__name__}: {one_line(error)}", traceback=traceback.format_exc())
 
 
 if __name__ == "__main__":
