@@ -24,9 +24,9 @@ __all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run", "select_device"]
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with this project's manners: a wrong flag is one line, and flags take one dash or two."""
 
-    def add_flag(self, name: str, **options) -> None:
-        """Add ``-name`` and ``--name``."""
-        self.add_argument(f"-{name}", f"--{name}", dest=name, **options)
+    def add_flag(self, name: str, group: argparse._ArgumentGroup | None = None, **options) -> None:
+        """Add ``-name`` and ``--name``, under the heading of a group if one is given."""
+        (group or self).add_argument(f"-{name}", f"--{name}", dest=name, **options)
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}; -h lists the flags")

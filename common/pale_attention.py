@@ -39,10 +39,10 @@ def partition_rows(x: Tensor, pale_rows: int) -> Tensor:
     Returns:
         ``[B * N, pale_rows * W, C]``; the pales of one image follow each other, a pale's tokens are row-major.
     """
-    batch, height, width, channels = x.shape
-    spacing = height // pale_rows
-    x = x.reshape([batch, pale_rows, spacing, width, channels]).transpose([0, 2, 1, 3, 4])
-    return x.reshape([batch * spacing, pale_rows * width, channels])
+    height, width = _sides(x)
+    spacing, channels = height // pale_rows, x.shape[-1]
+    x = x.reshape([-1, pale_rows, spacing, width, channels]).transpose([0, 2, 1, 3, 4])
+    return x.reshape([-1, pale_rows * width, channels])
 
 
 def merge_rows(groups: Tensor, pale_rows: int, height: int, width: int) -> Tensor:
@@ -71,10 +71,10 @@ def partition_columns(x: Tensor, pale_columns: int) -> Tensor:
     Returns:
         ``[B * N, H * pale_columns, C]``; a pale's tokens are row-major.
     """
-    batch, height, width, channels = x.shape
-    spacing = width // pale_columns
-    x = x.reshape([batch, height, pale_columns, spacing, channels]).transpose([0, 3, 1, 2, 4])
-    return x.reshape([batch * spacing, height * pale_columns, channels])
+    height, width = _sides(x)
+    spacing, channels = width // pale_columns, x.shape[-1]
+    x = x.reshape([-1, height, pale_columns, spacing, channels]).transpose([0, 3, 1, 2, 4])
+    return x.reshape([-1, height * pale_columns, channels])
 
 
 def merge_columns(groups: Tensor, pale_columns: int, height: int, width: int) -> Tensor:
@@ -173,10 +173,11 @@ class PSAttention(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape, for any H and W from 1 up."""
-        height, width = x.shape[1:3]
-        pale_rows, pale_columns = min(self.pale_size[0], height), min(self.pale_size[1], width)
+        height, width = _sides(x)
+        pale_rows, pale_columns = _at_most(self.pale_size[0], height), _at_most(self.pale_size[1], width)
         pad_bottom, pad_right = -height % pale_rows, -width % pale_columns
-        if pad_bottom or pad_right:
+        may_pad = any(not isinstance(pad, int) or pad > 0 for pad in (pad_bottom, pad_right))
+        if may_pad:
             x = F.pad(x, [0, pad_right, 0, pad_bottom], data_format="NHWC")
         padded_height, padded_width = height + pad_bottom, width + pad_right
 
@@ -190,7 +191,7 @@ class PSAttention(nn.Layer):
         columns = merge_columns(columns, pale_columns, padded_height, padded_width)
 
         x = paddle.concat([rows, columns], axis=-1)
-        if pad_bottom or pad_right:
+        if may_pad:
             x = x[:, :height, :width]
         return self.projection(x)
 
@@ -201,6 +202,18 @@ class PSAttention(nn.Layer):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}, pale_size={self.pale_size}"
+
+
+def _sides(x: Tensor) -> list[int | Tensor]:
+    """Height and width of ``[B, H, W, C]``: numbers, or scalar tensors where a traced graph leaves them open."""
+    return [paddle.shape(x)[axis] if x.shape[axis] < 0 else x.shape[axis] for axis in (1, 2)]
+
+
+def _at_most(pale_side: int, map_side: int | Tensor) -> int | Tensor:
+    """The smaller of the two."""
+    if isinstance(map_side, int):
+        return min(pale_side, map_side)
+    return paddle.minimum(paddle.full([], pale_side, map_side.dtype), map_side)
 
 
 def _has_fused_kernel(query: Tensor) -> bool:

@@ -1,0 +1,87 @@
+"""ONNX files: they compute what the model computes, for every batch and, if left open, every size."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from common.errors import UserError
+from common.onnx_export import export_onnx
+from common.pale_transformer import create_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """pale_nano with BatchNorm statistics of its own."""
+    paddle.seed(0)
+    model = create_model("pale_nano", num_classes=10)
+    for layer in model.sublayers():
+        if isinstance(layer, nn.BatchNorm2D):
+            layer._mean.set_value(paddle.randn(layer._mean.shape))
+            layer._variance.set_value(paddle.rand(layer._variance.shape) + 0.5)
+    model.eval()
+    return model
+
+
+def check_equal(model: nn.Layer, file, *shapes: tuple[int, int, int]) -> None:
+    """Compare ONNX Runtime with eager mode on batches of ``(batch, height, width)``."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    for batch, height, width in shapes:
+        images = rng.standard_normal((batch, 3, height, width), np.float32)
+        with paddle.no_grad():
+            expected = model(paddle.to_tensor(images)).numpy()
+        (found,) = session.run(None, {"images": images})
+        assert np.abs(found - expected).max() < 1e-4
+        assert np.abs(expected).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_a_fixed_size_takes_any_batch_and_leaves_the_model_as_it_was(model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("paddle2onnx")
+    model.train()
+    try:
+        before = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+        export_onnx(model, tmp_path / "new" / "model.onnx", 64)
+        assert model.training
+        after = model.state_dict()
+        assert after.keys() == before.keys()
+        assert all((after[name].numpy() == value).all() for name, value in before.items())
+    finally:
+        model.eval()
+    check_equal(model, tmp_path / "new" / "model.onnx", (1, 64, 64), (3, 64, 64))
+    graph = onnx.load(tmp_path / "new" / "model.onnx").graph
+    used = {name for node in graph.node for name in node.input}
+    assert all(node.output[0] in used for node in graph.node if node.op_type == "Constant")
+
+
+@pytest.mark.slow
+def test_an_open_size_takes_maps_smaller_than_the_pale_and_maps_that_it_does_not_divide(model, tmp_path):
+    pytest.importorskip("paddle2onnx")
+    export_onnx(model, tmp_path / "model.onnx")
+    check_equal(model, tmp_path / "model.onnx", (1, 64, 64), (2, 32, 32), (3, 96, 72), (1, 40, 129))
+
+
+@pytest.mark.slow
+def test_what_paddle2onnx_cannot_convert_is_one_line(tmp_path):
+    pytest.importorskip("paddle2onnx")
+
+    class Unknown(nn.Layer):
+        def forward(self, images):
+            return paddle.linalg.svd(images)[1]
+
+    with pytest.raises(UserError, match=r"paddle2onnx cannot convert this model: .*unsupported operators"):
+        export_onnx(Unknown(), tmp_path / "model.onnx", 32)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_missing_paddle2onnx_is_named_with_the_command(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install -r requirements-export\.txt"):
+        export_onnx(model, tmp_path / "model.onnx")

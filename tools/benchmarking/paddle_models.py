@@ -1,0 +1,127 @@
+"""Paddle models, ours and paddleclas's, in eager mode, as static graphs, in Paddle Inference and in ONNX Runtime."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import paddle
+import paddle.nn.functional as F
+
+from common.entry_point import select_device
+from common.errors import UserError, one_line
+from common.flops import count_flops
+from common.onnx_export import export_onnx
+from common.pale_transformer import create_model, list_models
+from tools.benchmarking.onnx_session import OnnxRunner
+from tools.benchmarking.paddleclas_models import create_paddleclas_model
+from tools.benchmarking.subjects import Model, Runner
+
+# What paddleclas builds Swin-T and CSWin-T with; it costs time in training only.
+DROP_PATH = 0.2
+
+
+class PaddleRunner:
+    """Runs a function on Paddle tensors and waits for the device."""
+
+    def __init__(self, subject: Model, step: Callable[[], paddle.Tensor], flops: int | None):
+        self.images, self.flops, self._step = subject.batch, flops, step
+        # On CPUs Paddle computes before it returns, and synchronize() refuses.
+        self._wait = (lambda: None) if subject.device == "cpu" else paddle.device.synchronize
+
+    def run(self) -> float:
+        began = time.perf_counter()
+        self._step()
+        self._wait()
+        return time.perf_counter() - began
+
+
+def build(subject: Model) -> Runner:
+    """Build a model with random weights in its runtime.
+
+    Raises:
+        UserError: the model or the device does not exist, or what the runtime needs is not installed.
+    """
+    select_device(subject.device)
+    paddle.set_flags({"FLAGS_use_stride_kernel": subject.strided})
+    paddle.seed(0)
+    model, flops = _create(subject)
+    model.train() if subject.mode == "train" else model.eval()
+    images = paddle.randn([subject.batch, 3, subject.image_size, subject.image_size])
+    if subject.runtime == "onnxruntime":
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            export_onnx(model, file, subject.image_size)
+            return OnnxRunner(file, [images.numpy()], subject.threads, flops, subject.batch)
+    if subject.runtime == "inference":
+        return PaddleRunner(subject, _inference(model, images, subject), flops)
+    if subject.runtime == "static":
+        model = paddle.jit.to_static(model, full_graph=True)
+    step = _train_step(model, images) if subject.mode == "train" else _forward(model, images)
+    if subject.dtype == "float32":
+        return PaddleRunner(subject, step, flops)
+
+    def half_precision_step() -> paddle.Tensor:
+        with paddle.amp.auto_cast(dtype=subject.dtype):
+            return step()
+
+    return PaddleRunner(subject, half_precision_step, flops)
+
+
+def _create(subject: Model) -> tuple[paddle.nn.Layer, int | None]:
+    """The model, and the floating-point operations of one run where they are counted."""
+    library, _, name = subject.model.rpartition(":")
+    if library == "paddleclas":
+        return create_paddleclas_model(name), None  # its attention multiplies in functions, which cannot be counted
+    if library or name not in list_models():
+        raise UserError(
+            f"unknown model {subject.model!r}; choose {', '.join(list_models())}, paddleclas:NAME or timm:NAME"
+        )
+    model = create_model(name, drop_path_rate=DROP_PATH)
+    model.set_recompute(subject.recompute)
+    forward = 2 * subject.batch * count_flops(model, subject.image_size, subject.image_size)
+    return model, forward if subject.mode == "forward" else 3 * forward  # the backward pass takes two such
+
+
+def _forward(model: paddle.nn.Layer, images: paddle.Tensor) -> Callable[[], paddle.Tensor]:
+    @paddle.no_grad()
+    def step() -> paddle.Tensor:
+        return model(images)
+
+    return step
+
+
+def _train_step(model: paddle.nn.Layer, images: paddle.Tensor) -> Callable[[], paddle.Tensor]:
+    labels = paddle.randint(0, 1000, [images.shape[0]])
+    optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters(), weight_decay=0.05)
+
+    def step() -> paddle.Tensor:
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        return loss
+
+    return step
+
+
+def _inference(model: paddle.nn.Layer, images: paddle.Tensor, subject: Model) -> Callable[[], paddle.Tensor]:
+    from paddle import inference
+
+    with tempfile.TemporaryDirectory() as folder:
+        spec = paddle.static.InputSpec(images.shape, "float32", "images")
+        paddle.jit.save(model, f"{folder}/model", input_spec=[spec])
+        program = next(file for file in Path(folder).iterdir() if file.suffix in (".json", ".pdmodel"))
+        config = inference.Config(str(program), f"{folder}/model.pdiparams")
+        if subject.device == "cpu":
+            config.disable_mkldnn()  # Paddle 3.3 cannot compile this model for it
+            config.set_cpu_math_library_num_threads(subject.threads)
+        else:
+            config.enable_use_gpu(256, int(subject.device.partition(":")[2] or 0))
+        try:
+            predictor = inference.create_predictor(config)
+        except Exception as error:
+            raise UserError(f"Paddle Inference cannot load {subject.model}: {one_line(error)}") from error
+    return lambda: predictor.run([images])[0]
