@@ -12,9 +12,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from common.cpu_settings import keep_freed_memory, use_fast_gemm
 from common.errors import StoppedBySignal, UserError
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ side reports every connection otherwise
+use_fast_gemm()
 
 EXIT_USER_ERROR = 2
 
@@ -133,4 +135,5 @@ def select_device(name: str = "") -> str:
     if name == "cpu":
         # Strided views save copies on GPUs; on CPUs the copies behind them are up to 40 times slower than a transpose.
         paddle.set_flags({"FLAGS_use_stride_kernel": False})
+        keep_freed_memory()
     return paddle.set_device(name) and name

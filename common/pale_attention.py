@@ -135,6 +135,16 @@ class SeparableProjection(nn.Layer):
         """What follows the depthwise convolution."""
         return self.pointwise(self.norm(x))
 
+    @paddle.no_grad()
+    def fuse(self) -> None:
+        """Fold the BatchNorm, as it is in evaluation, into the pointwise convolution."""
+        if isinstance(self.norm, nn.BatchNorm2D):
+            scale = self.norm.weight / paddle.sqrt(self.norm._variance + self.norm._epsilon)
+            shift = self.norm.bias - self.norm._mean * scale
+            self.pointwise.bias.set_value(self.pointwise.bias + shift @ self.pointwise.weight)
+            self.pointwise.weight.set_value(self.pointwise.weight * scale.unsqueeze(1))
+            self.norm = nn.Identity()
+
 
 class PSAttention(nn.Layer):
     """Pale-shaped attention in the parallel form, which the model uses [R].
@@ -194,6 +204,21 @@ class PSAttention(nn.Layer):
         if may_pad:
             x = x[:, :height, :width]
         return self.projection(x)
+
+    @paddle.no_grad()
+    def fuse(self) -> None:
+        """Make the layer cheaper for inference, equal to rounding; it can no longer be trained or load a checkpoint.
+
+        Each BatchNorm goes into its pointwise convolution. The bias of the values goes through the attention, whose
+        weights sum to one, into the projection; the bias of the keys, which adds the same to all scores of a query,
+        goes.
+        """
+        for projection in (self.query, self.key, self.value):
+            projection.fuse()
+        if self.value.pointwise.bias is not None:
+            bias = self.projection.bias + self.value.pointwise.bias @ self.projection.weight
+            self.projection.bias.set_value(bias)
+            self.key.pointwise.bias = self.value.pointwise.bias = None
 
     def _attend(self, *qkv: Tensor) -> Tensor:
         """Self-attention inside each group: three ``[G, L, C/2]`` tensors to one."""

@@ -221,6 +221,13 @@ class PaleTransformer(nn.Layer):
         """Keep only each block's input while training and compute the block again in the backward pass."""
         self._recompute = enabled
 
+    def fuse(self) -> None:
+        """Make the model cheaper for inference; see :meth:`common.pale_attention.PSAttention.fuse`."""
+        self.eval()
+        for layer in self.sublayers():
+            if isinstance(layer, PSAttention):
+                layer.fuse()
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone: biases and normalisation [A: Swin]."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
