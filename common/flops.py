@@ -55,7 +55,7 @@ def count_layer_flops(model: nn.Layer, shape: Sequence[int], norms: bool = False
         nonlocal total
         if isinstance(layer, ScaledDotProductAttention):
             query, key = inputs[:2]
-            total += 2 * math.prod(query.shape) * key.shape[1]
+            total += 2 * math.prod(query.shape) * key.shape[2]
         elif isinstance(layer, nn.Linear):
             total += math.prod(output.shape) * layer.weight.shape[0]
         elif isinstance(layer, nn.Conv2D):

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-def partition_rows(x: Tensor, pale_rows: int) -> Tensor:
+def partition_rows(x: Tensor, pale_rows: int, heads: int = 1) -> Tensor:
     """Gather the interlaced rows of each pale.
 
     With N = H / pale_rows pales, pale i holds the rows i, i + N, i + 2N, ... [R, U].
@@ -35,31 +35,33 @@ def partition_rows(x: Tensor, pale_rows: int) -> Tensor:
     Args:
         x: ``[B, H, W, C]``, H a multiple of ``pale_rows``.
         pale_rows: rows in a pale (s_r of the paper).
+        heads: parts of the channels, each with attention of its own.
 
     Returns:
-        ``[B * N, pale_rows * W, C]``; the pales of one image follow each other, a pale's tokens are row-major.
+        ``[B * N, heads, pale_rows * W, C / heads]``; the pales of one image follow each other, a pale's tokens are
+        row-major.
     """
     height, width = _sides(x)
-    spacing, channels = height // pale_rows, x.shape[-1]
-    x = x.reshape([-1, pale_rows, spacing, width, channels]).transpose([0, 2, 1, 3, 4])
-    return x.reshape([-1, pale_rows * width, channels])
+    spacing, dim = height // pale_rows, x.shape[-1] // heads
+    x = x.reshape([-1, pale_rows, spacing, width, heads, dim]).transpose([0, 2, 4, 1, 3, 5])
+    return x.reshape([-1, heads, pale_rows * width, dim])
 
 
 def merge_rows(groups: Tensor, pale_rows: int, height: int, width: int) -> Tensor:
     """Put the rows back: the inverse of :func:`partition_rows`.
 
     Args:
-        groups: ``[B * N, pale_rows * W, C]`` with N = height / pale_rows.
+        groups: ``[B * N, heads, pale_rows * W, D]`` with N = height / pale_rows.
 
     Returns:
-        ``[B, height, width, C]``.
+        ``[B, height, width, heads * D]``.
     """
-    spacing, channels = height // pale_rows, groups.shape[-1]
-    x = groups.reshape([-1, spacing, pale_rows, width, channels]).transpose([0, 2, 1, 3, 4])
-    return x.reshape([-1, height, width, channels])
+    heads, dim = groups.shape[1], groups.shape[-1]
+    x = groups.reshape([-1, height // pale_rows, heads, pale_rows, width, dim]).transpose([0, 3, 1, 4, 2, 5])
+    return x.reshape([-1, height, width, heads * dim])
 
 
-def partition_columns(x: Tensor, pale_columns: int) -> Tensor:
+def partition_columns(x: Tensor, pale_columns: int, heads: int = 1) -> Tensor:
     """Gather the interlaced columns of each pale.
 
     With N = W / pale_columns pales, pale i holds the columns i, i + N, i + 2N, ... [R, U].
@@ -67,28 +69,29 @@ def partition_columns(x: Tensor, pale_columns: int) -> Tensor:
     Args:
         x: ``[B, H, W, C]``, W a multiple of ``pale_columns``.
         pale_columns: columns in a pale (s_c of the paper).
+        heads: parts of the channels, each with attention of its own.
 
     Returns:
-        ``[B * N, H * pale_columns, C]``; a pale's tokens are row-major.
+        ``[B * N, heads, H * pale_columns, C / heads]``; a pale's tokens are row-major.
     """
     height, width = _sides(x)
-    spacing, channels = width // pale_columns, x.shape[-1]
-    x = x.reshape([-1, height, pale_columns, spacing, channels]).transpose([0, 3, 1, 2, 4])
-    return x.reshape([-1, height * pale_columns, channels])
+    spacing, dim = width // pale_columns, x.shape[-1] // heads
+    x = x.reshape([-1, height, pale_columns, spacing, heads, dim]).transpose([0, 3, 4, 1, 2, 5])
+    return x.reshape([-1, heads, height * pale_columns, dim])
 
 
 def merge_columns(groups: Tensor, pale_columns: int, height: int, width: int) -> Tensor:
     """Put the columns back: the inverse of :func:`partition_columns`.
 
     Args:
-        groups: ``[B * N, H * pale_columns, C]`` with N = width / pale_columns.
+        groups: ``[B * N, heads, H * pale_columns, D]`` with N = width / pale_columns.
 
     Returns:
-        ``[B, height, width, C]``.
+        ``[B, height, width, heads * D]``.
     """
-    spacing, channels = width // pale_columns, groups.shape[-1]
-    x = groups.reshape([-1, spacing, height, pale_columns, channels]).transpose([0, 2, 3, 1, 4])
-    return x.reshape([-1, height, width, channels])
+    heads, dim = groups.shape[1], groups.shape[-1]
+    x = groups.reshape([-1, width // pale_columns, heads, height, pale_columns, dim]).transpose([0, 3, 4, 1, 2, 5])
+    return x.reshape([-1, height, width, heads * dim])
 
 
 class ScaledDotProductAttention(nn.Layer):
@@ -106,12 +109,12 @@ class ScaledDotProductAttention(nn.Layer):
         self.fused = fused
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Map three ``[G, L, heads, D]`` tensors (G groups of L tokens) to one of the same shape and dtype."""
+        """Map three ``[G, heads, L, D]`` tensors (G groups of L tokens) to one of the same shape and dtype."""
         if _has_fused_kernel(query) if self.fused is None else self.fused:
-            return F.scaled_dot_product_attention(query, key, value, training=self.training)
-        query, key, value = (t.transpose([0, 2, 1, 3]) for t in (query * query.shape[-1] ** -0.5, key, value))
-        scores = F.softmax(paddle.matmul(query, key, transpose_y=True), axis=-1)
-        return paddle.matmul(scores, value).transpose([0, 2, 1, 3])
+            query, key, value = (t.transpose([0, 2, 1, 3]) for t in (query, key, value))
+            return F.scaled_dot_product_attention(query, key, value, training=self.training).transpose([0, 2, 1, 3])
+        scores = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
+        return paddle.matmul(F.softmax(scores, axis=-1), value)
 
 
 class SeparableProjection(nn.Layer):
@@ -194,9 +197,9 @@ class PSAttention(nn.Layer):
         projections = (self.query, self.key, self.value)
         convolved = convolve_together(x, [projection.depthwise for projection in projections])
         qkv = [projection.project(y) for projection, y in zip(projections, convolved, strict=True)]
-        half = self.dim // 2
-        rows = self._attend(*(partition_rows(t[..., :half], pale_rows) for t in qkv))
-        columns = self._attend(*(partition_columns(t[..., half:], pale_columns) for t in qkv))
+        half, heads = self.dim // 2, self.num_heads // 2
+        rows = self.attention(*(partition_rows(t[..., :half], pale_rows, heads) for t in qkv))
+        columns = self.attention(*(partition_columns(t[..., half:], pale_columns, heads) for t in qkv))
         rows = merge_rows(rows, pale_rows, padded_height, padded_width)
         columns = merge_columns(columns, pale_columns, padded_height, padded_width)
 
@@ -219,11 +222,6 @@ class PSAttention(nn.Layer):
             bias = self.projection.bias + self.value.pointwise.bias @ self.projection.weight
             self.projection.bias.set_value(bias)
             self.key.pointwise.bias = self.value.pointwise.bias = None
-
-    def _attend(self, *qkv: Tensor) -> Tensor:
-        """Self-attention inside each group: three ``[G, L, C/2]`` tensors to one."""
-        heads = [t.reshape([0, 0, self.num_heads // 2, self.dim // self.num_heads]) for t in qkv]
-        return self.attention(*heads).flatten(2)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}, pale_size={self.pale_size}"

@@ -72,16 +72,26 @@ def test_merge_is_the_inverse_of_partition(lines, shape, size):
     height, width = shape[1:3]
     groups = partition(paddle.to_tensor(x), size)
     number = (height if lines == "rows" else width) // size
-    assert groups.shape == [shape[0] * number, height * width // number, shape[3]]
+    assert groups.shape == [shape[0] * number, 1, height * width // number, shape[3]]
     np.testing.assert_array_equal(merge(groups, size, height, width).numpy(), x)
 
     groups = paddle.to_tensor(random_map(*groups.shape, seed=1))
     np.testing.assert_array_equal(partition(merge(groups, size, height, width), size).numpy(), groups.numpy())
 
 
+@pytest.mark.parametrize("lines", LINES)
+def test_heads_are_parts_of_the_channels(lines):
+    partition, merge = LINES[lines]
+    x = paddle.to_tensor(random_map(2, 6, 12, 8))
+    groups = partition(x, 3, heads=4)
+    parts = [partition(x[..., 2 * head : 2 * head + 2], 3)[:, 0].numpy() for head in range(4)]
+    np.testing.assert_array_equal(groups.numpy(), np.stack(parts, axis=1))
+    np.testing.assert_array_equal(merge(groups, 3, 6, 12).numpy(), x.numpy())
+
+
 @pytest.mark.parametrize(("height", "width", "size", "batch"), [(6, 4, 2, 1), (6, 4, 3, 3), (12, 5, 4, 2)])
 def test_group_holds_interlaced_rows_in_row_major_order(height, width, size, batch):
-    groups = partition_rows(index_map(batch, height, width), size).numpy()
+    groups = partition_rows(index_map(batch, height, width), size).numpy()[:, 0]
     spacing = height // size
     for image in range(batch):
         for pale in range(spacing):
@@ -91,7 +101,7 @@ def test_group_holds_interlaced_rows_in_row_major_order(height, width, size, bat
 
 @pytest.mark.parametrize(("height", "width", "size", "batch"), [(4, 6, 2, 1), (4, 6, 3, 3), (5, 12, 4, 2)])
 def test_group_holds_interlaced_columns_in_row_major_order(height, width, size, batch):
-    groups = partition_columns(index_map(batch, height, width), size).numpy()
+    groups = partition_columns(index_map(batch, height, width), size).numpy()[:, 0]
     spacing = width // size
     for image in range(batch):
         for pale in range(spacing):

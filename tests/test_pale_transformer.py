@@ -396,9 +396,7 @@ def train_twice(model, recompute, drop_path_seed=3):
     return results | numpy_state(model)
 
 
-@pytest.mark.parametrize(
-    "frozen", ["stages.0", "stages.2.merging.conv", "depthwise", "pointwise.weight", "fc1.bias"]
-)
+@pytest.mark.parametrize("frozen", ["stages.0", "stages.2.merging.conv", "depthwise", "pointwise.weight", "fc1.bias"])
 def test_frozen_parameters_get_no_gradient_and_the_others_get_theirs(frozen):
     whole, partly = (randomize(small_model()) for _ in range(2))
     for name, parameter in partly.named_parameters():
