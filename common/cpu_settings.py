@@ -8,6 +8,7 @@ from pathlib import Path
 
 __all__ = ["keep_freed_memory", "use_fast_gemm"]
 
+_PROCESSOR = Path("/proc/cpuinfo")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -18,7 +19,7 @@ def use_fast_gemm() -> None:
     paddle is imported; a value that the user gave to ``MKL_DEBUG_CPU_TYPE`` stays.
     """
     try:
-        processor = Path("/proc/cpuinfo").read_text()
+        processor = _PROCESSOR.read_text()
     except OSError:  # not Linux
         return
     if "AuthenticAMD" in processor and "avx2" in processor.split():

@@ -14,6 +14,7 @@ import paddle
 from paddle import nn
 
 from common.errors import UserError
+from common.pale_attention import fuse
 
 __all__ = ["export_onnx"]
 
@@ -38,10 +39,7 @@ def export_onnx(model: nn.Layer, path: str | Path, image_size: int | None = None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model)
-    model.eval()
-    if hasattr(model, "fuse"):
-        model.fuse()
-    _replace_channels_last_norms(model)
+    fuse(model)
     with tempfile.TemporaryDirectory() as folder:
         spec = paddle.static.InputSpec([None, 3, image_size, image_size], "float32", "images")
         paddle.jit.save(model, f"{folder}/model", input_spec=[spec])
@@ -88,25 +86,3 @@ def _inputs(graph) -> Iterator[str]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _inputs(attribute.g)
-
-
-class _Affine(nn.Layer):
-    """What a BatchNorm is in evaluation, on channels-last maps."""
-
-    def __init__(self, norm: nn.BatchNorm2D):
-        super().__init__()
-        scale = norm.weight / (norm._variance + norm._epsilon).sqrt()
-        self.register_buffer("scale", scale.detach())
-        self.register_buffer("shift", (norm.bias - norm._mean * scale).detach())
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x * self.scale + self.shift
-
-
-def _replace_channels_last_norms(layer: nn.Layer) -> None:
-    """Write each channels-last BatchNorm as a product and a sum: paddle2onnx takes their axes for channels-first."""
-    for name, child in layer.named_children():
-        if isinstance(child, nn.BatchNorm2D) and child._data_format == "NHWC":
-            setattr(layer, name, _Affine(child))
-        else:
-            _replace_channels_last_norms(child)

@@ -20,6 +20,7 @@ __all__ = [
     "PSAttention",
     "ScaledDotProductAttention",
     "SeparableProjection",
+    "fuse",
     "merge_columns",
     "merge_rows",
     "partition_columns",
@@ -237,6 +238,14 @@ def _at_most(pale_side: int, map_side: int | Tensor) -> int | Tensor:
     if isinstance(map_side, int):
         return min(pale_side, map_side)
     return paddle.minimum(paddle.full([], pale_side, map_side.dtype), map_side)
+
+
+def fuse(model: nn.Layer) -> None:
+    """Put a model that holds PS-Attention into evaluation, and make each such layer cheaper by its ``fuse``."""
+    for layer in model.sublayers(include_self=True):
+        if isinstance(layer, PSAttention):
+            layer.fuse()
+    model.eval()
 
 
 def _has_fused_kernel(query: Tensor) -> bool:

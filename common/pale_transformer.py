@@ -23,7 +23,7 @@ from common.checkpoint import find_weights, head_classes, load_weights, read_che
 from common.depthwise_conv import DepthwiseConv2D
 from common.distributed import is_main_process
 from common.linear import Linear
-from common.pale_attention import PSAttention
+from common.pale_attention import PSAttention, fuse
 from common.weights import resolve_weights
 
 __all__ = ["VARIANTS", "PaleBlock", "PaleTransformer", "create_model", "list_models"]
@@ -222,11 +222,8 @@ class PaleTransformer(nn.Layer):
         self._recompute = enabled
 
     def fuse(self) -> None:
-        """Make the model cheaper for inference; see :meth:`common.pale_attention.PSAttention.fuse`."""
-        self.eval()
-        for layer in self.sublayers():
-            if isinstance(layer, PSAttention):
-                layer.fuse()
+        """Make the model cheaper for inference, equal to 1e-5; see :meth:`common.pale_attention.PSAttention.fuse`."""
+        fuse(self)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone: biases and normalisation [A: Swin]."""

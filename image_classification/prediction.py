@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from common.checkpoint import find_weights, head_classes, load_weights
 from common.errors import UserError
+from common.pale_attention import fuse
 from common.prediction import PredictOptions, Predictor
 from image_classification.datasets import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader
@@ -35,7 +36,7 @@ class Classifier(Predictor):
         if self.class_names and len(self.class_names) != self.model.num_classes:
             raise UserError(f"{source} names {len(self.class_names)} classes and has {self.model.num_classes}")
         load_weights(self.model, arrays, source)
-        self.model.eval()
+        fuse(self.model)
 
     @paddle.no_grad()
     def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 from common.checkpoint import find_weights, load_weights
 from common.config import plain
 from common.errors import UserError
+from common.pale_attention import fuse
 from common.picture_folder import PictureFolder
 from common.picture_prediction import PicturePredictor
 from common.pictures import colour_map, index_png, overlay, palette, present_classes, with_legend
@@ -40,7 +41,7 @@ class Segmenter(PicturePredictor):
         names = state.get("class_names") or []
         self.model = build_model(config, len(names) or _count_classes(config, source), source=source)
         load_weights(self.model, arrays, source)
-        self.model.eval()
+        fuse(self.model)
         self.class_names = [str(name) for name in names] or [str(n) for n in range(self.model.num_classes)]
         self.colours = palette(len(self.class_names))
         self.settings = InferenceSettings.from_test_config(plain(config.test_config))

@@ -396,6 +396,27 @@ def train_twice(model, recompute, drop_path_seed=3):
     return results | numpy_state(model)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (40, 56)])
+def test_fused_model_gives_the_same_without_norms_in_its_projections(size):
+    model = randomize(small_model())
+    model.eval()
+    images = random_images(2, *size)
+    with paddle.no_grad():
+        expected = model(images).numpy()
+        for _ in range(2):  # fusing again changes nothing
+            model.fuse()
+            np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert not [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)]
+    assert not [name for name, _ in model.named_parameters() if name.endswith("key.pointwise.bias")]
+
+
+def test_fusing_ends_training():
+    model = small_model()
+    model.train()
+    model.fuse()
+    assert not any(layer.training for layer in model.sublayers(include_self=True))
+
+
 @pytest.mark.parametrize("frozen", ["stages.0", "stages.2.merging.conv", "depthwise", "pointwise.weight", "fc1.bias"])
 def test_frozen_parameters_get_no_gradient_and_the_others_get_theirs(frozen):
     whole, partly = (randomize(small_model()) for _ in range(2))

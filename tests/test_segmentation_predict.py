@@ -220,10 +220,9 @@ def test_a_long_image_does_not_change_how_the_next_is_resized(build):
     np.testing.assert_array_equal(segmenter.label(image), before)
 
 
-def test_the_program_says_what_it_left_out_and_what_it_could_not_predict(tmp_path, squares_config, build):
-    segmenter = build(SHORT)
+def test_the_program_says_what_it_left_out_and_what_it_could_not_predict(tmp_path, squares_config):
     config = load("-cfg", squares_config, "-opts", "val_dataset.transforms", SHORT)
-    state = {"model": numpy_state(segmenter.model), "task": "semantic_segmentation", "config": config.dump()}
+    state = {"model": numpy_state(build_model(config, 3)), "task": "semantic_segmentation", "config": config.dump()}
     save_file(state, tmp_path / "random.pdparams")
     (tmp_path / "photos").mkdir()
     random_image(1, 9000).save(tmp_path / "photos" / "long.png")

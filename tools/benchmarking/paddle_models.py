@@ -14,6 +14,7 @@ from common.entry_point import select_device
 from common.errors import UserError, one_line
 from common.flops import count_flops
 from common.onnx_export import export_onnx
+from common.pale_attention import fuse
 from common.pale_transformer import create_model, list_models
 from tools.benchmarking.onnx_session import OnnxRunner
 from tools.benchmarking.paddleclas_models import create_paddleclas_model
@@ -48,7 +49,10 @@ def build(subject: Model) -> Runner:
     paddle.set_flags({"FLAGS_use_stride_kernel": subject.strided})
     paddle.seed(0)
     model, flops = _create(subject)
-    model.train() if subject.mode == "train" else model.eval()
+    if subject.mode == "train":
+        model.train()
+    else:
+        fuse(model)  # as tools/predict.py does; peers have nothing of the kind
     images = paddle.randn([subject.batch, 3, subject.image_size, subject.image_size])
     if subject.runtime == "onnxruntime":
         with tempfile.TemporaryDirectory() as folder:
