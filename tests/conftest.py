@@ -15,6 +15,10 @@ import psutil
 import pytest
 from PIL import Image
 
+from common.cpu_settings import use_fast_gemm
+
+use_fast_gemm()  # as the programs do: a test may compare with what one of them computed
+
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
 
