@@ -172,12 +172,16 @@ class FailureWatch:
         host, _, port = _store_address().rpartition(":")
         self._store = core.TCPStore(host, int(port), False, 0)
         self._closed = threading.Event()
-        self._lock = threading.Lock()
+        self._lock, self._reporting = threading.Lock(), threading.Lock()
         self._answered = time.monotonic()
         self._restore_terminate = self._explain_aborts()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._guard)]
         for thread in self._threads:
             thread.start()
+
+    def take_over(self) -> None:
+        """Let this rank report its own failure: from now on the watch reports none of another rank."""
+        self._reporting.acquire()
 
     def announce(self, message: str, exit_code: int) -> None:
         """Tell all ranks to exit with ``exit_code``, and wait until they could have heard it."""
@@ -246,7 +250,8 @@ class FailureWatch:
             now = self._answered = time.monotonic()
             if failure and not self._closed.is_set():
                 exit_code, _, message = failure.decode().partition(" ")
-                self._leave(int(exit_code), message)
+                with self._reporting:
+                    self._leave(int(exit_code), message)
             since |= {other: now for other in others if beats[other] != last_beats[other]}
             last_beats = beats
             silent = [other for other in others if now - since[other] > self._SILENCE]

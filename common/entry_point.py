@@ -87,6 +87,8 @@ def _wants_traceback(argv: Sequence[str]) -> bool:
 
 def _fail(watch, message: str, exit_code: int) -> NoReturn:
     """Print the message where the user sees it and end all ranks."""
+    if watch:
+        watch.take_over()
     message = " ".join(message.encode(errors="backslashreplace").decode().split())
     if watch is None or os.environ["PADDLE_TRAINER_ID"] == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)

@@ -65,14 +65,20 @@ class SlowStore:
         return self._use(self.values[key])
 
 
-def test_two_failing_ranks_use_the_store_in_turn(monkeypatch):
-    """A rank that fails announces it while its watch reads that another one did."""
+@pytest.fixture
+def watched(monkeypatch):
+    """A watch of a job where rank 0 has failed already, its store, and a list of what it left with."""
     store, left = SlowStore(), []
     monkeypatch.setenv("PADDLE_MASTER", "127.0.0.1:1")
     monkeypatch.setattr(distributed.core, "TCPStore", lambda *_: store)
     monkeypatch.setattr(distributed.FailureWatch, "_INTERVAL", 0.05)
     monkeypatch.setattr(distributed.FailureWatch, "_leave", lambda _, *how, **__: left.append(how))
-    watch = distributed.FailureWatch()
+    return distributed.FailureWatch(), store, left
+
+
+def test_two_failing_ranks_use_the_store_in_turn(watched):
+    """A rank that fails announces it while its watch reads that another one did."""
+    watch, store, left = watched
     deadline = time.monotonic() + 10
     while not left and time.monotonic() < deadline:
         watch._beats(range(3))
@@ -82,6 +88,16 @@ def test_two_failing_ranks_use_the_store_in_turn(monkeypatch):
     assert left[0] == (2, "rank 0: no images")
     assert store.values["failure"] == b"2 rank 0: the same"
     assert not store.shared
+
+
+def test_a_rank_that_reports_its_own_failure_does_not_report_another(watched):
+    watch, store, left = watched
+    watch.take_over()
+    time.sleep(0.3)
+    assert not left
+    assert store.values["heartbeat 0"] > 0
+    watch._reporting.release()
+    watch.close()
 
 
 @pytest.mark.slow

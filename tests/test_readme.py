@@ -81,6 +81,9 @@ CHANGES: dict[str, str | None] = {
     "mask_rcnn_pale_tiny_1x_coco.yml -data_path coco": SMALL_DETECTOR + " LearningRate.schedulers.1.steps 1",
     "plot_curves.py output/detection_seed0": "",
     "pip install": ELSEWHERE,  # tools/setup.sh does the same
+    "git clone": ELSEWHERE,
+    "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 0",
+    "benchmark.py pale_tiny": "-rounds 1 -warmup 0 -batch 1 -image_size 32",
 }
 DOCUMENTS = (
     "README.md",
@@ -92,6 +95,7 @@ DOCUMENTS = (
     "docs/multi_node.md",
     "docs/paddleseg.md",
     "docs/paddledetection.md",
+    "docs/performance.md",
 )
 
 
