@@ -31,6 +31,10 @@ def make_image(width, height, seed=0):
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def make_noise(width, height):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
 def plain_normalize(image):
     array = np.asarray(image, np.float64) / 255
     return ((array - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
@@ -41,8 +45,9 @@ def plain_normalize(image):
 
 def test_normalize_is_the_plain_formula():
     levels = np.arange(256, dtype=np.uint8)
-    image = Image.fromarray(np.stack([levels, levels[::-1], np.roll(levels, 9)], -1).reshape(16, 16, 3))
+    image = Image.fromarray(np.stack([levels, levels[::-1], np.roll(levels, 9)], -1).reshape(8, 32, 3))
     array = Normalize()(image)
+    assert array.shape == (3, 8, 32)
     assert array.dtype == np.float32
     assert array.flags.c_contiguous
     np.testing.assert_allclose(array, plain_normalize(image), atol=1e-6)
@@ -263,8 +268,9 @@ def test_ops_without_randomness(name, magnitude, expected):
 
 
 @pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
-def test_enhancing_ops_go_both_ways(name):
-    image = make_image(40, 30)
+@pytest.mark.parametrize("size", [(40, 30), (5, 2), (1, 1)])
+def test_enhancing_ops_go_both_ways(name, size):
+    image = make_noise(*size)
     results = {apply(f"{name}Increasing", 5, image, seed).tobytes() for seed in range(20)}
     enhancer = getattr(ImageEnhance, name)(image)
     assert results == {np.asarray(enhancer.enhance(factor)).astype(int).tobytes() for factor in (0.55, 1.45)}
