@@ -120,12 +120,26 @@ def random_crop_box(
     return left, top, left + w, top + h
 
 
-def _rotate(image: Image.Image, degrees: float, resample: Image.Resampling, fill: Color) -> Image.Image:
-    return image.rotate(degrees, resample, fillcolor=fill)
+def _warp(image: Image.Image, matrix: Sequence[Sequence[float]], fill: Color) -> Image.Image:
+    """Resample an RGB image bicubically, with OpenCV: this takes less than half the time of Pillow's ``transform``.
 
+    The two agree to a level or so, except at sharp edges, where OpenCV's cubic kernel (a = -0.75, Pillow's is -1)
+    overshoots less, and at the border, which OpenCV blends with ``fill`` and Pillow cuts off.
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Color) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
+    Args:
+        image: RGB, 8 bits per channel.
+        matrix: [2][3]; multiplied by (x, y, 1) of an output pixel, it gives the place in the image, in pixels from the
+            centre of the first one.
+        fill: colour of the pixels that come from outside the image.
+    """
+    warped = cv2.warpAffine(
+        np.asarray(image),
+        np.asarray(matrix, np.float64),
+        image.size,
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderValue=fill,
+    )
+    return Image.fromarray(warped)
 
 
 # ---- RandAugment
@@ -167,24 +181,29 @@ def _sharpness(image, magnitude, rng, fill):
     return Image.blend(Image.fromarray(smooth), image, 1 + _signed(0.9 * magnitude / MAX_MAGNITUDE, rng))
 
 
-def _rotate_op(image, magnitude, rng, fill):
-    return _rotate(image, _signed(30 * magnitude / MAX_MAGNITUDE, rng), Image.Resampling.BICUBIC, fill)
+def _rotate(image, magnitude, rng, fill):
+    centre = (image.width - 1) / 2, (image.height - 1) / 2
+    degrees = _signed(30 * magnitude / MAX_MAGNITUDE, rng)
+    return _warp(image, cv2.getRotationMatrix2D(centre, -degrees, 1), fill)  # minus: from the output to the image
 
 
+# What a shear leaves in place is the edge of the image, half a pixel before the centre of the first one.
 def _shear_x(image, magnitude, rng, fill):
-    return _affine(image, (1, _signed(0.3 * magnitude / MAX_MAGNITUDE, rng), 0, 0, 1, 0), fill)
+    shear = _signed(0.3 * magnitude / MAX_MAGNITUDE, rng)
+    return _warp(image, ((1, shear, shear / 2), (0, 1, 0)), fill)
 
 
 def _shear_y(image, magnitude, rng, fill):
-    return _affine(image, (1, 0, 0, _signed(0.3 * magnitude / MAX_MAGNITUDE, rng), 1, 0), fill)
+    shear = _signed(0.3 * magnitude / MAX_MAGNITUDE, rng)
+    return _warp(image, ((1, 0, 0), (shear, 1, shear / 2)), fill)
 
 
 def _translate_x(image, magnitude, rng, fill):
-    return _affine(image, (1, 0, _signed(0.45 * image.width * magnitude / MAX_MAGNITUDE, rng), 0, 1, 0), fill)
+    return _warp(image, ((1, 0, _signed(0.45 * image.width * magnitude / MAX_MAGNITUDE, rng)), (0, 1, 0)), fill)
 
 
 def _translate_y(image, magnitude, rng, fill):
-    return _affine(image, (1, 0, 0, 0, 1, _signed(0.45 * image.height * magnitude / MAX_MAGNITUDE, rng)), fill)
+    return _warp(image, ((1, 0, 0), (0, 1, _signed(0.45 * image.height * magnitude / MAX_MAGNITUDE, rng))), fill)
 
 
 # Each op takes (image, magnitude 0..10, rng, colour of the pixels that come from outside the image).
@@ -192,7 +211,7 @@ RAND_AUGMENT_OPS: dict[str, AugmentOp] = {
     "AutoContrast": lambda image, magnitude, rng, fill: ImageOps.autocontrast(image),
     "Equalize": lambda image, magnitude, rng, fill: ImageOps.equalize(image),
     "Invert": lambda image, magnitude, rng, fill: ImageOps.invert(image),
-    "Rotate": _rotate_op,
+    "Rotate": _rotate,
     "PosterizeIncreasing": _posterize,
     "SolarizeIncreasing": _solarize,
     "SolarizeAdd": _solarize_add,
@@ -360,7 +379,7 @@ class TrainTransform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self._rotation:
             angle = rng.uniform(-self._rotation, self._rotation)
-            image = _rotate(image, angle, Image.Resampling.BILINEAR, (0, 0, 0))
+            image = image.rotate(angle, Image.Resampling.BILINEAR)
         if self._rand_augment:
             image = self._rand_augment(image, rng)
         elif self._color_jitter:
