@@ -6,12 +6,18 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import paddle
 
 from common.stop_request import bind_to_parent
 
 __all__ = ["build_loader", "seed_generators"]
+
+
+def _start_reader(_: int) -> None:
+    bind_to_parent()
+    cv2.setNumThreads(0)  # the readers share the cores as it is; 1 in place of 0 can hang in a forked process
 
 
 def build_loader(
@@ -23,7 +29,7 @@ def build_loader(
     read is handed on as a message instead, beside an array: a batch without one ends the loader as if it were the last.
     """
     return paddle.io.DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=bind_to_parent
+        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=_start_reader
     )
 
 

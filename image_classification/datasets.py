@@ -39,7 +39,7 @@ FASHION_MNIST_CLASSES = [
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any common mode to 8-bit RGB.
+    """Convert an image of any common mode to 8-bit RGB; one that is RGB is returned itself, decoded.
 
     Alpha is dropped, not blended, as torchvision and timm do: their published accuracies are measured that way.
     16-bit grey is rescaled to 8 bits (Pillow's own conversion saturates at 255).
@@ -47,6 +47,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: floating-point pixels, whose range is not defined.
     """
+    if image.mode == "RGB":
+        image.load()
+        return image
     if image.mode == "F":
         raise ValueError("its floating-point pixels have no defined range; save it with 8 or 16 bits per channel")
     if image.mode == "I" or image.mode.startswith("I;16"):

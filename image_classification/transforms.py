@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -72,18 +73,18 @@ class Normalize:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean {mean!r} and std {std!r} are not three values each with a positive std")
         mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-        self._factor = (1 / (255 * std)).astype(np.float32)
-        self._offset = (-mean / std).astype(np.float32)
+        self._factor = (1 / (255 * std)).astype(np.float32).reshape(3, 1, 1)
+        self._offset = (-mean / std).astype(np.float32).reshape(3, 1, 1)
         self.mean_color: Color = tuple(int(level) for level in np.clip(np.round(255 * mean), 0, 255))
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Normalise an RGB image to a contiguous np.float32 [3, height, width]."""
-        pixels = np.asarray(image)
-        out = np.empty((3, *pixels.shape[:2]), np.float32)
-        for channel in range(3):
-            np.multiply(pixels[:, :, channel], self._factor[channel], out=out[channel], dtype=np.float32)
-            out[channel] += self._offset[channel]
-        return out
+        rows = image.tobytes("raw", "RGB;L")  # of each row its reds, then its greens, then its blues
+        pixels = np.frombuffer(rows, np.uint8).reshape(image.height, 3, image.width)
+        array = pixels.transpose(1, 0, 2).astype(np.float32, order="C")
+        array *= self._factor
+        array += self._offset
+        return array
 
 
 # ---- geometry
@@ -105,7 +106,7 @@ def random_crop_box(
         (left, top, right, bottom) in pixels. If ten draws do not fit into the image, the largest central box whose
         ratio is within the limits.
     """
-    log_ratio = np.log(ratio)
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(*log_ratio))
@@ -119,17 +120,32 @@ def random_crop_box(
     return left, top, left + w, top + h
 
 
-def _rotate(image: Image.Image, degrees: float, resample: Image.Resampling, fill: Color) -> Image.Image:
-    return image.rotate(degrees, resample, fillcolor=fill)
+def _warp(image: Image.Image, matrix: Sequence[Sequence[float]], fill: Color) -> Image.Image:
+    """Resample an RGB image bicubically, with OpenCV: this takes less than half the time of Pillow's ``transform``.
 
+    The two agree to a level or so, except at sharp edges, where OpenCV's cubic kernel (a = -0.75, Pillow's is -1)
+    overshoots less, and at the border, which OpenCV blends with ``fill`` and Pillow cuts off.
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Color) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
+    Args:
+        image: RGB, 8 bits per channel.
+        matrix: [2][3]; multiplied by (x, y, 1) of an output pixel, it gives the place in the image, in pixels from the
+            centre of the first one.
+        fill: colour of the pixels that come from outside the image.
+    """
+    warped = cv2.warpAffine(
+        np.asarray(image),
+        np.asarray(matrix, np.float64),
+        image.size,
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderValue=fill,
+    )
+    return Image.fromarray(warped)
 
 
 # ---- RandAugment
 
 MAX_MAGNITUDE = 10
+_SMOOTH = np.array(((1, 1, 1), (1, 5, 1), (1, 1, 1)), np.float32) / 13  # Pillow's ImageFilter.SMOOTH
 
 
 def _signed(value: float, rng: np.random.Generator) -> float:
@@ -157,24 +173,37 @@ def _enhance(enhancer: Callable) -> AugmentOp:
     return op
 
 
-def _rotate_op(image, magnitude, rng, fill):
-    return _rotate(image, _signed(30 * magnitude / MAX_MAGNITUDE, rng), Image.Resampling.BICUBIC, fill)
+def _sharpness(image, magnitude, rng, fill):
+    # ImageEnhance.Sharpness to the bit, in a quarter of its time: OpenCV's filter, with the edge left as it is.
+    pixels = np.asarray(image)
+    smooth = pixels.copy()
+    smooth[1:-1, 1:-1] = cv2.filter2D(pixels, -1, _SMOOTH)[1:-1, 1:-1]
+    return Image.blend(Image.fromarray(smooth), image, 1 + _signed(0.9 * magnitude / MAX_MAGNITUDE, rng))
 
 
+def _rotate(image, magnitude, rng, fill):
+    centre = (image.width - 1) / 2, (image.height - 1) / 2
+    degrees = _signed(30 * magnitude / MAX_MAGNITUDE, rng)
+    return _warp(image, cv2.getRotationMatrix2D(centre, -degrees, 1), fill)  # minus: from the output to the image
+
+
+# What a shear leaves in place is the edge of the image, half a pixel before the centre of the first one.
 def _shear_x(image, magnitude, rng, fill):
-    return _affine(image, (1, _signed(0.3 * magnitude / MAX_MAGNITUDE, rng), 0, 0, 1, 0), fill)
+    shear = _signed(0.3 * magnitude / MAX_MAGNITUDE, rng)
+    return _warp(image, ((1, shear, shear / 2), (0, 1, 0)), fill)
 
 
 def _shear_y(image, magnitude, rng, fill):
-    return _affine(image, (1, 0, 0, _signed(0.3 * magnitude / MAX_MAGNITUDE, rng), 1, 0), fill)
+    shear = _signed(0.3 * magnitude / MAX_MAGNITUDE, rng)
+    return _warp(image, ((1, 0, 0), (shear, 1, shear / 2)), fill)
 
 
 def _translate_x(image, magnitude, rng, fill):
-    return _affine(image, (1, 0, _signed(0.45 * image.width * magnitude / MAX_MAGNITUDE, rng), 0, 1, 0), fill)
+    return _warp(image, ((1, 0, _signed(0.45 * image.width * magnitude / MAX_MAGNITUDE, rng)), (0, 1, 0)), fill)
 
 
 def _translate_y(image, magnitude, rng, fill):
-    return _affine(image, (1, 0, 0, 0, 1, _signed(0.45 * image.height * magnitude / MAX_MAGNITUDE, rng)), fill)
+    return _warp(image, ((1, 0, 0), (0, 1, _signed(0.45 * image.height * magnitude / MAX_MAGNITUDE, rng))), fill)
 
 
 # Each op takes (image, magnitude 0..10, rng, colour of the pixels that come from outside the image).
@@ -182,14 +211,14 @@ RAND_AUGMENT_OPS: dict[str, AugmentOp] = {
     "AutoContrast": lambda image, magnitude, rng, fill: ImageOps.autocontrast(image),
     "Equalize": lambda image, magnitude, rng, fill: ImageOps.equalize(image),
     "Invert": lambda image, magnitude, rng, fill: ImageOps.invert(image),
-    "Rotate": _rotate_op,
+    "Rotate": _rotate,
     "PosterizeIncreasing": _posterize,
     "SolarizeIncreasing": _solarize,
     "SolarizeAdd": _solarize_add,
     "ColorIncreasing": _enhance(ImageEnhance.Color),
     "ContrastIncreasing": _enhance(ImageEnhance.Contrast),
     "BrightnessIncreasing": _enhance(ImageEnhance.Brightness),
-    "SharpnessIncreasing": _enhance(ImageEnhance.Sharpness),
+    "SharpnessIncreasing": _sharpness,
     "ShearX": _shear_x,
     "ShearY": _shear_y,
     "TranslateXRel": _translate_x,
@@ -350,7 +379,7 @@ class TrainTransform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self._rotation:
             angle = rng.uniform(-self._rotation, self._rotation)
-            image = _rotate(image, angle, Image.Resampling.BILINEAR, (0, 0, 0))
+            image = image.rotate(angle, Image.Resampling.BILINEAR)
         if self._rand_augment:
             image = self._rand_augment(image, rng)
         elif self._color_jitter:

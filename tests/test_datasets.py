@@ -78,6 +78,22 @@ def test_grey_palette_alpha_and_bilevel():
     assert pixel(to_rgb(Image.new("RGB", (2, 2), (10, 200, 30)).quantize(4))) == (10, 200, 30)
 
 
+def test_rgb_is_not_copied():
+    image = reopened(Image.new("RGB", (2, 2), (10, 200, 30)), "PNG")
+    assert to_rgb(image) is image
+    assert pixel(image) == (10, 200, 30)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_loaded_image_outlives_its_file(listed, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    path = listed / "val" / "a.png"
+    Image.fromarray(pixels).save(path, kind)
+    image = build_dataset("list", listed, "val").load(0)
+    path.write_bytes(b"")
+    np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
 @pytest.mark.filterwarnings("error")
 def test_palette_with_transparency():
     image = Image.new("P", (2, 2), 1)

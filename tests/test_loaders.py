@@ -2,12 +2,14 @@
 
 import functools
 
+import cv2
 import numpy as np
 import paddle
 import pytest
 from PIL import Image
 
 from common.errors import UserError
+from common.loader import build_loader
 from common.sampler import SampleKey
 from image_classification import loaders
 from image_classification.config import default_config
@@ -97,6 +99,26 @@ def test_number_of_workers_is_the_configurations(shapes):
         config = make_config(NUM_WORKERS=workers)
         assert build_train_loader(config, build_dataset("folder", shapes, "train"))[0].num_workers == workers
         assert build_eval_loader(config, build_dataset("folder", shapes, "val")).num_workers == workers
+
+
+class ThreadsOfOpenCV(paddle.io.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return cv2.getNumThreads()
+
+
+def test_opencv_has_one_thread_in_a_reader_and_all_of_them_here():
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        dataset = ThreadsOfOpenCV()
+        for workers, threads in ((1, 1), (0, 3)):
+            loader = build_loader(dataset, paddle.io.BatchSampler(dataset), workers, lambda values: np.array(values))
+            assert [int(batch) for batch in loader] == [threads]
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_evaluation_batches_are_the_same_for_any_number_of_workers(shapes):
