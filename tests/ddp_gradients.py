@@ -12,7 +12,7 @@ import paddle  # noqa: E402
 import paddle.nn.functional as F  # noqa: E402
 
 from common.checkpoint import CheckpointFolder  # noqa: E402
-from common.distributed import init_process_group, rank, world_size  # noqa: E402
+from common.distributed import barrier, init_process_group, rank, world_size  # noqa: E402
 from common.optimizer import build_adamw  # noqa: E402
 from common.pale_transformer import create_model  # noqa: E402
 from common.sampler import ShardedTrainSampler  # noqa: E402
@@ -28,7 +28,7 @@ def loss_function(model, batch, rng) -> StepResult:
 
 
 def main() -> None:
-    init_process_group()
+    watch = init_process_group()
     recompute = "recompute" in sys.argv
     paddle.seed(rank())  # ranks start apart; DataParallel must bring rank 0's weights to all
     model = create_model("pale_nano", num_classes=CLASSES)
@@ -71,6 +71,8 @@ def main() -> None:
             # Shifting all keys changes nothing, so the gradients of their biases are rounding errors about 0.
             assert np.allclose(own, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max() + 1e-7), name
     print(f"rank {rank()}: gradients equal", flush=True)
+    barrier()  # the store of the group ends with rank 0
+    watch.close()
 
 
 if __name__ == "__main__":

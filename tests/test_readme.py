@@ -82,8 +82,8 @@ CHANGES: dict[str, str | None] = {
     "plot_curves.py output/detection_seed0": "",
     "pip install": ELSEWHERE,  # tools/setup.sh does the same
     "git clone": ELSEWHERE,
-    "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 0",
-    "benchmark.py pale_tiny": "-rounds 1 -warmup 0 -batch 1 -image_size 32",
+    "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
+    "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (
     "README.md",
