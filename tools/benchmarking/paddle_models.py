@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,29 +16,15 @@ from common.flops import count_flops
 from common.inference_program import save_program
 from common.onnx_export import export_onnx
 from common.pale_transformer import create_model, list_models
-from tools.benchmarking.onnx_session import OnnxRunner
+from tools.benchmarking.onnx_session import load_onnx
 from tools.benchmarking.paddleclas_models import create_paddleclas_model
-from tools.benchmarking.subjects import Model, Runner
+from tools.benchmarking.runner import Runner, TimedRunner
+from tools.benchmarking.subjects import Model
 
 # What paddleclas builds Swin-T and CSWin-T with; it costs time in training only.
 DROP_PATH = 0.2
 # What Paddle Inference calls the dtypes.
 _PRECISIONS = {"float32": "Float32", "float16": "Half", "bfloat16": "Bfloat16"}
-
-
-class PaddleRunner:
-    """Runs a function on Paddle tensors and waits for the device."""
-
-    def __init__(self, subject: Model, step: Callable[[], Any], flops: int | None):
-        self.images, self.flops, self._step = subject.batch, flops, step
-        # On CPUs Paddle computes before it returns, and synchronize() refuses.
-        self._wait = (lambda: None) if subject.device == "cpu" else paddle.device.synchronize
-
-    def run(self) -> float:
-        began = time.perf_counter()
-        self._step()
-        self._wait()
-        return time.perf_counter() - began
 
 
 def build(subject: Model) -> Runner:
@@ -58,20 +43,25 @@ def build(subject: Model) -> Runner:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             export_onnx(model, file, subject.image_size)
-            return OnnxRunner(file, [images.numpy()], subject.threads, flops, subject.batch)
+            return TimedRunner(load_onnx(file, [images.numpy()], subject.threads), flops, subject.batch)
     if subject.runtime == "inference":
-        return PaddleRunner(subject, _inference(model, images, subject), flops)
-    if subject.runtime == "static":
-        model = paddle.jit.to_static(model, full_graph=True)
-    step = _train_step(model, images) if subject.mode == "train" else _forward(model, images)
-    if subject.dtype == "float32":
-        return PaddleRunner(subject, step, flops)
+        step = _inference(model, images, subject)
+    else:
+        if subject.runtime == "static":
+            model = paddle.jit.to_static(model, full_graph=True)
+        step = _train_step(model, images) if subject.mode == "train" else _forward(model, images)
+    return TimedRunner(step if subject.device == "cpu" else _on_gpu(step, subject.dtype), flops, subject.batch)
 
-    def half_precision_step() -> paddle.Tensor:
-        with paddle.amp.auto_cast(dtype=subject.dtype):
-            return step()
 
-    return PaddleRunner(subject, half_precision_step, flops)
+def _on_gpu(step: Callable[[], Any], dtype: str) -> Callable[[], None]:
+    """Run a step in mixed precision unless the dtype is float32, and wait for the GPU."""
+
+    def run() -> None:
+        with paddle.amp.auto_cast(enable=dtype != "float32", dtype="float16" if dtype == "float32" else dtype):
+            step()
+        paddle.device.synchronize()
+
+    return run
 
 
 def _create(subject: Model) -> tuple[paddle.nn.Layer, int | None]:
