@@ -190,9 +190,7 @@ class PSAttention(nn.Layer):
         height, width = _sides(x)
         pale_rows, pale_columns = _at_most(self.pale_size[0], height), _at_most(self.pale_size[1], width)
         pad_bottom, pad_right = -height % pale_rows, -width % pale_columns
-        may_pad = any(not isinstance(pad, int) or pad > 0 for pad in (pad_bottom, pad_right))
-        if may_pad:
-            x = F.pad(x, [0, pad_right, 0, pad_bottom], data_format="NHWC")
+        x = _append_zeros(_append_zeros(x, pad_bottom, 1), pad_right, 2)
         padded_height, padded_width = height + pad_bottom, width + pad_right
 
         projections = (self.query, self.key, self.value)
@@ -205,7 +203,7 @@ class PSAttention(nn.Layer):
         columns = merge_columns(columns, pale_columns, padded_height, padded_width)
 
         x = paddle.concat([rows, columns], axis=-1)
-        if may_pad:
+        if _may_be_positive(pad_bottom) or _may_be_positive(pad_right):
             x = x[:, :height, :width]
         return self.projection(x)
 
@@ -231,6 +229,21 @@ class PSAttention(nn.Layer):
 def _sides(x: Tensor) -> list[int | Tensor]:
     """Height and width of ``[B, H, W, C]``: numbers, or scalar tensors where a traced graph leaves them open."""
     return [paddle.shape(x)[axis] if x.shape[axis] < 0 else x.shape[axis] for axis in (1, 2)]
+
+
+def _may_be_positive(size: int | Tensor) -> bool:
+    return not isinstance(size, int) or size > 0
+
+
+def _append_zeros(x: Tensor, count: int | Tensor, axis: int) -> Tensor:
+    """Append rows (axis 1) or columns (axis 2) of zeros to ``[B, H, W, C]``, fewer than there are.
+
+    ``F.pad`` does the same, but paddle2onnx pads with undefined values or along wrong axes when it converts that.
+    """
+    if not _may_be_positive(count):
+        return x
+    some = x[:, :count] if axis == 1 else x[:, :, :count]
+    return paddle.concat([x, paddle.zeros_like(some)], axis=axis)
 
 
 def _at_most(pale_side: int, map_side: int | Tensor) -> int | Tensor:

@@ -7,13 +7,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from common.errors import UserError
 from tools.benchmarking.made_up_photos import write_photos
-from tools.benchmarking.subjects import ROOT, FirstPrediction, PaddleImport, Ranks, Runner
+from tools.benchmarking.runner import Runner, TimedRunner
+from tools.benchmarking.subjects import ROOT, FirstPrediction, PaddleImport, Ranks
 
 __all__ = ["build_first_prediction", "build_paddle_import", "build_ranks"]
 
@@ -32,25 +33,6 @@ def _run_command(*arguments: str | Path) -> None:
     if result.returncode:
         lines = result.stdout.strip().splitlines() or ["it printed nothing"]
         raise UserError(f"{' '.join(map(str, arguments))} ended with code {result.returncode}: {lines[-1]}")
-
-
-class CommandRunner:
-    """Runs a command from its start to its end.
-
-    Args:
-        arguments: of this Python.
-        folder: holds what the command reads; it is kept as long as this object.
-    """
-
-    flops = images = None
-
-    def __init__(self, *arguments: str | Path, folder: tempfile.TemporaryDirectory | None = None):
-        self._arguments, self._folder = arguments, folder
-
-    def run(self) -> float:
-        began = time.perf_counter()
-        _run_command(*self._arguments)
-        return time.perf_counter() - began
 
 
 class RanksRunner:
@@ -81,7 +63,7 @@ def build_ranks(subject: Ranks) -> Runner:
 
 
 def build_paddle_import(subject: PaddleImport) -> Runner:
-    return CommandRunner("-c", "import paddle")
+    return TimedRunner(partial(_run_command, "-c", "import paddle"))
 
 
 def build_first_prediction(subject: FirstPrediction) -> Runner:
@@ -93,13 +75,14 @@ def build_first_prediction(subject: FirstPrediction) -> Runner:
 
     folder = tempfile.TemporaryDirectory()
     (image,) = write_photos(Path(folder.name), 1)
-    config = CONFIG.load(
-        Namespace(
-            cfg=ROOT / "image_classification" / "configs" / "pale_tiny_224.yaml", opts=["MODEL.NAME", subject.model]
-        )
-    )
+    recipe = ROOT / "image_classification" / "configs" / f"{subject.model}_224.yaml"
+    config = CONFIG.load(Namespace(cfg=recipe, opts=[]))
     state = {"model": numpy_state(create_model(subject.model)), "task": "image_classification"}
     weights = Path(folder.name, "weights.pdparams")
     save_file({**state, "config": CONFIG.dump(config)}, weights)
-    arguments = ("tools/predict.py", Path(folder.name, image), "-pretrained", weights, "-device", "cpu")
-    return CommandRunner(*arguments, folder=folder)
+
+    def predict() -> None:
+        photo = Path(folder.name, image)  # the folder is deleted when nobody holds it any more
+        _run_command("tools/predict.py", photo, "-pretrained", weights, "-device", "cpu")
+
+    return TimedRunner(predict)

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
-from tools.benchmarking.onnx_session import OnnxRunner
-from tools.benchmarking.subjects import Gemm, Runner
+from tools.benchmarking.onnx_session import load_onnx
+from tools.benchmarking.runner import Runner, TimedRunner
+from tools.benchmarking.subjects import Gemm
 
 __all__ = ["build"]
-
-
-class ProductRunner:
-    """Multiplies two matrices by a library's own function."""
-
-    images = None
-
-    def __init__(self, multiply, flops: int):
-        self._multiply, self.flops = multiply, flops
-
-    def run(self) -> float:
-        began = time.perf_counter()
-        self._multiply()
-        return time.perf_counter() - began
 
 
 def build(subject: Gemm) -> Runner:
@@ -39,7 +25,7 @@ def build(subject: Gemm) -> Runner:
     flops = 2 * subject.size**3
     if subject.library == "numpy":
         out = np.empty_like(left)
-        return ProductRunner(lambda: np.matmul(left, right, out=out), flops)
+        return TimedRunner(lambda: np.matmul(left, right, out=out), flops)
     if subject.library == "paddle":
         import paddle
 
@@ -53,11 +39,11 @@ def build(subject: Gemm) -> Runner:
             if not on_cpu:
                 paddle.device.synchronize()
 
-        return ProductRunner(multiply, flops)
+        return TimedRunner(multiply, flops)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "gemm.onnx"
         _write_product(file, subject.size)
-        return OnnxRunner(file, [left, right], subject.threads, flops, None)
+        return TimedRunner(load_onnx(file, [left, right], subject.threads), flops)
 
 
 def _write_product(file: Path, size: int) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
@@ -13,30 +13,19 @@ import paddle.nn.functional as F
 from common.entry_point import select_device
 from common.errors import UserError, one_line
 from common.flops import count_flops
+from common.inference_program import save_program
 from common.onnx_export import export_onnx
 from common.pale_attention import fuse
 from common.pale_transformer import create_model, list_models
-from tools.benchmarking.onnx_session import OnnxRunner
+from tools.benchmarking.onnx_session import load_onnx
 from tools.benchmarking.paddleclas_models import create_paddleclas_model
-from tools.benchmarking.subjects import Model, Runner
+from tools.benchmarking.runner import Runner, TimedRunner
+from tools.benchmarking.subjects import Model
 
 # What paddleclas builds Swin-T and CSWin-T with; it costs time in training only.
 DROP_PATH = 0.2
-
-
-class PaddleRunner:
-    """Runs a function on Paddle tensors and waits for the device."""
-
-    def __init__(self, subject: Model, step: Callable[[], paddle.Tensor], flops: int | None):
-        self.images, self.flops, self._step = subject.batch, flops, step
-        # On CPUs Paddle computes before it returns, and synchronize() refuses.
-        self._wait = (lambda: None) if subject.device == "cpu" else paddle.device.synchronize
-
-    def run(self) -> float:
-        began = time.perf_counter()
-        self._step()
-        self._wait()
-        return time.perf_counter() - began
+# What Paddle Inference calls the dtypes.
+_PRECISIONS = {"float32": "Float32", "float16": "Half", "bfloat16": "Bfloat16"}
 
 
 def build(subject: Model) -> Runner:
@@ -58,20 +47,25 @@ def build(subject: Model) -> Runner:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             export_onnx(model, file, subject.image_size)
-            return OnnxRunner(file, [images.numpy()], subject.threads, flops, subject.batch)
+            return TimedRunner(load_onnx(file, [images.numpy()], subject.threads), flops, subject.batch)
     if subject.runtime == "inference":
-        return PaddleRunner(subject, _inference(model, images, subject), flops)
-    if subject.runtime == "static":
-        model = paddle.jit.to_static(model, full_graph=True)
-    step = _train_step(model, images) if subject.mode == "train" else _forward(model, images)
-    if subject.dtype == "float32":
-        return PaddleRunner(subject, step, flops)
+        step = _inference(model, images, subject)
+    else:
+        if subject.runtime == "static":
+            model = paddle.jit.to_static(model, full_graph=True)
+        step = _train_step(model, images) if subject.mode == "train" else _forward(model, images)
+    return TimedRunner(step if subject.device == "cpu" else _on_gpu(step, subject.dtype), flops, subject.batch)
 
-    def half_precision_step() -> paddle.Tensor:
-        with paddle.amp.auto_cast(dtype=subject.dtype):
-            return step()
 
-    return PaddleRunner(subject, half_precision_step, flops)
+def _on_gpu(step: Callable[[], Any], dtype: str) -> Callable[[], None]:
+    """Run a step in mixed precision unless the dtype is float32, and wait for the GPU."""
+
+    def run() -> None:
+        with paddle.amp.auto_cast(enable=dtype != "float32", dtype="float16" if dtype == "float32" else dtype):
+            step()
+        paddle.device.synchronize()
+
+    return run
 
 
 def _create(subject: Model) -> tuple[paddle.nn.Layer, int | None]:
@@ -85,7 +79,8 @@ def _create(subject: Model) -> tuple[paddle.nn.Layer, int | None]:
         )
     model = create_model(name, drop_path_rate=DROP_PATH)
     model.set_recompute(subject.recompute)
-    forward = 2 * subject.batch * count_flops(model, subject.image_size, subject.image_size)
+    # Counted on another model, because Paddle 2.6 cannot trace one twice.
+    forward = 2 * subject.batch * count_flops(create_model(name), subject.image_size, subject.image_size)
     return model, forward if subject.mode == "forward" else 3 * forward  # the backward pass takes two such
 
 
@@ -111,21 +106,20 @@ def _train_step(model: paddle.nn.Layer, images: paddle.Tensor) -> Callable[[], p
     return step
 
 
-def _inference(model: paddle.nn.Layer, images: paddle.Tensor, subject: Model) -> Callable[[], paddle.Tensor]:
+def _inference(model: paddle.nn.Layer, images: paddle.Tensor, subject: Model) -> Callable[[], Any]:
     from paddle import inference
 
     with tempfile.TemporaryDirectory() as folder:
-        spec = paddle.static.InputSpec(images.shape, "float32", "images")
-        paddle.jit.save(model, f"{folder}/model", input_spec=[spec])
-        program = next(file for file in Path(folder).iterdir() if file.suffix in (".json", ".pdmodel"))
-        config = inference.Config(str(program), f"{folder}/model.pdiparams")
+        config = inference.Config(*map(str, save_program(model, folder, images.shape)))
         if subject.device == "cpu":
             config.disable_mkldnn()  # Paddle 3.3 cannot compile this model for it
             config.set_cpu_math_library_num_threads(subject.threads)
         else:
-            config.enable_use_gpu(256, int(subject.device.partition(":")[2] or 0))
+            precision = getattr(inference.PrecisionType, _PRECISIONS[subject.dtype])
+            config.enable_use_gpu(256, int(subject.device.partition(":")[2] or 0), precision)
         try:
             predictor = inference.create_predictor(config)
         except Exception as error:
             raise UserError(f"Paddle Inference cannot load {subject.model}: {one_line(error)}") from error
-    return lambda: predictor.run([images])[0]
+    predictor.get_input_handle(predictor.get_input_names()[0]).copy_from_cpu(images.numpy())
+    return predictor.run

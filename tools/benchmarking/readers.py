@@ -21,8 +21,9 @@ from image_classification.config import CONFIG
 from image_classification.datasets import build_dataset
 from image_classification.loaders import TransformedDataset, build_transform
 from tools.benchmarking.made_up_photos import write_photos
+from tools.benchmarking.runner import Runner
 from tools.benchmarking.stub_packages import register_packages
-from tools.benchmarking.subjects import ROOT, Reader, Runner
+from tools.benchmarking.subjects import ROOT, Reader
 
 __all__ = ["build"]
 

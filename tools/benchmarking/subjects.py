@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from common.errors import UserError
+from tools.benchmarking.runner import Runner
 
 __all__ = [
     "DTYPES",
@@ -20,7 +21,6 @@ __all__ = [
     "PaddleImport",
     "Ranks",
     "Reader",
-    "Runner",
     "Subject",
     "from_json",
     "gemms",
@@ -31,21 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]  # where common/ and the folders of t
 RUNTIMES = ("eager", "static", "inference", "onnxruntime")
 MODES = ("forward", "train")
 DTYPES = ("float32", "float16", "bfloat16")
-
-
-class Runner(Protocol):
-    """A subject that was built and can be run again and again.
-
-    Attributes:
-        flops: floating-point operations of one run, two for a multiply-add; None where they cannot be counted.
-        images: images that one run takes; None for what takes none.
-    """
-
-    flops: int | None
-    images: int | None
-
-    def run(self) -> float:
-        """Do the work once and return the seconds that it took."""
 
 
 @dataclass(frozen=True, kw_only=True)

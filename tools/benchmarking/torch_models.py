@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 
 from common.errors import UserError
-from tools.benchmarking.onnx_session import OnnxRunner
-from tools.benchmarking.subjects import Model, Runner
+from tools.benchmarking.onnx_session import load_onnx
+from tools.benchmarking.runner import Runner, TimedRunner
+from tools.benchmarking.subjects import Model
 
 try:
     import torch
@@ -32,18 +32,6 @@ except ImportError as error:
 ALIASES = {"swin_tiny": "swin_tiny_patch4_window7_224"}
 
 
-class TorchRunner:
-    """Runs a function in PyTorch."""
-
-    def __init__(self, step, flops: int | None, images: int):
-        self._step, self.flops, self.images = step, flops, images
-
-    def run(self) -> float:
-        began = time.perf_counter()
-        self._step()
-        return time.perf_counter() - began
-
-
 def build(subject: Model) -> Runner:
     """Build a timm model with random weights in its runtime.
 
@@ -62,13 +50,13 @@ def build(subject: Model) -> Runner:
     model.eval()
     flops = _count_flops(model, images)
     if subject.mode == "train":
-        return TorchRunner(_train_step(model.train(), images), 3 * flops, subject.batch)
+        return TimedRunner(_train_step(model.train(), images), 3 * flops, subject.batch)
     if subject.runtime == "eager":
-        return TorchRunner(_forward(model, images), flops, subject.batch)
+        return TimedRunner(_forward(model, images), flops, subject.batch)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         torch.onnx.export(model, (images,), file, dynamo=True, verbose=False)
-        return OnnxRunner(file, [images.numpy()], subject.threads, flops, subject.batch)
+        return TimedRunner(load_onnx(file, [images.numpy()], subject.threads), flops, subject.batch)
 
 
 def _count_flops(model, images) -> int:
