@@ -43,7 +43,7 @@ class DepthwiseConv2D(nn.Conv2D):
 
 
 def convolve_together(x: Tensor, layers: Sequence[DepthwiseConv2D]) -> list[Tensor]:
-    """Return ``[layer(x) for layer in layers]``; on CPUs in about the time of one. The layers have no bias."""
+    """Return ``[layer(x) for layer in layers]``; which is quicker on CPUs. The layers have no bias."""
     if is_eager_on_cpu(x):
         return _convolve_stacked(x, [layer.weight for layer in layers])
     return [layer(x) for layer in layers]
@@ -68,7 +68,7 @@ def _convolve_stacked(x: Tensor, kernels: Sequence[Tensor]) -> list[Tensor]:
 class _PlaneConvolution(PyLayer):
     """Convolve planes ``[1, C, H, W]`` with kernels ``[C, N, K, K]``, N for each plane, to ``[1, C * N, H, W]``.
 
-    The gradients are Paddle's, by ways that take half of its kernel's time on CPUs: the gradient of the planes is a
+    The gradients are Paddle's, by ways that are quicker on CPUs than its kernel: the gradient of the planes is a
     convolution with the mirrored kernels, that of the kernels one product with the shifted copies of the planes.
     """
 
@@ -94,7 +94,7 @@ class _PlaneConvolution(PyLayer):
         return of_planes, of_kernels
 
 
-# Paddle's transpose of a matrix, and of a tensor whose last axis stays, is up to five times as fast as a general one.
+# Paddle transposes a matrix, or a tensor whose last axis stays, several times as fast as it permutes four axes at once.
 
 
 def _to_planes(x: Tensor) -> Tensor:

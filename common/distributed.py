@@ -180,7 +180,7 @@ class FailureWatch:
             thread.start()
 
     def take_over(self) -> None:
-        """Let this rank report its own failure: from now on the watch reports none of another rank."""
+        """Let this rank report its own failure: the watch, which may have heard of another rank's, keeps still."""
         self._reporting.acquire()
 
     def announce(self, message: str, exit_code: int) -> None:
@@ -250,8 +250,7 @@ class FailureWatch:
             now = self._answered = time.monotonic()
             if failure and not self._closed.is_set():
                 exit_code, _, message = failure.decode().partition(" ")
-                with self._reporting:
-                    self._leave(int(exit_code), message)
+                self._leave(int(exit_code), message)
             since |= {other: now for other in others if beats[other] != last_beats[other]}
             last_beats = beats
             silent = [other for other in others if now - since[other] > self._SILENCE]
@@ -270,6 +269,8 @@ class FailureWatch:
                 self._leave(1, f"rank 0 is lost: {self._REMEDY}", everywhere=True)
 
     def _leave(self, exit_code: int, message: str = "", everywhere: bool = False) -> None:
+        # Whoever took over reports a failure of this rank's own and leaves; the limit is for the case that it is stuck.
+        self._reporting.acquire(timeout=20 * self._INTERVAL)
         if message and (everywhere or is_main_process()):
             print(f"error: {message}", flush=True)
         if not is_main_process():

@@ -67,37 +67,45 @@ class SlowStore:
 
 @pytest.fixture
 def watched(monkeypatch):
-    """A watch of a job where rank 0 has failed already, its store, and a list of what it left with."""
-    store, left = SlowStore(), []
+    """A watch of a job where rank 0 has failed already, its store, and a list of the codes that it exits with."""
+    store, exits = SlowStore(), []
     monkeypatch.setenv("PADDLE_MASTER", "127.0.0.1:1")
     monkeypatch.setattr(distributed.core, "TCPStore", lambda *_: store)
     monkeypatch.setattr(distributed.FailureWatch, "_INTERVAL", 0.05)
-    monkeypatch.setattr(distributed.FailureWatch, "_leave", lambda _, *how, **__: left.append(how))
-    return distributed.FailureWatch(), store, left
+
+    def leave(exit_code):
+        exits.append(exit_code)
+        raise SystemExit  # ends the thread
+
+    monkeypatch.setattr(distributed.os, "_exit", leave)
+    return distributed.FailureWatch(), store, exits
 
 
-def test_two_failing_ranks_use_the_store_in_turn(watched):
+def test_two_failing_ranks_use_the_store_in_turn(watched, capsys):
     """A rank that fails announces it while its watch reads that another one did."""
-    watch, store, left = watched
+    watch, store, exits = watched
     deadline = time.monotonic() + 10
-    while not left and time.monotonic() < deadline:
+    while not exits and time.monotonic() < deadline:
         watch._beats(range(3))
         time.sleep(0.002)
     watch.announce("the same", 2)
     watch.close()
-    assert left[0] == (2, "rank 0: no images")
+    assert exits == [2]
+    assert capsys.readouterr().out == "error: rank 0: no images\n"
     assert store.values["failure"] == b"2 rank 0: the same"
     assert not store.shared
 
 
-def test_a_rank_that_reports_its_own_failure_does_not_report_another(watched):
-    watch, store, left = watched
+def test_a_rank_that_reports_its_own_failure_does_not_report_another(watched, capsys):
+    watch, store, exits = watched
     watch.take_over()
-    time.sleep(0.3)
-    assert not left
+    time.sleep(0.4)
+    assert not exits
     assert store.values["heartbeat 0"] > 0
     watch._reporting.release()
     watch.close()
+    assert exits == [2]
+    assert capsys.readouterr().out == "error: rank 0: no images\n"
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from common.errors import UserError
 from tools.benchmarking.runner import Runner
@@ -49,10 +49,7 @@ class Subject:
     device: str = "cpu"
     strided: bool = False
 
-    @property
-    def builder(self) -> str:
-        """``module:function`` below ``tools.benchmarking`` that makes a :class:`Runner` of the subject."""
-        raise NotImplementedError
+    builder: ClassVar[str]  # ``module:function`` below ``tools.benchmarking`` that makes a :class:`Runner` of it
 
     @property
     def is_foreign(self) -> bool:
@@ -142,9 +139,7 @@ class Gemm(Subject):
     size: int = 2048
     dtype: str = "float32"
 
-    @property
-    def builder(self) -> str:
-        return "gemm:build"
+    builder: ClassVar[str] = "gemm:build"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +155,7 @@ class Reader(Subject):
     photos: int = 64
     threads: int = 1
 
-    @property
-    def builder(self) -> str:
-        return "readers:build"
+    builder: ClassVar[str] = "readers:build"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +165,7 @@ class Ranks(Subject):
     ranks: int
     threads: int = 1
 
-    @property
-    def builder(self) -> str:
-        return "commands:build_ranks"
+    builder: ClassVar[str] = "commands:build_ranks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +175,7 @@ class FirstPrediction(Subject):
     model: str
     threads: int = 1
 
-    @property
-    def builder(self) -> str:
-        return "commands:build_first_prediction"
+    builder: ClassVar[str] = "commands:build_first_prediction"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +184,7 @@ class PaddleImport(Subject):
 
     threads: int = 1
 
-    @property
-    def builder(self) -> str:
-        return "commands:build_paddle_import"
+    builder: ClassVar[str] = "commands:build_paddle_import"
 
 
 def variants(subject: Model) -> tuple[Model, ...]:
