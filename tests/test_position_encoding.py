@@ -12,7 +12,7 @@ def test_a_table_of_its_own_size_stays_itself():
 
 
 def test_rows_stay_rows_and_columns_columns():
-    """A slope stays one, nearly (Paddle's cubic has no exact ones), but at the edges, where it goes on as a constant."""
+    """A slope stays one, nearly (Paddle's cubic keeps none exactly), but at the edges, where it goes on level."""
     rows, columns = np.indices((16, 24)) + 0.5
     found = resample(paddle.to_tensor(np.stack([rows / 16, columns / 24])), 32, 12).numpy()
     new_rows, new_columns = np.indices((32, 12)) + 0.5
