@@ -214,7 +214,7 @@ def compare_attention(model: nn.Layer, state: Mapping[str, Any]) -> str:
 
 
 def refuse_other_attention(model: nn.Layer, state: Mapping[str, Any], source: str | Path) -> None:
-    """Stop where weights that are to be used as they are learnt with another attention than the model's.
+    """Stop where weights that fit, and are to be used as they are, learnt with another attention than the model's.
 
     Raises:
         UserError: they did, see :func:`compare_attention`.
