@@ -93,7 +93,7 @@ class LoadReport:
         loaded, missing, unexpected: parameter names: in both, only in the model, only in the file.
         mismatched: ``name (shape in the file) for (shape in the model)``.
         new_parts: parts such as ``head`` that the model keeps as they were initialised.
-        interpolated: ``name (shape in the file) to (shape in the model)`` of position tables for another image size.
+        interpolated: ``name (shape in the file) to (shape in the model)`` of position tables for other maps or groups.
         note: what else a reader should know.
     """
 
@@ -142,7 +142,7 @@ def load_weights(
 
     A backbone takes its part, ``backbone.``, out of the weights of a whole PaddleSeg or PaddleDetection model.
     Classification models and the backbones of dense models can exchange their stages; what comes after these is then
-    new. Learned positions of another image size are interpolated.
+    new. Learned positions of other maps or groups are interpolated.
 
     Args:
         weights: arrays by structured parameter name.
@@ -214,7 +214,7 @@ def compare_attention(model: nn.Layer, state: Mapping[str, Any]) -> str:
 
 
 def refuse_other_attention(model: nn.Layer, state: Mapping[str, Any], source: str | Path) -> None:
-    """Stop where weights that are to be used as they are learnt with another attention than the model's.
+    """Stop where weights that fit, and are to be used as they are, learnt with another attention than the model's.
 
     Raises:
         UserError: they did, see :func:`compare_attention`.
@@ -227,7 +227,7 @@ def refuse_other_attention(model: nn.Layer, state: Mapping[str, Any], source: st
 
 
 def _is_table_of_another_size(name: str, array: np.ndarray, tensor: paddle.Tensor) -> bool:
-    """Whether an array is a position table that fits a model's, but for the size of the images."""
+    """Whether an array is a position table that fits a model's, but for the size of maps or groups."""
     same_kind = name.endswith(".table") and array.dtype.kind == "f" and array.ndim == tensor.ndim == 3
     return same_kind and array.shape[0] == tensor.shape[0] and list(array.shape) != tensor.shape
 
@@ -296,6 +296,8 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
     if classes and any(name.startswith("head.") for name in report.mismatched):
         return f"its head has {classes} classes, the model {getattr(model, 'num_classes', '?')}"
     wrong = report.mismatched + report.missing + report.unexpected
+    if any("position_biases." in name for name in wrong):
+        return "its relative positions are of another attention; set MODEL.ATTENTION and MODEL.PARALLEL to match"
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in wrong):
         return f"it is for another number of classes, see {wrong[0]}"
     return f"the first that differs is {wrong[0]}"

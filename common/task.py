@@ -137,11 +137,12 @@ class Task(ABC):
         state = read_checkpoint(source)
         if not replace_head:
             self._compare_classes(state.get("class_names"), source)
-            refuse_other_attention(model, state, source)
         weights = find_weights(state, str(source))
         of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
         target = model.backbone if of_backbone and replace_head else model
         report = load_weights(target, weights, str(source), replace_head)
+        if not replace_head:
+            refuse_other_attention(model, state, source)
         report.note = compare_attention(model, state)
         return report
 
@@ -315,9 +316,9 @@ class Task(ABC):
         return found
 
     def _resume(self, trainer: Trainer, source: Path | str, state: dict[str, Any]) -> None:
-        refuse_other_attention(trainer.model, state, source)
         last_epoch = self.config.TRAIN.get("LAST_EPOCH", -1)
         inexact = trainer.resume(state, str(source), last_epoch if last_epoch >= 0 else None)
+        refuse_other_attention(trainer.model, state, source)
         if isinstance(state.get("config"), str):
             inexact += self.form.differences(self.form.from_text(state["config"], str(source)), self.config)
         where = f"{trainer.progress}, step {trainer.step}" if self.unit == "epoch" else trainer.progress

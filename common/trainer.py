@@ -231,7 +231,10 @@ class Trainer:
         ]
         report = load_weights(self.model, state["model"], source)
         if report.interpolated:
-            raise UserError(f"{source} is of another image size: {report.interpolated[0]}; resume with the same size")
+            raise UserError(
+                f"{source} has positions of another size, {report.interpolated[0]}; resume with the image size and the "
+                "attention that it had"
+            )
         if self.ema:
             if "model_ema" not in state:
                 inexact.append("EMA: none then, it starts from the present weights")
