@@ -6,18 +6,23 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer, create_model
+from image_classification.token_labelling import create_token_label_model
 
 __all__ = ["build_model"]
 
 
-def build_model(config: CfgNode, num_classes: int) -> PaleTransformer:
+def build_model(config: CfgNode, num_classes: int, token_labels: bool = False) -> PaleTransformer:
     """Build ``MODEL.NAME`` with a head for ``num_classes``.
+
+    Args:
+        token_labels: with an auxiliary head as well, for training with token labels.
 
     Raises:
         UserError: the name or a value is impossible; the message names it.
     """
+    create = create_token_label_model if token_labels else create_model
     try:
-        model = create_model(config.MODEL.NAME, num_classes=num_classes, drop_path_rate=config.MODEL.DROP_PATH)
+        model = create(config.MODEL.NAME, num_classes=num_classes, drop_path_rate=config.MODEL.DROP_PATH)
     except ValueError as error:
         raise UserError(f"MODEL: {error}") from error
     model.set_recompute(config.MODEL.RECOMPUTE)
