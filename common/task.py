@@ -216,8 +216,10 @@ class Task(ABC):
         if source in ("", "auto"):
             raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
         model = self.build_evaluation()
-        self.load_weights(model, self._resolve(source), replace_head=False)
+        report = self.load_weights(model, self._resolve(source), replace_head=False)
         self._print_head(model)
+        if report.left_out:
+            self.log.line(str(report))
         figures, details = self.validate(model, "val")
         self.log.line(f"{source}: " + "  ".join(f"{key} {value:.6g}" for key, value in figures.items()))
         if details:

@@ -13,7 +13,7 @@ __all__ = ["Geometry"]
 class Geometry:
     """Records how an image was cropped, flipped and warped, so that what lies over it can follow.
 
-    A step only notes its arguments, which costs nothing; :meth:`matrix` does the arithmetic. Sizes are
+    A step only notes its arguments, which costs nothing; :meth:`trace` does the arithmetic. Sizes are
     ``(width, height)`` in pixels.
     """
 
@@ -37,14 +37,26 @@ class Geometry:
         """
         self._steps.append(functools.partial(_warp, matrix, size))
 
-    def matrix(self) -> np.ndarray:
-        """The way back from the transformed image to the original one.
+    def trace(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Follow places of the transformed image back to the original one.
+
+        Args:
+            x, y: in sides of the image: (0, 0) is the top left corner, (1, 1) the bottom right one. Of any shape that
+                both can be broadcast to.
 
         Returns:
-            float64 [3, 3]; multiplied by (x, y, 1) of a place in the transformed image it gives that place in the
-            original. Both are in sides of the image: (0, 0) is the top left corner, (1, 1) the bottom right one.
+            x and y, float64, in sides of the original image, and whether something of it is to be seen at the place:
+            what a warp brought in from outside its input is not, even if a crop before has only cut it off.
         """
-        return functools.reduce(np.matmul, (step() for step in self._steps), np.eye(3))
+        place = np.stack(np.broadcast_arrays(x, y, 1.0))
+        visible = np.ones(place.shape[1:], bool)
+        for step in reversed(self._steps):
+            place = np.tensordot(step(), place, 1)
+            visible &= ((place[:2] >= 0) & (place[:2] <= 1)).all(0)
+        return place[0], place[1], visible
+
+
+# The matrices [3, 3] that lead from a place behind a step, (x, y, 1) in sides of the image, to the one before it.
 
 
 def _crop(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:

@@ -97,7 +97,7 @@ class LabelMappedDataset(TransformedDataset):
 
     def _map_of(self, label_map: tuple[np.ndarray, np.ndarray], geometry: Geometry) -> dict[str, np.ndarray]:
         info, tokens = self._label_maps.info, (self._token_side, self._token_side)
-        weights = sampling_weights(geometry.matrix(), (info.height, info.width), tokens)
+        weights = sampling_weights(geometry, (info.height, info.width), tokens)
         return {"map_classes": label_map[0], "map_scores": label_map[1], "token_weights": weights}
 
 

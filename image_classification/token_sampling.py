@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import numpy as np
 
+from image_classification.geometry import Geometry
+
 __all__ = ["TOKEN_STRIDE", "sampling_weights"]
 
 TOKEN_STRIDE = 32  # pixels of the image a token of the final map stands for, each way
 
 
-def sampling_weights(matrix: np.ndarray, map_size: tuple[int, int], token_size: tuple[int, int]) -> np.ndarray:
+def sampling_weights(geometry: Geometry, map_size: tuple[int, int], token_size: tuple[int, int]) -> np.ndarray:
     """The share of each map cell in each token, as RoIAlign (arXiv 1703.06870) takes it from a crop.
 
     A token is a cell of the grid that divides the transformed image evenly. It is sampled at n x m points of a regular
-    grid within it, as many as it has map cells each way in the uncropped image, rounded up. A point inside the original
-    image takes the bilinear mixture of the four cells around it (the outer half of a border cell is all its own); a
-    point outside takes nothing. The token's weights are the mean over its points.
+    grid within it, as many as it has map cells each way in the uncropped image, rounded up. A point that shows some of
+    the original image takes the bilinear mixture of the four cells around it (the outer half of a border cell is all
+    its own); any other takes nothing. The token's weights are the mean over its points.
 
     Args:
-        matrix: float64 [3, 3] of :meth:`image_classification.geometry.Geometry.matrix`.
+        geometry: how the image was transformed.
         map_size: (rows, columns) of the label map, which covers the original image evenly.
         token_size: (rows, columns) of the tokens.
 
     Returns:
-        float32 [tokens, map cells], both row by row; a row sums to 1, or to the share of its points that are inside the
-        image.
+        float32 [tokens, map cells], both row by row; a row sums to 1, or to the share of its points that show some of
+        the image.
     """
     rows, columns = map_size
     token_rows, token_columns = token_size
     ys, y_points = _points(rows, token_rows)
     xs, x_points = _points(columns, token_columns)
-    x, y, _ = np.tensordot(matrix, np.stack(np.broadcast_arrays(xs, ys[:, None], 1.0)), 1)  # each [points, points]
-    inside = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
+    x, y, visible = geometry.trace(xs, ys[:, None])  # each [points, points]
     token = np.arange(token_rows).repeat(y_points)[:, None] * token_columns + np.arange(token_columns).repeat(x_points)
 
     weights = np.zeros(token_rows * token_columns * rows * columns)
     for row, row_share in _neighbours(y * rows - 0.5, rows):
         for column, column_share in _neighbours(x * columns - 0.5, columns):
             place = (token * rows + row) * columns + column
-            share = row_share * column_share * inside
+            share = row_share * column_share * visible
             weights += np.bincount(place.ravel(), share.ravel(), len(weights))
     weights /= y_points * x_points
     return weights.reshape(token_rows * token_columns, rows * columns).astype(np.float32)

@@ -59,7 +59,6 @@ def main(argv: Sequence[str]) -> None:
         sha256=sha256_of(file),
         image_size=config.DATA.IMAGE_SIZE,
     )
-    annotator.model.eval()
     log = TrainingLog(None)
     top1 = annotate(annotator.model, config, dataset, LabelMapWriter(arguments.out, info, dataset.names()), log)
     log.line(f"{arguments.out}: {info}; its top-1 on these images is {top1:.2f}")
