@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,20 +12,22 @@ __all__ = ["Geometry"]
 class Geometry:
     """Records how an image was cropped, flipped and warped, so that what lies over it can follow.
 
-    A step only notes its arguments, which costs nothing; :meth:`trace` does the arithmetic. Sizes are
-    ``(width, height)`` in pixels.
+    Sizes are ``(width, height)`` in pixels.
     """
 
     def __init__(self):
-        self._steps: list[Callable[[], np.ndarray]] = []
+        # Of each step, the matrix [3, 3] from a place behind it, (x, y, 1) in sides of the image, to the one before it.
+        self._steps: list[np.ndarray] = []
 
     def crop(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> None:
         """Note that ``box``, (left, top, right, bottom) in pixels of an image of that size, became the whole image."""
-        self._steps.append(functools.partial(_crop, box, size))
+        (left, top, right, bottom), (width, height) = box, size
+        scale_x, scale_y = (right - left) / width, (bottom - top) / height
+        self._steps.append(np.array([[scale_x, 0, left / width], [0, scale_y, top / height], [0, 0, 1]]))
 
     def flip(self) -> None:
         """Note that left and right were swapped."""
-        self._steps.append(_flip)
+        self._steps.append(np.array([[-1.0, 0, 1], [0, 1, 0], [0, 0, 1]]))
 
     def warp(self, matrix: Sequence[Sequence[float]], size: tuple[int, int]) -> None:
         """Note that an image was resampled without a change of its size.
@@ -35,7 +36,9 @@ class Geometry:
             matrix: [2][3]; multiplied by (x, y, 1) of an output pixel, it gives the place in the input, in pixels from
                 the centre of the first one, as OpenCV counts.
         """
-        self._steps.append(functools.partial(_warp, matrix, size))
+        width, height = size
+        to_pixels = np.array([[width, 0, -0.5], [0, height, -0.5], [0, 0, 1]])
+        self._steps.append(np.linalg.inv(to_pixels) @ np.vstack([matrix, (0, 0, 1)]) @ to_pixels)
 
     def trace(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Follow places of the transformed image back to the original one.
@@ -51,24 +54,6 @@ class Geometry:
         place = np.stack(np.broadcast_arrays(x, y, 1.0))
         visible = np.ones(place.shape[1:], bool)
         for step in reversed(self._steps):
-            place = np.tensordot(step(), place, 1)
+            place = np.tensordot(step, place, 1)
             visible &= ((place[:2] >= 0) & (place[:2] <= 1)).all(0)
         return place[0], place[1], visible
-
-
-# The matrices [3, 3] that lead from a place behind a step, (x, y, 1) in sides of the image, to the one before it.
-
-
-def _crop(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
-    (left, top, right, bottom), (width, height) = box, size
-    return np.array([[(right - left) / width, 0, left / width], [0, (bottom - top) / height, top / height], [0, 0, 1]])
-
-
-def _flip() -> np.ndarray:
-    return np.array([[-1.0, 0, 1], [0, 1, 0], [0, 0, 1]])
-
-
-def _warp(matrix: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    width, height = size
-    to_pixels = np.array([[width, 0, -0.5], [0, height, -0.5], [0, 0, 1]])
-    return np.linalg.inv(to_pixels) @ np.vstack([matrix, (0, 0, 1)]) @ to_pixels

@@ -407,17 +407,19 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, geometry: Geometry | None = None) -> np.ndarray:
         """Transform an RGB image to np.float32 [3, height, width]; ``geometry`` is told where its content went."""
-        geometry = Geometry() if geometry is None else geometry
         box = random_crop_box(*image.size, self._scale, self._ratio, rng)
-        geometry.crop(box, image.size)
+        if geometry is not None:
+            geometry.crop(box, image.size)
         image = image.resize((self._width, self._height), self._resample, box=box)
         if rng.random() < self._flip:
-            geometry.flip()
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            if geometry is not None:
+                geometry.flip()
         if self._rotation:
             angle = rng.uniform(-self._rotation, self._rotation)
-            geometry.warp(_rotation(image.size, angle), image.size)
             image = image.rotate(angle, Image.Resampling.BILINEAR)
+            if geometry is not None:
+                geometry.warp(_rotation(image.size, angle), image.size)
         if self._rand_augment:
             image = self._rand_augment(image, rng, geometry)
         elif self._color_jitter:
