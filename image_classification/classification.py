@@ -22,7 +22,13 @@ from image_classification.label_maps import LabelMaps
 from image_classification.loaders import build_eval_loader, build_train_loader, check_batch
 from image_classification.mixup import mixup_or_cutmix, smooth, smooth_one_hot
 from image_classification.pale_backbone import build_model
-from image_classification.token_labelling import draw_mixed_tokens, mix_tokens, token_label_loss, token_targets
+from image_classification.token_labelling import (
+    draw_mixed_tokens,
+    mix_classes,
+    mix_tokens,
+    token_label_loss,
+    token_targets,
+)
 from image_classification.token_sampling import TOKEN_STRIDE
 
 __all__ = ["Classification"]
@@ -120,8 +126,7 @@ class Classification(Task):
                 class_targets = targets.mean(1)
             else:
                 class_targets = smooth_one_hot(labels, num_classes, config.AUG.LABEL_SMOOTHING)
-            share = float(mixed.mean())
-            class_targets = class_targets * (1 - share) + class_targets.roll(1, 0) * share
+            class_targets = mix_classes(class_targets, mixed)
             targets = mix_tokens(targets.reshape(token_logits.shape), mixed)
             loss = token_label_loss(logits, token_logits, class_targets, targets, config.TOKEN_LABEL.WEIGHT)
         top1 = 100.0 * (logits.argmax(-1) == labels).astype("float32").mean()

@@ -30,6 +30,7 @@ __all__ = [
     "TokenLabelTransformer",
     "create_token_label_model",
     "draw_mixed_tokens",
+    "mix_classes",
     "mix_tokens",
     "token_label_loss",
     "token_targets",
@@ -115,6 +116,12 @@ def mix_tokens(x: Tensor, mixed: np.ndarray) -> Tensor:
         return x
     mask = paddle.to_tensor(mixed.repeat(stride, 0).repeat(stride, 1)[None, :, :, None])
     return paddle.where(mask, x.roll(1, 0), x)
+
+
+def mix_classes(targets: Tensor, mixed: np.ndarray) -> Tensor:
+    """Mix the targets of images, ``[B, classes]``, by the share of the tokens that :func:`mix_tokens` takes."""
+    share = float(mixed.mean())
+    return targets * (1 - share) + targets.roll(1, 0) * share
 
 
 @paddle.no_grad()

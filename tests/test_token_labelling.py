@@ -28,6 +28,7 @@ from image_classification.loaders import IGNORED_LABEL, build_train_loader, buil
 from image_classification.token_labelling import (
     create_token_label_model,
     draw_mixed_tokens,
+    mix_classes,
     mix_tokens,
     token_label_loss,
     token_targets,
@@ -124,8 +125,10 @@ def test_images_and_labels_are_mixed_alike():
     for seed in range(20):
         mixed = draw_mixed_tokens(2, 3, 1.0, rng(seed))
         colours = mix_tokens(images.transpose([0, 2, 3, 1]), mixed)
-        targets = mix_tokens(F.one_hot(paddle.to_tensor(labels.copy()), 4), mixed).argmax(-1).numpy()
-        np.testing.assert_array_equal(colours[:, ::32, ::32, 0].numpy(), targets)
+        targets = mix_tokens(F.one_hot(paddle.to_tensor(labels.copy()), 4), mixed)
+        np.testing.assert_array_equal(colours[:, ::32, ::32, 0].numpy(), targets.argmax(-1).numpy())
+        classes = mix_classes(F.one_hot(paddle.arange(4), 4), mixed)
+        np.testing.assert_allclose(classes.numpy(), targets.mean([1, 2]).numpy(), atol=1e-6)
 
 
 # ---- targets and loss

@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
     from common.checkpoint import read_checkpoint
     from common.checkpoint_file import locate_file
     from common.class_names import check_class_order
+    from common.distributed import world_size
     from common.download import sha256_of
     from common.training_log import TrainingLog
     from common.weights import open_source, resolve_weights
@@ -35,6 +36,8 @@ def main(argv: Sequence[str]) -> None:
     from image_classification.label_maps import LabelMapInfo, LabelMapWriter
     from image_classification.prediction import Classifier
 
+    if world_size() > 1:
+        raise UserError("one process makes label maps; start this without the launcher")
     source = arguments.pretrained
     file = locate_file(open_source(resolve_weights(None, source)))
     state = read_checkpoint(file)
