@@ -18,6 +18,7 @@ from paddle import nn
 from common import __version__
 from common.checkpoint import (
     CheckpointFolder,
+    deployed_state,
     load_optimizer_state,
     load_weights,
     numpy_state,
@@ -442,7 +443,7 @@ class Trainer:
             if figures[self.criterion] > self.best.get(self.criterion, -math.inf):
                 self.best = {**figures, "at": self.progress, "weights": name}
                 self.checkpoints.save_best(
-                    {"model": numpy_state(candidate), "figures": dict(self.best), **self._described()}
+                    {"model": deployed_state(candidate), "figures": dict(self.best), **self._described()}
                 )
 
 
