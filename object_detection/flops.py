@@ -48,7 +48,7 @@ def count_detector_flops(
         height, width: of the image, in pixels.
         proposals: boxes that go through the box head [C: the paper's FLOPs need 1000].
         masks: boxes that go through the mask head [C: the paper's FLOPs need 100].
-        norms: see :func:`common.flops.count_layer_flops`.
+        norms: see :func:`common.flops.flops_by_layer`.
     """
     boxes, outlines = model.bbox_head, model.mask_head
     channels = model.neck.out_channel
