@@ -149,10 +149,9 @@ class ProfileRunner:
 
     def _count_around_attention(self, stage: str, layer: nn.Layer, inputs: tuple, output: Tensor) -> None:
         if self._counting:
-            self._bytes[stage, DEPTHWISE] += _bytes(
-                *inputs
-            )  # query, key and value are as large before the pointwise ones
-            self._bytes[stage, GROUPING] += 2 * _bytes(*inputs, output)  # each is read in one order, written in another
+            qkv = inputs[:3]
+            self._bytes[stage, DEPTHWISE] += _bytes(*qkv)  # what becomes query, key and value is as large as they
+            self._bytes[stage, GROUPING] += 2 * _bytes(*qkv, output)  # read in one order, written in another
 
     def _begin_head(self) -> None:
         self._charge()
@@ -172,8 +171,8 @@ class ProfileRunner:
         return self._part_of[name]
 
 
-def _bytes(*tensors: Tensor) -> int:
-    return sum(tensor.size * tensor.element_size() for tensor in tensors)
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum(tensor.size * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 def _moved(layer: nn.Layer, inputs: tuple, output: Tensor) -> int:
