@@ -56,10 +56,10 @@ class ChannelsLastConv2D(nn.Conv2D):
 class PatchMerging(nn.Layer):
     """Overlapping convolution that shrinks the map and widens the channels [U, C], then LayerNorm [A: CSWin, CvT]."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: bool = True):
         super().__init__()
         self.conv = ChannelsLastConv2D(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
-        self.norm = nn.LayerNorm(out_channels)
+        self.norm = nn.LayerNorm(out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -142,6 +142,7 @@ class PaleTransformer(nn.Layer):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over the blocks.
         num_classes: outputs of the head; 0 leaves the head out, ``forward`` then gives the pooled features.
         in_channels: channels of the images.
+        stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; without them [U].
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -159,6 +160,7 @@ class PaleTransformer(nn.Layer):
         drop_path_rate: float = 0.0,
         num_classes: int = 1000,
         in_channels: int = 3,
+        stage_norms: bool = True,
     ):
         super().__init__()
         _require_positive(embed_dim=embed_dim, mlp_ratio=mlp_ratio, in_channels=in_channels)
@@ -175,12 +177,13 @@ class PaleTransformer(nn.Layer):
         rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
         stages, previous = [], in_channels
         for dim, depth, heads in zip(self.out_channels, depths, num_heads, strict=True):
-            merging = PatchMerging(previous, dim, 7, 4) if not stages else PatchMerging(previous, dim, 3, 2)
+            kernel_size, stride = (3, 2) if stages else (7, 4)
+            merging = PatchMerging(previous, dim, kernel_size, stride, stage_norms)
             blocks = [PaleBlock(dim, heads, pale_size, mlp_ratio, next(rates)) for _ in range(depth)]
             stages.append(PaleStage(merging, blocks))
             previous = dim
         self.stages = nn.LayerList(stages)
-        self.norm = nn.LayerNorm(previous)
+        self.norm = nn.LayerNorm(previous) if stage_norms else nn.Identity()
         self.head = nn.Identity()
         self._recompute = False
         self.apply(_init_weights)
