@@ -11,6 +11,7 @@ from common import pale_transformer
 from common.checkpoint import numpy_state, save_file
 from common.flops import count_flops, params
 from common.pale_transformer import VARIANTS, DropPath, PaleTransformer, create_model, list_models
+from common.token_groups import ATTENTIONS
 
 # Top-level figures of the paper: millions of parameters, billions of multiply-adds at 224x224.
 PAPER = {"pale_tiny": (22, 4.2), "pale_small": (48, 9.0), "pale_base": (85, 15.6)}
@@ -54,17 +55,42 @@ def variants():
     return {name: create_model(name) for name in PAPER}
 
 
-def expected_flops(height, width, embed_dim, depths, pale_size, num_classes=1000):
-    """O_pale = hwc(4c + s_c h + s_r w + 27) and what surrounds it; padding costs all of O_pale but the projection."""
+def group_lengths(attention, h, w, s_r, s_c):
+    """Tokens in a group, of each part of the channels."""
+    return {
+        "pale": [s_r * w, h * s_c],
+        "axial": [w, h],
+        "cross": [s_r * w, h * s_c],
+        "window": [s_r * s_c],
+        "global": [h * w],
+    }[attention]
+
+
+def expected_flops(
+    height, width, embed_dim, depths, pale_size, num_classes=1000, attention="pale", parallel=True, cpe=True
+):
+    """O = hwc(4c + 27 + 2 L), L the mean length of the groups, and what surrounds it: 2 L = s_c h + s_r w for pales.
+
+    Padding, to multiples of a group's sides where it does not cover all, costs all of O but the projection.
+    """
     total, c_in = 0, 3
     for stage, depth in enumerate(depths):
         c, kernel, stride = embed_dim * 2**stage, *((3, 2) if stage else (7, 4))
         h, w = height, width = math.ceil(height / stride), math.ceil(width / stride)
         total += h * w * c * kernel**2 * c_in
-        s_r, s_c = min(pale_size, h), min(pale_size, w)
-        hp, wp = s_r * math.ceil(h / s_r), s_c * math.ceil(w / s_c)
-        pale = hp * wp * c * (4 * c + s_c * hp + s_r * wp + 27) - (hp * wp - h * w) * c * c
-        total += depth * (pale + 9 * h * w * c + 8 * h * w * c**2)
+        s_r, s_c = np.minimum(pale_size[stage] if isinstance(pale_size, list) else pale_size, (h, w)).tolist()
+        padded = {"axial": (h, w), "global": (h, w)}.get(
+            attention, (s_r * math.ceil(h / s_r), s_c * math.ceil(w / s_c))
+        )
+        for block in range(depth):
+            hp, wp = padded
+            if not parallel and attention in ("pale", "cross"):
+                hp, wp = (h, wp) if block % 2 else (hp, w)
+            lengths = group_lengths(attention, hp, wp, s_r, s_c)
+            lengths = lengths if parallel else [lengths[block % len(lengths)]]
+            total += hp * wp * c * (4 * c + 27) - (hp * wp - h * w) * c * c
+            total += 2 * hp * wp * c * sum(lengths) // len(lengths)
+            total += 9 * h * w * c * cpe + 8 * h * w * c**2
         c_in = c
     return total + c_in * num_classes
 
@@ -88,6 +114,16 @@ def test_flops_are_the_papers_and_exactly_the_formula(variants, name):
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (112, 224), (50, 75), (225, 193)])
 def test_flops_of_maps_that_need_padding(height, width):
     assert count_flops(create_model("pale_nano"), height, width) == variant_flops("pale_nano", height, width)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_flops_of_every_attention(attention, parallel):
+    settings = {"embed_dim": 8, "depths": (2, 1, 1, 1), "pale_size": [5, 3, (2, 3), 1], "num_classes": 7}
+    settings |= {"attention": attention, "parallel": parallel}
+    position = {"position_encoding": "cpe" if parallel else "relative", "image_size": (100, 75)}
+    model = PaleTransformer(**settings, **position, num_heads=(2, 2, 4, 4))
+    assert count_flops(model, 100, 75) == expected_flops(100, 75, **settings, cpe=parallel)
 
 
 def test_flops_leave_the_model_as_it_was():
