@@ -174,8 +174,8 @@ class PaleTransformer(nn.Layer):
         num_classes: outputs of the head; 0 leaves the head out, ``forward`` then gives the pooled features.
         in_channels: channels of the images.
         attention: which tokens attend to each other, one of ``common.token_groups.ATTENTIONS``.
-        parallel: rows and columns share the channels of every block [R]; otherwise all channels of one block attend in
-            rows, those of the next in columns, from rows on in every stage. The same where there is one grouping.
+        parallel: rows and columns share the channels of every block [R]; otherwise all channels of the first block
+            attend in rows, those of the second in columns, and so on. The same where there is one grouping.
         position_encoding: ``cpe``, a depthwise 3x3 convolution in every block [U, C], or in its place ``absolute``, a
             vector for each token of the first map [A: Swin], ``relative``, a bias for each head and offset within a
             group [A: Swin], or ``none``.
@@ -219,7 +219,7 @@ class PaleTransformer(nn.Layer):
         self.depths = tuple(depths)
         groupings = [attention_groupings(attention, size) for size in _sizes_of_stages(pale_size)]
         map_sizes = self._fixed_map_sizes(position_encoding, image_size)
-        rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
+        numbered_rates = enumerate(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
         stages, previous = [], in_channels
         for stage, (dim, depth, heads) in enumerate(zip(self.out_channels, depths, num_heads, strict=True)):
             kernel_size, stride = (3, 2) if stages else (7, 4)
@@ -227,11 +227,11 @@ class PaleTransformer(nn.Layer):
             absolute = position_encoding == "absolute" and not stages
             embedding = AbsolutePositionEmbedding(dim, *map_sizes[stage]) if absolute else None
             map_size = map_sizes[stage] if position_encoding == "relative" else None
+            convolution = position_encoding == "cpe"
             blocks = []
-            for number in range(depth):
+            for number, rate in itertools.islice(numbered_rates, depth):
                 own = groupings[stage] if parallel else (groupings[stage][number % len(groupings[stage])],)
-                convolution = position_encoding == "cpe"
-                blocks.append(PaleBlock(dim, heads, own, mlp_ratio, next(rates), convolution, map_size))
+                blocks.append(PaleBlock(dim, heads, own, mlp_ratio, rate, convolution, map_size))
             stages.append(PaleStage(merging, blocks, embedding))
             previous = dim
         self.stages = nn.LayerList(stages)
