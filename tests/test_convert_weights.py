@@ -10,10 +10,12 @@ import pytest
 from conftest import ROOT
 from unofficial_reading import logits, make_state
 
-from common.checkpoint import numpy_state
+from common.checkpoint import load_pretrained, numpy_state
 from common.checkpoint_file import load_file, save_file
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer, create_model
+from image_classification.config import default_config
+from image_classification.pale_backbone import build_model
 from tools.convert_weights import main
 
 DEPTHS, HEADS, PALE = (1, 2, 1, 1), (1, 2, 2, 4), 2
@@ -275,6 +277,21 @@ def test_usage_names_the_variant_or_its_sizes(files, capsys):
     save_file(make_state(channels=(20, 40, 80, 160), depths=(1, 1, 3, 1)), theirs)
     main([str(theirs), str(ours)])
     assert 'create_model("pale_nano", num_heads=TWICE' in capsys.readouterr().out
+
+
+def test_a_configuration_builds_the_model_that_takes_converted_weights(files):
+    theirs, ours, _ = files
+    state = make_state(channels=(20, 40, 80, 160), depths=(1, 1, 3, 1))
+    save_file(state, theirs)
+    main([str(theirs), str(ours)])
+    config = default_config()
+    config.MODEL.update(NAME="pale_nano", NUM_HEADS=[2, 4, 4, 8], STAGE_NORMS=False, PALE_SIZE=[PALE])
+    model = build_model(config, num_classes=5)
+    load_pretrained(model, ours)
+    model.eval()
+    with paddle.no_grad():
+        found = model(paddle.to_tensor(IMAGES)).numpy()
+    assert_same_logits(found, logits(state, IMAGES, (1, 2, 2, 4), PALE))
 
 
 # ---- the unofficial code itself
