@@ -1,92 +1,27 @@
 """Files of ``torch.save`` are read as they were written; broken and hostile ones are refused."""
 
-import io
 import os
 import pickle
 import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
-from types import ModuleType
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from torch_files import Storage, Tensor, write_torch_file
 
 from common.errors import UserError
 from tools.conversion.torch_file import load_torch_file
 
-NAMES = {
-    "float32": "FloatStorage",
-    "float64": "DoubleStorage",
-    "float16": "HalfStorage",
-    "int64": "LongStorage",
-    "bool": "BoolStorage",
-}
-
-
-def rebuild(*_):
-    """Stands for ``torch._utils._rebuild_tensor_v2`` while a test file is written."""
-
 
 @pytest.fixture
-def save(tmp_path, monkeypatch):
-    """Write a file as ``torch.save`` does, without PyTorch: protocol 2, storages as entries of the zip."""
-    modules = {name: ModuleType(name) for name in ("torch", "torch._utils")}
-    for storage in (*NAMES.values(), "BFloat16Storage", "UntypedStorage"):
-        setattr(modules["torch"], storage, type(storage, (), {"__module__": "torch"}))
-    monkeypatch.setattr(rebuild, "__module__", "torch._utils")
-    monkeypatch.setattr(rebuild, "__qualname__", "_rebuild_tensor_v2")
-    modules["torch._utils"]._rebuild_tensor_v2 = rebuild
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-
-    def write(value, storages=None, entries=(), compression=zipfile.ZIP_STORED, leave_out=()):
-        stored = list(storages or [])
-
-        class Pickler(pickle.Pickler):
-            def persistent_id(self, value):
-                return value.identity(modules["torch"]) if isinstance(value, Storage) else None
-
-            def reducer_override(self, value):
-                if not isinstance(value, np.ndarray):
-                    return NotImplemented
-                stored.append(value)
-                strides = tuple(stride // value.itemsize for stride in value.strides)
-                storage = Storage(NAMES[value.dtype.name], len(stored) - 1, value.size)
-                return rebuild, (storage, 0, value.shape, strides, False, OrderedDict())
-
-        buffer = io.BytesIO()
-        Pickler(buffer, 2).dump(value)
-        with zipfile.ZipFile(tmp_path / "w.pth", "w", compression) as archive:
-            parts = {"data.pkl": buffer.getvalue(), "byteorder": b"little", "version": b"3\n"}
-            parts |= {
-                f"data/{key}": data if isinstance(data, bytes) else data.tobytes() for key, data in enumerate(stored)
-            }
-            for name, data in (parts | dict(entries)).items():
-                if name not in leave_out:
-                    archive.writestr(f"w/{name}", data)
+def save(tmp_path):
+    def write(value, *arguments, **options):
+        write_torch_file(tmp_path / "w.pth", value, *arguments, **options)
         return tmp_path / "w.pth"
 
     return write
-
-
-class Storage:
-    def __init__(self, kind, key, count):
-        self.kind, self.key, self.count = kind, key, count
-
-    def identity(self, torch):
-        return ("storage", getattr(torch, self.kind), str(self.key), "cuda:0", self.count)
-
-
-class Tensor:
-    """A tensor whose every part the test chooses."""
-
-    def __init__(self, storage, offset, shape, strides):
-        self.parts = (storage, offset, shape, strides, False, OrderedDict())
-
-    def __reduce__(self):
-        return rebuild, self.parts
 
 
 ARRAYS = {
@@ -136,7 +71,7 @@ def test_bfloat16_becomes_float32(save):
 
 def test_big_endian_file_is_read(save):
     tensor = Tensor(Storage("FloatStorage", 0, 2), 0, (2,), (1,))
-    path = save({"w": tensor}, [np.array([1, 2], ">f4")], {"byteorder": b"big"}.items())
+    path = save({"w": tensor}, [np.array([1, 2], ">f4")], {"byteorder": b"big"})
     assert_same(load_torch_file(path), {"w": np.array([1, 2], "f4")})
 
 
@@ -213,6 +148,7 @@ def test_other_files_are_refused(tmp_path):
 
 WRITE = """
 import sys
+
 import numpy as np, torch
 
 torch.manual_seed(0)
