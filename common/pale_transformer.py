@@ -20,7 +20,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
-from common.checkpoint import find_weights, head_classes, load_weights, read_checkpoint
+from common.checkpoint import compare_attention, find_weights, head_classes, load_weights, read_checkpoint
 from common.depthwise_conv import DepthwiseConv2D
 from common.distributed import is_main_process
 from common.linear import Linear
@@ -183,6 +183,9 @@ class PaleTransformer(nn.Layer):
             images of other sizes get interpolated ones.
         stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; without them [U].
 
+    Attributes:
+        attention_settings: what the parameters do not reveal of the attention; for checkpoints.
+
     Raises:
         ValueError: an argument is out of range; the message names it.
     """
@@ -217,7 +220,13 @@ class PaleTransformer(nn.Layer):
         self.out_channels = tuple(embed_dim * 2**stage for stage in range(4))
         self.out_strides = (4, 8, 16, 32)
         self.depths = tuple(depths)
-        groupings = [attention_groupings(attention, size) for size in _sizes_of_stages(pale_size)]
+        sizes = _sizes_of_stages(pale_size)
+        groupings = [attention_groupings(attention, size) for size in sizes]
+        self.attention_settings = {
+            "attention": attention,
+            "pale_size": sizes if attention in ("pale", "cross", "window") else [],
+            "parallel": parallel or len(groupings[0]) == 1,
+        }
         map_sizes = self._fixed_map_sizes(position_encoding, image_size)
         numbered_rates = enumerate(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
         stages, previous = [], in_channels
@@ -352,7 +361,8 @@ def create_model(
     if name not in VARIANTS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
     source = resolve_weights(name, pretrained) if pretrained else None
-    weights = find_weights(read_checkpoint(source), str(source)) if source else {}
+    state = read_checkpoint(source) if source else {}
+    weights = find_weights(state, str(source)) if source else {}
     if num_classes is None:
         num_classes = head_classes(weights) or 1000
     try:
@@ -361,6 +371,7 @@ def create_model(
         raise ValueError(f"impossible override for {name}: {error}") from error
     if source:
         report = load_weights(model, weights, str(source), replace_head=True)
+        report.note = compare_attention(model, state)
         if is_main_process():
             print(report, flush=True)
     return model
@@ -374,9 +385,10 @@ def _init_weights(layer: nn.Layer) -> None:
             nn.initializer.Constant(0.0)(layer.bias)
 
 
-def _sizes_of_stages(pale_size: int | Sequence[Any]) -> list[Any]:
-    """The pale size of each of the four stages."""
-    return list(pale_size) if isinstance(pale_size, Sequence) and len(pale_size) == 4 else [pale_size] * 4
+def _sizes_of_stages(pale_size: int | Sequence[Any]) -> list[int | list[int]]:
+    """The pale size of each of the four stages, in plain values."""
+    sizes = pale_size if isinstance(pale_size, Sequence) and len(pale_size) == 4 else [pale_size] * 4
+    return [list(size) if isinstance(size, Sequence) else size for size in sizes]
 
 
 def _require_positive(**values: float) -> None:

@@ -12,6 +12,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from common.token_groups import map_sides
+
 __all__ = ["AbsolutePositionEmbedding", "PositionTable", "RelativePositionBias", "resample"]
 
 
@@ -44,7 +46,7 @@ class AbsolutePositionEmbedding(PositionTable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape."""
-        return x + self.sized(x.shape[1], x.shape[2]).transpose([1, 2, 0])
+        return x + self.sized(*map_sides(x)).transpose([1, 2, 0])
 
 
 class RelativePositionBias(PositionTable):

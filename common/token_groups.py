@@ -6,13 +6,14 @@ The shapes of attention that the paper compares differ in nothing else. The mark
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from numbers import Integral
 from typing import NamedTuple
 
 import paddle
 from paddle import Tensor
 
-__all__ = ["ATTENTIONS", "Along", "Grouping", "attention_groupings", "map_sides", "merge", "partition"]
+__all__ = ["ATTENTIONS", "Along", "Grouping", "attention_groupings", "map_sides", "merge", "partition", "smaller"]
 
 
 class Along(NamedTuple):
@@ -95,7 +96,7 @@ def partition(x: Tensor, grouping: Grouping, heads: int = 1) -> Tensor:
     height, width = map_sides(x)
     rows, columns = grouping.sides(height, width)
     dim = x.shape[-1] // heads
-    lengths, order = _axes(grouping, height, width, heads, dim)
+    lengths, order, _ = _axes(grouping, height, width, heads, dim)
     return x.reshape(lengths).transpose(order).reshape([-1, heads, rows * columns, dim])
 
 
@@ -109,8 +110,7 @@ def merge(groups: Tensor, grouping: Grouping, height: int | Tensor, width: int |
         ``[B, height, width, heads * D]``.
     """
     heads, dim = groups.shape[1], groups.shape[-1]
-    lengths, order = _axes(grouping, height, width, heads, dim)
-    back = [order.index(axis) for axis in range(len(order))]
+    lengths, order, back = _axes(grouping, height, width, heads, dim)
     return groups.reshape([lengths[axis] for axis in order]).transpose(back).reshape([-1, height, width, heads * dim])
 
 
@@ -120,19 +120,24 @@ def map_sides(x: Tensor) -> list[int | Tensor]:
 
 
 def smaller(size: int, side: int | Tensor) -> int | Tensor:
-    """The smaller of a size and a map's side."""
-    if size == 1 or isinstance(side, int):
-        return min(size, side) if isinstance(side, int) else 1
-    return paddle.minimum(paddle.full([], size, side.dtype), side)
+    """The smaller of a size and a map's side, which is at least 1."""
+    if isinstance(side, int):
+        return min(size, side)
+    return 1 if size == 1 else paddle.minimum(paddle.full([], size, side.dtype), side)
 
 
 def _axes(
     grouping: Grouping, height: int | Tensor, width: int | Tensor, heads: int, dim: int
-) -> tuple[list[int | Tensor], list[int]]:
-    """The axes that a map is split into, and the order of these that gathers groups.
+) -> tuple[list[int | Tensor], list[int], list[int]]:
+    """The axes that a map is split into, the order of these that gathers groups, and the order that undoes it.
 
     Axes of length 1 are left out, and those that stay side by side are one: Paddle permutes few long axes quickest.
     """
+    known = isinstance(height, int) and isinstance(width, int)
+    return (_known_axes if known else _find_axes)(grouping, height, width, heads, dim)
+
+
+def _find_axes(grouping: Grouping, height: int | Tensor, width: int | Tensor, heads: int, dim: int):
     # Each axis' place among [batch, row of groups, column of groups, heads, row, column, channel], and its length.
     split = [(0, -1)]
     for axis, (along, side) in enumerate(zip(grouping, (height, width), strict=True)):
@@ -153,4 +158,8 @@ def _axes(
             lengths.append(length)
             starts.append(rank)
         previous = rank
-    return lengths, sorted(range(len(starts)), key=starts.__getitem__)
+    order = sorted(range(len(starts)), key=starts.__getitem__)
+    return lengths, order, [order.index(axis) for axis in range(len(order))]
+
+
+_known_axes = lru_cache(maxsize=256)(_find_axes)  # finding them takes longer than a reshape; a model has a few dozen
