@@ -24,8 +24,8 @@ class Gpu:
 
 
 # An author of Swin trained Swin-B (15.4G multiply-adds) on 16 V100 in about 12 minutes an epoch (issue 68 of
-# github.com/microsoft/Swin-Transformer): 8 % of their 125 TFLOP/s. The memory of an H100 is 1.6 times as fast as that of
-# an A100, its peak 3.2 times. Such models wait for memory more than for arithmetic: half the share can be hoped for.
+# github.com/microsoft/Swin-Transformer): 8 % of their 125 TFLOP/s. The memory of an H100 is 1.6 times as fast as an
+# A100's, its peak 3.2 times. Such models wait for memory more than for arithmetic: half the share can be hoped for.
 A100 = Gpu("A100", 312e12, 0.08)
 H100 = Gpu("H100", 989e12, 0.04)
 
