@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.flops import count_flops, params
+from common.flops import count_flops
 from common.pale_transformer import create_model
 from tools import benchmark
 from tools.benchmarking import clusters, growth, interleaving, stage_profile
@@ -17,6 +18,8 @@ from tools.benchmarking.clusters import Step, all_reduce_seconds
 from tools.benchmarking.interleaving import Measurement
 from tools.benchmarking.model_parts import PARTS
 from tools.benchmarking.subjects import Copy, Gemm, Profile, Ranks, Reader, Subject
+from tools.costing.counts import TrainingCounts
+from tools.costing.gpus import A100
 
 PNG = b"\x89PNG"
 
@@ -58,7 +61,8 @@ def make_study(monkeypatch, tmp_path, capsys):
         models = ["pale_nano"] if name != "clusters" else ["pale_tiny"]
         rounds = ["-rounds", "2", "-warmup", "1", "-out", str(tmp_path)]
         benchmark.main([*models, "-study", name, *flags, *rounds])
-        assert (tmp_path / f"performance_{name}.png").read_bytes().startswith(PNG)
+        if name != "clusters":
+            assert (tmp_path / f"performance_{name}.png").read_bytes().startswith(PNG)
         with (tmp_path / f"performance_{name}.csv").open(newline="") as file:
             return capsys.readouterr().out, list(csv.DictReader(file))
 
@@ -236,7 +240,9 @@ def test_the_growth_is_printed_written_and_drawn(make_study):
 
 # ---- clusters
 
-TINY = {"multiply_adds": 4_200_000_000, "params": 21_750_000}
+TINY = TrainingCounts(
+    parameters=21_750_000, averaged=True, forward=4_200_000_000, kept=0, images=300 * 1_281_167, batch=128
+)
 
 
 def test_a_ring_sends_everything_nearly_twice_over_the_slowest_link():
@@ -246,20 +252,20 @@ def test_a_ring_sends_everything_nearly_twice_over_the_slowest_link():
 
 
 def test_a_step_is_what_its_operations_and_bytes_take():
-    step = Step(**TINY, batch=128, gpus=1)
-    assert step.compute == pytest.approx(6 * 4.2e9 * 128 / (clusters.PEAK * clusters.UTILISATION))
+    step = Step(TINY, 1)
+    assert step.compute == pytest.approx(6 * 4.2e9 * 128 / (A100.peak * A100.utilisation))
     assert (step.all_reduce, step.exposed) == (0, 0)
     assert step.seconds == pytest.approx(step.compute + 40 * 21.75e6 / 2039e9)
     assert step.efficiency(128) == 1
 
 
 def test_the_backward_pass_hides_all_but_the_last_bucket():
-    hidden = Step(**TINY, batch=128, gpus=64)
-    buckets = 4 * TINY["params"] // (25 * 2**20) + 2
-    whole = 4 * TINY["params"] * 2 * 63 / 64 / 200e9
+    hidden = Step(TINY, 64)
+    buckets = 4 * TINY.parameters // (25 * 2**20) + 2
+    whole = 4 * TINY.parameters * 2 * 63 / 64 / 200e9
     assert hidden.all_reduce == pytest.approx(whole + buckets * 126 * 5e-6)
     assert hidden.exposed == all_reduce_seconds(2**20, 64)
-    slow = Step(multiply_adds=10**6, params=TINY["params"], batch=1, gpus=64)
+    slow = Step(replace(TINY, forward=10**6, batch=1), 64)
     assert slow.exposed == pytest.approx(slow.all_reduce, rel=1e-3)
     assert 0 < slow.efficiency(1) < hidden.efficiency(128) < 1
 
@@ -269,24 +275,17 @@ def test_more_than_one_node_runs_with_the_recipes_batch_and_with_its_sum(gpus, e
     assert clusters.batches(128, gpus) == expected
 
 
-def test_the_costs_of_a_model_are_counted():
-    model = create_model("pale_nano")
-    assert clusters.count_costs("pale_nano", 32) == {
-        "params": params(model),
-        "multiply_adds": count_flops(model, 32, 32),
-    }
-
-
-def test_the_clusters_are_printed_written_and_drawn(make_study, monkeypatch):
-    monkeypatch.setattr(clusters, "count_costs", lambda name, size: TINY)
+def test_the_clusters_are_printed_and_written(make_study, monkeypatch):
+    recipes = []
+    monkeypatch.setattr(clusters, "count_training", lambda recipe: recipes.append(recipe.stem) or TINY)
     text, lines = make_study("clusters", "-gpus", "8", "64")
+    assert recipes == ["pale_tiny_224"]
     assert text.startswith("Computed, not measured")
     assert [(line["gpus"], line["batch"]) for line in lines] == [("8", "128"), ("64", "128"), ("64", "16")]
-    first = lines[0]
-    rate = float(first["images_per_second"])
-    assert float(first["hours"]) == pytest.approx(300 * 1_281_167 / rate / 3600)
+    rate = float(lines[0]["images_per_second"])
+    assert float(lines[0]["hours"]) == pytest.approx(300 * 1_281_167 / rate / 3600)
     # The reader that only seems to run makes 2 images/s.
-    assert int(first["reader_cores_of_a_node"]) == np.ceil(rate / 2)
+    assert int(lines[1]["reader_cores_of_a_node"]) == np.ceil(float(lines[1]["images_per_second"]) / 8 / 2)
 
 
 # ---- the command line
@@ -304,7 +303,7 @@ def test_the_clusters_are_printed_written_and_drawn(make_study, monkeypatch):
         (["-study", "growth", "-batches", "2", "2"], "2 stands twice among the batches"),
         (["-study", "growth", "growth"], "growth stands twice among the study"),
         (["-study", "speed"], "invalid choice: 'speed'"),
-        (["pale_nano", "-study", "clusters"], "pale_nano_224.yaml"),
+        (["pale_nano", "-study", "clusters"], "there is no recipe for pale_nano; choose among pale_tiny"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_measured(flags, message, tmp_path):

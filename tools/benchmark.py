@@ -13,7 +13,7 @@ benchmark.csv and benchmark.png to -out.
 
 The studies are of this project's models: profile says what bounds each stage and part, arithmetic or bytes; growth how
 cost grows with image, batch and ranks; clusters what training on many GPUs would take, computed and not measured. Each
-prints a table and writes performance_NAME.csv and performance_NAME.png to -out.
+prints a table and writes performance_NAME.csv to -out, the first two performance_NAME.png as well.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # it imports numpy, for which -h need not wait
 
 __all__ = ["LEAST", "LISTS", "add_flags", "check", "make"]
 
-# The module of each. It has DEFAULT_MODELS, COLUMNS of its CSV file, and the functions study, markdown and draw.
+# The module of each. It has DEFAULT_MODELS, COLUMNS of its CSV file, the functions study and markdown, and draw if it has
+# a picture.
 _MODULES = {"profile": "stage_profile", "growth": "growth", "clusters": "clusters"}
 # Flags of one study each: the study, their least value, and what they are.
 _FLAGS = {
@@ -64,7 +65,7 @@ def make(
     machine: Record,
     measure: Callable[[Sequence[Subject], int], list[Measurement]],
 ) -> tuple[list[Record], str]:
-    """Make the studies one after the other, and write ``performance_NAME.csv`` and ``performance_NAME.png`` of each.
+    """Make the studies one after the other, and write ``performance_NAME.csv`` of each and its picture.
 
     Args:
         arguments: of the command line.
@@ -80,7 +81,8 @@ def make(
         options = Namespace(**{**vars(arguments), "models": arguments.models or study.DEFAULT_MODELS})
         found = study.study(options, measure)
         write_csv(found, machine, arguments.out / f"performance_{name}.csv", study.COLUMNS)
-        study.draw(found, arguments.out / f"performance_{name}.png")
+        if hasattr(study, "draw"):
+            study.draw(found, arguments.out / f"performance_{name}.png")
         records += [{"study": name, **record} for record in found]
         tables.append(study.markdown(found))
     return records, "\n\n".join(tables)
