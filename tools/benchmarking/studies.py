@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # it imports numpy, for which -h need not wait
 
 __all__ = ["LEAST", "LISTS", "add_flags", "check", "make"]
 
-# The module of each. It has DEFAULT_MODELS, COLUMNS of its CSV file, the functions study and markdown, and draw if it has
-# a picture.
+# The module of each. It has DEFAULT_MODELS, COLUMNS of its CSV file, functions study and markdown, and draw if there
+# is a picture.
 _MODULES = {"profile": "stage_profile", "growth": "growth", "clusters": "clusters"}
 # Flags of one study each: the study, their least value, and what they are.
 _FLAGS = {
