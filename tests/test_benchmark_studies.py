@@ -61,8 +61,6 @@ def make_study(monkeypatch, tmp_path, capsys):
         models = ["pale_nano"] if name != "clusters" else ["pale_tiny"]
         rounds = ["-rounds", "2", "-warmup", "1", "-out", str(tmp_path)]
         benchmark.main([*models, "-study", name, *flags, *rounds])
-        if name != "clusters":
-            assert (tmp_path / f"performance_{name}.png").read_bytes().startswith(PNG)
         with (tmp_path / f"performance_{name}.csv").open(newline="") as file:
             return capsys.readouterr().out, list(csv.DictReader(file))
 
@@ -176,11 +174,13 @@ def test_a_copy_is_whole_and_its_bytes_are_read_and_written():
     assert all((target == 1).all() for target, _ in pairs)
 
 
-def test_the_profile_is_printed_written_and_drawn(make_study):
+def test_the_profile_is_printed_written_and_drawn(make_study, tmp_path):
     text, lines = make_study("profile", "-batch", "1", "-image_size", "32", "-threads", "1")
     assert "pale_nano, eager forward of 1 images of 32x32" in text
+    assert (tmp_path / "performance_profile.png").read_bytes().startswith(PNG)
     assert len(lines) == 4 * 10 + 2
     assert text.count("\n| 3 ") == 10
+    assert text.count("\n| stage ") == 2
     assert {line["rounds"] for line in lines} == {"2"}
 
 
@@ -228,9 +228,10 @@ def test_costs_are_those_of_an_image_and_ranks_run_once():
     assert records[0]["gflops_per_second"] == 20
 
 
-def test_the_growth_is_printed_written_and_drawn(make_study):
+def test_the_growth_is_printed_written_and_drawn(make_study, tmp_path):
     flags = ("-sizes", "32", "-batches", "2", "-image_size", "32", "-threads", "1")
     text, lines = make_study("growth", *flags)
+    assert (tmp_path / "performance_growth.png").read_bytes().startswith(PNG)
     assert len(lines) == 4 + 2
     assert len(text.splitlines()) == len(lines) + 2
     flops = {(line["mode"], line["image_size"]): float(line["gflop_per_image"]) for line in lines[:4]}
@@ -291,6 +292,17 @@ def test_the_clusters_are_printed_and_written(make_study, monkeypatch):
 # ---- the command line
 
 
+def test_a_document_takes_the_table_and_has_the_picture_beside_it(make_study, tmp_path):
+    document = tmp_path / "docs" / "page.md"
+    document.parent.mkdir()
+    document.write_text("before\n<!-- begin performance profile -->\nold\n<!-- end performance profile -->\nafter\n")
+    flags = ("-batch", "1", "-image_size", "32", "-threads", "1", "-into", str(document))
+    text, _ = make_study("profile", *flags)
+    begin, end = (f"<!-- {mark} performance profile -->" for mark in ("begin", "end"))
+    assert document.read_text() == f"before\n{begin}\n{text.strip()}\n{end}\nafter\n"
+    assert (document.parent / "performance_profile.png").read_bytes().startswith(PNG)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -298,6 +310,7 @@ def test_the_clusters_are_printed_and_written(make_study, monkeypatch):
         (["-study", "profile", "-mode", "train", "-dtype", "float32"], "leave out -mode -dtype"),
         (["timm:swin_tiny", "-study", "growth"], "leave out timm:swin_tiny"),
         (["-study", "profile", "-sizes", "64"], "-sizes is for -study growth; add that"),
+        (["pale_nano", "-into", "page.md"], "-into is for the tables of -study; add that"),
         (["pale_nano", "-gpus", "8"], "-gpus is for -study clusters; add that"),
         (["-study", "growth", "-sizes", "64", "16"], "-sizes is 16; it must be at least 32"),
         (["-study", "growth", "-batches", "2", "2"], "2 stands twice among the batches"),

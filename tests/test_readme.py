@@ -91,6 +91,7 @@ CHANGES: dict[str, str | None] = {
     "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0",
     "PALE_UNOFFICIAL_CODE": ELSEWHERE,  # code that is not ours, see test_convert_weights.py
     "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
+    "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (

@@ -106,12 +106,17 @@ def _markdown_of_model(records: Sequence[Record]) -> str:
         f"The machine multiplies matrices at {flop_rate:.0f} GFLOP/s and copies at {byte_rate:.0f} GB/s, "
         f"so that arithmetic bounds what does more than {flop_rate / byte_rate:.1f} operations for a byte."
     )
-    header = ["stage", "part", "G multiply-adds", "MB", "FLOP/byte", "bound", "bound, ms", "time, ms", "of time"]
-    header.append("of bound")
+    stages = [record for record in records if record["part"] == ALL or record["stage"] == record["part"]]
+    parts = [record for record in records if record not in stages]
+    return "\n\n".join([intro, _table(stages, ("stage",)), _table(parts, ("stage", "part"))])
+
+
+def _table(records: Sequence[Record], names: tuple[str, ...]) -> str:
+    header = [*names, "G multiply-adds", "MB", "FLOP/byte", "bound by", "bound, ms", "time, ms", "of all time"]
+    header.append("bound / time")
     rows = [
         [
-            record["stage"],
-            record["part"],
+            *(record[name] for name in names),
             f"{record['multiply_adds'] / 1e9:.3f}" if record["multiply_adds"] else "",
             f"{record['bytes'] / 1e6:.1f}",
             f"{record['flop_per_byte']:.1f}" if record["multiply_adds"] else "",
@@ -123,7 +128,7 @@ def _markdown_of_model(records: Sequence[Record]) -> str:
         ]
         for record in records
     ]
-    return f"{intro}\n\n{table(header, rows, ('stage', 'part', 'bound'))}"
+    return table(header, rows, (*names, "bound by"))
 
 
 def draw(records: Sequence[Record], file: Path) -> None:

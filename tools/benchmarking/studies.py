@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.entry_point import ArgumentParser
 from common.errors import UserError
 from tools.benchmarking.output import Record, write_csv
 from tools.benchmarking.subjects import Subject
+from tools.markdown_section import replace_section
 
 if TYPE_CHECKING:  # it imports numpy, for which -h need not wait
     from tools.benchmarking.interleaving import Measurement
@@ -37,6 +39,8 @@ def add_flags(parser: ArgumentParser) -> None:
     parser.add_flag("study", group, nargs="+", choices=_MODULES, default=[], metavar="NAME", help=names)
     for name, (study, _, text) in _FLAGS.items():
         parser.add_flag(name, group, nargs="+", type=int, metavar="N", help=f"{study}: {text}")
+    into = "document that takes the tables, between the marks <!-- begin performance NAME --> and <!-- end ... -->"
+    parser.add_flag("into", group, type=Path, metavar="FILE", help=f"{into}; pictures go beside it")
 
 
 def check(arguments: Namespace) -> None:
@@ -49,6 +53,8 @@ def check(arguments: Namespace) -> None:
         if getattr(arguments, name) and study not in arguments.study:
             raise UserError(f"-{name} is for -study {study}; add that")
     if not arguments.study:
+        if arguments.into:
+            raise UserError("-into is for the tables of -study; add that")
         return
     if arguments.suite:
         raise UserError("-suite and -study are two things; leave one out")
@@ -82,7 +88,10 @@ def make(
         found = study.study(options, measure)
         write_csv(found, machine, arguments.out / f"performance_{name}.csv", study.COLUMNS)
         if hasattr(study, "draw"):
-            study.draw(found, arguments.out / f"performance_{name}.png")
+            folder = arguments.into.parent if arguments.into else arguments.out
+            study.draw(found, folder / f"performance_{name}.png")
         records += [{"study": name, **record} for record in found]
         tables.append(study.markdown(found))
+        if arguments.into:
+            replace_section(arguments.into, f"performance {name}", tables[-1])
     return records, "\n\n".join(tables)
