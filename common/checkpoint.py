@@ -295,7 +295,7 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
     if backbone is not model and not _any_starts(weights, "backbone.") and _any_starts(weights, "stages."):
         return "these are the weights of a backbone alone; load them into the model's backbone"
     weights = {name.removeprefix("backbone."): array for name, array in weights.items()}
-    stem = weights.get("stages.0.merging.norm.weight")
+    stem = weights.get("stages.0.merging.conv.bias")
     if stem is None or stem.ndim != 1:
         return "these are no Pale Transformer weights"
     blocks = {match.groups() for name in weights if (match := re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name))}
@@ -320,6 +320,8 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
         return "it was trained without token labels, which this run has"
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in wrong):
         return f"it is for another number of classes, see {wrong[0]}"
+    if {f"stages.{stage}.merging.norm.weight" for stage in range(4)} <= set(wrong):
+        return f"these have {'no' if report.missing else 'the'} norms of the stages, see the model's stage_norms"
     return f"the first that differs is {wrong[0]}"
 
 

@@ -60,10 +60,10 @@ class ChannelsLastConv2D(nn.Conv2D):
 class PatchMerging(nn.Layer):
     """Overlapping convolution that shrinks the map and widens the channels [U, C], then LayerNorm [A: CSWin, CvT]."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: bool = True):
         super().__init__()
         self.conv = ChannelsLastConv2D(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
-        self.norm = nn.LayerNorm(out_channels)
+        self.norm = nn.LayerNorm(out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -180,6 +180,7 @@ class PaleTransformer(nn.Layer):
             group [A: Swin], or ``none``.
         image_size: side, or height and width, of the images in training in pixels, for ``absolute`` and ``relative``;
             images of other sizes get interpolated ones.
+        stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; without them [U].
 
     Attributes:
         attention_settings: what the parameters do not reveal of the attention; for checkpoints.
@@ -204,6 +205,7 @@ class PaleTransformer(nn.Layer):
         parallel: bool = True,
         position_encoding: str = "cpe",
         image_size: int | tuple[int, int] | None = None,
+        stage_norms: bool = True,
     ):
         super().__init__()
         _require_positive(embed_dim=embed_dim, mlp_ratio=mlp_ratio, in_channels=in_channels)
@@ -228,7 +230,8 @@ class PaleTransformer(nn.Layer):
         numbered_rates = enumerate(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
         stages, previous = [], in_channels
         for stage, (dim, depth, heads) in enumerate(zip(self.out_channels, depths, num_heads, strict=True)):
-            merging = PatchMerging(previous, dim, 3, 2) if stages else PatchMerging(previous, dim, 7, 4)
+            kernel_size, stride = (3, 2) if stages else (7, 4)
+            merging = PatchMerging(previous, dim, kernel_size, stride, stage_norms)
             absolute = position_encoding == "absolute" and not stages
             embedding = AbsolutePositionEmbedding(dim, *map_sizes[stage]) if absolute else None
             map_size = map_sizes[stage] if position_encoding == "relative" else None
@@ -240,7 +243,7 @@ class PaleTransformer(nn.Layer):
             stages.append(PaleStage(merging, blocks, embedding))
             previous = dim
         self.stages = nn.LayerList(stages)
-        self.norm = nn.LayerNorm(previous)
+        self.norm = nn.LayerNorm(previous) if stage_norms else nn.Identity()
         self.head = nn.Identity()
         self._recompute = False
         self.apply(_init_weights)

@@ -55,6 +55,8 @@ def default_config() -> CfgNode:
     config.MODEL.PALE_SIZE = []  # rows and columns in a group, one number or four, a stage each; [] is the model's own
     config.MODEL.PARALLEL = True  # rows and columns in every block; False: rows in one, columns in the next
     config.MODEL.POSITION_ENCODING = "cpe"  # or absolute, relative, none
+    config.MODEL.NUM_HEADS = []  # in each of the four stages, rows and columns together; empty is the model's own
+    config.MODEL.STAGE_NORMS = True  # LayerNorm after each patch merging and before the pooling
     config.MODEL.DROP_PATH = 0.0
     config.MODEL.RECOMPUTE = False  # less memory, more time
 
@@ -106,6 +108,7 @@ def _check(config: CfgNode) -> None:
     require(config, fractions, lambda value: 0 <= value <= 1, "must be between 0 and 1")
     require(config, "TRAIN.BETAS", lambda value: all(0 <= beta < 1 for beta in value), "must be two numbers in [0, 1)")
     require(config, "MODEL.PALE_SIZE", lambda sizes: len(sizes) in (0, 1, 4), "must be a list of one number or of four")
+    require(config, "MODEL.NUM_HEADS", lambda heads: len(heads) in (0, 4), "must be a list of four numbers")
     require(config, "DATA.IMAGE_SIZE", lambda value: value >= 32, "must be at least 32, the largest stride")
     require(config, "TRAIN.LAST_EPOCH", lambda value: value >= -1, "must be an epoch, or -1 for the checkpoint's own")
     if config.TOKEN_LABEL.MAPS:

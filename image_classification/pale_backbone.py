@@ -22,6 +22,7 @@ def build_model(config: CfgNode, num_classes: int, token_labels: bool = False) -
     """
     sizes = config.MODEL.PALE_SIZE
     own_size = {"pale_size": sizes if len(sizes) > 1 else sizes[0]} if sizes else {}
+    own_heads = {"num_heads": config.MODEL.NUM_HEADS} if config.MODEL.NUM_HEADS else {}
     create = create_token_label_model if token_labels else create_model
     try:
         model = create(
@@ -32,7 +33,9 @@ def build_model(config: CfgNode, num_classes: int, token_labels: bool = False) -
             parallel=config.MODEL.PARALLEL,
             position_encoding=config.MODEL.POSITION_ENCODING,
             image_size=config.DATA.IMAGE_SIZE,
+            stage_norms=config.MODEL.STAGE_NORMS,
             **own_size,
+            **own_heads,
         )
     except ValueError as error:
         raise UserError(f"MODEL: {error}") from error

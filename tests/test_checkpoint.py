@@ -242,7 +242,7 @@ def skeleton(embed_dim, depths):
     blocks = [
         f"stages.{stage}.blocks.{block}.norm1.weight" for stage, depth in enumerate(depths) for block in range(depth)
     ]
-    return {name: np.zeros(embed_dim, np.float32) for name in ["stages.0.merging.norm.weight", *blocks]}
+    return {name: np.zeros(embed_dim, np.float32) for name in ["stages.0.merging.conv.bias", *blocks]}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

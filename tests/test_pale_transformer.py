@@ -228,6 +228,16 @@ def test_without_classes_the_pooled_features_come_out():
     assert not [name for name in model.state_dict() if name.startswith("head")]
 
 
+def test_without_stage_norms_the_maps_and_the_pooled_features_are_not_normalised():
+    with_norms, without = small_model(), evaluating(small_model(stage_norms=False))
+    norms = {name for name in with_norms.state_dict() if name.startswith("norm.") or ".merging.norm." in name}
+    assert len(norms) == 10
+    assert set(with_norms.state_dict()) - norms == set(without.state_dict())
+    images = random_images(2, 32)
+    features = without.forward_features(images)[-1]
+    np.testing.assert_allclose(without(images).numpy(), without.head(features.mean([2, 3])).numpy(), rtol=1e-5)
+
+
 def test_reset_head():
     model = evaluating(small_model())
     body = {name: value for name, value in numpy_state(model).items() if not name.startswith("head.")}
