@@ -82,7 +82,8 @@ class Classification(Task):
         val_set = self._dataset("val")
         self.class_names = val_set.class_names
         self._val_loader = build_eval_loader(self.config, val_set)
-        return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
+        with paddle.LazyGuard():
+            return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         return Evaluation(evaluate(model, self._val_loader, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN))
