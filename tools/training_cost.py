@@ -1,7 +1,7 @@
 """Compute what training each row of the paper's tables takes: operations, memory, and hours on A100 and H100.
 
     python tools/training_cost.py
-    python tools/training_cost.py 'mask_rcnn*' -a100 0.15
+    python tools/training_cost.py -rows 'mask_rcnn*' -a100 0.15
     python tools/training_cost.py -into docs/reproduction.md
 
 Nothing is measured on a GPU: multiply-adds and kept tensors are counted from the code, the share of a GPU's peak that
@@ -16,12 +16,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # where common/, tools/ and the folders of the tasks are
 
 from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+
+if TYPE_CHECKING:
+    from tools.costing.counts import TrainingCounts
+    from tools.costing.gpus import Gpu
 
 # The paper's rows, in its order.
 CONFIGURATIONS = (
@@ -48,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{arguments.into} has no place for the table: a line {BEGIN.strip()} and a line {END.strip()}")
 
     from common.entry_point import select_device
+    from tools.costing.counts import count_training
     from tools.costing.gpus import A100, H100
 
     select_device("cpu")
@@ -55,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     lines = [*header(gpus)]
     for path in paths:
         print(path.name, file=sys.stderr, flush=True)
-        lines.append(line(path, gpus))
+        lines.append(line(path, count_training(path), gpus))
     table = "\n".join(lines) + "\n"
     if arguments.into:
         before, after = document.partition(BEGIN)[0], document.partition(END)[2]
@@ -71,18 +77,17 @@ def rows() -> list[Path]:
     return [path for path in of_tables if path.is_file()] + sorted(ROOT.glob(ABLATIONS))
 
 
-def header(gpus) -> list[str]:
+def header(gpus: Sequence[Gpu]) -> list[str]:
+    """The two lines above the rows."""
     cells = ["configuration", "params", "forward multiply-adds an image", "images", "operations", "GB a GPU"]
     cells += [f"{number} {gpu.name}" for gpu in gpus for number in (1, 8)]
     return [f"| {' | '.join(cells)} |", f"|------|{'-----:|' * (len(cells) - 1)}"]
 
 
-def line(path: Path, gpus) -> str:
+def line(path: Path, counts: TrainingCounts, gpus: Sequence[Gpu]) -> str:
     """A row of the table: what a configuration's training takes."""
-    from tools.costing.counts import count_training
     from tools.costing.gpus import training_flops, training_gigabytes, training_hours
 
-    counts = count_training(path)
     hours = [training_hours(counts, gpu, number) for gpu in gpus for number in (1, 8)]
     cells = [
         f"`{path.relative_to(ROOT)}`",
@@ -103,7 +108,7 @@ def digits(value: float) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", default=["*"], metavar="ROW", help="names, such as 'pale_*' (default: all)")
+    parser.add_flag("rows", nargs="+", default=["*"], metavar="NAME", help="configurations, as 'pale_*' (default: all)")
     for gpu, share in (("a100", 0.08), ("h100", 0.04)):
         parser.add_flag(gpu, type=float, default=share, metavar="SHARE", help="of its peak (default: %(default)s)")
     parser.add_flag("into", type=Path, metavar="FILE", help="document to write the table into, between its marks")
