@@ -57,6 +57,8 @@ CHANGES: dict[str, str | None] = {
     "--nnodes 2": ELSEWHERE,  # test_reliability.py, two launches on this machine
     "configs/pale_tiny_224.yaml -data_path imagenet": SHORT + " MODEL.NUM_CLASSES 3",
     "configs/ablation/shape_cross.yaml": SHORT + " MODEL.NUM_CLASSES 3",
+    "make_label_maps.py -pretrained output/pale_tiny_224": "",
+    "configs/pale_tiny_224_token_label.yaml": SHORT + " MODEL.NUM_CLASSES 3",
     "-eval -pretrained output/pale_tiny_224": "-image_size 32 -opts MODEL.NAME pale_nano MODEL.NUM_CLASSES 3",
     "predict.py imagenet/val": "",
     "-output output/mnist_seed": DIGITS_SHORT,
@@ -93,6 +95,7 @@ CHANGES: dict[str, str | None] = {
     "-eval -pretrained output/upernet_pale_tiny_ade20k_160k": "",
     "PALE_UNOFFICIAL_CODE": ELSEWHERE,  # code that is not ours, see test_convert_weights.py
     "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
+    "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (
