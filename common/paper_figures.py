@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["NEIGHBOURS", "PAPER", "SOURCES", "PaperFigure", "find_figure", "figures_of"]
+__all__ = ["NEIGHBOURS", "PAPER", "SOURCES", "VALIDATION", "PaperFigure", "figures_of", "find_figure"]
 
 _FILE = Path(__file__).with_suffix(".csv")
 
@@ -18,6 +18,12 @@ SOURCES = {
     PAPER: "https://arxiv.org/abs/2112.14000",
     "Swin Transformer": "https://arxiv.org/abs/2103.14030",
     "CSWin Transformer": "https://arxiv.org/abs/2107.00652",
+}
+# What the figures of a task were measured on: the data set, and the images of its validation part.
+VALIDATION = {
+    "image_classification": ("ImageNet-1K", 50_000),
+    "semantic_segmentation": ("ADE20K", 2_000),
+    "object_detection": ("COCO", 5_000),
 }
 NEIGHBOURS = tuple(paper for paper in SOURCES if paper != PAPER)
 
