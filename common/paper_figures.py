@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 __all__ = ["NEIGHBOURS", "PAPER", "SOURCES", "VALIDATION", "PaperFigure", "figures_of", "find_figure"]
 
@@ -57,6 +58,10 @@ class PaperFigure:
     def last_digit(self) -> float:
         """What one in the last digit is worth."""
         return 10.0 ** -len(self.text.partition(".")[2])
+
+    def as_record(self) -> dict[str, Any]:
+        """The figure as plain values, for JSON."""
+        return {**asdict(self), "value": self.value, "source": SOURCES[self.paper]}
 
 
 @cache

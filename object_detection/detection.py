@@ -176,7 +176,7 @@ class Detection(Task):
         is_row = is_papers and alike and config.architecture == "MaskRCNN" and config.epoch == _PAPER_EPOCHS
         folder = Path(str(config.EvalDataset.get("dataset_dir", ""))).name
         return Measurement(
-            model=f"{config.architecture} {variant}, {config.epoch} epochs",
+            model=f"{config.architecture} {variant} {config.epoch} epochs",
             data_set=paper_data if is_papers else f"{config.EvalDataset.get('name')} {folder}".strip(),
             figures={metric: value for metric, value in figures.items() if metric != "images"},
             paper_model=variant if is_row else "",
