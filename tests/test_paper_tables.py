@@ -86,7 +86,7 @@ def counted(monkeypatch):
         monkeypatch.setattr(module, "count", count)
     monkeypatch.setattr(documents, "count_demo", lambda task: Counts(0.94, None))
     monkeypatch.setattr(rows, "count_classifier", lambda path: Counts(21.7, 4.2))
-    monkeypatch.setattr(rows, "_hours", lambda path: "about 1234 hours of an A100")
+    monkeypatch.setattr(rows, "_hours", lambda path: "1234 A100-hours")
 
 
 def result(value: str, **changes: str) -> Result:
@@ -119,7 +119,7 @@ def test_the_latest_measurement_of_a_row_stands_beside_the_papers(recorded, coun
     table = {(row.model, row.metric): row for row in paper_rows("semantic_segmentation")}
     assert table["pale_tiny", "mIoU"].difference == pytest.approx(-0.3)
     assert table["pale_small", "mIoU"].ours == 51.0
-    assert table["pale_base", "mIoU"].origin == "not run: needs ADE20K and about 1234 hours of an A100"
+    assert table["pale_base", "mIoU"].origin == "not run: needs ADE20K, 1234 A100-hours"
     assert table["pale_base", "params"].origin == "counted"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -81,7 +82,7 @@ def outdated() -> list[tuple[Path, str]]:
 
 def _overview(task: str) -> str:
     metrics = _OVERVIEW[task]
-    header = [*_size_header(task), *(f"{METRICS[metric][0]} of the paper" for metric in metrics), "here"]
+    header = [*_size_header(task), *_titles(metrics), "here"]
     rows = [
         [f"`{model}`", *_sizes(task, model), *_printed(task, model, metrics), _ours(task, model, metrics)]
         for model in _MODELS
@@ -94,7 +95,7 @@ def _models(task: str) -> str:
     metrics = [figure.metric for figure in figures_of(task) if figure.model == _MODELS[0]][2:]
     header = [
         *_size_header(task),
-        *(f"{METRICS[metric][0]} of the paper" for metric in metrics),
+        *_titles(metrics),
         "here",
         "configuration",
     ]
@@ -109,7 +110,7 @@ def _models(task: str) -> str:
 def _paper(task: str) -> str:
     first = [figure for figure in figures_of(task) if figure.model == _MODELS[0]]
     metrics = [figure.metric for figure in first]
-    header = ["model", *(f"{METRICS[figure.metric][0]} [{figure.mark}]" for figure in first), "counted here"]
+    header = ["model", *(f"{METRICS[figure.metric].title} [{figure.mark}]" for figure in first), "counted here"]
     rows = [[f"`{model}`", *_printed(task, model, metrics), ", ".join(_cells(count(task, model)))] for model in _MODELS]
     return markdown(header, rows, right=range(1, len(header)))
 
@@ -121,6 +122,10 @@ def _neighbours(task: str) -> str:
 
 def _size_header(task: str) -> list[str]:
     return ["model", "params (paper)", f"multiply-adds at {_SIZES[task]} (paper)"]
+
+
+def _titles(metrics: Sequence[str]) -> list[str]:
+    return [f"paper's {METRICS[metric].name}" for metric in metrics]
 
 
 def _sizes(task: str, model: str) -> list[str]:
@@ -141,15 +146,15 @@ def _printed(task: str, model: str, metrics: Sequence[str]) -> list[str]:
 def _ours(task: str, model: str, metrics: Sequence[str]) -> str:
     """The latest measurements of a row of the paper."""
     values = ((metric, measured(task, model, metric)[0]) for metric in metrics)
-    found = [f"{METRICS[metric][0].removesuffix(', %')} {value:.1f}" for metric, value in values if value is not None]
+    found = [f"{METRICS[metric].name} {value:.1f}" for metric, value in values if value is not None]
     return ", ".join(found) or "not run"
 
 
 def _demo(task: str) -> str:
     """What training on our own small data gave."""
     found = [row for row in summaries(task) if row.metric in _DEMO[task] and not row.checkpoint]
-    return ", ".join(
-        f"{METRICS[row.metric][0].removesuffix(', %')} {row.value:.1f} on {_DATA_SETS.get(row.data_set, row.data_set)}"
-        + f" ({row.origin})" * (row.runs > 1)
-        for row in found
-    )
+    parts = []
+    for (data_set, runs), rows in groupby(found, lambda row: (row.data_set, row.runs)):
+        values = ", ".join(f"{METRICS[row.metric].name} {row.value:.1f}" for row in rows)
+        parts.append(f"{values} on {_DATA_SETS[data_set]}" + f" (median of {runs} runs)" * (runs > 1))
+    return "; ".join(parts)

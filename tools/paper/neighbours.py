@@ -26,5 +26,5 @@ def neighbour_cells(
         printed = {figure.metric: figure.text for figure in group}
         cells = (printed.get(metric, "-") for metric in metrics)
         rows.append([model, *cells, source.format(paper=paper, address=SOURCES[paper])])
-    header = ["model", *(METRICS[metric][0] for metric in metrics), "source"]
+    header = ["model", *(METRICS[metric].title for metric in metrics), "source"]
     return header, rows, range(1, len(metrics) + 1)

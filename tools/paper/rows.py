@@ -30,16 +30,33 @@ __all__ = [
 
 TASKS = tuple(VALIDATION)
 
-# How a metric is called in a table, and its digits behind the point.
+
+@dataclass(frozen=True)
+class Metric:
+    """How a figure is called and written.
+
+    Attributes:
+        digits: behind the point.
+    """
+
+    name: str
+    unit: str = "%"
+    digits: int = 1
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.unit}"
+
+
 METRICS = {
-    "params": ("parameters, M", 2),
-    "flops": ("multiply-adds, G", 2),
-    "top1": ("top-1, %", 1),
-    "top5": ("top-5, %", 1),
-    "top1_token_labels": ("top-1 with token labels, %", 1),
-    "mIoU": ("mIoU, %", 1),
-    "mIoU_multi_scale": ("mIoU multi-scale, %", 1),
-    **{f"{kind}_{metric}": (f"{kind} {metric}, %", 1) for kind in ("box", "mask") for metric in ("AP", "AP50", "AP75")},
+    "params": Metric("parameters", "M", 2),
+    "flops": Metric("multiply-adds", "G", 2),
+    "top1": Metric("top-1"),
+    "top5": Metric("top-5"),
+    "top1_token_labels": Metric("top-1 token labels"),
+    "mIoU": Metric("mIoU"),
+    "mIoU_multi_scale": Metric("mIoU multi-scale"),
+    **{f"{kind}_{metric}": Metric(f"{kind} {metric}") for kind in ("box", "mask") for metric in ("AP", "AP50", "AP75")},
 }
 _COUNTED = ("params", "flops")
 
@@ -130,7 +147,7 @@ def paper_rows(task: str) -> Iterator[Row]:
         ours, origin = measured(task, figure.model, figure.metric)
         if ours is None:
             needs = [VALIDATION[task][0], *["label maps"] * (figure.metric == "top1_token_labels")]
-            origin = f"not run: needs {', '.join(needs)} and {_hours(configuration(task, figure.model))}"
+            origin = f"not run: needs {', '.join(needs)}, {_hours(configuration(task, figure.model))}"
         yield Row(figure.model, figure.metric, figure, ours, origin)
 
 
@@ -168,7 +185,7 @@ def _ablation_rows() -> Iterator[Row]:
         found = [r for r in _results_of(task) if (r.model, r.data_set, r.metric) == (title, data_set, "top1")]
         ours, origin = _latest(found)
         if ours is None:
-            origin = f"not run: needs {data_set} and {_hours(path)}"
+            origin = f"not run: needs {data_set}, {_hours(path)}"
         yield Row(path.stem, "top1", None, ours, origin)
 
 
@@ -202,7 +219,7 @@ def _latest(results: Sequence[Result]) -> tuple[float | None, str]:
 @cache
 def _hours(path: Path) -> str:
     hours = training_hours(count_training(path, memory=False), A100)
-    return f"about {hours:.0f} hours of an {A100.name}"
+    return f"{hours:.0f} {A100.name}-hours"
 
 
 def _neighbours() -> Iterator[PaperFigure]:

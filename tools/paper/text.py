@@ -8,13 +8,14 @@ from itertools import groupby
 from common.paper_figures import PaperFigure
 from tools.paper.layout import aligned
 from tools.paper.neighbours import neighbour_cells
-from tools.paper.rows import METRICS, Row, Summary
+from tools.paper.rows import METRICS, Metric, Row, Summary
 
 __all__ = ["CONVENTION", "as_text", "comparison"]
 
 CONVENTION = """\
 A FLOP is one multiply-add. Ours include the norms as fvcore counts them, 5 for a value of a LayerNorm and 2 for one of
-a BatchNorm; the paper's seem to include them [C]. The marks are those of docs/paper.md."""
+a BatchNorm; the paper's seem to include them [C]. The marks are those of docs/paper.md. Hours of an A100 are computed
+from counted multiply-adds and an assumed utilisation, see docs/reproduction.md."""
 
 
 def as_text(name: str, rows: Sequence) -> str:
@@ -29,12 +30,12 @@ def comparison(rows: Sequence[Row]) -> str:
     lines = []
     for model, figures in groupby(rows, lambda row: row.model):
         for number, row in enumerate(figures):
-            title, digits = METRICS[row.metric]
+            metric = METRICS[row.metric]
             paper = f"{row.paper.text} [{row.paper.mark}]" if row.paper else "unknown"
-            ours = "-" if row.ours is None else f"{row.ours:.{digits}f}"
-            difference = "-" if row.difference is None else f"{row.difference:+.{digits}f}"
+            ours = "-" if row.ours is None else f"{row.ours:.{metric.digits}f}"
+            difference = "-" if row.difference is None else f"{row.difference:+.{metric.digits}f}"
             origin = f"{row.origin}, too far from the paper's" if row.is_off else row.origin
-            lines.append([model if number == 0 else "", title, paper, ours, difference, origin])
+            lines.append([model if number == 0 else "", metric.title, paper, ours, difference, origin])
     return aligned(header, lines, right=(2, 3, 4))
 
 
@@ -48,8 +49,8 @@ def _neighbours(figures: Sequence[PaperFigure]) -> str:
 def _summaries(rows: Sequence[Summary]) -> str:
     lines = []
     for row in rows:
-        title, digits = METRICS.get(row.metric, (f"{row.metric}, %", 1))
-        lines.append([row.model, row.data_set, title, f"{row.value:.{digits}f}", row.origin])
+        metric = METRICS.get(row.metric, Metric(row.metric))
+        lines.append([row.model, row.data_set, metric.title, f"{row.value:.{metric.digits}f}", row.origin])
     return aligned(["model", "data set", "figure", "value", "out of"], lines, right=(3,))
 
 
