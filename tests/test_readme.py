@@ -94,6 +94,8 @@ CHANGES: dict[str, str | None] = {
     "training_cost.py -into": "-rows pale_tiny_224",
     "-eval -pretrained output/upernet_pale_tiny_ade20k_160k": "",
     "PALE_UNOFFICIAL_CODE": ELSEWHERE,  # code that is not ours, see test_convert_weights.py
+    "tools/paper_tables.py": "here",
+    "tools/paper_tables.py --check": ELSEWHERE,  # test_paper_tables.py
     "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
     "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
@@ -133,7 +135,15 @@ def change(command: str) -> str | None:
 def checkout(tmp_path_factory):
     """The project in a folder of its own, with the data that the README speaks of."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("common", "image_classification", "object_detection", "semantic_segmentation", "tools", "docs"):
+    for name in (
+        "common",
+        "image_classification",
+        "object_detection",
+        "semantic_segmentation",
+        "tools",
+        "docs",
+        "results",
+    ):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("requirements*.txt"):
         shutil.copy(file, folder)
