@@ -39,6 +39,11 @@ SMALL_DETECTOR = (
     "MaskFeat.num_convs 1 MaskFeat.out_channel 16 RPNHead.train_proposal.post_nms_top_n 50 DATA.NUM_WORKERS 0 "
     f"TrainReader.sample_transforms.1.RandomResize.target_size '[[128, 128]]' {FEW_OBJECTS}"
 )
+TWO_ROWS = (
+    "image_classification/configs/ablation_small/shape_pale.yaml "
+    "image_classification/configs/ablation_small/shape_global.yaml "
+    "-seeds 0 -opts DATA.DATA_PATH fashion DATA.BATCH_SIZE 8 LOG_INTERVAL 1"
+)
 ELSEWHERE = None  # run by another test
 
 # A part of the command -> flags to append
@@ -83,6 +88,9 @@ CHANGES: dict[str, str | None] = {
     "pip install": ELSEWHERE,  # tools/setup.sh does the same
     "git clone": ELSEWHERE,
     "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
+    "ablate.py -jobs 2": TWO_ROWS,
+    "ablate.py -list": TWO_ROWS,
+    "ablate.py -report": "",
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (
@@ -96,6 +104,7 @@ DOCUMENTS = (
     "docs/paddleseg.md",
     "docs/paddledetection.md",
     "docs/performance.md",
+    "docs/ablation.md",
 )
 
 
@@ -119,7 +128,15 @@ def change(command: str) -> str | None:
 def checkout(tmp_path_factory):
     """The project in a folder of its own, with the data that the README speaks of."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("common", "image_classification", "object_detection", "semantic_segmentation", "tools", "docs"):
+    for name in (
+        "common",
+        "image_classification",
+        "object_detection",
+        "semantic_segmentation",
+        "tools",
+        "docs",
+        "results",
+    ):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("requirements*.txt"):
         shutil.copy(file, folder)
