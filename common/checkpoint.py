@@ -16,11 +16,14 @@ from paddle.base import unique_name
 from common.checkpoint_file import SUFFIXES, load_file, remove_leftovers, save_file
 from common.distributed import is_main_process
 from common.errors import UserError
+from common.position_encoding import resample
 from common.weights import open_source
 
 __all__ = [
     "CheckpointFolder",
     "LoadReport",
+    "attention_of",
+    "compare_attention",
     "find_weights",
     "head_classes",
     "load_optimizer_state",
@@ -29,6 +32,7 @@ __all__ = [
     "numpy_state",
     "optimizer_state",
     "read_checkpoint",
+    "refuse_other_attention",
 ]
 
 # What follows the stages: the classifier and its norm or, in the backbones of dense models, a norm for each output.
@@ -89,6 +93,8 @@ class LoadReport:
         loaded, missing, unexpected: parameter names: in both, only in the model, only in the file.
         mismatched: ``name (shape in the file) for (shape in the model)``.
         new_parts: parts such as ``head`` that the model keeps as they were initialised.
+        interpolated: ``name (shape in the file) to (shape in the model)`` of position tables for another image size.
+        note: what else a reader should know.
     """
 
     source: str
@@ -97,6 +103,8 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     new_parts: list[str] = field(default_factory=list)
+    interpolated: list[str] = field(default_factory=list)
+    note: str = ""
 
     @property
     def new_head(self) -> bool:
@@ -116,11 +124,14 @@ class LoadReport:
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("other shape", self.mismatched),
+            ("interpolated", self.interpolated),
         ):
             lines += [f"  {kind}: {name}" for name in names[:10]]
             lines += [f"  {kind}: and {len(names) - 10} more"] * (len(names) > 10)
         if self.new_parts:
             lines.append(f"  new {', '.join(self.new_parts)}: to be trained before use")
+        if self.note:
+            lines.append(f"  {self.note}")
         return "\n".join(lines)
 
 
@@ -131,7 +142,7 @@ def load_weights(
 
     A backbone takes its part, ``backbone.``, out of the weights of a whole PaddleSeg or PaddleDetection model.
     Classification models and the backbones of dense models can exchange their stages; what comes after these is then
-    new.
+    new. Learned positions of another image size are interpolated.
 
     Args:
         weights: arrays by structured parameter name.
@@ -154,6 +165,9 @@ def load_weights(
     for name, tensor in own.items():
         if name not in weights:
             report.missing.append(name)
+        elif _is_table_of_another_size(name, weights[name], tensor):
+            report.interpolated.append(f"{name} {weights[name].shape} to {tuple(tensor.shape)}")
+            fitting[name] = resample(paddle.to_tensor(weights[name]), *tensor.shape[1:]).numpy()
         elif tuple(weights[name].shape) != tuple(tensor.shape):
             report.mismatched.append(f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}")
         elif weights[name].dtype.kind != "f" and tensor.is_floating_point():
@@ -173,6 +187,49 @@ def load_weights(
         own[name].set_value(array.astype(_numpy_dtype(own[name]), copy=False))
     report.loaded = list(fitting)
     return report
+
+
+def attention_of(model: nn.Layer) -> dict[str, Any]:
+    """What a model, or its backbone, says of its attention; nothing, if it is of another kind."""
+    return dict(getattr(getattr(model, "backbone", model), "attention_settings", {}))
+
+
+def compare_attention(model: nn.Layer, state: Mapping[str, Any]) -> str:
+    """Say where weights learnt with another attention than the model's, which their names and shapes do not reveal.
+
+    Args:
+        model: the model, or one around a backbone.
+        state: what :func:`read_checkpoint` gave. Only training states and the best weights say how they were trained;
+            those from before there was a choice have pales in parallel.
+
+    Returns:
+        A sentence, or nothing.
+    """
+    now = attention_of(model)
+    then = state.get("attention") or ({"attention": "pale", "parallel": True} if "config" in state else {})
+    if not isinstance(then, dict):
+        return ""
+    changes = [f"{name} {then[name]}, not {now[name]}" for name in now if name in then and then[name] != now[name]]
+    return f"the weights learnt with {', '.join(changes)}" if changes else ""
+
+
+def refuse_other_attention(model: nn.Layer, state: Mapping[str, Any], source: str | Path) -> None:
+    """Stop where weights that are to be used as they are learnt with another attention than the model's.
+
+    Raises:
+        UserError: they did, see :func:`compare_attention`.
+    """
+    if difference := compare_attention(model, state):
+        raise UserError(
+            f"{source} does not fit the model: {difference}; set MODEL.ATTENTION, MODEL.PALE_SIZE and MODEL.PARALLEL, "
+            "or the backbone's arguments, to match"
+        )
+
+
+def _is_table_of_another_size(name: str, array: np.ndarray, tensor: paddle.Tensor) -> bool:
+    """Whether an array is a position table that fits a model's, but for the size of the images."""
+    same_kind = name.endswith(".table") and array.dtype.kind == "f" and array.ndim == tensor.ndim == 3
+    return same_kind and array.shape[0] == tensor.shape[0] and list(array.shape) != tensor.shape
 
 
 def _any_starts(names: Iterable[str], prefix: str) -> bool:
@@ -204,8 +261,10 @@ def load_pretrained(
     Raises:
         UserError: the weights cannot be had, are unsafe or damaged, or do not fit. The model is then as it was.
     """
-    weights = find_weights(read_checkpoint(source), str(source), ema)
+    state = read_checkpoint(source)
+    weights = find_weights(state, str(source), ema)
     report = load_weights(model, weights, str(source), replace_head, strict)
+    report.note = compare_attention(model, state)
     if verbose and is_main_process():
         print(report, flush=True)
     return report
@@ -230,6 +289,9 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
         ]
         known = f"{variants[0]} weights" if variants else f"weights of depths {depths} and {stem.shape[0]} channels"
         return f"these are {known}; set MODEL.NAME, or the backbone's variant, to match"
+    positions, own_positions = (_position_encoding(names) for names in (weights, model.state_dict()))
+    if positions != own_positions:
+        return f"it has position encoding {positions}, the model {own_positions}; set MODEL.POSITION_ENCODING to match"
     classes = head_classes(weights)
     if classes and any(name.startswith("head.") for name in report.mismatched):
         return f"its head has {classes} classes, the model {getattr(model, 'num_classes', '?')}"
@@ -237,6 +299,13 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in wrong):
         return f"it is for another number of classes, see {wrong[0]}"
     return f"the first that differs is {wrong[0]}"
+
+
+def _position_encoding(names: Iterable[str]) -> str:
+    """The kind of position encoding that weights of these names are of."""
+    parts = {part for name in names for part in name.split(".")}
+    kinds = {"position_encoding": "cpe", "position_embedding": "absolute", "position_biases": "relative"}
+    return next((kind for part, kind in kinds.items() if part in parts), "none")
 
 
 def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> dict[str, np.ndarray]:

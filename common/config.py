@@ -374,19 +374,24 @@ def _find(config: CfgNode, key: str) -> Any:
 
 
 def _coerce(value: Any, old: Any, key: str, source: str) -> Any:
-    """Return ``value`` as the type of ``old``: yaml reads 1e-3 as a string and 5 as an integer."""
+    """Return ``value`` as the type of ``old``: yaml reads 1e-3 as a string and 5 as an integer.
+
+    An empty list takes integers, as many as there are.
+    """
     if isinstance(old, float) and not isinstance(value, bool):
         try:
             return float(value)
         except (TypeError, ValueError):
             pass
-    elif isinstance(old, list) and isinstance(value, (list, tuple)) and len(value) == len(old):
+    elif isinstance(old, list) and old and isinstance(value, (list, tuple)) and len(value) == len(old):
         return [_coerce(item, default, key, source) for item, default in zip(value, old, strict=True)]
+    elif old == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
+        return list(value)
     elif isinstance(old, str) and value is None:
         return ""
     elif type(value) is type(old) and not isinstance(old, list):
         return value
-    wanted = f"a list of {len(old)} numbers" if isinstance(old, list) else f"of type {type(old).__name__}"
+    wanted = f"a list of {len(old) or 'whole'} numbers" if isinstance(old, list) else f"of type {type(old).__name__}"
     raise UserError(f"{source}: {key} is {value!r}; it must be {wanted}")
 
 

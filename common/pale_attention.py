@@ -7,7 +7,6 @@ The marks tell how sure a fact of the paper (arXiv 2112.14000) is; ``docs/paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import paddle
 import paddle.nn.functional as F
@@ -15,84 +14,10 @@ from paddle import Tensor, nn
 
 from common.depthwise_conv import DepthwiseConv2D, convolve_together
 from common.linear import Linear
+from common.position_encoding import RelativePositionBias
+from common.token_groups import Along, Grouping, attention_groupings, map_sides, merge, partition, smaller
 
-__all__ = [
-    "PSAttention",
-    "ScaledDotProductAttention",
-    "SeparableProjection",
-    "fuse",
-    "merge_columns",
-    "merge_rows",
-    "partition_columns",
-    "partition_rows",
-]
-
-
-def partition_rows(x: Tensor, pale_rows: int, heads: int = 1) -> Tensor:
-    """Gather the interlaced rows of each pale.
-
-    With N = H / pale_rows pales, pale i holds the rows i, i + N, i + 2N, ... [R, U].
-
-    Args:
-        x: ``[B, H, W, C]``, H a multiple of ``pale_rows``.
-        pale_rows: rows in a pale (s_r of the paper).
-        heads: parts of the channels, each with attention of its own.
-
-    Returns:
-        ``[B * N, heads, pale_rows * W, C / heads]``; the pales of one image follow each other, a pale's tokens are
-        row-major.
-    """
-    height, width = _sides(x)
-    spacing, dim = height // pale_rows, x.shape[-1] // heads
-    x = x.reshape([-1, pale_rows, spacing, width, heads, dim]).transpose([0, 2, 4, 1, 3, 5])
-    return x.reshape([-1, heads, pale_rows * width, dim])
-
-
-def merge_rows(groups: Tensor, pale_rows: int, height: int, width: int) -> Tensor:
-    """Put the rows back: the inverse of :func:`partition_rows`.
-
-    Args:
-        groups: ``[B * N, heads, pale_rows * W, D]`` with N = height / pale_rows.
-
-    Returns:
-        ``[B, height, width, heads * D]``.
-    """
-    heads, dim = groups.shape[1], groups.shape[-1]
-    x = groups.reshape([-1, height // pale_rows, heads, pale_rows, width, dim]).transpose([0, 3, 1, 4, 2, 5])
-    return x.reshape([-1, height, width, heads * dim])
-
-
-def partition_columns(x: Tensor, pale_columns: int, heads: int = 1) -> Tensor:
-    """Gather the interlaced columns of each pale.
-
-    With N = W / pale_columns pales, pale i holds the columns i, i + N, i + 2N, ... [R, U].
-
-    Args:
-        x: ``[B, H, W, C]``, W a multiple of ``pale_columns``.
-        pale_columns: columns in a pale (s_c of the paper).
-        heads: parts of the channels, each with attention of its own.
-
-    Returns:
-        ``[B * N, heads, H * pale_columns, C / heads]``; a pale's tokens are row-major.
-    """
-    height, width = _sides(x)
-    spacing, dim = width // pale_columns, x.shape[-1] // heads
-    x = x.reshape([-1, height, pale_columns, spacing, heads, dim]).transpose([0, 3, 4, 1, 2, 5])
-    return x.reshape([-1, heads, height * pale_columns, dim])
-
-
-def merge_columns(groups: Tensor, pale_columns: int, height: int, width: int) -> Tensor:
-    """Put the columns back: the inverse of :func:`partition_columns`.
-
-    Args:
-        groups: ``[B * N, heads, H * pale_columns, D]`` with N = width / pale_columns.
-
-    Returns:
-        ``[B, height, width, heads * D]``.
-    """
-    heads, dim = groups.shape[1], groups.shape[-1]
-    x = groups.reshape([-1, width // pale_columns, heads, height, pale_columns, dim]).transpose([0, 3, 4, 1, 2, 5])
-    return x.reshape([-1, height, width, heads * dim])
+__all__ = ["PSAttention", "ScaledDotProductAttention", "SeparableProjection", "fuse"]
 
 
 class ScaledDotProductAttention(nn.Layer):
@@ -102,19 +27,26 @@ class ScaledDotProductAttention(nn.Layer):
         fused: use ``F.scaled_dot_product_attention``, which on GPUs never stores the score matrix. ``None`` uses it
             where its kernel exists on all supported versions of Paddle: in half precision, on GPUs of compute
             capability 8.0 and up, for head widths that 8 divides. On CPUs Paddle runs the plain formula behind it.
-            Both agree to 1e-5 in float32.
+            Both agree to 1e-5 in float32. Scores with a bias take the plain formula always: that Paddle's kernels give
+            the bias its gradient could not be tested without a GPU.
     """
 
     def __init__(self, fused: bool | None = None):
         super().__init__()
         self.fused = fused
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Map three ``[G, heads, L, D]`` tensors (G groups of L tokens) to one of the same shape and dtype."""
-        if _has_fused_kernel(query) if self.fused is None else self.fused:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Map three ``[G, heads, L, D]`` tensors (G groups of L tokens) to one of the same shape and dtype.
+
+        Args:
+            bias: ``[heads, L, L]``, query by key, added to the scores.
+        """
+        if bias is None and (_has_fused_kernel(query) if self.fused is None else self.fused):
             query, key, value = (t.transpose([0, 2, 1, 3]) for t in (query, key, value))
             return F.scaled_dot_product_attention(query, key, value, training=self.training).transpose([0, 2, 1, 3])
         scores = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
+        if bias is not None:
+            scores = scores + bias.astype(scores.dtype)
         return paddle.matmul(F.softmax(scores, axis=-1), value)
 
 
@@ -151,61 +83,88 @@ class SeparableProjection(nn.Layer):
 
 
 class PSAttention(nn.Layer):
-    """Pale-shaped attention in the parallel form, which the model uses [R].
+    """Attention within groups of tokens; pale-shaped in the parallel form, as the model has it, unless said otherwise.
 
-    Query, key and value are computed on all channels, then split into a row half and a column half [U, C]. The row
-    half attends within groups of s_r interlaced rows, the column half within groups of s_c interlaced columns; the
-    two results are concatenated and projected.
+    Query, key and value are computed on all channels, then split into equal parts, one for each grouping [U, C]. Pales
+    have two: the row half attends within groups of s_r interlaced rows, the column half within groups of s_c interlaced
+    columns [R]. The results are concatenated and projected.
 
-    A map whose sides are not multiples of the pale is zero-padded before the projections and cropped after the
-    attention [C]; padded tokens are not masked [A: as Swin's dense-task code]. A map smaller than the pale gets a pale
+    A map whose sides are not multiples of the groups' is zero-padded before the projections and cropped after the
+    attention [C]; padded tokens are not masked [A: as Swin's dense-task code]. A map smaller than a group gets groups
     of the map's size [A].
 
     Args:
         dim: channels C of the map.
-        num_heads: heads of both halves together, so a half has ``num_heads / 2`` heads of width ``dim / num_heads``
+        num_heads: heads of all parts together, so a half has ``num_heads / 2`` heads of width ``dim / num_heads``
             [A: CSWin's convention].
-        pale_size: rows and columns of a pale, one number or ``(s_r, s_c)``.
+        groupings: how each part groups the tokens, see :func:`common.token_groups.attention_groupings`.
         fused: see :class:`ScaledDotProductAttention`.
+        map_size: height and width of the map in training, for a relative position bias; ``None`` for no bias.
 
     Raises:
-        ValueError: ``num_heads`` is odd or does not divide ``dim``, or ``pale_size`` is not positive.
+        ValueError: ``num_heads`` is no multiple of the parts or does not divide ``dim``, or groupings have unlike sizes
+            along one axis.
     """
 
-    def __init__(self, dim: int, num_heads: int, pale_size: int | Sequence[int] = 7, fused: bool | None = None):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        groupings: Sequence[Grouping] = attention_groupings(),
+        fused: bool | None = None,
+        map_size: tuple[int, int] | None = None,
+    ):
         super().__init__()
-        if num_heads < 2 or num_heads % 2:
-            raise ValueError(f"num_heads is {num_heads}; rows and columns share the heads, so it must be even and >= 2")
+        parts = len(groupings)
+        if num_heads < parts or num_heads % parts:
+            rule = "rows and columns share the heads, so it must be even and >= 2" if parts == 2 else "it must be >= 1"
+            raise ValueError(f"num_heads is {num_heads}; {rule}")
         if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide dim {dim}; choose a divisor of {dim}")
-        self.dim, self.num_heads, self.pale_size = dim, num_heads, _pale_sides(pale_size)
+        self.dim, self.num_heads, self.groupings = dim, num_heads, tuple(groupings)
+        self.multiples = tuple(_common_size(along) for along in zip(*groupings, strict=True))
         self.query = SeparableProjection(dim)
         self.key = SeparableProjection(dim)
         self.value = SeparableProjection(dim)
         self.attention = ScaledDotProductAttention(fused)
         self.projection = Linear(dim, dim)
+        self.position_biases = None
+        if map_size:
+            height, width = (side + pad for side, pad in zip(map_size, self._padding(*map_size), strict=True))
+            sides = [grouping.at_most(*map_size).sides(height, width) for grouping in groupings]
+            self.position_biases = nn.LayerList([RelativePositionBias(num_heads // parts, *pair) for pair in sides])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape, for any H and W from 1 up."""
-        height, width = _sides(x)
-        pale_rows, pale_columns = _at_most(self.pale_size[0], height), _at_most(self.pale_size[1], width)
-        pad_bottom, pad_right = -height % pale_rows, -width % pale_columns
+        height, width = map_sides(x)
+        groupings = [grouping.at_most(height, width) for grouping in self.groupings]
+        pad_bottom, pad_right = self._padding(height, width)
         x = _append_zeros(_append_zeros(x, pad_bottom, 1), pad_right, 2)
         padded_height, padded_width = height + pad_bottom, width + pad_right
 
         projections = (self.query, self.key, self.value)
         convolved = convolve_together(x, [projection.depthwise for projection in projections])
         qkv = [projection.project(y) for projection, y in zip(projections, convolved, strict=True)]
-        half, heads = self.dim // 2, self.num_heads // 2
-        rows = self.attention(*(partition_rows(t[..., :half], pale_rows, heads) for t in qkv))
-        columns = self.attention(*(partition_columns(t[..., half:], pale_columns, heads) for t in qkv))
-        rows = merge_rows(rows, pale_rows, padded_height, padded_width)
-        columns = merge_columns(columns, pale_columns, padded_height, padded_width)
+        parts = len(groupings)
+        attended = []
+        for part, grouping in enumerate(groupings):
+            of_part = (partition(_channels(t, part, parts), grouping, self.num_heads // parts) for t in qkv)
+            bias = None
+            if self.position_biases is not None:
+                bias = self.position_biases[part](*grouping.sides(padded_height, padded_width))
+            attended.append(merge(self.attention(*of_part, bias), grouping, padded_height, padded_width))
 
-        x = paddle.concat([rows, columns], axis=-1)
+        x = paddle.concat(attended, axis=-1) if parts > 1 else attended[0]
         if _may_be_positive(pad_bottom) or _may_be_positive(pad_right):
             x = x[:, :height, :width]
         return self.projection(x)
+
+    def _padding(self, height: int | Tensor, width: int | Tensor) -> list[int | Tensor]:
+        """Rows and columns to append to a map of these sides."""
+        return [
+            0 if multiple == 1 else -side % smaller(multiple, side)
+            for side, multiple in zip((height, width), self.multiples, strict=True)
+        ]
 
     @paddle.no_grad()
     def fuse(self) -> None:
@@ -223,12 +182,7 @@ class PSAttention(nn.Layer):
             self.key.pointwise.bias = self.value.pointwise.bias = None
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, num_heads={self.num_heads}, pale_size={self.pale_size}"
-
-
-def _sides(x: Tensor) -> list[int | Tensor]:
-    """Height and width of ``[B, H, W, C]``: numbers, or scalar tensors where a traced graph leaves them open."""
-    return [paddle.shape(x)[axis] if x.shape[axis] < 0 else x.shape[axis] for axis in (1, 2)]
+        return f"dim={self.dim}, num_heads={self.num_heads}, groupings={self.groupings}"
 
 
 def _may_be_positive(size: int | Tensor) -> bool:
@@ -246,11 +200,10 @@ def _append_zeros(x: Tensor, count: int | Tensor, axis: int) -> Tensor:
     return paddle.concat([x, paddle.zeros_like(some)], axis=axis)
 
 
-def _at_most(pale_side: int, map_side: int | Tensor) -> int | Tensor:
-    """The smaller of the two."""
-    if isinstance(map_side, int):
-        return min(pale_side, map_side)
-    return paddle.minimum(paddle.full([], pale_side, map_side.dtype), map_side)
+def _channels(x: Tensor, part: int, parts: int) -> Tensor:
+    """One of so many equal parts of the channels of ``[B, H, W, C]``."""
+    width = x.shape[-1] // parts
+    return x if parts == 1 else x[..., part * width : (part + 1) * width]
 
 
 def fuse(model: nn.Layer) -> None:
@@ -271,9 +224,9 @@ def _has_fused_kernel(query: Tensor) -> bool:
     )
 
 
-def _pale_sides(pale_size: int | Sequence[int]) -> tuple[int, int]:
-    """Return (s_r, s_c), or raise ValueError."""
-    sides = tuple(pale_size) if isinstance(pale_size, Sequence) else (pale_size, pale_size)
-    if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
-        raise ValueError(f"pale_size is {pale_size!r}; give one positive integer or a pair (rows, columns)")
-    return int(sides[0]), int(sides[1])
+def _common_size(groups: Sequence[Along]) -> int:
+    """What a side of the map must be a multiple of, for all parts."""
+    sizes = {along.size for along in groups} - {None}
+    if len(sizes) > 1:
+        raise ValueError(f"the groupings have unlike sizes along one axis, {sorted(sizes)}; give them one")
+    return sizes.pop() if sizes else 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,14 +20,16 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
-from common.checkpoint import find_weights, head_classes, load_weights, read_checkpoint
+from common.checkpoint import compare_attention, find_weights, head_classes, load_weights, read_checkpoint
 from common.depthwise_conv import DepthwiseConv2D
 from common.distributed import is_main_process
 from common.linear import Linear
 from common.pale_attention import PSAttention, fuse
+from common.position_encoding import AbsolutePositionEmbedding, PositionTable
+from common.token_groups import Grouping, attention_groupings
 from common.weights import resolve_weights
 
-__all__ = ["VARIANTS", "PaleBlock", "PaleTransformer", "create_model", "list_models"]
+__all__ = ["POSITION_ENCODINGS", "VARIANTS", "PaleBlock", "PaleTransformer", "create_model", "list_models"]
 
 # A row is what distinguishes a variant. Depths and pale size: [U] for Pale-B, [C] for all three.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -39,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Not in the paper: ours, for CPUs, tests and small images. The pale of 4 divides the 8x8 map of a 32x32 image.
     "pale_nano": {"embed_dim": 20, "depths": (1, 1, 3, 1), "num_heads": (2, 2, 4, 8), "pale_size": 4},
 }
+
+POSITION_ENCODINGS = ("cpe", "absolute", "relative", "none")
 
 
 class ChannelsLastConv2D(nn.Conv2D):
@@ -95,36 +100,61 @@ class Mlp(nn.Layer):
 
 
 class PaleBlock(nn.Layer):
-    """Position encoding, PS-Attention and MLP, each with a residual connection [R, U]."""
+    """Position encoding, PS-Attention and MLP, each with a residual connection [R, U].
 
-    def __init__(self, dim: int, num_heads: int, pale_size: int | Sequence[int], mlp_ratio: float, drop_path: float):
+    Args:
+        dim, num_heads, groupings, map_size: see :class:`common.pale_attention.PSAttention`.
+        mlp_ratio: hidden width of the MLP over its input width.
+        drop_path: rate of stochastic depth.
+        convolution: whether the position encoding is there, a depthwise 3x3 convolution (CPE) [U, C].
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        groupings: Sequence[Grouping],
+        mlp_ratio: float,
+        drop_path: float,
+        convolution: bool = True,
+        map_size: tuple[int, int] | None = None,
+    ):
         super().__init__()
-        self.position_encoding = DepthwiseConv2D(dim)
+        self.position_encoding = DepthwiseConv2D(dim) if convolution else None
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = PSAttention(dim, num_heads, pale_size)
+        self.attention = PSAttention(dim, num_heads, groupings, map_size=map_size)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape."""
-        x = x + self.position_encoding(x)
+        if self.position_encoding is not None:
+            x = x + self.position_encoding(x)
         x = x + self.drop_path(self.attention(self.norm1(x)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
 
 
 class PaleStage(nn.Layer):
-    """Patch merging, then blocks at one resolution."""
+    """Patch merging, then blocks at one resolution; between them the position embedding, if there is one."""
 
-    def __init__(self, merging: PatchMerging, blocks: Sequence[PaleBlock]):
+    def __init__(
+        self,
+        merging: PatchMerging,
+        blocks: Sequence[PaleBlock],
+        position_embedding: AbsolutePositionEmbedding | None = None,
+    ):
         super().__init__()
         self.merging = merging
+        self.position_embedding = position_embedding
         self.blocks = nn.LayerList(blocks)
 
     def forward(self, x: Tensor, recompute_blocks: bool = False) -> Tensor:
         """Map ``[B, H, W, C_in]`` to ``[B, H / stride, W / stride, C_out]``."""
         x = self.merging(x)
+        if self.position_embedding is not None:
+            x = self.position_embedding(x)
         for block in self.blocks:
             x = _recomputed(block, x) if recompute_blocks else block(x)
         return x
@@ -137,11 +167,23 @@ class PaleTransformer(nn.Layer):
         embed_dim: channels of the first stage; they double from stage to stage [U, C].
         depths: blocks in each of the four stages.
         num_heads: heads in each stage, rows and columns together.
-        pale_size: pale of every stage, one number or ``(rows, columns)``.
+        pale_size: pale of every stage, one number or ``(rows, columns)``, or four of these, one for each stage; what it
+            is for other kinds of attention, :func:`common.token_groups.attention_groupings` says.
         mlp_ratio: hidden width of the MLP over its input width [U, C].
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over the blocks.
         num_classes: outputs of the head; 0 leaves the head out, ``forward`` then gives the pooled features.
         in_channels: channels of the images.
+        attention: which tokens attend to each other, one of ``common.token_groups.ATTENTIONS``.
+        parallel: rows and columns share the channels of every block [R]; otherwise all channels of the first block
+            attend in rows, those of the second in columns, and so on. The same where there is one grouping.
+        position_encoding: ``cpe``, a depthwise 3x3 convolution in every block [U, C], or in its place ``absolute``, a
+            vector for each token of the first map [A: Swin], ``relative``, a bias for each head and offset within a
+            group [A: Swin], or ``none``.
+        image_size: side, or height and width, of the images in training in pixels, for ``absolute`` and ``relative``;
+            images of other sizes get interpolated ones.
+
+    Attributes:
+        attention_settings: what the parameters do not reveal of the attention; for checkpoints.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -154,11 +196,15 @@ class PaleTransformer(nn.Layer):
         embed_dim: int,
         depths: Sequence[int],
         num_heads: Sequence[int],
-        pale_size: int | Sequence[int] = 7,
+        pale_size: int | Sequence[int] | Sequence[Sequence[int]] = 7,
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         num_classes: int = 1000,
         in_channels: int = 3,
+        attention: str = "pale",
+        parallel: bool = True,
+        position_encoding: str = "cpe",
+        image_size: int | tuple[int, int] | None = None,
     ):
         super().__init__()
         _require_positive(embed_dim=embed_dim, mlp_ratio=mlp_ratio, in_channels=in_channels)
@@ -172,12 +218,27 @@ class PaleTransformer(nn.Layer):
         self.out_channels = tuple(embed_dim * 2**stage for stage in range(4))
         self.out_strides = (4, 8, 16, 32)
         self.depths = tuple(depths)
-        rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
+        sizes = _sizes_of_stages(pale_size)
+        groupings = [attention_groupings(attention, size) for size in sizes]
+        self.attention_settings = {
+            "attention": attention,
+            "pale_size": sizes if attention in ("pale", "cross", "window") else [],
+            "parallel": parallel or len(groupings[0]) == 1,
+        }
+        map_sizes = self._fixed_map_sizes(position_encoding, image_size)
+        numbered_rates = enumerate(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
         stages, previous = [], in_channels
-        for dim, depth, heads in zip(self.out_channels, depths, num_heads, strict=True):
-            merging = PatchMerging(previous, dim, 7, 4) if not stages else PatchMerging(previous, dim, 3, 2)
-            blocks = [PaleBlock(dim, heads, pale_size, mlp_ratio, next(rates)) for _ in range(depth)]
-            stages.append(PaleStage(merging, blocks))
+        for stage, (dim, depth, heads) in enumerate(zip(self.out_channels, depths, num_heads, strict=True)):
+            merging = PatchMerging(previous, dim, 3, 2) if stages else PatchMerging(previous, dim, 7, 4)
+            absolute = position_encoding == "absolute" and not stages
+            embedding = AbsolutePositionEmbedding(dim, *map_sizes[stage]) if absolute else None
+            map_size = map_sizes[stage] if position_encoding == "relative" else None
+            convolution = position_encoding == "cpe"
+            blocks = []
+            for number, rate in itertools.islice(numbered_rates, depth):
+                own = groupings[stage] if parallel else (groupings[stage][number % len(groupings[stage])],)
+                blocks.append(PaleBlock(dim, heads, own, mlp_ratio, rate, convolution, map_size))
+            stages.append(PaleStage(merging, blocks, embedding))
             previous = dim
         self.stages = nn.LayerList(stages)
         self.norm = nn.LayerNorm(previous)
@@ -199,6 +260,23 @@ class PaleTransformer(nn.Layer):
             rounded up. The final LayerNorm belongs to the head and is not applied.
         """
         return [x.transpose([0, 3, 1, 2]) for x in self._stage_outputs(images)]
+
+    def _fixed_map_sizes(
+        self, position_encoding: str, image_size: int | tuple[int, int] | None
+    ) -> list[tuple[int, int]] | None:
+        """The sides of each stage's map in training, if the position encoding needs them."""
+        if position_encoding not in POSITION_ENCODINGS:
+            raise ValueError(
+                f"position_encoding is {position_encoding!r}; choose one of {', '.join(POSITION_ENCODINGS)}"
+            )
+        if position_encoding in ("cpe", "none"):
+            return None
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if sides is None or min(sides) < 32:
+            raise ValueError(
+                f"image_size is {image_size}; position_encoding {position_encoding!r} needs it, from 32 up"
+            )
+        return [tuple(math.ceil(side / stride) for side in sides) for stride in self.out_strides]
 
     def _stage_outputs(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the ``[B, H, W, C]`` map of each stage."""
@@ -226,8 +304,9 @@ class PaleTransformer(nn.Layer):
         fuse(self)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone: biases and normalisation [A: Swin]."""
-        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+        """Names of the parameters that weight decay must leave alone: biases, norms and position tables [A: Swin]."""
+        tables = {f"{name}.table" for name, layer in self.named_sublayers() if isinstance(layer, PositionTable)}
+        return tables | {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
 
     @property
     def num_layers(self) -> int:
@@ -237,8 +316,8 @@ class PaleTransformer(nn.Layer):
     def layer_id(self, parameter_name: str) -> int:
         """Depth of a parameter for layer-wise learning-rate decay.
 
-        0 is the patch embedding, 1 to ``sum(depths)`` the blocks, ``sum(depths) + 1`` the final norm and the head. The
-        patch merging between two stages counts with the block after it.
+        0 is the patch embedding, with the position embedding, 1 to ``sum(depths)`` the blocks, ``sum(depths) + 1`` the
+        final norm and the head. The patch merging between two stages counts with the block after it.
 
         Raises:
             ValueError: the model has no such parameter.
@@ -249,7 +328,7 @@ class PaleTransformer(nn.Layer):
         if parts[0] != "stages":
             return self.num_layers - 1
         blocks_before = sum(self.depths[: int(parts[1])])
-        if parts[2] == "merging":
+        if parts[2] != "blocks":
             return blocks_before + 1 if blocks_before else 0
         return blocks_before + 1 + int(parts[3])
 
@@ -279,7 +358,8 @@ def create_model(
     if name not in VARIANTS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
     source = resolve_weights(name, pretrained) if pretrained else None
-    weights = find_weights(read_checkpoint(source), str(source)) if source else {}
+    state = read_checkpoint(source) if source else {}
+    weights = find_weights(state, str(source)) if source else {}
     if num_classes is None:
         num_classes = head_classes(weights) or 1000
     try:
@@ -288,6 +368,7 @@ def create_model(
         raise ValueError(f"impossible override for {name}: {error}") from error
     if source:
         report = load_weights(model, weights, str(source), replace_head=True)
+        report.note = compare_attention(model, state)
         if is_main_process():
             print(report, flush=True)
     return model
@@ -299,6 +380,12 @@ def _init_weights(layer: nn.Layer) -> None:
         nn.initializer.TruncatedNormal(std=0.02)(layer.weight)
         if layer.bias is not None:
             nn.initializer.Constant(0.0)(layer.bias)
+
+
+def _sizes_of_stages(pale_size: int | Sequence[Any]) -> list[int | list[int]]:
+    """The pale size of each of the four stages, in plain values."""
+    sizes = pale_size if isinstance(pale_size, Sequence) and len(pale_size) == 4 else [pale_size] * 4
+    return [list(size) if isinstance(size, Sequence) else size for size in sizes]
 
 
 def _require_positive(**values: float) -> None:

@@ -15,7 +15,16 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
-from common.checkpoint import CheckpointFolder, LoadReport, find_weights, load_weights, read_checkpoint
+from common.checkpoint import (
+    CheckpointFolder,
+    LoadReport,
+    attention_of,
+    compare_attention,
+    find_weights,
+    load_weights,
+    read_checkpoint,
+    refuse_other_attention,
+)
 from common.config import TaskConfig
 from common.distributed import gather_rows, is_main_process, world_size
 from common.entry_point import select_device
@@ -128,10 +137,13 @@ class Task(ABC):
         state = read_checkpoint(source)
         if not replace_head:
             self._compare_classes(state.get("class_names"), source)
+            refuse_other_attention(model, state, source)
         weights = find_weights(state, str(source))
         of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
         target = model.backbone if of_backbone and replace_head else model
-        return load_weights(target, weights, str(source), replace_head)
+        report = load_weights(target, weights, str(source), replace_head)
+        report.note = compare_attention(model, state)
+        return report
 
     def data_reports(self) -> Iterator[DataReport]:
         """What a look at all data finds, for each part of it; tasks that have the key ``CHECK_DATA`` say."""
@@ -193,7 +205,12 @@ class Task(ABC):
             settings=self._settings(training),
             log=self.log,
             checkpoints=checkpoints,
-            metadata={"task": self.name, "config": kept, **training.metadata},
+            metadata={
+                "task": self.name,
+                "config": kept,
+                "attention": attention_of(training.model),
+                **training.metadata,
+            },
             find_unused=training.find_unused,
         )
         if resumed:
@@ -298,6 +315,7 @@ class Task(ABC):
         return found
 
     def _resume(self, trainer: Trainer, source: Path | str, state: dict[str, Any]) -> None:
+        refuse_other_attention(trainer.model, state, source)
         last_epoch = self.config.TRAIN.get("LAST_EPOCH", -1)
         inexact = trainer.resume(state, str(source), last_epoch if last_epoch >= 0 else None)
         if isinstance(state.get("config"), str):

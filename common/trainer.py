@@ -229,7 +229,9 @@ class Trainer:
             for name, value in self._conditions().items()
             if state["conditions"].get(name) != value
         ]
-        load_weights(self.model, state["model"], source)
+        report = load_weights(self.model, state["model"], source)
+        if report.interpolated:
+            raise UserError(f"{source} is of another image size: {report.interpolated[0]}; resume with the same size")
         if self.ema:
             if "model_ema" not in state:
                 inexact.append("EMA: none then, it starts from the present weights")

@@ -44,6 +44,10 @@ def default_config() -> CfgNode:
 
     config.MODEL.NAME = "pale_tiny"
     config.MODEL.NUM_CLASSES = 0  # 0 takes the data set's
+    config.MODEL.ATTENTION = "pale"  # or axial, cross, window, global: which tokens attend to each other
+    config.MODEL.PALE_SIZE = []  # rows and columns in a group, one number or four, a stage each; [] is the model's own
+    config.MODEL.PARALLEL = True  # rows and columns in every block; False: rows in one, columns in the next
+    config.MODEL.POSITION_ENCODING = "cpe"  # or absolute, relative, none
     config.MODEL.DROP_PATH = 0.0
     config.MODEL.RECOMPUTE = False  # less memory, more time
 
@@ -93,6 +97,7 @@ def _check(config: CfgNode) -> None:
     fractions = "AUG.MIX_PROB AUG.MIX_SWITCH_PROB AUG.LABEL_SMOOTHING"
     require(config, fractions, lambda value: 0 <= value <= 1, "must be between 0 and 1")
     require(config, "TRAIN.BETAS", lambda value: all(0 <= beta < 1 for beta in value), "must be two numbers in [0, 1)")
+    require(config, "MODEL.PALE_SIZE", lambda sizes: len(sizes) in (0, 1, 4), "must be a list of one number or of four")
     require(config, "DATA.IMAGE_SIZE", lambda value: value >= 32, "must be at least 32, the largest stride")
     require(config, "TRAIN.LAST_EPOCH", lambda value: value >= -1, "must be an epoch, or -1 for the checkpoint's own")
     if config.TRAIN.LAST_EPOCH >= 0 and not config.RESUME:

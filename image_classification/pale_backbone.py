@@ -11,13 +11,24 @@ __all__ = ["build_model"]
 
 
 def build_model(config: CfgNode, num_classes: int) -> PaleTransformer:
-    """Build ``MODEL.NAME`` with a head for ``num_classes``.
+    """Build ``MODEL.NAME``, as the other keys of ``MODEL`` vary it, with a head for ``num_classes``.
 
     Raises:
         UserError: the name or a value is impossible; the message names it.
     """
+    sizes = config.MODEL.PALE_SIZE
+    own_size = {"pale_size": sizes if len(sizes) > 1 else sizes[0]} if sizes else {}
     try:
-        model = create_model(config.MODEL.NAME, num_classes=num_classes, drop_path_rate=config.MODEL.DROP_PATH)
+        model = create_model(
+            config.MODEL.NAME,
+            num_classes=num_classes,
+            drop_path_rate=config.MODEL.DROP_PATH,
+            attention=config.MODEL.ATTENTION,
+            parallel=config.MODEL.PARALLEL,
+            position_encoding=config.MODEL.POSITION_ENCODING,
+            image_size=config.DATA.IMAGE_SIZE,
+            **own_size,
+        )
     except ValueError as error:
         raise UserError(f"MODEL: {error}") from error
     model.set_recompute(config.MODEL.RECOMPUTE)

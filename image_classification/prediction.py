@@ -11,7 +11,7 @@ import paddle
 import paddle.nn.functional as F
 from yacs.config import CfgNode
 
-from common.checkpoint import find_weights, head_classes, load_weights
+from common.checkpoint import find_weights, head_classes, load_weights, refuse_other_attention
 from common.errors import UserError
 from common.pale_attention import fuse
 from common.prediction import PredictOptions, Predictor
@@ -35,6 +35,7 @@ class Classifier(Predictor):
         self.class_names: list[str] | None = state.get("class_names")
         if self.class_names and len(self.class_names) != self.model.num_classes:
             raise UserError(f"{source} names {len(self.class_names)} classes and has {self.model.num_classes}")
+        refuse_other_attention(self.model, state, source)
         load_weights(self.model, arrays, source)
         fuse(self.model)
 

@@ -12,12 +12,14 @@ from paddle import nn
 
 from common.checkpoint import (
     CheckpointFolder,
+    attention_of,
     find_weights,
     load_optimizer_state,
     load_pretrained,
     load_weights,
     numpy_state,
     optimizer_state,
+    refuse_other_attention,
 )
 from common.checkpoint_file import load_file, save_file
 from common.errors import UserError
@@ -33,9 +35,9 @@ STATE = {
 }
 
 
-def make_model(num_classes=3, seed=0, depths=(1, 1, 1, 1), embed_dim=4):
+def make_model(num_classes=3, seed=0, depths=(1, 1, 1, 1), embed_dim=4, pale_size=2, **settings):
     paddle.seed(seed)
-    return PaleTransformer(embed_dim, depths, (2, 2, 2, 2), 2, num_classes=num_classes)
+    return PaleTransformer(embed_dim, depths, (2, 2, 2, 2), pale_size, num_classes=num_classes, **settings)
 
 
 def assert_one_line(error, parts):
@@ -269,6 +271,84 @@ def test_weights_of_a_model_of_ones_own_are_described(embed_dim, depths):
 def test_weights_of_something_else_are_said_to_be(weights):
     with pytest.raises(UserError, match="no Pale Transformer weights"):
         load_weights(make_model(), weights, "file", replace_head=True)
+
+
+# ---- attention and position encoding
+
+
+@pytest.mark.parametrize(
+    ("of_file", "of_model"), [("cpe", "none"), ("none", "cpe"), ("absolute", "relative"), ("relative", "absolute")]
+)
+def test_weights_of_another_position_encoding_are_named(of_file, of_model):
+    weights = numpy_state(make_model(position_encoding=of_file, image_size=32))
+    with pytest.raises(UserError) as caught:
+        load_weights(make_model(position_encoding=of_model, image_size=32), weights, "file", replace_head=True)
+    assert_one_line(caught.value, [f"position encoding {of_file}", f"model {of_model}", "MODEL.POSITION_ENCODING"])
+
+
+@pytest.mark.parametrize("position_encoding", ["absolute", "relative"])
+def test_learned_positions_of_another_image_size_are_interpolated(position_encoding):
+    source = make_model(seed=1, position_encoding=position_encoding, image_size=32)
+    model = make_model(seed=2, position_encoding=position_encoding, image_size=(64, 96))
+    report = load_weights(model, numpy_state(source), "file")
+    assert len(report.loaded) == len(model.state_dict())
+    assert report.interpolated
+    for line in report.interpolated:
+        name, _, sizes = line.partition(" ")
+        assert name.endswith(".table")
+        assert f"interpolated: {name} {sizes}" in str(report)
+    source.eval()
+    model.eval()
+    images = paddle.rand([1, 3, 64, 96])
+    np.testing.assert_allclose(model(images).numpy(), source(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_for_other_heads_is_not_interpolated():
+    weights = numpy_state(make_model(position_encoding="relative", image_size=32))
+    name = next(name for name in weights if name.endswith(".table"))
+    weights[name] = np.concatenate([weights[name]] * 2)
+    with pytest.raises(UserError, match=r"table \(.*1 of another shape"):
+        load_weights(make_model(position_encoding="relative", image_size=32), weights, "file")
+
+
+PALE = {"attention": "pale", "pale_size": [2, 2, 2, 2], "parallel": True}
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "parts"),
+    [
+        ({"attention": PALE}, {}, []),
+        ({}, {"attention": "window"}, []),  # weights of somebody else's, which say nothing
+        ({"config": "of an earlier version"}, {}, []),
+        ({"config": "of an earlier version"}, {"attention": "window"}, ["attention pale, not window"]),
+        ({"attention": PALE}, {"pale_size": 3}, ["pale_size [2, 2, 2, 2], not [3, 3, 3, 3]"]),
+        ({"attention": PALE}, {"parallel": False}, ["parallel True, not False"]),
+        ({"attention": PALE}, {"attention": "axial", "parallel": False}, ["pale, not axial", "parallel True"]),
+        ({"attention": "damaged"}, {"attention": "window"}, []),
+    ],
+)
+def test_another_attention_is_refused_where_weights_are_used_as_they_are_and_said_where_they_are_trained(
+    record, settings, parts, tmp_path
+):
+    model = make_model(**settings)
+    state = {"model": numpy_state(model), **record}
+    save_file(state, tmp_path / "source.pdparams")
+    report = load_pretrained(model, tmp_path / "source.pdparams")
+    assert bool(report.note) == bool(parts)
+    assert all(part in str(report) for part in parts)
+    if parts:
+        with pytest.raises(UserError) as caught:
+            refuse_other_attention(model, state, "file")
+        assert_one_line(caught.value, ["file", "MODEL.ATTENTION", *parts])
+    else:
+        refuse_other_attention(model, state, "file")
+
+
+def test_a_model_around_a_backbone_says_what_the_backbone_does():
+    whole = nn.Sequential()
+    whole.backbone = make_model(attention="cross", parallel=False)
+    assert attention_of(whole) == {"attention": "cross", "pale_size": [2, 2, 2, 2], "parallel": False}
+    assert attention_of(nn.Linear(2, 3)) == {}
 
 
 # ---- heads

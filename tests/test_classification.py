@@ -12,6 +12,10 @@ import pytest
 from conftest import ROOT, fails, make_shapes, run_program
 
 from common.checkpoint_file import load_file
+from common.entry_point import ArgumentParser
+from common.errors import UserError
+from image_classification.classification import Classification
+from image_classification.config import CONFIG
 
 LAUNCHER = "image_classification/main_multi_gpu.py"
 PREDICT = "tools/predict.py"
@@ -102,6 +106,29 @@ def test_fine_tuning_on_other_classes_replaces_the_head_and_says_so(tmp_path, sh
                    "-output", tmp_path / "tuned", "-opts", "TRAIN.LAYER_DECAY", "0.8", "TRAIN.EPOCHS", "1")  # fmt: skip
     assert "new head" in output
     assert weights(tmp_path / "tuned" / "best.pdparams")["head.weight"].shape[1] == 2
+
+
+def test_weights_know_their_attention_and_are_not_used_with_another(tmp_path, shapes, shapes_config):
+    options = ("MODEL.ATTENTION", "window", "MODEL.POSITION_ENCODING", "relative")
+    train(shapes_config, "-opts", "TRAIN.EPOCHS", "1", *options)
+    best = tmp_path / "out" / "best.pdparams"
+    predicted = run_program(PREDICT, shapes / "val" / "red" / "00.png", "-pretrained", best, cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stdout
+
+    def task(*flags: object, opts=options) -> Classification:
+        parser = ArgumentParser()
+        CONFIG.add_flags(parser)
+        arguments = [*map(str, flags), "-cfg", str(shapes_config), "-opts", *opts]
+        return Classification(CONFIG.load(parser.parse_args(arguments)))
+
+    task("-eval", "-pretrained", best).run()
+    task("-eval", "-pretrained", best, "-image_size", 48).run()  # the positions are interpolated
+    other = ("MODEL.ATTENTION", "cross", *options[2:])
+    for flags in (["-eval", "-pretrained", best], ["-resume", tmp_path / "out" / "latest.pdparams"]):
+        with pytest.raises(UserError, match="attention window, not cross"):
+            task(*flags, opts=other).run()
+    with pytest.raises(UserError, match="another image size"):
+        task("-resume", tmp_path / "out" / "latest.pdparams", "-image_size", 48).run()
 
 
 def test_evaluation_needs_no_training_set_and_skips_broken_images_only_when_asked(tmp_path, shapes, shapes_config):

@@ -13,7 +13,7 @@ from image_classification.config import CONFIG, default_config
 from image_classification.loaders import build_transform
 from image_classification.pale_backbone import build_model
 
-CONFIGS = sorted(CONFIG.default_file.parent.glob("*.yaml"))
+CONFIGS = sorted(CONFIG.default_file.parent.rglob("*.yaml"))
 
 
 def load(*flags: object):
@@ -79,6 +79,9 @@ def test_numbers_that_yaml_reads_as_strings_are_numbers():
         (["-opts", "TRAIN.EPOCHS"], "'TRAIN.EPOCHS' stands alone"),
         (["-opts", "AUG.CROP_SCALE", "[0.1]"], "AUG.CROP_SCALE is [0.1]"),
         (["-opts", "DATA.SKIP_BROKEN", "1"], "DATA.SKIP_BROKEN is 1"),
+        (["-opts", "MODEL.PALE_SIZE", "7"], "MODEL.PALE_SIZE is 7; it must be a list of whole numbers"),
+        (["-opts", "MODEL.PALE_SIZE", "[2.5]"], "MODEL.PALE_SIZE is [2.5]"),
+        (["-opts", "MODEL.PALE_SIZE", "[7, 7, 7]"], "MODEL.PALE_SIZE is [7, 7, 7]"),
         (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
         (["-image_size", "16"], "DATA.IMAGE_SIZE is 16"),
         (["-opts", "TRAIN.EMA_DECAY", "1.0"], "TRAIN.EMA_DECAY is 1.0"),
@@ -134,13 +137,26 @@ def test_what_is_kept_of_a_run_does_not_say_what_one_command_did():
     assert CONFIG.differences(kept, config) == []
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_configuration_builds_its_model_and_transforms(path):
     config = load("-cfg", path)
     build_transform(config, training=True)
     build_transform(config, training=False)
-    if config.MODEL.NAME in ("pale_nano", "pale_tiny"):
+    if config.MODEL.NAME == "pale_nano" or path.stem == "pale_tiny_224":
         build_model(config, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["MODEL.ATTENTION", "swin"], "attention is 'swin'"),
+        (["MODEL.POSITION_ENCODING", "sine"], "position_encoding is 'sine'"),
+        (["MODEL.PALE_SIZE", "[0]"], "pale_size is 0"),
+    ],
+)
+def test_a_model_that_cannot_be_is_named(options, named):
+    with pytest.raises(UserError, match=named):
+        build_model(load("-opts", *options), 3)
 
 
 def test_the_rates_scale_with_the_batch_where_the_configuration_says_so():

@@ -39,6 +39,39 @@ def test_a_saved_program_is_of_a_fused_copy(model, tmp_path):
         assert np.allclose(program(images).numpy(), model(images).numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(paddle.__version__.startswith("2."), reason="Paddle 2 cannot leave the sides open")
+@pytest.mark.parametrize(
+    "settings",
+    [*({"attention": name} for name in ("axial", "cross", "window", "global")), {"parallel": False}],
+    ids=lambda settings: "-".join(map(str, *settings.items())),
+)
+def test_a_program_of_every_attention_takes_images_of_any_size(settings, tmp_path):
+    paddle.seed(0)
+    model = create_model("pale_nano", num_classes=10, depths=(1, 2, 1, 1), **settings)
+    model.eval()
+    graph, _ = save_program(model, tmp_path, [None, 3, None, None])
+    program = paddle.jit.load(str(graph.with_suffix("")))
+    for batch, height, width in ((1, 64, 64), (2, 40, 129), (3, 32, 32)):
+        images = paddle.rand([batch, 3, height, width])
+        with paddle.no_grad():
+            assert np.allclose(program(images).numpy(), model(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("position_encoding", ["absolute", "relative"])
+def test_a_program_with_learned_positions_takes_images_of_one_size(position_encoding, tmp_path):
+    paddle.seed(0)
+    settings = {"position_encoding": position_encoding, "image_size": 64, "depths": (1, 1, 1, 1)}
+    model = create_model("pale_nano", num_classes=10, **settings)
+    model.eval()
+    images = paddle.rand([2, 3, 40, 72])
+    graph, _ = save_program(model, tmp_path, [None, 3, 40, 72])
+    with paddle.no_grad():
+        found = paddle.jit.load(str(graph.with_suffix("")))(images).numpy()
+        assert np.allclose(found, model(images).numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="fixed image size"):
+        save_program(model, tmp_path / "open", [None, 3, None, None])
+
+
 def check_equal(model: nn.Layer, file, *shapes: tuple[int, int, int]) -> None:
     """Compare ONNX Runtime with eager mode on batches of ``(batch, height, width)``."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -1,18 +1,12 @@
-"""Pale-shaped attention against its definition: one attention over the whole map, masked to the interlaced lines."""
+"""Attention within groups against its definition: one attention over the whole map, masked by coordinates."""
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
 
-from common.pale_attention import (
-    PSAttention,
-    SeparableProjection,
-    merge_columns,
-    merge_rows,
-    partition_columns,
-    partition_rows,
-)
+from common.pale_attention import PSAttention, SeparableProjection
+from common.token_groups import ATTENTIONS, Along, Grouping, attention_groupings
 
 
 def random_map(*shape, seed=0):
@@ -28,8 +22,13 @@ def randomize(layer, seed=0):
     return layer
 
 
-def make_attention(dim=8, num_heads=4, pale_size=2, dtype="float64", training=False, fused=None):
-    layer = PSAttention(dim, num_heads, pale_size, fused)
+def make_attention(
+    dim=8, num_heads=4, pale_size=2, dtype="float64", training=False, fused=None, attention="pale", only=None, **options
+):
+    """A layer of random values; ``only`` takes one of the groupings, for all channels, as the sequential form does."""
+    groupings = attention_groupings(attention, pale_size)
+    groupings = groupings if only is None else groupings[only : only + 1]
+    layer = PSAttention(dim, num_heads, groupings, fused, **options)
     layer.to(dtype=dtype)
     layer.train() if training else layer.eval()
     return randomize(layer)
@@ -38,75 +37,6 @@ def make_attention(dim=8, num_heads=4, pale_size=2, dtype="float64", training=Fa
 def trainable(layer):
     """Names and parameters without BatchNorm's statistics, which Paddle counts among the parameters."""
     return [(name, parameter) for name, parameter in layer.named_parameters() if not parameter.stop_gradient]
-
-
-# ---- partition and merge
-
-LINES = {"rows": (partition_rows, merge_rows), "columns": (partition_columns, merge_columns)}
-
-
-def index_map(batch, height, width):
-    """A map of two channels that hold the row and the column, 100 times the image added."""
-    rows, columns = np.indices((height, width))
-    image = 100 * np.arange(batch)[:, None, None, None]
-    return paddle.to_tensor(image + np.stack([rows, columns], -1))
-
-
-@pytest.mark.parametrize("lines", LINES)
-@pytest.mark.parametrize(
-    ("shape", "size"),
-    [
-        ((1, 4, 4, 3), 2),
-        ((2, 6, 6, 3), 2),
-        ((2, 6, 6, 3), 3),
-        ((3, 6, 12, 5), 3),
-        ((3, 12, 6, 5), 6),
-        ((2, 7, 7, 1), 7),
-        ((2, 5, 5, 4), 1),
-        ((1, 1, 1, 2), 1),
-    ],
-)
-def test_merge_is_the_inverse_of_partition(lines, shape, size):
-    partition, merge = LINES[lines]
-    x = random_map(*shape)
-    height, width = shape[1:3]
-    groups = partition(paddle.to_tensor(x), size)
-    number = (height if lines == "rows" else width) // size
-    assert groups.shape == [shape[0] * number, 1, height * width // number, shape[3]]
-    np.testing.assert_array_equal(merge(groups, size, height, width).numpy(), x)
-
-    groups = paddle.to_tensor(random_map(*groups.shape, seed=1))
-    np.testing.assert_array_equal(partition(merge(groups, size, height, width), size).numpy(), groups.numpy())
-
-
-@pytest.mark.parametrize("lines", LINES)
-def test_heads_are_parts_of_the_channels(lines):
-    partition, merge = LINES[lines]
-    x = paddle.to_tensor(random_map(2, 6, 12, 8))
-    groups = partition(x, 3, heads=4)
-    parts = [partition(x[..., 2 * head : 2 * head + 2], 3)[:, 0].numpy() for head in range(4)]
-    np.testing.assert_array_equal(groups.numpy(), np.stack(parts, axis=1))
-    np.testing.assert_array_equal(merge(groups, 3, 6, 12).numpy(), x.numpy())
-
-
-@pytest.mark.parametrize(("height", "width", "size", "batch"), [(6, 4, 2, 1), (6, 4, 3, 3), (12, 5, 4, 2)])
-def test_group_holds_interlaced_rows_in_row_major_order(height, width, size, batch):
-    groups = partition_rows(index_map(batch, height, width), size).numpy()[:, 0]
-    spacing = height // size
-    for image in range(batch):
-        for pale in range(spacing):
-            tokens = [(row, column) for row in range(pale, height, spacing) for column in range(width)]
-            np.testing.assert_array_equal(groups[image * spacing + pale] - 100 * image, tokens)
-
-
-@pytest.mark.parametrize(("height", "width", "size", "batch"), [(4, 6, 2, 1), (4, 6, 3, 3), (5, 12, 4, 2)])
-def test_group_holds_interlaced_columns_in_row_major_order(height, width, size, batch):
-    groups = partition_columns(index_map(batch, height, width), size).numpy()[:, 0]
-    spacing = width // size
-    for image in range(batch):
-        for pale in range(spacing):
-            tokens = [(row, column) for row in range(height) for column in range(pale, width, spacing)]
-            np.testing.assert_array_equal(groups[image * spacing + pale] - 100 * image, tokens)
 
 
 # ---- PSAttention against one masked attention over all tokens
@@ -124,31 +54,61 @@ def reference_projection(layer: SeparableProjection, x, training):
     return x @ layer.pointwise.weight.numpy() + layer.pointwise.bias.numpy()
 
 
-def reference_attention(query, key, value, heads, visible):
-    """Multi-head attention of ``[B, L, C]`` tokens; ``visible[i, j]``: token i sees token j."""
+def reference_attention(query, key, value, heads, visible, biases):
+    """Multi-head attention of ``[B, L, C]`` tokens; ``visible[i, j]``: token i sees token j; ``biases[head, i, j]``."""
     outputs = []
-    for q, k, v in zip(*(np.split(t, heads, axis=-1) for t in (query, key, value)), strict=True):
-        scores = np.where(visible, q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]), -np.inf)
+    for head, (q, k, v) in enumerate(zip(*(np.split(t, heads, axis=-1) for t in (query, key, value)), strict=True)):
+        scores = np.where(visible, q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]) + biases[head], -np.inf)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         outputs.append(scores / scores.sum(-1, keepdims=True) @ v)
     return np.concatenate(outputs, -1)
 
 
-def reference(layer: PSAttention, x, pale_size):
-    """PS-Attention by its definition: a token of the row half sees the tokens whose row is congruent modulo N."""
+def along(kind, position, side, size):
+    """Group and place within the group of the tokens at these positions along one axis, by the paper's words."""
+    if kind == "all":
+        return 0 * position, position
+    if kind == "interlaced":
+        spacing = side // size
+        return position % spacing, position // spacing
+    return position // size, position % size
+
+
+KINDS = {
+    "pale": [("interlaced", "all"), ("all", "interlaced")],
+    "axial": [("interlaced", "all"), ("all", "interlaced")],
+    "cross": [("neighbours", "all"), ("all", "neighbours")],
+    "window": [("neighbours", "neighbours")],
+    "global": [("all", "all")],
+}
+
+
+def reference(layer: PSAttention, x, pale_size, attention="pale", only=None):
+    """The layer by its definition: in each part of the channels, a token sees the tokens of its group."""
     batch, height, width, channels = x.shape
-    pale_rows, pale_columns = min(pale_size[0], height), min(pale_size[1], width)
-    x = np.pad(x, [(0, 0), (0, -height % pale_rows), (0, -width % pale_columns), (0, 0)])
+    kinds = KINDS[attention] if only is None else KINDS[attention][only : only + 1]
+    sides = np.array([height, width])
+    sizes = np.ones(2, int) if attention == "axial" else np.minimum(pale_size, sides)
+    split = [any(kind[axis] != "all" for kind in kinds) for axis in (0, 1)]
+    pads = np.where(split, -sides % sizes, 0)
+    x = np.pad(x, [(0, 0), (0, pads[0]), (0, pads[1]), (0, 0)])
     padded = x.shape[1:3]
     qkv = [reference_projection(part, x, layer.training) for part in (layer.query, layer.key, layer.value)]
     qkv = [t.reshape(batch, -1, channels) for t in qkv]
-    halves = []
-    for half, (line, pale) in enumerate(zip(np.indices(padded), (pale_rows, pale_columns), strict=True)):
-        group = line.ravel() % (padded[half] // pale)
-        channels_of_half = slice(half * channels // 2, (half + 1) * channels // 2)
-        parts = [t[..., channels_of_half] for t in qkv]
-        halves.append(reference_attention(*parts, layer.num_heads // 2, group[:, None] == group))
-    x = np.concatenate(halves, -1).reshape(batch, *padded, channels)[:, :height, :width]
+    heads, attended = layer.num_heads // len(kinds), []
+    for part, kind in enumerate(kinds):
+        lines = np.indices(padded).reshape(2, -1)
+        pairs = [along(kind[axis], lines[axis], padded[axis], sizes[axis]) for axis in (0, 1)]
+        groups, places = zip(*pairs, strict=True)
+        visible = (groups[0][:, None] == groups[0]) & (groups[1][:, None] == groups[1])
+        biases = np.zeros((heads, 1, 1))
+        if layer.position_biases is not None:
+            table = layer.position_biases[part].table.numpy()
+            rows, columns = (place[:, None] - place for place in places)
+            biases = table[:, rows + table.shape[1] // 2, columns + table.shape[2] // 2]
+        of_part = [np.split(t, len(kinds), axis=-1)[part] for t in qkv]
+        attended.append(reference_attention(*of_part, heads, visible, biases))
+    x = np.concatenate(attended, -1).reshape(batch, *padded, channels)[:, :height, :width]
     return x @ layer.projection.weight.numpy() + layer.projection.bias.numpy()
 
 
@@ -180,6 +140,44 @@ def test_equals_masked_attention_over_the_whole_map(height, width, pale_size, tr
     sides = (pale_size, pale_size) if isinstance(pale_size, int) else pale_size
     expected = reference(layer, x, sides)
     np.testing.assert_allclose(layer(paddle.to_tensor(x)).numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+SIZES = [(6, 6, 3), (5, 7, 3), (9, 9, 7), (7, 9, (2, 4)), (3, 8, 4), (1, 1, 7)]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("only", [None, 0, 1])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_grouping_equals_masked_attention_over_the_whole_map(attention, only, biased):
+    if only == 1 and len(KINDS[attention]) == 1:
+        pytest.skip("there is one grouping")
+    for height, width, size in SIZES:
+        map_size = (height, width) if biased else None
+        layer = make_attention(pale_size=size, attention=attention, only=only, map_size=map_size)
+        x = random_map(2, height, width, 8)
+        expected = reference(layer, x, (size, size) if isinstance(size, int) else size, attention, only)
+        np.testing.assert_allclose(layer(paddle.to_tensor(x)).numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_fusing_leaves_the_outputs_of_every_grouping(attention):
+    layer = make_attention(pale_size=3, attention=attention, map_size=(5, 7))
+    x = paddle.to_tensor(random_map(2, 5, 7, 8))
+    expected = layer(x).numpy()
+    layer.fuse()
+    np.testing.assert_allclose(layer(x).numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_bias_for_another_map_is_interpolated(attention):
+    layer = make_attention(pale_size=3, attention=attention, map_size=(6, 6))
+    for bias in layer.position_biases:
+        bias.table.set_value(paddle.full_like(bias.table, 3.0))
+    x = random_map(2, 8, 5, 8)
+    unbiased = make_attention(pale_size=3, attention=attention)
+    unbiased.set_state_dict({name: t for name, t in layer.state_dict().items() if "table" not in name})
+    outputs = [each(paddle.to_tensor(x)).numpy() for each in (layer, unbiased)]
+    np.testing.assert_allclose(*outputs, rtol=1e-9, atol=1e-9)  # a constant, which softmax takes away
 
 
 @pytest.mark.parametrize(("dim", "num_heads"), [(8, 2), (8, 8), (12, 6), (20, 4)])
@@ -226,9 +224,11 @@ def test_fused_equals_plain(height, width, monkeypatch):
 # ---- gradients
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_gradients_equal_finite_differences(training):
-    layer = make_attention(dim=4, num_heads=2, pale_size=2, training=training)
+@pytest.mark.parametrize(
+    ("training", "options"), [(False, {}), (True, {}), (True, {"map_size": (3, 4), "fused": True})]
+)
+def test_gradients_equal_finite_differences(training, options):
+    layer = make_attention(dim=4, num_heads=2, pale_size=2, training=training, **options)
     x = paddle.to_tensor(random_map(1, 3, 4, 4), stop_gradient=False)
     weights = paddle.to_tensor(random_map(1, 3, 4, 4, seed=1))
 
@@ -320,23 +320,24 @@ def test_bfloat16_auto_cast_runs_and_is_finite():
 
 
 @pytest.mark.parametrize(
-    ("dim", "num_heads", "pale_size", "parts"),
+    ("dim", "num_heads", "attention", "parts"),
     [
-        (8, 3, 7, ["num_heads is 3", "even"]),
-        (9, 1, 7, ["num_heads is 1", "even"]),
-        (8, 0, 7, ["num_heads is 0", ">= 2"]),
-        (8, -2, 7, ["num_heads is -2", ">= 2"]),
-        (10, 4, 7, ["num_heads 4", "dim 10"]),
-        (8, 2, 0, ["pale_size is 0", "positive"]),
-        (8, 2, 2.5, ["pale_size is 2.5", "integer"]),
-        (8, 2, (7, -1), ["pale_size is (7, -1)", "positive"]),
-        (8, 2, (7,), ["pale_size is (7,)", "pair"]),
-        (8, 2, (7, 7, 7), ["pale_size is (7, 7, 7)", "pair"]),
-        (8, 2, (7, 2.5), ["pale_size is (7, 2.5)", "integer"]),
+        (8, 3, "pale", ["num_heads is 3", "even"]),
+        (9, 1, "pale", ["num_heads is 1", "even"]),
+        (8, 0, "pale", ["num_heads is 0", ">= 2"]),
+        (8, -2, "pale", ["num_heads is -2", ">= 2"]),
+        (8, 0, "window", ["num_heads is 0", ">= 1"]),
+        (10, 4, "pale", ["num_heads 4", "dim 10"]),
     ],
 )
-def test_impossible_arguments_are_named(dim, num_heads, pale_size, parts):
-    with pytest.raises(ValueError, match=r"num_heads|pale_size") as caught:
-        PSAttention(dim, num_heads, pale_size)
+def test_impossible_arguments_are_named(dim, num_heads, attention, parts):
+    with pytest.raises(ValueError, match="num_heads") as caught:
+        PSAttention(dim, num_heads, attention_groupings(attention))
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_groupings_that_no_padding_suits_are_refused():
+    groupings = (Grouping(Along(2), Along(None)), Grouping(Along(3), Along(None)))
+    with pytest.raises(ValueError, match=r"unlike sizes .* \[2, 3\]"):
+        PSAttention(8, 4, groupings)

@@ -11,6 +11,7 @@ from common import pale_transformer
 from common.checkpoint import numpy_state, save_file
 from common.flops import count_flops, params
 from common.pale_transformer import VARIANTS, DropPath, PaleTransformer, create_model, list_models
+from common.token_groups import ATTENTIONS, attention_groupings
 
 # Top-level figures of the paper: millions of parameters, billions of multiply-adds at 224x224.
 PAPER = {"pale_tiny": (22, 4.2), "pale_small": (48, 9.0), "pale_base": (85, 15.6)}
@@ -54,17 +55,42 @@ def variants():
     return {name: create_model(name) for name in PAPER}
 
 
-def expected_flops(height, width, embed_dim, depths, pale_size, num_classes=1000):
-    """O_pale = hwc(4c + s_c h + s_r w + 27) and what surrounds it; padding costs all of O_pale but the projection."""
+def group_lengths(attention, h, w, s_r, s_c):
+    """Tokens in a group, of each part of the channels."""
+    return {
+        "pale": [s_r * w, h * s_c],
+        "axial": [w, h],
+        "cross": [s_r * w, h * s_c],
+        "window": [s_r * s_c],
+        "global": [h * w],
+    }[attention]
+
+
+def expected_flops(
+    height, width, embed_dim, depths, pale_size, num_classes=1000, attention="pale", parallel=True, cpe=True
+):
+    """O = hwc(4c + 27 + 2 L), L the mean length of the groups, and what surrounds it: 2 L = s_c h + s_r w for pales.
+
+    Padding, to multiples of a group's sides where it does not cover all, costs all of O but the projection.
+    """
     total, c_in = 0, 3
     for stage, depth in enumerate(depths):
         c, kernel, stride = embed_dim * 2**stage, *((3, 2) if stage else (7, 4))
         h, w = height, width = math.ceil(height / stride), math.ceil(width / stride)
         total += h * w * c * kernel**2 * c_in
-        s_r, s_c = min(pale_size, h), min(pale_size, w)
-        hp, wp = s_r * math.ceil(h / s_r), s_c * math.ceil(w / s_c)
-        pale = hp * wp * c * (4 * c + s_c * hp + s_r * wp + 27) - (hp * wp - h * w) * c * c
-        total += depth * (pale + 9 * h * w * c + 8 * h * w * c**2)
+        s_r, s_c = np.minimum(pale_size[stage] if isinstance(pale_size, list) else pale_size, (h, w)).tolist()
+        padded = {"axial": (h, w), "global": (h, w)}.get(
+            attention, (s_r * math.ceil(h / s_r), s_c * math.ceil(w / s_c))
+        )
+        for block in range(sum(depths[:stage]), sum(depths[:stage]) + depth):
+            hp, wp = padded
+            if not parallel and attention in ("pale", "cross"):
+                hp, wp = (h, wp) if block % 2 else (hp, w)
+            lengths = group_lengths(attention, hp, wp, s_r, s_c)
+            lengths = lengths if parallel else [lengths[block % len(lengths)]]
+            total += hp * wp * c * (4 * c + 27) - (hp * wp - h * w) * c * c
+            total += 2 * hp * wp * c * sum(lengths) // len(lengths)
+            total += 9 * h * w * c * cpe + 8 * h * w * c**2
         c_in = c
     return total + c_in * num_classes
 
@@ -88,6 +114,16 @@ def test_flops_are_the_papers_and_exactly_the_formula(variants, name):
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (112, 224), (50, 75), (225, 193)])
 def test_flops_of_maps_that_need_padding(height, width):
     assert count_flops(create_model("pale_nano"), height, width) == variant_flops("pale_nano", height, width)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_flops_of_every_attention(attention, parallel):
+    settings = {"embed_dim": 8, "depths": (1, 2, 1, 1), "pale_size": [5, 3, (2, 3), 1], "num_classes": 7}
+    settings |= {"attention": attention, "parallel": parallel}
+    position = {"position_encoding": "cpe" if parallel else "relative", "image_size": (100, 75)}
+    model = PaleTransformer(**settings, **position, num_heads=(2, 2, 4, 4))
+    assert count_flops(model, 100, 75) == expected_flops(100, 75, **settings, cpe=parallel)
 
 
 def test_flops_leave_the_model_as_it_was():
@@ -248,6 +284,12 @@ def test_create_model_overrides_a_variant():
         ("pale_nano", {"in_channels": -3}, ["in_channels is -3", "positive"]),
         ("pale_nano", {"num_classes": -1}, ["num_classes is -1", "0"]),
         ("pale_nano", {"pale_size": 0}, ["pale_size is 0", "positive"]),
+        ("pale_nano", {"pale_size": [7, 7, 0, 7]}, ["pale_size is 0", "positive"]),
+        ("pale_nano", {"pale_size": [7, 7, 7]}, ["pale_size is [7, 7, 7]", "pair"]),
+        ("pale_nano", {"attention": "swin"}, ["attention is 'swin'", *ATTENTIONS]),
+        ("pale_nano", {"position_encoding": "sine"}, ["position_encoding is 'sine'", "cpe"]),
+        ("pale_nano", {"position_encoding": "absolute"}, ["image_size is None", "'absolute'"]),
+        ("pale_nano", {"position_encoding": "relative", "image_size": (64, 16)}, ["image_size is (64, 16)", "32"]),
         ("pale_nano", {"heads": 4}, ["pale_nano", "'heads'"]),
     ],
 )
@@ -268,6 +310,127 @@ def test_create_model_loads_pretrained_weights_and_leaves_out_another_head(tmp_p
     other = create_model("small", num_classes=9, pretrained=str(tmp_path / "source.pdparams"))
     np.testing.assert_array_equal(other.norm.weight.numpy(), source.norm.weight.numpy())
     assert other(random_images(1, 32)).shape == [1, 9]
+
+
+# ---- attention and position encoding
+
+
+def groupings_of(model):
+    return [[block.attention.groupings for block in stage.blocks] for stage in model.stages]
+
+
+def test_the_default_is_pales_in_parallel():
+    assert groupings_of(small_model()) == [[attention_groupings("pale", 2)] * depth for depth in SMALL["depths"]]
+
+
+def test_sequential_blocks_attend_in_rows_and_columns_in_turn():
+    rows, columns = attention_groupings("cross", 2)
+    blocks = groupings_of(small_model(depths=(1, 2, 2, 1), attention="cross", parallel=False))
+    assert blocks == [[(rows,)], [(columns,), (rows,)], [(columns,), (rows,)], [(columns,)]]
+
+
+@pytest.mark.parametrize("pale_size", [[1, 2, 3, (4, 5)], (1, 2, 3, (4, 5))])
+def test_each_stage_may_have_a_pale_size_of_its_own(pale_size):
+    model = small_model(pale_size=pale_size)
+    assert [blocks[0] for blocks in groupings_of(model)] == [attention_groupings("pale", size) for size in pale_size]
+    assert model.attention_settings == {"attention": "pale", "pale_size": [1, 2, 3, [4, 5]], "parallel": True}
+
+
+def test_two_sizes_are_rows_and_columns_of_every_stage():
+    assert {blocks[0] for blocks in groupings_of(small_model(pale_size=(2, 3)))} == {
+        attention_groupings("pale", (2, 3))
+    }
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_attention_computes_the_same_when_it_is_fused(attention, parallel):
+    model = randomize(small_model(attention=attention, parallel=parallel, depths=(1, 2, 1, 1)))
+    model.eval()
+    images = random_images(2, 40, 56)
+    expected = model(images).numpy()
+    model.fuse()
+    np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("position_encoding", ["absolute", "relative", "none"])
+def test_only_the_convolutional_position_encoding_is_in_the_blocks(position_encoding):
+    names = set(small_model().state_dict())
+    others = set(small_model(position_encoding=position_encoding, image_size=64).state_dict())
+    assert {name for name in names - others if "position_encoding" in name} == names - others
+    added = {
+        "absolute": {"stages.0.position_embedding.table"},
+        "relative": {
+            f"stages.{stage}.blocks.{block}.attention.position_biases.{part}.table"
+            for stage, depth in enumerate(SMALL["depths"])
+            for block in range(depth)
+            for part in (0, 1)
+        },
+        "none": set(),
+    }
+    assert others - names == added[position_encoding]
+
+
+@pytest.mark.parametrize("position_encoding", ["absolute", "relative"])
+def test_position_tables_are_not_decayed_and_belong_to_their_layer(position_encoding):
+    model = small_model(position_encoding=position_encoding, image_size=(64, 96))
+    tables = {name: parameter for name, parameter in model.named_parameters() if name.endswith(".table")}
+    assert model.no_weight_decay() >= tables.keys()
+    for name, table in tables.items():
+        parts = name.split(".")
+        block = sum(SMALL["depths"][: int(parts[1])]) + int(parts[3]) + 1 if position_encoding == "relative" else 0
+        assert model.layer_id(name) == block
+        assert 0.01 < float(table.std()) < 0.03
+    model.train()
+    model(random_images(2, 64, 96)).sum().backward()
+    assert all(float(table.grad.abs().max()) > 0 for table in tables.values())
+
+
+def test_shapes_of_position_tables():
+    """Pales of 2 on maps of 16x24, 8x12, 4x6 and 2x3, whose last is padded to 2x4."""
+    absolute = small_model(position_encoding="absolute", image_size=(64, 96))
+    assert absolute.stages[0].position_embedding.table.shape == [4, 16, 24]
+    relative = small_model(position_encoding="relative", image_size=(64, 96))
+    tables = [[bias.table.shape for bias in stage.blocks[0].attention.position_biases] for stage in relative.stages]
+    assert tables[0] == [[1, 3, 47], [1, 31, 3]]
+    assert tables[3] == [[1, 3, 7], [1, 3, 3]]
+
+
+def test_the_position_embedding_is_added_to_the_first_map():
+    model = evaluating(randomize(small_model(position_encoding="absolute", image_size=(64, 96))))
+    stage = model.stages[0]
+    images = random_images(2, 64, 96)
+    x = stage.merging(images.transpose([0, 2, 3, 1])) + stage.position_embedding.table.transpose([1, 2, 0])
+    for block in stage.blocks:
+        x = block(x)
+    np.testing.assert_allclose(model.forward_features(images)[0].numpy(), x.numpy().transpose(0, 3, 1, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("position_encoding", ["absolute", "relative"])
+def test_learned_positions_of_one_value_stay_so_for_other_images(position_encoding):
+    """All interpolation can promise without saying which; a bias of one value drops out."""
+    settings = {"position_encoding": position_encoding, "image_size": 64}
+    model, without = randomize(small_model(**settings)), small_model(position_encoding="none")
+    for name, parameter in model.named_parameters():
+        if name.endswith(".table"):
+            parameter.set_value(paddle.full_like(parameter, 0.5))
+    without.set_state_dict({name: value for name, value in model.state_dict().items() if "table" not in name})
+    if position_encoding == "absolute":
+        norm = without.stages[0].merging.norm
+        norm.bias.set_value(norm.bias + 0.5)
+    images = random_images(2, 40, 96)
+    expected = evaluating(without)(images).numpy()
+    np.testing.assert_allclose(evaluating(model)(images).numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@recomputing
+def test_recompute_with_relative_positions_gives_the_same_gradients():
+    settings = {"position_encoding": "relative", "image_size": (40, 32), "attention": "cross"}
+    plain, recomputed = (train_twice(randomize(small_model(**settings)), recompute) for recompute in (False, True))
+    for name, expected in plain.items():
+        np.testing.assert_allclose(
+            recomputed[name], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max() + 1e-9, err_msg=name
+        )
 
 
 # ---- stochastic depth

@@ -59,6 +59,7 @@ CHANGES: dict[str, str | None] = {
     "predict.py my_photos": "",
     "--nnodes 2": ELSEWHERE,  # test_reliability.py, two launches on this machine
     "configs/pale_tiny_224.yaml -data_path imagenet": SHORT + " MODEL.NUM_CLASSES 3",
+    "configs/ablation/shape_cross.yaml": SHORT + " MODEL.NUM_CLASSES 3",
     "-eval -pretrained output/pale_tiny_224": "-image_size 32 -opts MODEL.NAME pale_nano MODEL.NUM_CLASSES 3",
     "predict.py imagenet/val": "",
     "-output output/mnist_seed": DIGITS_SHORT,
