@@ -39,10 +39,10 @@ SMALL_DETECTOR = (
     "MaskFeat.num_convs 1 MaskFeat.out_channel 16 RPNHead.train_proposal.post_nms_top_n 50 DATA.NUM_WORKERS 0 "
     f"TrainReader.sample_transforms.1.RandomResize.target_size '[[128, 128]]' {FEW_OBJECTS}"
 )
+FEW_CLOTHES = "DATA.DATA_PATH fashion DATA.BATCH_SIZE 8 LOG_INTERVAL 1"
 TWO_ROWS = (
     "image_classification/configs/ablation_small/shape_pale.yaml "
-    "image_classification/configs/ablation_small/shape_global.yaml "
-    "-seeds 0 -opts DATA.DATA_PATH fashion DATA.BATCH_SIZE 8 LOG_INTERVAL 1"
+    f"image_classification/configs/ablation_small/shape_global.yaml -seeds 0 -opts {FEW_CLOTHES}"
 )
 ELSEWHERE = None  # run by another test
 
@@ -92,6 +92,7 @@ CHANGES: dict[str, str | None] = {
     "ablate.py -jobs 2": TWO_ROWS,
     "ablate.py -list": TWO_ROWS,
     "ablate.py -report": "",
+    "-output output/rate": FEW_CLOTHES,
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (

@@ -3,7 +3,7 @@
     python tools/ablate.py -jobs 2
     python tools/ablate.py -list
     python tools/ablate.py -report -document docs/ablation.md -plot docs/ablation.png
-    python tools/ablate.py my_configs/*.yaml -seeds 0 1 2 3 4 -reference plain -output output/mine -opts TRAIN.EPOCHS 5
+    python tools/ablate.py my_configs/*.yaml -seeds 0 1 2 3 4 -output output/mine -opts TRAIN.EPOCHS 5
 
 A row is a configuration, a run a row with a seed, in a process of one thread. The same command goes on after an
 interruption: it leaves out the runs that are in the results, and the others resume. Ctrl-C lets the runs save first.

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import StoppedBySignal, UserError
-from common.stop_request import PR_SET_PDEATHSIG, StopRequest
 from tools.ablation.rows import Row
 from tools.plot_curves import read_records
 
@@ -52,6 +51,8 @@ class Job:
 
     def start(self) -> None:
         """Start, or go on after an interruption, on one thread."""
+        from common.stop_request import PR_SET_PDEATHSIG  # imports paddle, as below
+
         command = [
             *(sys.executable, str(_LAUNCHER)),
             *("-cfg", str(self.row.file.resolve()), "-seed", str(self.seed)),
@@ -144,6 +145,8 @@ def work(waiting: Sequence[Job], at_once: int, tick: Callable[[], None]) -> Iter
     Raises:
         StoppedBySignal: SIGINT or SIGTERM came; the runs under way have saved their states.
     """
+    from common.stop_request import StopRequest
+
     queue, running, told = list(waiting), [], False
     with StopRequest() as stop:
         try:
