@@ -92,7 +92,6 @@ CHANGES: dict[str, str | None] = {
     "ablate.py -jobs 2": TWO_ROWS,
     "ablate.py -list": TWO_ROWS,
     "ablate.py -report": "",
-    "-output output/rate": FEW_CLOTHES,
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (
@@ -106,7 +105,6 @@ DOCUMENTS = (
     "docs/paddleseg.md",
     "docs/paddledetection.md",
     "docs/performance.md",
-    "docs/ablation.md",
 )
 
 
@@ -137,7 +135,6 @@ def checkout(tmp_path_factory):
         "semantic_segmentation",
         "tools",
         "docs",
-        "results",
     ):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("requirements*.txt"):
