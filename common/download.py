@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 
-__all__ = ["cache_folder", "download", "split_hash"]
+__all__ = ["cache_folder", "download", "sha256_of", "split_hash"]
 
 _CHUNK = 1 << 18  # bytes
 _TIMEOUT = 30  # seconds without a byte
@@ -74,7 +74,7 @@ def download(url: str, folder: Path | None = None) -> Path:
             if target.is_file():
                 return target
             _fetch(address, partial)
-            found = _sha256(partial)
+            found = sha256_of(partial)
             if found == expected:
                 partial.replace(target)
                 return target
@@ -128,7 +128,8 @@ def _fetch(address: str, partial: Path) -> None:
             raise OSError("the connection broke off")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(_CHUNK):

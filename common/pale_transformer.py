@@ -21,11 +21,10 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
 from common.checkpoint import compare_attention, find_weights, head_classes, load_weights, read_checkpoint
-from common.depthwise_conv import DepthwiseConv2D
 from common.distributed import is_main_process
 from common.linear import Linear
 from common.pale_attention import PSAttention, fuse
-from common.position_encoding import AbsolutePositionEmbedding, PositionTable
+from common.position_encoding import AbsolutePositionEmbedding, ConditionalPositionEncoding, PositionTable
 from common.token_groups import Grouping, attention_groupings
 from common.weights import resolve_weights
 
@@ -61,10 +60,10 @@ class ChannelsLastConv2D(nn.Conv2D):
 class PatchMerging(nn.Layer):
     """Overlapping convolution that shrinks the map and widens the channels [U, C], then LayerNorm [A: CSWin, CvT]."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: bool = True):
         super().__init__()
         self.conv = ChannelsLastConv2D(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
-        self.norm = nn.LayerNorm(out_channels)
+        self.norm = nn.LayerNorm(out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -120,7 +119,7 @@ class PaleBlock(nn.Layer):
         map_size: tuple[int, int] | None = None,
     ):
         super().__init__()
-        self.position_encoding = DepthwiseConv2D(dim) if convolution else None
+        self.position_encoding = ConditionalPositionEncoding(dim) if convolution else None
         self.norm1 = nn.LayerNorm(dim)
         self.attention = PSAttention(dim, num_heads, groupings, map_size=map_size)
         self.norm2 = nn.LayerNorm(dim)
@@ -130,7 +129,7 @@ class PaleBlock(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape."""
         if self.position_encoding is not None:
-            x = x + self.position_encoding(x)
+            x = self.position_encoding(x)
         x = x + self.drop_path(self.attention(self.norm1(x)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
@@ -181,6 +180,7 @@ class PaleTransformer(nn.Layer):
             group [A: Swin], or ``none``.
         image_size: side, or height and width, of the images in training in pixels, for ``absolute`` and ``relative``;
             images of other sizes get interpolated ones.
+        stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; without them [U].
 
     Attributes:
         attention_settings: what the parameters do not reveal of the attention; for checkpoints.
@@ -205,6 +205,7 @@ class PaleTransformer(nn.Layer):
         parallel: bool = True,
         position_encoding: str = "cpe",
         image_size: int | tuple[int, int] | None = None,
+        stage_norms: bool = True,
     ):
         super().__init__()
         _require_positive(embed_dim=embed_dim, mlp_ratio=mlp_ratio, in_channels=in_channels)
@@ -229,7 +230,8 @@ class PaleTransformer(nn.Layer):
         numbered_rates = enumerate(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
         stages, previous = [], in_channels
         for stage, (dim, depth, heads) in enumerate(zip(self.out_channels, depths, num_heads, strict=True)):
-            merging = PatchMerging(previous, dim, 3, 2) if stages else PatchMerging(previous, dim, 7, 4)
+            kernel_size, stride = (3, 2) if stages else (7, 4)
+            merging = PatchMerging(previous, dim, kernel_size, stride, stage_norms)
             absolute = position_encoding == "absolute" and not stages
             embedding = AbsolutePositionEmbedding(dim, *map_sizes[stage]) if absolute else None
             map_size = map_sizes[stage] if position_encoding == "relative" else None
@@ -241,7 +243,7 @@ class PaleTransformer(nn.Layer):
             stages.append(PaleStage(merging, blocks, embedding))
             previous = dim
         self.stages = nn.LayerList(stages)
-        self.norm = nn.LayerNorm(previous)
+        self.norm = nn.LayerNorm(previous) if stage_norms else nn.Identity()
         self.head = nn.Identity()
         self._recompute = False
         self.apply(_init_weights)
@@ -300,7 +302,7 @@ class PaleTransformer(nn.Layer):
         self._recompute = enabled
 
     def fuse(self) -> None:
-        """Make the model cheaper for inference, equal to 1e-5; see :meth:`common.pale_attention.PSAttention.fuse`."""
+        """Make the model cheaper for inference, equal to 1e-5; see :func:`common.pale_attention.fuse`."""
         fuse(self)
 
     def no_weight_decay(self) -> set[str]:

@@ -6,20 +6,26 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer, create_model
+from image_classification.token_labelling import create_token_label_model
 
 __all__ = ["build_model"]
 
 
-def build_model(config: CfgNode, num_classes: int) -> PaleTransformer:
+def build_model(config: CfgNode, num_classes: int, token_labels: bool = False) -> PaleTransformer:
     """Build ``MODEL.NAME``, as the other keys of ``MODEL`` vary it, with a head for ``num_classes``.
+
+    Args:
+        token_labels: with an auxiliary head as well, for training with token labels.
 
     Raises:
         UserError: the name or a value is impossible; the message names it.
     """
     sizes = config.MODEL.PALE_SIZE
     own_size = {"pale_size": sizes if len(sizes) > 1 else sizes[0]} if sizes else {}
+    own_heads = {"num_heads": config.MODEL.NUM_HEADS} if config.MODEL.NUM_HEADS else {}
+    create = create_token_label_model if token_labels else create_model
     try:
-        model = create_model(
+        model = create(
             config.MODEL.NAME,
             num_classes=num_classes,
             drop_path_rate=config.MODEL.DROP_PATH,
@@ -27,7 +33,9 @@ def build_model(config: CfgNode, num_classes: int) -> PaleTransformer:
             parallel=config.MODEL.PARALLEL,
             position_encoding=config.MODEL.POSITION_ENCODING,
             image_size=config.DATA.IMAGE_SIZE,
+            stage_norms=config.MODEL.STAGE_NORMS,
             **own_size,
+            **own_heads,
         )
     except ValueError as error:
         raise UserError(f"MODEL: {error}") from error

@@ -35,8 +35,8 @@ class Classifier(Predictor):
         self.class_names: list[str] | None = state.get("class_names")
         if self.class_names and len(self.class_names) != self.model.num_classes:
             raise UserError(f"{source} names {len(self.class_names)} classes and has {self.model.num_classes}")
-        refuse_other_attention(self.model, state, source)
         load_weights(self.model, arrays, source)
+        refuse_other_attention(self.model, state, source)
         fuse(self.model)
 
     @paddle.no_grad()

@@ -5,11 +5,13 @@ python -m object_detection.flops        # the table of the paper's three models 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from paddle import Tensor, nn
 
-from common.flops import count_flops, count_layer_flops, params
+from common.flops import count_layer_flops, params
 
-__all__ = ["count_detector_flops"]
+__all__ = ["DetectorPart", "count_detector_flops", "detector_parts"]
 
 
 class _Dense(nn.Layer):
@@ -38,6 +40,29 @@ class _BoxHead(nn.Layer):
         return self.score(x), self.delta(x)
 
 
+class DetectorPart(NamedTuple):
+    """Layers that run together, the shape of their input, and how often they run for an image."""
+
+    layer: nn.Layer
+    shape: list[int]
+    times: int
+
+
+def detector_parts(
+    model: nn.Layer, height: int, width: int, proposals: int = 1000, masks: int = 100
+) -> list[DetectorPart]:
+    """All of a Mask R-CNN's layers that compute; the arguments are those of :func:`count_detector_flops`."""
+    boxes, outlines = model.bbox_head, model.mask_head
+    channels = model.neck.out_channel
+    box_side, mask_side = (head.roi_extractor.resolution for head in (boxes, outlines))
+    mask_head = nn.Sequential(outlines.head, outlines.mask_fcn_logits)
+    return [
+        DetectorPart(_Dense(model), [1, 3, height, width], 1),
+        DetectorPart(_BoxHead(boxes), [1, channels, box_side, box_side], proposals),
+        DetectorPart(mask_head, [1, channels, mask_side, mask_side], masks),
+    ]
+
+
 def count_detector_flops(
     model: nn.Layer, height: int, width: int, proposals: int = 1000, masks: int = 100, norms: bool = False
 ) -> int:
@@ -48,15 +73,10 @@ def count_detector_flops(
         height, width: of the image, in pixels.
         proposals: boxes that go through the box head [C: the paper's FLOPs need 1000].
         masks: boxes that go through the mask head [C: the paper's FLOPs need 100].
-        norms: see :func:`common.flops.count_layer_flops`.
+        norms: see :func:`common.flops.flops_by_layer`.
     """
-    boxes, outlines = model.bbox_head, model.mask_head
-    channels = model.neck.out_channel
-    sides = [head.roi_extractor.resolution for head in (boxes, outlines)]
-    per_proposal = count_layer_flops(_BoxHead(boxes), [1, channels, sides[0], sides[0]], norms)
-    mask_head = nn.Sequential(outlines.head, outlines.mask_fcn_logits)
-    per_mask = count_layer_flops(mask_head, [1, channels, sides[1], sides[1]], norms)
-    return count_flops(_Dense(model), height, width, norms=norms) + proposals * per_proposal + masks * per_mask
+    parts = detector_parts(model, height, width, proposals, masks)
+    return sum(part.times * count_layer_flops(part.layer, part.shape, norms) for part in parts)
 
 
 def main() -> None:

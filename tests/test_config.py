@@ -82,6 +82,7 @@ def test_numbers_that_yaml_reads_as_strings_are_numbers():
         (["-opts", "MODEL.PALE_SIZE", "7"], "MODEL.PALE_SIZE is 7; it must be a list of whole numbers"),
         (["-opts", "MODEL.PALE_SIZE", "[2.5]"], "MODEL.PALE_SIZE is [2.5]"),
         (["-opts", "MODEL.PALE_SIZE", "[7, 7, 7]"], "MODEL.PALE_SIZE is [7, 7, 7]"),
+        (["-opts", "MODEL.NUM_HEADS", "[2, 4]"], "MODEL.NUM_HEADS is [2, 4]; it must be a list of four numbers"),
         (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
         (["-image_size", "16"], "DATA.IMAGE_SIZE is 16"),
         (["-opts", "TRAIN.EMA_DECAY", "1.0"], "TRAIN.EMA_DECAY is 1.0"),

@@ -18,6 +18,8 @@ import paddle
 import pytest
 from conftest import ROOT, make_shapes, make_squares
 from PIL import Image
+from torch_files import write_torch_file
+from unofficial_reading import make_state
 
 from common.demo_data import load_mnist5k
 from common.demo_folders import write_nuclei_detection
@@ -60,6 +62,8 @@ CHANGES: dict[str, str | None] = {
     "--nnodes 2": ELSEWHERE,  # test_reliability.py, two launches on this machine
     "configs/pale_tiny_224.yaml -data_path imagenet": SHORT + " MODEL.NUM_CLASSES 3",
     "configs/ablation/shape_cross.yaml": SHORT + " MODEL.NUM_CLASSES 3",
+    "make_label_maps.py -pretrained output/pale_tiny_224": "",
+    "configs/pale_tiny_224_token_label.yaml": SHORT + " MODEL.NUM_CLASSES 3",
     "-eval -pretrained output/pale_tiny_224": "-image_size 32 -opts MODEL.NAME pale_nano MODEL.NUM_CLASSES 3",
     "predict.py imagenet/val": "",
     "-output output/mnist_seed": DIGITS_SHORT,
@@ -88,10 +92,16 @@ CHANGES: dict[str, str | None] = {
     "plot_curves.py output/detection_seed0": "",
     "pip install": ELSEWHERE,  # tools/setup.sh does the same
     "git clone": ELSEWHERE,
+    "convert_weights.py theirs.pth": "",
+    "convert_weights.py ours.pdparams": "",
+    "-eval -pretrained ours.pdparams": "MODEL.NAME pale_nano MODEL.NUM_HEADS '[2, 2, 4, 8]' MODEL.NUM_CLASSES 3 "
+    "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0",
+    "PALE_UNOFFICIAL_CODE": ELSEWHERE,  # code that is not ours, see test_convert_weights.py
     "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
     "ablate.py -jobs 2": TWO_ROWS,
     "ablate.py -list": TWO_ROWS,
     "ablate.py -report": "",
+    "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (
@@ -105,6 +115,7 @@ DOCUMENTS = (
     "docs/paddleseg.md",
     "docs/paddledetection.md",
     "docs/performance.md",
+    "docs/reproduction.md",
 )
 
 
@@ -168,6 +179,7 @@ def checkout(tmp_path_factory):
             prefix = "instances_" if suffix else ""
             (annotations / f"instances_{split}.json").rename(annotations / f"{prefix}{split}{suffix}.json")
             (folder / name / split).rename(folder / name / f"{split}{suffix}")
+    write_torch_file(folder / "theirs.pth", make_state((20, 40, 80, 160), (1, 1, 3, 1), classes=3))
     (folder / "fashion").mkdir()
     for split in ("train", "t10k"):
         images, labels = np.zeros((40, 28, 28), np.uint8), np.arange(40, dtype=np.uint8) % 10

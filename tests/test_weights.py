@@ -23,7 +23,7 @@ def test_names_that_would_spoil_the_terminal_are_refused(tmp_path, name):
 
 
 def test_a_head_of_no_known_shape_does_not_fit(tmp_path):
-    save_file({"head.weight": np.zeros(3), "stages.0.merging.norm.weight": np.zeros(())}, tmp_path / "odd.pdparams")
+    save_file({"head.weight": np.zeros(3), "stages.0.merging.conv.bias": np.zeros(())}, tmp_path / "odd.pdparams")
     with pytest.raises(UserError, match="does not fit"):
         create_model("pale_nano", pretrained=tmp_path / "odd.pdparams")
 
