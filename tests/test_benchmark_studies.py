@@ -109,11 +109,27 @@ def test_a_part_moves_its_inputs_outputs_and_weights(profiled):
         "grouping": 8,
         "attention": 4,
         "MLP": 2,
-        "additions": 9,
+        "additions": 6,
     }
     images = {"patch merging": 2 * 3 * 32 * 32}
     assert moved == {
         name: 4 * (count * values + weights.get(name, 0) + images.get(name, 0)) for name, count in maps.items()
+    }
+
+
+def test_the_products_are_counted_where_they_belong(profiled):
+    counted = {part["part"]: part["multiply_adds"] for part in profiled[1] if part["stage"] == "1"}
+    channels, tokens = 20, 2 * 8 * 8
+    assert counted == {
+        "patch merging": 3 * 49 * channels * tokens,
+        "position encoding": 9 * channels * tokens,
+        "norms": 0,
+        "q/k/v depthwise": 3 * 9 * channels * tokens,
+        "projections": 4 * channels**2 * tokens,
+        "grouping": 0,
+        "attention": 2 * 4 * 8 * channels * tokens,  # a token meets 4 rows or columns of 8
+        "MLP": 8 * channels**2 * tokens,
+        "additions": 0,
     }
 
 

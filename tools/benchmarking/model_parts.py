@@ -105,8 +105,8 @@ class ProfileRunner:
         def watch(layer: nn.Layer, part: str, moved: Callable[..., int] = _moved, then: str | None = None) -> None:
             self._watch(layer, (stage, part), moved, (stage, then) if then else None)
 
-        # Three additions, each of two maps to a third.
-        watch(block, ADDITIONS, lambda layer, inputs, output: 9 * _bytes(output))
+        # Two additions, each of two maps to a third; the position encoding adds by its kernel.
+        watch(block, ADDITIONS, lambda layer, inputs, output: 6 * _bytes(output))
         watch(block.position_encoding, ENCODING)
         watch(block.norm1, NORMS)
         watch(block.norm2, NORMS)
