@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from common.errors import UserError
 from common.flops import count_flops
@@ -108,11 +109,27 @@ def test_a_part_moves_its_inputs_outputs_and_weights(profiled):
         "grouping": 8,
         "attention": 4,
         "MLP": 2,
-        "additions": 9,
+        "additions": 6,
     }
     images = {"patch merging": 2 * 3 * 32 * 32}
     assert moved == {
         name: 4 * (count * values + weights.get(name, 0) + images.get(name, 0)) for name, count in maps.items()
+    }
+
+
+def test_the_products_are_counted_where_they_belong(profiled):
+    counted = {part["part"]: part["multiply_adds"] for part in profiled[1] if part["stage"] == "1"}
+    channels, tokens = 20, 2 * 8 * 8
+    assert counted == {
+        "patch merging": 3 * 49 * channels * tokens,
+        "position encoding": 9 * channels * tokens,
+        "norms": 0,
+        "q/k/v depthwise": 3 * 9 * channels * tokens,
+        "projections": 4 * channels**2 * tokens,
+        "grouping": 0,
+        "attention": 2 * 4 * 8 * channels * tokens,  # a token meets 4 rows or columns of 8
+        "MLP": 8 * channels**2 * tokens,
+        "additions": 0,
     }
 
 
@@ -310,6 +327,7 @@ def test_a_document_takes_the_table_and_has_the_picture_beside_it(make_study, tm
         (["-study", "profile", "-mode", "train", "-dtype", "float32"], "leave out -mode -dtype"),
         (["timm:swin_tiny", "-study", "growth"], "leave out timm:swin_tiny"),
         (["-study", "profile", "-sizes", "64"], "-sizes is for -study growth; add that"),
+        (["-study", "growth", "-into", "CONTRIBUTING.md"], "must have the lines <!-- begin performance growth -->"),
         (["pale_nano", "-into", "page.md"], "-into is for the tables of -study; add that"),
         (["pale_nano", "-gpus", "8"], "-gpus is for -study clusters; add that"),
         (["-study", "growth", "-sizes", "64", "16"], "-sizes is 16; it must be at least 32"),
@@ -319,6 +337,7 @@ def test_a_document_takes_the_table_and_has_the_picture_beside_it(make_study, tm
         (["pale_nano", "-study", "clusters"], "there is no recipe for pale_nano; choose among pale_tiny"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_measured(flags, message, tmp_path):
+def test_what_cannot_be_meant_is_refused_before_anything_is_measured(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=message):
         benchmark.main([*flags, "-out", str(tmp_path)])

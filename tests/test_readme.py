@@ -41,6 +41,11 @@ SMALL_DETECTOR = (
     "MaskFeat.num_convs 1 MaskFeat.out_channel 16 RPNHead.train_proposal.post_nms_top_n 50 DATA.NUM_WORKERS 0 "
     f"TrainReader.sample_transforms.1.RandomResize.target_size '[[128, 128]]' {FEW_OBJECTS}"
 )
+FEW_CLOTHES = "DATA.DATA_PATH fashion DATA.BATCH_SIZE 8 LOG_INTERVAL 1"
+TWO_ROWS = (
+    "image_classification/configs/ablation_small/shape_pale.yaml "
+    f"image_classification/configs/ablation_small/shape_global.yaml -seeds 0 -opts {FEW_CLOTHES}"
+)
 ELSEWHERE = None  # run by another test
 
 # A part of the command -> flags to append
@@ -94,7 +99,12 @@ CHANGES: dict[str, str | None] = {
     "training_cost.py -into": "-rows pale_tiny_224",
     "-eval -pretrained output/upernet_pale_tiny_ade20k_160k": "val_dataset.transforms.0.short_size 64",
     "PALE_UNOFFICIAL_CODE": ELSEWHERE,  # code that is not ours, see test_convert_weights.py
+    "tools/paper_tables.py": "here",
+    "tools/paper_tables.py --check": ELSEWHERE,  # test_paper_tables.py
     "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
+    "ablate.py -jobs 2": TWO_ROWS,
+    "ablate.py -list": TWO_ROWS,
+    "ablate.py -report": "",
     "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
@@ -133,7 +143,15 @@ def change(command: str) -> str | None:
 def checkout(tmp_path_factory):
     """The project in a folder of its own, with the data that the README speaks of."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("common", "image_classification", "object_detection", "semantic_segmentation", "tools", "docs"):
+    for name in (
+        "common",
+        "image_classification",
+        "object_detection",
+        "semantic_segmentation",
+        "tools",
+        "docs",
+        "results",
+    ):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("requirements*.txt"):
         shutil.copy(file, folder)

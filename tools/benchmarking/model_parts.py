@@ -105,8 +105,8 @@ class ProfileRunner:
         def watch(layer: nn.Layer, part: str, moved: Callable[..., int] = _moved, then: str | None = None) -> None:
             self._watch(layer, (stage, part), moved, (stage, then) if then else None)
 
-        # Three additions, each of two maps to a third.
-        watch(block, ADDITIONS, lambda layer, inputs, output: 9 * _bytes(output))
+        # Two additions, each of two maps to a third; the position encoding adds by its kernel.
+        watch(block, ADDITIONS, lambda layer, inputs, output: 6 * _bytes(output))
         watch(block.position_encoding, ENCODING)
         watch(block.norm1, NORMS)
         watch(block.norm2, NORMS)
@@ -120,7 +120,10 @@ class ProfileRunner:
         ]
         watch(attention, DEPTHWISE, lambda layer, inputs, output: _bytes(*inputs, *kernels))
         for layer in attention.sublayers():
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.LayerList):  # the parts of one projection, which have one input
+                for part in layer[1:]:
+                    watch(part, PROJECTIONS, lambda part, inputs, output: _bytes(output, *part.parameters()), GROUPING)
+            elif isinstance(layer, nn.Linear) and self._names[id(layer)] not in self._part_of:
                 watch(layer, PROJECTIONS, then=GROUPING)
             elif isinstance(layer, ScaledDotProductAttention):
                 watch(layer, ATTENTION)
@@ -186,6 +189,8 @@ def build(subject: Profile) -> ProfileRunner:
         UserError: the model or the device does not exist.
     """
     model, images, _ = prepare(subject)
-    multiply_adds = flops_by_layer(create_model(subject.model), images.shape)
+    counted = create_model(subject.model)
+    counted.fuse()
+    multiply_adds = flops_by_layer(counted, images.shape)
     synchronize = {} if subject.device == "cpu" else {"synchronize": paddle.device.synchronize}
     return ProfileRunner(model, images, multiply_adds, **synchronize)
