@@ -20,10 +20,12 @@ from common.position_encoding import resample
 from common.weights import open_source
 
 __all__ = [
+    "TRAINING_ONLY",
     "CheckpointFolder",
     "LoadReport",
     "attention_of",
     "compare_attention",
+    "deployed_state",
     "find_weights",
     "head_classes",
     "load_optimizer_state",
@@ -35,13 +37,21 @@ __all__ = [
     "refuse_other_attention",
 ]
 
-# What follows the stages: the classifier and its norm or, in the backbones of dense models, a norm for each output.
-_AFTER_THE_STAGES = ("head.", "norm.", "out_norms.")
+# Parts of a model that only training uses, by parameter name: the auxiliary head of token labelling.
+TRAINING_ONLY = ("aux_head.",)
+
+# What follows the stages: the classifiers and their norm or, in the backbones of dense models, a norm for each output.
+_AFTER_THE_STAGES = ("head.", "norm.", "out_norms.", *TRAINING_ONLY)
 
 
 def numpy_state(layer: nn.Layer) -> dict[str, np.ndarray]:
     """The layer's weights and BatchNorm statistics under their structured names."""
     return {name: np.array(tensor.numpy()) for name, tensor in layer.state_dict().items()}
+
+
+def deployed_state(layer: nn.Layer) -> dict[str, np.ndarray]:
+    """:func:`numpy_state` without ``TRAINING_ONLY``: what evaluation and prediction need."""
+    return {name: array for name, array in numpy_state(layer).items() if not name.startswith(TRAINING_ONLY)}
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Any]:
@@ -93,7 +103,8 @@ class LoadReport:
         loaded, missing, unexpected: parameter names: in both, only in the model, only in the file.
         mismatched: ``name (shape in the file) for (shape in the model)``.
         new_parts: parts such as ``head`` that the model keeps as they were initialised.
-        interpolated: ``name (shape in the file) to (shape in the model)`` of position tables for another image size.
+        interpolated: ``name (shape in the file) to (shape in the model)`` of position tables for other maps or groups.
+        left_out: parts of the file that only training uses, and that the model has not.
         note: what else a reader should know.
     """
 
@@ -104,6 +115,7 @@ class LoadReport:
     mismatched: list[str] = field(default_factory=list)
     new_parts: list[str] = field(default_factory=list)
     interpolated: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     note: str = ""
 
     @property
@@ -130,6 +142,8 @@ class LoadReport:
             lines += [f"  {kind}: and {len(names) - 10} more"] * (len(names) > 10)
         if self.new_parts:
             lines.append(f"  new {', '.join(self.new_parts)}: to be trained before use")
+        if self.left_out:
+            lines.append(f"  left out {', '.join(self.left_out)}: only training uses it")
         if self.note:
             lines.append(f"  {self.note}")
         return "\n".join(lines)
@@ -140,9 +154,12 @@ def load_weights(
 ) -> LoadReport:
     """Copy weights into a model: all that are asked for or, on an error, none.
 
+    A model that was built under ``paddle.LazyGuard`` has no values yet; what is not loaded is then initialised.
+
     A backbone takes its part, ``backbone.``, out of the weights of a whole PaddleSeg or PaddleDetection model.
     Classification models and the backbones of dense models can exchange their stages; what comes after these is then
-    new. Learned positions of another image size are interpolated.
+    new. Learned positions of other maps or groups are interpolated. Parts of ``TRAINING_ONLY`` are left out where the
+    model has none.
 
     Args:
         weights: arrays by structured parameter name.
@@ -162,6 +179,9 @@ def load_weights(
     if (of_whole_model or _any_starts(weights, "out_norms.")) != _any_starts(own, "out_norms."):
         head = _AFTER_THE_STAGES
     report, fitting = LoadReport(source), {}
+    unused = tuple(part for part in TRAINING_ONLY if _any_starts(weights, part) and not _any_starts(own, part))
+    report.left_out = [part.rstrip(".") for part in unused]
+    weights = {name: array for name, array in weights.items() if not name.startswith(unused)}
     for name, tensor in own.items():
         if name not in weights:
             report.missing.append(name)
@@ -185,6 +205,9 @@ def load_weights(
         raise UserError(f"{source} does not fit the model: {_likely_cause(model, weights, report)}; {report.summary()}")
     for name, array in fitting.items():
         own[name].set_value(array.astype(_numpy_dtype(own[name]), copy=False))
+    for name, tensor in own.items():
+        if name not in fitting and not tensor._is_initialized():
+            tensor.initialize()
     report.loaded = list(fitting)
     return report
 
@@ -214,7 +237,7 @@ def compare_attention(model: nn.Layer, state: Mapping[str, Any]) -> str:
 
 
 def refuse_other_attention(model: nn.Layer, state: Mapping[str, Any], source: str | Path) -> None:
-    """Stop where weights that are to be used as they are learnt with another attention than the model's.
+    """Stop where weights that fit, and are to be used as they are, learnt with another attention than the model's.
 
     Raises:
         UserError: they did, see :func:`compare_attention`.
@@ -227,7 +250,7 @@ def refuse_other_attention(model: nn.Layer, state: Mapping[str, Any], source: st
 
 
 def _is_table_of_another_size(name: str, array: np.ndarray, tensor: paddle.Tensor) -> bool:
-    """Whether an array is a position table that fits a model's, but for the size of the images."""
+    """Whether an array is a position table that fits a model's, but for the size of maps or groups."""
     same_kind = name.endswith(".table") and array.dtype.kind == "f" and array.ndim == tensor.ndim == 3
     return same_kind and array.shape[0] == tensor.shape[0] and list(array.shape) != tensor.shape
 
@@ -296,6 +319,10 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
     if classes and any(name.startswith("head.") for name in report.mismatched):
         return f"its head has {classes} classes, the model {getattr(model, 'num_classes', '?')}"
     wrong = report.mismatched + report.missing + report.unexpected
+    if any("position_biases." in name for name in wrong):
+        return "its relative positions are of another attention; set MODEL.ATTENTION and MODEL.PARALLEL to match"
+    if all(name.startswith(TRAINING_ONLY) for name in wrong):
+        return "it was trained without token labels, which this run has"
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in wrong):
         return f"it is for another number of classes, see {wrong[0]}"
     if {f"stages.{stage}.merging.norm.weight" for stage in range(4)} <= set(wrong):

@@ -1,11 +1,13 @@
-"""Names of classes out of the text file that stands beside the data."""
+"""Names of classes: out of the text file that stands beside the data, and compared with those that a model learnt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["read_class_names"]
+from common.errors import UserError
+
+__all__ = ["check_class_order", "read_class_names"]
 
 
 def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Path] | None:
@@ -22,3 +24,21 @@ def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Pat
             text = path.read_text(encoding="utf-8-sig", errors="replace")
             return [line.strip() for line in text.splitlines() if line.strip()], path
     return None
+
+
+def check_class_order(names: Sequence[str] | None, learnt: Sequence[str] | None, data: str, source: str) -> None:
+    """Stop where the data numbers the classes otherwise than a model did; other names for them are no error.
+
+    Args:
+        names, learnt: of the data's classes and of the model's; None where they have none.
+        data, source: what has them, for the message.
+
+    Raises:
+        UserError: a class has another number.
+    """
+    for number, (name, other) in enumerate(zip(names or (), learnt or (), strict=False)):
+        if name != other and name in learnt:
+            raise UserError(
+                f"class {number} is {name!r} in {data} and {other!r} in {source}; give the data's classes the order "
+                "that they had in training"
+            )

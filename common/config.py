@@ -151,26 +151,32 @@ class TaskConfig:
         config = self.defaults()
         for values, source in read_yaml_with_bases(Path(arguments.cfg).expanduser()):
             self._merge_mapping(config, values, source, "")
-        for name, flag in self._all_flags().items():
-            value = getattr(arguments, name, None)
-            if value is not None and value is not False:
-                for key in flag.keys:
-                    self._set(config, key, value, f"-{name}")
-        if getattr(arguments, "amp", None):
-            config.TRAIN.AMP = arguments.amp
-        if getattr(arguments, "record", None) is not None:
-            config.RECORD = arguments.record
-        self._set_options(config, arguments.opts)
-        return self._finish(config)
+        return self._finish(config, arguments)
 
-    def from_text(self, text: str, source: str, options: Sequence[str] = ()) -> CfgNode:
+    def of_weights(self, state: Mapping[str, Any], source: str, arguments: argparse.Namespace) -> CfgNode:
+        """The configuration of ``-cfg`` or, without it, the one that weights carry, with flags and ``-opts`` over it.
+
+        Args:
+            state: what :func:`common.checkpoint.read_checkpoint` gives.
+            source: where it comes from, for messages.
+
+        Raises:
+            UserError: there is none, or as for :meth:`load`.
+        """
+        if arguments.cfg:
+            return self.load(arguments)
+        if not isinstance(state.get("config"), str):
+            raise UserError(f"{source} does not say how it was trained; give its -cfg")
+        return self.from_text(state["config"], source, arguments)
+
+    def from_text(self, text: str, source: str, arguments: argparse.Namespace | None = None) -> CfgNode:
         """Read back the configuration that a checkpoint carries.
 
         Args:
-            options: what ``-opts`` said.
+            arguments: flags and ``-opts`` that override it.
 
         Raises:
-            UserError: it is not one of this version's, or an option is wrong.
+            UserError: it is not one of this version's, or a flag or option is wrong.
         """
         try:
             values = yaml.safe_load(text)
@@ -180,8 +186,7 @@ class TaskConfig:
             raise UserError(f"{source} carries a {type(values).__name__} in place of a configuration")
         config = self.defaults()
         self._merge_mapping(config, values, source, "")
-        self._set_options(config, options)
-        return self._finish(config)
+        return self._finish(config, arguments)
 
     def dump(self, config: CfgNode) -> str:
         """The configuration of a run as yaml, for its folder and its checkpoints."""
@@ -204,11 +209,26 @@ class TaskConfig:
     def _all_flags(self) -> dict[str, Flag]:
         return {**self.flags, **_SHARED_FLAGS}
 
-    def _finish(self, config: CfgNode) -> CfgNode:
+    def _finish(self, config: CfgNode, arguments: argparse.Namespace | None) -> CfgNode:
+        """Set what flags and ``-opts`` say, check the values, and freeze the result."""
+        if arguments is not None:
+            self._set_flags(config, arguments)
+            self._set_options(config, arguments.opts)
         _check_shared(config)
         self.check(config)
         config.freeze()
         return config
+
+    def _set_flags(self, config: CfgNode, arguments: argparse.Namespace) -> None:
+        for name, flag in self._all_flags().items():
+            value = getattr(arguments, name, None)
+            if value is not None and value is not False:
+                for key in flag.keys:
+                    self._set(config, key, value, f"-{name}")
+        if getattr(arguments, "amp", None):
+            config.TRAIN.AMP = arguments.amp
+        if getattr(arguments, "record", None) is not None:
+            config.RECORD = arguments.record
 
     def _set_options(self, config: CfgNode, options: Sequence[str]) -> None:
         options = [option for option in options if option not in ("-debug", "--debug")]

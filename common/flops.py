@@ -6,14 +6,16 @@ python -m common.flops            # the table of all variants at 224x224
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 import paddle
 from paddle import nn
 
 from common.pale_attention import ScaledDotProductAttention
 
-__all__ = ["count_flops", "count_layer_flops", "params"]
+__all__ = ["count_flops", "count_layer_flops", "flops_by_layer", "params"]
 
 
 def params(model: nn.Layer) -> int:
@@ -33,12 +35,17 @@ class _Around(nn.Layer):
 
 
 def count_flops(model: nn.Layer, height: int, width: int, in_channels: int = 3, norms: bool = False) -> int:
-    """Multiply-adds of a forward pass on one ``in_channels x height x width`` image; see :func:`count_layer_flops`."""
+    """Multiply-adds of a forward pass on one ``in_channels x height x width`` image; see :func:`flops_by_layer`."""
     return count_layer_flops(model, [1, in_channels, height, width], norms)
 
 
 def count_layer_flops(model: nn.Layer, shape: Sequence[int], norms: bool = False) -> int:
-    """Multiply-adds of one forward pass on one tensor.
+    """Multiply-adds of one forward pass on one tensor: the sum of :func:`flops_by_layer`."""
+    return sum(flops_by_layer(model, shape, norms).values())
+
+
+def flops_by_layer(model: nn.Layer, shape: Sequence[int], norms: bool = False) -> dict[str, int]:
+    """Multiply-adds of one forward pass on one tensor, of each sublayer that has some, by its name.
 
     Convolutions, linear layers and the two products of every attention count, as often as they run. Activations,
     softmax and additions do not. The pass is traced, not computed: only shapes are needed.
@@ -48,27 +55,26 @@ def count_layer_flops(model: nn.Layer, shape: Sequence[int], norms: bool = False
         norms: add 5 for each value that a LayerNorm normalises and 2 for each of a BatchNorm, as fvcore does. The
             paper's figures seem to be counted so [C: its 15.6G, 1135G and 1311G need them].
     """
-    total = 0
+    totals: dict[str, int] = defaultdict(int)
     costs = {nn.LayerNorm: 5, nn.BatchNorm2D: 2} if norms else {}
 
-    def count(layer: nn.Layer, inputs: tuple, output: paddle.Tensor) -> None:
-        nonlocal total
+    def count(name: str, layer: nn.Layer, inputs: tuple, output: paddle.Tensor) -> None:
         if isinstance(layer, ScaledDotProductAttention):
             query, key = inputs[:2]
-            total += 2 * math.prod(query.shape) * key.shape[2]
+            totals[name] += 2 * math.prod(query.shape) * key.shape[2]
         elif isinstance(layer, nn.Linear):
-            total += math.prod(output.shape) * layer.weight.shape[0]
+            totals[name] += math.prod(output.shape) * layer.weight.shape[0]
         elif isinstance(layer, nn.Conv2D):
-            total += math.prod(output.shape) * math.prod(layer.weight.shape[1:])
+            totals[name] += math.prod(output.shape) * math.prod(layer.weight.shape[1:])
         elif isinstance(layer, nn.Conv2DTranspose):
-            total += math.prod(inputs[0].shape) * math.prod(layer.weight.shape[1:])
+            totals[name] += math.prod(inputs[0].shape) * math.prod(layer.weight.shape[1:])
         else:
-            total += math.prod(output.shape) * costs[type(layer)]
+            totals[name] += math.prod(output.shape) * costs[type(layer)]
 
     counted = (nn.Conv2D, nn.Conv2DTranspose, nn.Linear, ScaledDotProductAttention, *costs)
     hooks = [
-        layer.register_forward_post_hook(count)
-        for layer in model.sublayers(include_self=True)
+        layer.register_forward_post_hook(partial(count, name))
+        for name, layer in model.named_sublayers(include_self=True)
         if isinstance(layer, counted)
     ]
 
@@ -83,7 +89,7 @@ def count_layer_flops(model: nn.Layer, shape: Sequence[int], norms: bool = False
             model.train()
         for hook in hooks:
             hook.remove()
-    return total
+    return dict(totals)
 
 
 def main() -> None:

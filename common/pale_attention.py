@@ -14,7 +14,7 @@ from paddle import Tensor, nn
 
 from common.depthwise_conv import DepthwiseConv2D, convolve_together
 from common.linear import Linear
-from common.position_encoding import RelativePositionBias
+from common.position_encoding import ConditionalPositionEncoding, RelativePositionBias
 from common.token_groups import Along, Grouping, attention_groupings, map_sides, merge, partition, smaller
 
 __all__ = ["PSAttention", "ScaledDotProductAttention", "SeparableProjection", "fuse"]
@@ -55,31 +55,46 @@ class SeparableProjection(nn.Layer):
 
     The depthwise convolution has no bias [A: CvT]; the BatchNorm would cancel it. On channels-last maps the pointwise
     convolution is a linear layer.
+
+    Args:
+        dim: channels C of the map.
+        parts: equal parts that the channels of the result are split into.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, parts: int = 1):
         super().__init__()
+        self.parts = parts
         self.depthwise = DepthwiseConv2D(dim, bias=False)
         self.norm = nn.BatchNorm2D(dim, data_format="NHWC")
         self.pointwise = Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, H, W, C]`` to the same shape."""
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map ``[B, H, W, C]`` to ``parts`` maps ``[B, H, W, C / parts]``."""
         return self.project(self.depthwise(x))
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> list[Tensor]:
         """What follows the depthwise convolution."""
-        return self.pointwise(self.norm(x))
+        if self.norm is None:
+            return [linear(x) for linear in self.pointwise]
+        x = self.pointwise(self.norm(x))
+        return [_channels(x, part, self.parts) for part in range(self.parts)]
 
     @paddle.no_grad()
     def fuse(self) -> None:
-        """Fold the BatchNorm, as it is in evaluation, into the pointwise convolution."""
-        if isinstance(self.norm, nn.BatchNorm2D):
-            scale = self.norm.weight / paddle.sqrt(self.norm._variance + self.norm._epsilon)
-            shift = self.norm.bias - self.norm._mean * scale
-            self.pointwise.bias.set_value(self.pointwise.bias + shift @ self.pointwise.weight)
-            self.pointwise.weight.set_value(self.pointwise.weight * scale.unsqueeze(1))
-            self.norm = nn.Identity()
+        """Fold the BatchNorm, as it is in evaluation, into the pointwise convolution, and make one of each part."""
+        if self.norm is None:
+            return
+        scale = self.norm.weight / paddle.sqrt(self.norm._variance + self.norm._epsilon)
+        shift = self.norm.bias - self.norm._mean * scale
+        bias = self.pointwise.bias + shift @ self.pointwise.weight
+        weight = self.pointwise.weight * scale.unsqueeze(1)
+        dim, width = weight.shape[0], weight.shape[1] // self.parts
+        empty = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0))  # not at random, which takes time
+        pointwise = [Linear(dim, width, weight_attr=empty).to(dtype=weight.dtype) for _ in range(self.parts)]
+        for part, linear in enumerate(pointwise):
+            linear.weight.set_value(_channels(weight, part, self.parts))
+            linear.bias.set_value(_channels(bias, part, self.parts))
+        self.norm, self.pointwise = None, nn.LayerList(pointwise)
 
 
 class PSAttention(nn.Layer):
@@ -123,9 +138,9 @@ class PSAttention(nn.Layer):
             raise ValueError(f"num_heads {num_heads} does not divide dim {dim}; choose a divisor of {dim}")
         self.dim, self.num_heads, self.groupings = dim, num_heads, tuple(groupings)
         self.multiples = tuple(_common_size(along) for along in zip(*groupings, strict=True))
-        self.query = SeparableProjection(dim)
-        self.key = SeparableProjection(dim)
-        self.value = SeparableProjection(dim)
+        self.query = SeparableProjection(dim, parts)
+        self.key = SeparableProjection(dim, parts)
+        self.value = SeparableProjection(dim, parts)
         self.attention = ScaledDotProductAttention(fused)
         self.projection = Linear(dim, dim)
         self.position_biases = None
@@ -148,7 +163,7 @@ class PSAttention(nn.Layer):
         parts = len(groupings)
         attended = []
         for part, grouping in enumerate(groupings):
-            of_part = (partition(_channels(t, part, parts), grouping, self.num_heads // parts) for t in qkv)
+            of_part = (partition(maps[part], grouping, self.num_heads // parts) for maps in qkv)
             bias = None
             if self.position_biases is not None:
                 bias = self.position_biases[part](*grouping.sides(padded_height, padded_width))
@@ -176,10 +191,11 @@ class PSAttention(nn.Layer):
         """
         for projection in (self.query, self.key, self.value):
             projection.fuse()
-        if self.value.pointwise.bias is not None:
-            bias = self.projection.bias + self.value.pointwise.bias @ self.projection.weight
-            self.projection.bias.set_value(bias)
-            self.key.pointwise.bias = self.value.pointwise.bias = None
+        if self.value.pointwise[0].bias is not None:
+            bias = paddle.concat([linear.bias for linear in self.value.pointwise])
+            self.projection.bias.set_value(self.projection.bias + bias @ self.projection.weight)
+            for linear in (*self.key.pointwise, *self.value.pointwise):
+                linear.bias = None
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}, groupings={self.groupings}"
@@ -201,15 +217,15 @@ def _append_zeros(x: Tensor, count: int | Tensor, axis: int) -> Tensor:
 
 
 def _channels(x: Tensor, part: int, parts: int) -> Tensor:
-    """One of so many equal parts of the channels of ``[B, H, W, C]``."""
+    """One of so many equal parts of the channels of ``[..., C]``."""
     width = x.shape[-1] // parts
     return x if parts == 1 else x[..., part * width : (part + 1) * width]
 
 
 def fuse(model: nn.Layer) -> None:
-    """Put a model that holds PS-Attention into evaluation, and make each such layer cheaper by its ``fuse``."""
+    """Put a model that holds PS-Attention into evaluation, and make its layers cheaper, each by its own ``fuse``."""
     for layer in model.sublayers(include_self=True):
-        if isinstance(layer, PSAttention):
+        if isinstance(layer, (PSAttention, ConditionalPositionEncoding)):
             layer.fuse()
     model.eval()
 

@@ -21,11 +21,10 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
 from common.checkpoint import compare_attention, find_weights, head_classes, load_weights, read_checkpoint
-from common.depthwise_conv import DepthwiseConv2D
 from common.distributed import is_main_process
 from common.linear import Linear
 from common.pale_attention import PSAttention, fuse
-from common.position_encoding import AbsolutePositionEmbedding, PositionTable
+from common.position_encoding import AbsolutePositionEmbedding, ConditionalPositionEncoding, PositionTable
 from common.token_groups import Grouping, attention_groupings
 from common.weights import resolve_weights
 
@@ -120,7 +119,7 @@ class PaleBlock(nn.Layer):
         map_size: tuple[int, int] | None = None,
     ):
         super().__init__()
-        self.position_encoding = DepthwiseConv2D(dim) if convolution else None
+        self.position_encoding = ConditionalPositionEncoding(dim) if convolution else None
         self.norm1 = nn.LayerNorm(dim)
         self.attention = PSAttention(dim, num_heads, groupings, map_size=map_size)
         self.norm2 = nn.LayerNorm(dim)
@@ -130,7 +129,7 @@ class PaleBlock(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape."""
         if self.position_encoding is not None:
-            x = x + self.position_encoding(x)
+            x = self.position_encoding(x)
         x = x + self.drop_path(self.attention(self.norm1(x)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
@@ -303,7 +302,7 @@ class PaleTransformer(nn.Layer):
         self._recompute = enabled
 
     def fuse(self) -> None:
-        """Make the model cheaper for inference, equal to 1e-5; see :meth:`common.pale_attention.PSAttention.fuse`."""
+        """Make the model cheaper for inference, equal to 1e-5; see :func:`common.pale_attention.fuse`."""
         fuse(self)
 
     def no_weight_decay(self) -> set[str]:
@@ -366,7 +365,8 @@ def create_model(
     if num_classes is None:
         num_classes = head_classes(weights) or 1000
     try:
-        model = PaleTransformer(**{**VARIANTS[name], "num_classes": num_classes, **overrides})
+        with paddle.LazyGuard() if source else nullcontext():  # random numbers take longer than reading the weights
+            model = PaleTransformer(**{**VARIANTS[name], "num_classes": num_classes, **overrides})
     except TypeError as error:
         raise ValueError(f"impossible override for {name}: {error}") from error
     if source:

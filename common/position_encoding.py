@@ -1,7 +1,4 @@
-"""Learned position encodings of fixed maps, which the paper compares with its convolutional one.
-
-That one needs no class: it is a depthwise 3x3 convolution, see :class:`common.pale_transformer.PaleBlock`.
-"""
+"""Position encodings: the convolutional one of the model, and those that the paper compares with it."""
 
 from __future__ import annotations
 
@@ -12,9 +9,37 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from common.depthwise_conv import DepthwiseConv2D
 from common.token_groups import map_sides
 
-__all__ = ["AbsolutePositionEmbedding", "PositionTable", "RelativePositionBias", "resample"]
+__all__ = [
+    "AbsolutePositionEmbedding",
+    "ConditionalPositionEncoding",
+    "PositionTable",
+    "RelativePositionBias",
+    "resample",
+]
+
+
+class ConditionalPositionEncoding(DepthwiseConv2D):
+    """CPE: adds to each token a depthwise 3x3 convolution of its neighbourhood [U, C]."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim)
+        self.has_residual = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, H, W, C]`` to the same shape."""
+        return x + super().forward(x) if self.has_residual else super().forward(x)
+
+    @paddle.no_grad()
+    def fuse(self) -> None:
+        """Add the token itself by the kernel's centre, equal to rounding."""
+        if self.has_residual:
+            centre = paddle.zeros_like(self.weight)
+            centre[:, :, 1, 1] = 1.0
+            self.weight.set_value(self.weight + centre)
+            self.has_residual = False
 
 
 class PositionTable(nn.Layer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -25,6 +25,7 @@ from common.checkpoint import (
     read_checkpoint,
     refuse_other_attention,
 )
+from common.class_names import check_class_order
 from common.config import TaskConfig
 from common.distributed import gather_rows, is_main_process, world_size
 from common.entry_point import select_device
@@ -146,12 +147,13 @@ class Task(ABC):
         """Load weights of a whole model or, to train from, of its backbone alone."""
         state = read_checkpoint(source)
         if not replace_head:
-            self._compare_classes(state.get("class_names"), source)
-            refuse_other_attention(model, state, source)
+            check_class_order(self.class_names, state.get("class_names"), "the validation data", str(source))
         weights = find_weights(state, str(source))
         of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
         target = model.backbone if of_backbone and replace_head else model
         report = load_weights(target, weights, str(source), replace_head)
+        if not replace_head:
+            refuse_other_attention(model, state, source)
         report.note = compare_attention(model, state)
         return report
 
@@ -245,8 +247,10 @@ class Task(ABC):
         if record:
             append_results(record, [])  # whether that works, the user learns before the work is done
         model = self.build_evaluation()
-        self.load_weights(model, self._resolve(source), replace_head=False)
+        report = self.load_weights(model, self._resolve(source), replace_head=False)
         self._print_head(model)
+        if report.left_out:
+            self.log.line(str(report))
         figures, details = self.validate(model, "val")
         self.log.line(f"{source}: " + "  ".join(f"{key} {value:.6g}" for key, value in figures.items()))
         if details:
@@ -296,15 +300,6 @@ class Task(ABC):
                     f"{rows[other].astype(int).tolist()}, not {rows[0].astype(int).tolist()}; start all machines alike"
                 )
 
-    def _compare_classes(self, learnt: Sequence[str] | None, source: Path | str) -> None:
-        """Stop where the data numbers the classes otherwise than the weights do; other names for them are no error."""
-        for number, (name, other) in enumerate(zip(self.class_names or (), learnt or (), strict=False)):
-            if name != other and name in learnt:
-                raise UserError(
-                    f"class {number} is {name!r} in the validation data and {other!r} in {source}; give the data's "
-                    "classes the order that they had in training"
-                )
-
     def _warn_of_schedule(self, training: Training) -> None:
         rate, total = training.learning_rate, training.total_steps
         if rate(total) > rate(total - 1):
@@ -332,9 +327,9 @@ class Task(ABC):
         return found
 
     def _resume(self, trainer: Trainer, source: Path | str, state: dict[str, Any]) -> None:
-        refuse_other_attention(trainer.model, state, source)
         last_epoch = self.config.TRAIN.get("LAST_EPOCH", -1)
         inexact = trainer.resume(state, str(source), last_epoch if last_epoch >= 0 else None)
+        refuse_other_attention(trainer.model, state, source)
         if isinstance(state.get("config"), str):
             inexact += self.form.differences(self.form.from_text(state["config"], str(source)), self.config)
         where = f"{trainer.progress}, step {trainer.step}" if self.unit == "epoch" else trainer.progress

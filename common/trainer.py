@@ -18,6 +18,7 @@ from paddle import nn
 from common import __version__
 from common.checkpoint import (
     CheckpointFolder,
+    deployed_state,
     load_optimizer_state,
     load_weights,
     numpy_state,
@@ -231,7 +232,10 @@ class Trainer:
         ]
         report = load_weights(self.model, state["model"], source)
         if report.interpolated:
-            raise UserError(f"{source} is of another image size: {report.interpolated[0]}; resume with the same size")
+            raise UserError(
+                f"{source} has positions of another size, {report.interpolated[0]}; resume with the image size and the "
+                "attention that it had"
+            )
         if self.ema:
             if "model_ema" not in state:
                 inexact.append("EMA: none then, it starts from the present weights")
@@ -439,7 +443,7 @@ class Trainer:
             if figures[self.criterion] > self.best.get(self.criterion, -math.inf):
                 self.best = {**figures, "at": self.progress, "weights": name}
                 self.checkpoints.save_best(
-                    {"model": numpy_state(candidate), "figures": dict(self.best), **self._described()}
+                    {"model": deployed_state(candidate), "figures": dict(self.best), **self._described()}
                 )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
@@ -20,9 +22,18 @@ from common.trainer import Evaluation, StepResult
 from image_classification.config import CONFIG, model_title
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
+from image_classification.label_maps import LabelMaps
 from image_classification.loaders import build_eval_loader, build_train_loader, check_batch
-from image_classification.mixup import mixup_or_cutmix
+from image_classification.mixup import mixup_or_cutmix, smooth, smooth_one_hot
 from image_classification.pale_backbone import build_model
+from image_classification.token_labelling import (
+    draw_mixed_tokens,
+    mix_classes,
+    mix_tokens,
+    token_label_loss,
+    token_targets,
+)
+from image_classification.token_sampling import TOKEN_STRIDE
 
 __all__ = ["Classification"]
 
@@ -46,13 +57,17 @@ class Classification(Task):
         config = self.config
         train_set, val_set = self._dataset("train"), self._dataset("val")
         num_classes = config.MODEL.NUM_CLASSES or train_set.num_classes
-        loader, sampler = build_train_loader(config, train_set)
+        maps = LabelMaps(config.TOKEN_LABEL.MAPS, train_set, num_classes) if config.TOKEN_LABEL.MAPS else None
+        loader, sampler = build_train_loader(config, train_set, maps)
         self._val_loader = build_eval_loader(config, val_set)
-        model = build_model(config, num_classes)
+        model = build_model(config, num_classes, token_labels=maps is not None)
+        loss_function = self._token_label_loss if maps else self._loss
+        data = f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes"
+        alike = {"training images": len(train_set), "validation images": len(val_set), "classes": num_classes}
         steps_per_epoch = sampler.num_batches // config.TRAIN.ACCUM_ITER
         return Training(
             model=model,
-            loss_function=functools.partial(self._loss, num_classes=num_classes),
+            loss_function=functools.partial(loss_function, num_classes=num_classes),
             loader=loader,
             sampler=sampler,
             optimizer=build_adamw(
@@ -62,8 +77,8 @@ class Classification(Task):
             total_steps=steps_per_epoch * config.TRAIN.EPOCHS,
             validate_steps=steps_per_epoch * config.VALIDATE_EPOCHS,
             keep_steps=steps_per_epoch * config.SAVE_EPOCHS,
-            data=f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes",
-            alike={"training images": len(train_set), "validation images": len(val_set), "classes": num_classes},
+            data=f"{data}\nlabel maps: {maps.info}" if maps else data,
+            alike={**alike, "label maps": zlib.crc32(str(maps.info).encode())} if maps else alike,
             metadata={"class_names": train_set.class_names},
         )
 
@@ -71,7 +86,8 @@ class Classification(Task):
         val_set = self._dataset("val")
         self.class_names = val_set.class_names
         self._val_loader = build_eval_loader(self.config, val_set)
-        return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
+        with paddle.LazyGuard():
+            return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         return Evaluation(evaluate(model, self._val_loader, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN))
@@ -112,6 +128,29 @@ class Classification(Task):
         loss = F.cross_entropy(logits, targets, soft_label=True)
         top1 = 100.0 * (logits.argmax(-1) == batch["labels"]).astype("float32").mean()
         return StepResult(loss, len(images), {"top1": top1}, len(skipped))
+
+    def _token_label_loss(
+        self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
+    ) -> StepResult:
+        config = self.config
+        skipped = check_batch(batch, config.DATA.SKIP_BROKEN, training=True)
+        images, labels = batch["images"], batch["labels"]
+        side = config.DATA.IMAGE_SIZE // TOKEN_STRIDE
+        mixed = draw_mixed_tokens(side, side, config.TOKEN_LABEL.MIX_TOKEN, rng)
+        logits, token_logits = model(images, mixed)
+        with paddle.amp.auto_cast(enable=False):
+            targets = token_targets(batch["map_classes"], batch["map_scores"], batch["token_weights"], num_classes)
+            targets = smooth(targets, config.AUG.LABEL_SMOOTHING)
+            if config.TOKEN_LABEL.CLASS_FROM_MAP:
+                class_targets = targets.mean(1)
+            else:
+                class_targets = smooth_one_hot(labels, num_classes, config.AUG.LABEL_SMOOTHING)
+            class_targets = mix_classes(class_targets, mixed)
+            targets = mix_tokens(targets.reshape(token_logits.shape), mixed)
+            loss = token_label_loss(logits, token_logits, class_targets, targets, config.TOKEN_LABEL.WEIGHT)
+        top1 = 100.0 * (logits.argmax(-1) == labels).astype("float32").mean()
+        token_top1 = 100.0 * (token_logits.argmax(-1) == targets.argmax(-1)).astype("float32").mean()
+        return StepResult(loss, len(images), {"top1": top1, "token_top1": token_top1}, len(skipped))
 
     def _learning_rate(self, steps_per_epoch: int):
         train = self.config.TRAIN

@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 from common.config import Flag, TaskConfig, require, shared_config
 from common.errors import UserError
 from common.measurement import unlike_defaults
+from image_classification.token_sampling import TOKEN_STRIDE
 
 __all__ = ["CONFIG", "default_config", "model_title"]
 
@@ -42,6 +43,12 @@ def default_config() -> CfgNode:
     config.AUG.MIX_PROB = 1.0  # share of the batches that are mixed
     config.AUG.MIX_SWITCH_PROB = 0.5  # share of CutMix where both are on
     config.AUG.LABEL_SMOOTHING = 0.0
+
+    config.TOKEN_LABEL = CfgNode()
+    config.TOKEN_LABEL.MAPS = ""  # folder that tools/make_label_maps.py made; empty trains without token labels
+    config.TOKEN_LABEL.WEIGHT = 0.5  # of the tokens' part of the loss
+    config.TOKEN_LABEL.MIX_TOKEN = 1.0  # alpha; 0 is off
+    config.TOKEN_LABEL.CLASS_FROM_MAP = False  # take the image's class from the map of the crop, not from the data set
 
     config.MODEL.NAME = "pale_tiny"
     config.MODEL.NUM_CLASSES = 0  # 0 takes the data set's
@@ -79,6 +86,7 @@ _FLAGS = {
     "batch_size": Flag(("DATA.BATCH_SIZE",), int, "images in a training batch on each rank"),
     "batch_size_eval": Flag(("DATA.BATCH_SIZE_EVAL",), int, "images in an evaluation batch on each rank"),
     "image_size": Flag(("DATA.IMAGE_SIZE",), int, "side of the square input in pixels"),
+    "label_maps": Flag(("TOKEN_LABEL.MAPS",), str, "folder of label maps, to train with token labels"),
     "last_epoch": Flag(("TRAIN.LAST_EPOCH",), int, "with -resume: continue after this epoch, from 1"),
 }
 
@@ -94,7 +102,7 @@ def _check(config: CfgNode) -> None:
     require(config, positive, lambda value: value > 0, "must be greater than 0")
     not_negative = (
         "MODEL.NUM_CLASSES TRAIN.WARMUP_EPOCHS TRAIN.WARMUP_LR TRAIN.END_LR TRAIN.LINEAR_SCALED_LR TRAIN.WEIGHT_DECAY "
-        "AUG.MIXUP AUG.CUTMIX"
+        "AUG.MIXUP AUG.CUTMIX TOKEN_LABEL.WEIGHT TOKEN_LABEL.MIX_TOKEN"
     )
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
     fractions = "AUG.MIX_PROB AUG.MIX_SWITCH_PROB AUG.LABEL_SMOOTHING"
@@ -104,6 +112,10 @@ def _check(config: CfgNode) -> None:
     require(config, "MODEL.NUM_HEADS", lambda heads: len(heads) in (0, 4), "must be a list of four numbers")
     require(config, "DATA.IMAGE_SIZE", lambda value: value >= 32, "must be at least 32, the largest stride")
     require(config, "TRAIN.LAST_EPOCH", lambda value: value >= -1, "must be an epoch, or -1 for the checkpoint's own")
+    if config.TOKEN_LABEL.MAPS:
+        require(config, "AUG.MIXUP AUG.CUTMIX", lambda value: value == 0, "must be 0: MixToken is in its place")
+        whole = f"must be a multiple of {TOKEN_STRIDE} with token labels, so that tokens divide the image evenly"
+        require(config, "DATA.IMAGE_SIZE", lambda value: value % TOKEN_STRIDE == 0, whole)
     if config.TRAIN.LAST_EPOCH >= 0 and not config.RESUME:
         raise UserError("-last_epoch says after which epoch to go on; it needs -resume")
 

@@ -97,6 +97,10 @@ class Dataset:
         """Say where image ``index`` comes from, for messages."""
         raise NotImplementedError
 
+    def names(self) -> np.ndarray:
+        """What identifies each image, wherever the data lies: bytes [n]."""
+        raise NotImplementedError
+
 
 class FileDataset(Dataset):
     """Images in separate files.
@@ -135,6 +139,10 @@ class FileDataset(Dataset):
         if self._list_name is None:
             return str(self.path(index))
         return f"{self.path(index)} ({self._list_name} line {self._lines[index]})"
+
+    def names(self) -> np.ndarray:
+        """The paths of the images, relative to the root."""
+        return self._names
 
     def load(self, index: int, min_size: int | None = None) -> Image.Image:
         try:
@@ -187,6 +195,10 @@ class ArrayDataset(Dataset):
 
     def describe(self, index: int) -> str:
         return f"{self._source} image {index}"
+
+    def names(self) -> np.ndarray:
+        """The number of each image and, since any data has such numbers, the CRC-32 of its pixels."""
+        return np.array([b"%d-%08x" % (index, zlib.crc32(image)) for index, image in enumerate(self._images)])
 
     def load(self, index: int, min_size: int | None = None) -> Image.Image:
         return Image.fromarray(self._images[index]).convert("RGB")

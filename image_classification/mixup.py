@@ -7,6 +7,11 @@ import paddle
 import paddle.nn.functional as F
 
 
+def smooth(targets: paddle.Tensor, label_smoothing: float) -> paddle.Tensor:
+    """Take the share s = ``label_smoothing`` from the target probabilities ``[..., K]`` and give each class s / K."""
+    return targets * (1 - label_smoothing) + label_smoothing / targets.shape[-1]
+
+
 def smooth_one_hot(labels: paddle.Tensor, num_classes: int, label_smoothing: float = 0.0) -> paddle.Tensor:
     """Turn labels into target probabilities.
 
@@ -18,7 +23,7 @@ def smooth_one_hot(labels: paddle.Tensor, num_classes: int, label_smoothing: flo
     Returns:
         float32 [batch, num_classes].
     """
-    return F.one_hot(labels, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
+    return smooth(F.one_hot(labels, num_classes), label_smoothing)
 
 
 def cutmix_box(

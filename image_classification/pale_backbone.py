@@ -6,12 +6,16 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer, create_model
+from image_classification.token_labelling import create_token_label_model
 
 __all__ = ["build_model"]
 
 
-def build_model(config: CfgNode, num_classes: int) -> PaleTransformer:
+def build_model(config: CfgNode, num_classes: int, token_labels: bool = False) -> PaleTransformer:
     """Build ``MODEL.NAME``, as the other keys of ``MODEL`` vary it, with a head for ``num_classes``.
+
+    Args:
+        token_labels: with an auxiliary head as well, for training with token labels.
 
     Raises:
         UserError: the name or a value is impossible; the message names it.
@@ -19,8 +23,9 @@ def build_model(config: CfgNode, num_classes: int) -> PaleTransformer:
     sizes = config.MODEL.PALE_SIZE
     own_size = {"pale_size": sizes if len(sizes) > 1 else sizes[0]} if sizes else {}
     own_heads = {"num_heads": config.MODEL.NUM_HEADS} if config.MODEL.NUM_HEADS else {}
+    create = create_token_label_model if token_labels else create_model
     try:
-        model = create_model(
+        model = create(
             config.MODEL.NAME,
             num_classes=num_classes,
             drop_path_rate=config.MODEL.DROP_PATH,

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from common.errors import UserError
+from image_classification.geometry import Geometry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,6 +25,7 @@ INTERPOLATIONS = {
 }
 
 Color = tuple[int, int, int]
+Matrix = Sequence[Sequence[float]]  # [2][3], see _warp
 AugmentOp = Callable[[Image.Image, float, np.random.Generator, Color], Image.Image]
 
 
@@ -120,7 +122,14 @@ def random_crop_box(
     return left, top, left + w, top + h
 
 
-def _warp(image: Image.Image, matrix: Sequence[Sequence[float]], fill: Color) -> Image.Image:
+def _rotation(size: tuple[int, int], degrees: float) -> np.ndarray:
+    """The matrix, for :func:`_warp`, that turns an image of size (width, height) counterclockwise about its centre."""
+    width, height = size
+    # OpenCV's matrix leads from the image to the output, hence the minus.
+    return cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1)
+
+
+def _warp(image: Image.Image, matrix: Matrix, fill: Color) -> Image.Image:
     """Resample an RGB image bicubically, with OpenCV: this takes less than half the time of Pillow's ``transform``.
 
     The two agree to a level or so, except at sharp edges, where OpenCV's cubic kernel (a = -0.75, Pillow's is -1)
@@ -181,29 +190,49 @@ def _sharpness(image, magnitude, rng, fill):
     return Image.blend(Image.fromarray(smooth), image, 1 + _signed(0.9 * magnitude / MAX_MAGNITUDE, rng))
 
 
-def _rotate(image, magnitude, rng, fill):
-    centre = (image.width - 1) / 2, (image.height - 1) / 2
-    degrees = _signed(30 * magnitude / MAX_MAGNITUDE, rng)
-    return _warp(image, cv2.getRotationMatrix2D(centre, -degrees, 1), fill)  # minus: from the output to the image
+class GeometricOp:
+    """An op that moves the content of the image.
+
+    Args:
+        draw: ``draw(size, magnitude, rng)`` gives the matrix for :func:`_warp`; size is (width, height) in pixels.
+    """
+
+    def __init__(self, draw: Callable[[tuple[int, int], float, np.random.Generator], Matrix]):
+        self.draw = draw
+
+    def __call__(self, image, magnitude, rng, fill, geometry: Geometry | None = None):
+        matrix = self.draw(image.size, magnitude, rng)
+        if geometry is not None:
+            geometry.warp(matrix, image.size)
+        return _warp(image, matrix, fill)
+
+
+@GeometricOp
+def _rotate(size, magnitude, rng):
+    return _rotation(size, _signed(30 * magnitude / MAX_MAGNITUDE, rng))
 
 
 # What a shear leaves in place is the edge of the image, half a pixel before the centre of the first one.
-def _shear_x(image, magnitude, rng, fill):
+@GeometricOp
+def _shear_x(size, magnitude, rng):
     shear = _signed(0.3 * magnitude / MAX_MAGNITUDE, rng)
-    return _warp(image, ((1, shear, shear / 2), (0, 1, 0)), fill)
+    return (1, shear, shear / 2), (0, 1, 0)
 
 
-def _shear_y(image, magnitude, rng, fill):
+@GeometricOp
+def _shear_y(size, magnitude, rng):
     shear = _signed(0.3 * magnitude / MAX_MAGNITUDE, rng)
-    return _warp(image, ((1, 0, 0), (shear, 1, shear / 2)), fill)
+    return (1, 0, 0), (shear, 1, shear / 2)
 
 
-def _translate_x(image, magnitude, rng, fill):
-    return _warp(image, ((1, 0, _signed(0.45 * image.width * magnitude / MAX_MAGNITUDE, rng)), (0, 1, 0)), fill)
+@GeometricOp
+def _translate_x(size, magnitude, rng):
+    return (1, 0, _signed(0.45 * size[0] * magnitude / MAX_MAGNITUDE, rng)), (0, 1, 0)
 
 
-def _translate_y(image, magnitude, rng, fill):
-    return _warp(image, ((1, 0, 0), (0, 1, _signed(0.45 * image.height * magnitude / MAX_MAGNITUDE, rng))), fill)
+@GeometricOp
+def _translate_y(size, magnitude, rng):
+    return (1, 0, 0), (0, 1, _signed(0.45 * size[1] * magnitude / MAX_MAGNITUDE, rng))
 
 
 # Each op takes (image, magnitude 0..10, rng, colour of the pixels that come from outside the image).
@@ -266,12 +295,17 @@ class RandAugment:
                 raise UserError(f"RandAugment recipe {recipe!r} lacks the part {key!r}: {form}")
         return values["m"], int(values.get("n", 2)), values.get("mstd", 0.0)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, image: Image.Image, rng: np.random.Generator, geometry: Geometry | None = None) -> Image.Image:
+        """Augment an RGB image; ``geometry`` is told where its content went."""
         ops = list(RAND_AUGMENT_OPS.values())
         for index in rng.integers(len(ops), size=self.num_ops):
             if rng.random() < self.APPLY_PROBABILITY:
+                op = ops[index]
                 magnitude = min(max(rng.normal(self.magnitude, self.magnitude_std), 0.0), MAX_MAGNITUDE)
-                image = ops[index](image, magnitude, rng, self._fill)
+                if isinstance(op, GeometricOp):
+                    image = op(image, magnitude, rng, self._fill, geometry)
+                else:
+                    image = op(image, magnitude, rng, self._fill)
         return image
 
 
@@ -371,17 +405,23 @@ class TrainTransform:
         low, high = self._ratio
         return math.ceil(max(self._width / math.sqrt(low), self._height * math.sqrt(high)) / math.sqrt(self._scale[0]))
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """Transform an RGB image to np.float32 [3, height, width]."""
+    def __call__(self, image: Image.Image, rng: np.random.Generator, geometry: Geometry | None = None) -> np.ndarray:
+        """Transform an RGB image to np.float32 [3, height, width]; ``geometry`` is told where its content went."""
         box = random_crop_box(*image.size, self._scale, self._ratio, rng)
+        if geometry is not None:
+            geometry.crop(box, image.size)
         image = image.resize((self._width, self._height), self._resample, box=box)
         if rng.random() < self._flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            if geometry is not None:
+                geometry.flip()
         if self._rotation:
             angle = rng.uniform(-self._rotation, self._rotation)
             image = image.rotate(angle, Image.Resampling.BILINEAR)
+            if geometry is not None:
+                geometry.warp(_rotation(image.size, angle), image.size)
         if self._rand_augment:
-            image = self._rand_augment(image, rng)
+            image = self._rand_augment(image, rng, geometry)
         elif self._color_jitter:
             image = color_jitter(image, self._color_jitter, rng)
         array = self._normalize(image)

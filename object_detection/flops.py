@@ -73,7 +73,7 @@ def count_detector_flops(
         height, width: of the image, in pixels.
         proposals: boxes that go through the box head [C: the paper's FLOPs need 1000].
         masks: boxes that go through the mask head [C: the paper's FLOPs need 100].
-        norms: see :func:`common.flops.count_layer_flops`.
+        norms: see :func:`common.flops.flops_by_layer`.
     """
     parts = detector_parts(model, height, width, proposals, masks)
     return sum(part.times * count_layer_flops(part.layer, part.shape, norms) for part in parts)

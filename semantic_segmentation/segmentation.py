@@ -23,6 +23,7 @@ from yacs.config import CfgNode
 from common.config import plain
 from common.distributed import rank, world_size
 from common.errors import UserError
+from common.lazy_model import build_lazily
 from common.loader import build_loader
 from common.measurement import Measurement, unlike_defaults
 from common.paper_figures import VALIDATION
@@ -145,7 +146,8 @@ class Segmentation(Task):
         )
 
     def build_evaluation(self) -> nn.Layer:
-        return build_model(self.config, self._prepare_validation().num_classes)
+        num_classes = self._prepare_validation().num_classes
+        return build_lazily(lambda: build_model(self.config, num_classes))
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         config, val_set = self.config, self._val_set

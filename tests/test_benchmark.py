@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from tools.benchmarking import commands, comparisons, interleaving, report
 from tools.benchmarking.interleaving import Measurement, Worker, measure
 from tools.benchmarking.made_up_photos import write_photos
 from tools.benchmarking.memory import PeakMemory
+from tools.benchmarking.output import write_csv
 from tools.benchmarking.subjects import Gemm, Model, Ranks, Reader, Subject, from_json, gemms, variants
 from tools.benchmarking.suite import rows
 
@@ -47,7 +49,7 @@ class FakeWorker:
         if subject.name == "broken":
             raise UserError("broken: cannot be built")
         self.subject, self.flops, self.images, self.versions = subject, 10, 2, "fake 1.0"
-        self.memory = {"before": 100, "peak": 350}
+        self.memory, self.parts = {"before": 100, "peak": 350}, None
         self.events.append(("build", subject.name))
 
     def run(self, runs: int = 1) -> float:
@@ -111,7 +113,14 @@ def test_a_worker_builds_its_subject_and_runs_it():
         assert (worker.flops, worker.images, worker.memory) == (2 * 64**3, None, None)
         assert "numpy" in worker.versions
         assert 0 < worker.run(3) < 1
-    assert worker._process.poll() is not None
+    assert worker._process.poll() == 0
+
+
+def test_a_worker_that_is_busy_is_ended(monkeypatch):
+    monkeypatch.setattr(interleaving, "PATIENCE", 0.1)
+    with Worker(Gemm(name="GEMM", library="numpy", size=64), NO_PYTHON) as worker:
+        print(json.dumps({"runs": 10**9}), file=worker._process.stdin, flush=True)
+    assert worker._process.poll() == -signal.SIGKILL
 
 
 def test_a_worker_has_the_environment_of_its_subject():
@@ -417,7 +426,7 @@ def test_the_table_shows_the_columns_that_say_something(records):
 
 def test_the_csv_has_a_line_for_each_figure_with_the_machine(records, tmp_path):
     machine = {"date": "2026-01-02T03:04Z", "git": "abc", "cpu": "a CPU, fast", "cores": 2}
-    report.write_csv(records, machine, tmp_path / "benchmark.csv")
+    write_csv(records, machine, tmp_path / "benchmark.csv", report.COLUMNS)
     with (tmp_path / "benchmark.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == report.COLUMNS

@@ -123,12 +123,19 @@ def test_weights_know_their_attention_and_are_not_used_with_another(tmp_path, sh
 
     task("-eval", "-pretrained", best).run()
     task("-eval", "-pretrained", best, "-image_size", 48).run()  # the positions are interpolated
-    other = ("MODEL.ATTENTION", "cross", *options[2:])
-    for flags in (["-eval", "-pretrained", best], ["-resume", tmp_path / "out" / "latest.pdparams"]):
-        with pytest.raises(UserError, match="attention window, not cross"):
-            task(*flags, opts=other).run()
-    with pytest.raises(UserError, match="another image size"):
-        task("-resume", tmp_path / "out" / "latest.pdparams", "-image_size", 48).run()
+    latest = tmp_path / "out" / "latest.pdparams"
+    for flags, other, named in (
+        (["-eval", "-pretrained", best], "global", "attention window, not global"),
+        (["-eval", "-pretrained", best], "cross", "another attention; set MODEL.ATTENTION"),
+        (["-resume", latest], "global", "the image size and the attention that it had"),
+        (["-resume", latest], "cross", "another attention; set MODEL.ATTENTION"),
+        (["-resume", latest, "-image_size", 48], "window", "the image size and the attention that it had"),
+    ):
+        with pytest.raises(UserError, match=named):
+            task(*flags, opts=("MODEL.ATTENTION", other, *options[2:])).run()
+    train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
+    with pytest.raises(UserError, match="parallel True, not False"):
+        task("-resume", latest, opts=("MODEL.PARALLEL", "False")).run()
 
 
 def test_evaluation_needs_no_training_set_and_skips_broken_images_only_when_asked(tmp_path, shapes, shapes_config):

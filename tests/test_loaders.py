@@ -245,9 +245,11 @@ def test_broken_training_image_is_replaced_by_the_next_and_counted(shapes, broke
 
 
 def train_sample(folder, index, **changes):
-    """One sample without Paddle's loader, which would wait for ever if loading raised."""
+    """Image, label and message of one sample without Paddle's loader, which would wait for ever if loading raised."""
     loader, _ = build_train_loader(make_config(**changes), build_dataset("folder", folder, "train"))
-    return loader.dataset[SampleKey(index, 0, 0)]
+    sample = loader.dataset[SampleKey(index, 0, 0)]
+    assert sample.keys() == {"images", "labels", "errors"}
+    return sample["images"], sample["labels"], sample["errors"]
 
 
 def test_last_image_is_replaced_by_the_first(shapes):

@@ -41,6 +41,11 @@ SMALL_DETECTOR = (
     "MaskFeat.num_convs 1 MaskFeat.out_channel 16 RPNHead.train_proposal.post_nms_top_n 50 DATA.NUM_WORKERS 0 "
     f"TrainReader.sample_transforms.1.RandomResize.target_size '[[128, 128]]' {FEW_OBJECTS}"
 )
+FEW_CLOTHES = "DATA.DATA_PATH fashion DATA.BATCH_SIZE 8 LOG_INTERVAL 1"
+TWO_ROWS = (
+    "image_classification/configs/ablation_small/shape_pale.yaml "
+    f"image_classification/configs/ablation_small/shape_global.yaml -seeds 0 -opts {FEW_CLOTHES}"
+)
 ELSEWHERE = None  # run by another test
 
 # A part of the command -> flags to append
@@ -57,6 +62,8 @@ CHANGES: dict[str, str | None] = {
     "--nnodes 2": ELSEWHERE,  # test_reliability.py, two launches on this machine
     "configs/pale_tiny_224.yaml -data_path imagenet": SHORT + " MODEL.NUM_CLASSES 3",
     "configs/ablation/shape_cross.yaml": SHORT + " MODEL.NUM_CLASSES 3",
+    "make_label_maps.py -pretrained output/pale_tiny_224": "",
+    "configs/pale_tiny_224_token_label.yaml": SHORT + " MODEL.NUM_CLASSES 3",
     "-eval -pretrained output/pale_tiny_224": "-image_size 32 -opts MODEL.NAME pale_nano MODEL.NUM_CLASSES 3",
     "predict.py imagenet/val": "",
     "-output output/mnist_seed": DIGITS_SHORT,
@@ -95,6 +102,10 @@ CHANGES: dict[str, str | None] = {
     "tools/paper_tables.py": "here",
     "tools/paper_tables.py --check": ELSEWHERE,  # test_paper_tables.py
     "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
+    "ablate.py -jobs 2": TWO_ROWS,
+    "ablate.py -list": TWO_ROWS,
+    "ablate.py -report": "",
+    "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (

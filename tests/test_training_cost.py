@@ -17,6 +17,7 @@ from tools.costing import counts
 from tools.costing.counts import TrainingCounts, count_training
 from tools.costing.gpus import A100, H100, training_flops, training_gigabytes, training_hours
 from tools.costing.kept_memory import count_kept_bytes
+from tools.markdown_section import read_section
 
 CONFIGS = ROOT / "image_classification/configs"
 
@@ -92,11 +93,11 @@ def test_segmentation_and_detection_are_counted_as_in_training():
 
 
 def table_in(document):
-    return document.partition(training_cost.BEGIN)[2].partition(training_cost.END)[0].splitlines()
+    return read_section(document, training_cost.SECTION).splitlines()
 
 
 def test_the_document_has_every_row_of_the_paper_and_the_tools_figures(tiny):
-    table = table_in((ROOT / "docs/reproduction.md").read_text(encoding="utf-8"))
+    table = table_in(ROOT / "docs/reproduction.md")
     assert table[:2] == training_cost.header((A100, H100))
     named = [re.match(r"\| `(.*?)`", row)[1] for row in table[2:]]
     assert named == [str(path.relative_to(ROOT)) for path in training_cost.rows()], "run tools/training_cost.py -into"
@@ -106,14 +107,14 @@ def test_the_document_has_every_row_of_the_paper_and_the_tools_figures(tiny):
 def test_table_goes_between_the_marks(tmp_path, monkeypatch, tiny):
     monkeypatch.setattr(counts, "count_training", lambda path: tiny)
     document = tmp_path / "d.md"
-    document.write_text(f"before\n{training_cost.BEGIN}old\n{training_cost.END}after\n")
+    document.write_text("before\n<!-- begin training_cost.py -->\nold\n<!-- end training_cost.py -->\nafter\n")
     training_cost.main(["-into", str(document), "-rows", "pale_tiny_224", "-a100", "0.16"])
-    text = document.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith(f"{training_cost.END}after\n")
-    (row,) = table_in(text)[2:]
+    (row,) = table_in(document)[2:]
     assert "pale_tiny_224.yaml" in row
     assert "| 54 h |" in row
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
     assert "old" not in text
 
 
@@ -123,7 +124,7 @@ def test_table_goes_between_the_marks(tmp_path, monkeypatch, tiny):
         (["-rows", "resnet*"], r"no row of the paper is called resnet\*"),
         (["-a100", "0"], "-a100 is 0; it must be above 0"),
         (["-h100", "2"], "-h100 is 2"),
-        (["-into", str(ROOT / "LICENSE")], "LICENSE has no place for the table"),
+        (["-into", str(ROOT / "LICENSE")], "LICENSE must have the lines"),
     ],
 )
 def test_wrong_flags_are_refused(flags, message):

@@ -1,13 +1,19 @@
-"""Measure models against each other, in turn, or (-suite) every row of the performance table.
+"""Measure models against each other, in turn, or (-suite) every row of the performance table, or (-study) one closely.
 
     python tools/benchmark.py pale_tiny paddleclas:swin_tiny
     python tools/benchmark.py pale_tiny -mode train -batch 4 -runtime eager static
     python tools/benchmark.py pale_tiny timm:swin_tiny timm:davit_tiny -runtime onnxruntime -batch 1
     python tools/benchmark.py -suite -rows 1 3
+    python tools/benchmark.py pale_tiny -study profile growth
+    python tools/benchmark.py -study clusters -gpus 8 64
 
 Every model gets a process of its own, and all take turns; medians count. The first model is compared with the others.
 paddleclas:NAME is swin_tiny, cswin_tiny or convnext_tiny, timm:NAME any model of timm. The table goes to stdout,
 benchmark.csv and benchmark.png to -out.
+
+The studies are of this project's models: profile says what bounds each stage and part, arithmetic or bytes; growth how
+cost grows with image, batch and ranks; clusters what training on many GPUs would take, computed and not measured. Each
+prints a table and writes performance_NAME.csv to -out, the first two performance_NAME.png as well.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tools/ are
 
@@ -25,7 +31,12 @@ from tqdm import tqdm  # noqa: E402
 
 from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from tools.benchmarking import studies  # noqa: E402
+from tools.benchmarking.output import Record, write_csv  # noqa: E402
 from tools.benchmarking.subjects import DTYPES, MODES, RUNTIMES, Gemm, Model, Subject, gemms, variants  # noqa: E402
+
+if TYPE_CHECKING:  # it imports numpy, for which -h need not wait
+    from tools.benchmarking.interleaving import Measurement
 
 # Flags that describe what is run; the rows of the suite say so themselves.
 MODEL_FLAGS = ("runtime", "mode", "batch", "image_size", "dtype", "device", "threads", "recompute")
@@ -37,45 +48,67 @@ def main(argv: Sequence[str]) -> None:
     _check(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    from tools.benchmarking import report
     from tools.benchmarking.machine import describe_machine
 
     machine = describe_machine()
-    records: list[dict[str, Any]] = []
     with tqdm(disable=not sys.stderr.isatty(), leave=False, bar_format="{desc} [{elapsed}]") as line:
-        for new_records in (_suite if arguments.suite else _models)(arguments, line):
-            records += new_records
-            report.write_csv(records, machine, arguments.out / "benchmark.csv")  # a later row may fail
+        records, text = (_studies if arguments.study else _comparisons)(arguments, machine, line)
+    print(json.dumps({"machine": machine, "records": records}, indent=2) if arguments.json else text)
+
+
+def _comparisons(arguments: Namespace, machine: Record, line: tqdm) -> tuple[list[Record], str]:
+    """Measure models or the suite and write CSV and picture; return the records and the table."""
+    from tools.benchmarking import report
+
+    records: list[Record] = []
+    for new_records in (_suite if arguments.suite else _models)(arguments, line):
+        records += new_records
+        write_csv(records, machine, arguments.out / "benchmark.csv", report.COLUMNS)  # a later row may fail
     if all(record["value"] is None for record in records):
         raise UserError("nothing could be measured; the lines above say why")
     report.draw(records, arguments.out / "benchmark.png")
-    if arguments.json:
-        print(json.dumps({"machine": machine, "records": records}, indent=2))
-    else:
-        print(report.markdown(records))
+    return records, report.markdown(records)
+
+
+def _studies(arguments: Namespace, machine: Record, line: tqdm) -> tuple[list[Record], str]:
+    from tools.benchmarking.interleaving import measure
+
+    def in_turn(subjects: Sequence[Subject], rounds: int) -> list[Measurement]:
+        progress = line.set_description_str
+        return measure(subjects, rounds, arguments.warmup, arguments.peer_python, progress, _leave_out_gemm)
+
+    return studies.make(arguments, machine, in_turn)
+
+
+def _leave_out_gemm(subject: Subject, error: UserError) -> None:
+    """Go without the product of a library that is not installed."""
+    if not isinstance(subject, Gemm):
+        raise error
 
 
 def _check(arguments: Namespace) -> None:
     """Reject what cannot be meant before anything is measured."""
-    if bool(arguments.models) == arguments.suite:
+    studies.check(arguments)
+    if not arguments.study and bool(arguments.models) == arguments.suite:
         raise UserError("name the models to measure, or give -suite; one of the two")
     given = [name for name in MODEL_FLAGS if getattr(arguments, name)]
     if arguments.suite and given:
         raise UserError(f"-suite says itself what it runs; leave out -{' -'.join(given)}")
     if arguments.rows and not arguments.suite:
         raise UserError("-rows chooses rows of the suite; add -suite")
-    for name, least in LEAST.items():
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise UserError(f"-{name} is {value}; it must be at least {least}")
-    for name in ("models", "runtime"):
+    for name, least in (LEAST | studies.LEAST).items():
+        values = getattr(arguments, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and value < least:
+                raise UserError(f"-{name} is {value}; it must be at least {least}")
+    for name in ("models", "runtime", *studies.LISTS):
         values = getattr(arguments, name) or []
-        repeated = {value for value in values if values.count(value) > 1}
+        repeated = {str(value) for value in values if values.count(value) > 1}
         if repeated:
             raise UserError(f"{', '.join(sorted(repeated))} stands twice among the {name}; name each once")
 
 
-def _models(arguments: Namespace, line: tqdm) -> Iterator[list[dict[str, Any]]]:
+def _models(arguments: Namespace, line: tqdm) -> Iterator[list[Record]]:
     """Measure the models of the command line, and the rate of the machine's products of matrices."""
     from tools.benchmarking.comparisons import time_ratio
     from tools.benchmarking.interleaving import measure
@@ -92,24 +125,20 @@ def _models(arguments: Namespace, line: tqdm) -> Iterator[list[dict[str, Any]]]:
     subjects = [variant for model in models for variant in variants(model)]
     products = gemms(models[0].threads, models[0].device, models[0].dtype)
 
-    def leave_out(subject: Subject, error: UserError) -> None:
-        if not isinstance(subject, Gemm):
-            raise error
-
     results = measure(
         [*subjects, *products],
         arguments.rounds,
         arguments.warmup,
         arguments.peer_python,
         line.set_description_str,
-        leave_out,
+        _leave_out_gemm,
     )
     measured = {result.subject.name: result for result in results}
     ratios = [time_ratio(first, names) for names in others]
     yield [*measurement_records(measured), *comparison_records(ratios, measured)]
 
 
-def _suite(arguments: Namespace, line: tqdm) -> Iterator[list[dict[str, Any]]]:
+def _suite(arguments: Namespace, line: tqdm) -> Iterator[list[Record]]:
     """Measure the rows, one after the other."""
     from tools.benchmarking.interleaving import measure
     from tools.benchmarking.report import comparison_records, measurement_records
@@ -123,7 +152,7 @@ def _suite(arguments: Namespace, line: tqdm) -> Iterator[list[dict[str, Any]]]:
         row = by_number[number]
         if line.disable:
             print(f"row {number}: {row.title}", file=sys.stderr, flush=True)
-        left_out: list[dict[str, Any]] = []
+        left_out: list[Record] = []
 
         def leave_out(subject: Subject, error: UserError, left_out: list = left_out) -> None:
             tqdm.write(f"left out {error}", file=sys.stderr)
@@ -157,6 +186,7 @@ def _parser() -> ArgumentParser:
     parser.add_flag("suite", what, action="store_true", help="the rows of the performance table, instead of models")
     parser.add_flag("rows", what, nargs="+", type=int, default=[], metavar="N", help="only these rows of the suite")
     runtimes = f"one or more of {', '.join(RUNTIMES)}"
+    studies.add_flags(parser)
     how = parser.add_argument_group("how models run")
     parser.add_flag(
         "runtime", how, nargs="+", choices=RUNTIMES, metavar="NAME", help=f"{runtimes} (default: {Model.runtime})"

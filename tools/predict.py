@@ -65,13 +65,7 @@ def _build_predictor(arguments: Namespace):
     source = arguments.pretrained
     state = read_checkpoint(resolve_weights(None, source))
     task = _find_task(state, arguments.cfg, source)
-    form = importlib.import_module(f"{task}.config").CONFIG
-    if arguments.cfg:
-        config = form.load(arguments)
-    elif isinstance(state.get("config"), str):
-        config = form.from_text(state["config"], source, arguments.opts)
-    else:
-        raise UserError(f"{source} does not say how it was trained; give its -cfg")
+    config = importlib.import_module(f"{task}.config").CONFIG.of_weights(state, source, arguments)
     select_device(arguments.device or config.DEVICE)
     return getattr(importlib.import_module(f"{task}.prediction"), TASKS[task])(state, source, config)
 

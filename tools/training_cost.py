@@ -23,6 +23,7 @@ sys.path[0] = str(ROOT)  # where common/, tools/ and the folders of the tasks ar
 
 from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from tools.markdown_section import read_section, replace_section  # noqa: E402
 
 if TYPE_CHECKING:
     from tools.costing.counts import TrainingCounts
@@ -37,7 +38,7 @@ CONFIGURATIONS = (
 )
 VARIANTS = ("tiny", "small", "base")
 ABLATIONS = "image_classification/configs/ablation/*.yaml"
-BEGIN, END = "<!-- begin: tools/training_cost.py -->\n", "<!-- end: tools/training_cost.py -->\n"
+SECTION = "training_cost.py"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,9 +49,8 @@ def main(argv: Sequence[str]) -> None:
     paths = [path for path in rows() if any(fnmatch(path.stem, pattern) for pattern in arguments.rows)]
     if not paths:
         raise UserError(f"no row of the paper is called {' or '.join(arguments.rows)}")
-    document = arguments.into.read_text(encoding="utf-8") if arguments.into else ""
-    if arguments.into and not (document.count(BEGIN) == document.count(END) == 1):
-        raise UserError(f"{arguments.into} has no place for the table: a line {BEGIN.strip()} and a line {END.strip()}")
+    if arguments.into:
+        read_section(arguments.into, SECTION)  # complains now if there is none, not after minutes of counting
 
     from common.entry_point import select_device
     from tools.costing.counts import count_training
@@ -62,19 +62,17 @@ def main(argv: Sequence[str]) -> None:
     for path in paths:
         print(path.name, file=sys.stderr, flush=True)
         lines.append(line(path, count_training(path), gpus))
-    table = "\n".join(lines) + "\n"
     if arguments.into:
-        before, after = document.partition(BEGIN)[0], document.partition(END)[2]
-        arguments.into.write_text(before + BEGIN + table + END + after, encoding="utf-8")
+        replace_section(arguments.into, SECTION, "\n".join(lines))
         print(f"wrote the table into {arguments.into}")
     else:
-        print(table, end="")
+        print("\n".join(lines))
 
 
 def rows() -> list[Path]:
     """The configurations of the paper's rows and of its ablations."""
     of_tables = [ROOT / name.format(variant=variant) for name in CONFIGURATIONS for variant in VARIANTS]
-    return [path for path in of_tables if path.is_file()] + sorted(ROOT.glob(ABLATIONS))
+    return of_tables + sorted(ROOT.glob(ABLATIONS))
 
 
 def header(gpus: Sequence[Gpu]) -> list[str]:

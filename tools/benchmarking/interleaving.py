@@ -30,6 +30,8 @@ __all__ = ["Measurement", "Worker", "measure"]
 MIN_TURN = 0.5
 # Seconds between two turns. OpenMP's threads keep a core busy for 0.2 s after their last work.
 PAUSE = 0.25
+# Seconds that a process may take to leave.
+PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Measurement:
         versions: packages of the process.
         memory_before: bytes that the process held when it was built, or None.
         memory_peak: the most bytes that it ever held while it ran, or None.
+        parts: what each part of it cost, for each round; empty where nobody counts.
     """
 
     subject: Subject
@@ -53,6 +56,7 @@ class Measurement:
     versions: str = ""
     memory_before: int | None = None
     memory_peak: int | None = None
+    parts: tuple[list[dict[str, Any]], ...] = ()
 
     @property
     def median(self) -> float:
@@ -86,13 +90,14 @@ class Worker:
 
     Attributes:
         memory: ``before`` and ``peak`` in bytes after the last run, or None.
+        parts: what each part of the last runs cost, or None.
 
     Raises:
         UserError: it cannot be built; the message says why.
     """
 
     def __init__(self, subject: Subject, peer_python: Path):
-        self.subject, self.memory = subject, None
+        self.subject, self.memory, self.parts = subject, None, None
         python = peer_python if subject.is_foreign else sys.executable
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see close)
         try:
@@ -120,7 +125,7 @@ class Worker:
     def run(self, runs: int = 1) -> float:
         """Run the subject and return the median of the seconds of one run."""
         answer = self._ask({"runs": runs})
-        self.memory = answer["memory"]
+        self.memory, self.parts = answer["memory"], answer["parts"]
         return float(np.median(answer["seconds"]))
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -147,8 +152,12 @@ class Worker:
         return lines[-1]
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.communicate()
+        """End the process: it leaves by itself when nothing more can be asked, unless it is busy."""
+        try:
+            self._process.communicate(timeout=PATIENCE)  # closes its stdin
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # Paddle's handler of SIGTERM allocates memory and may wait for itself for ever
+            self._process.communicate()
         self._stderr.close()
 
     def __enter__(self) -> Worker:
@@ -180,7 +189,7 @@ def measure(
         UserError: a subject cannot be built or run.
     """
     with ExitStack() as stack:
-        turns: list[tuple[Worker, int, list[float]]] = []
+        turns: list[tuple[Worker, int, list[float], list]] = []
         for subject in subjects:
             progress(f"building {subject.name}")
             try:
@@ -193,12 +202,13 @@ def measure(
                     raise
                 leave_out(subject, error)
                 continue
-            turns.append((worker, math.ceil(MIN_TURN / (time.perf_counter() - began)), []))
+            turns.append((worker, math.ceil(MIN_TURN / (time.perf_counter() - began)), [], []))
         for number in range(1, rounds + 1):
-            for worker, runs, seconds in turns:
+            for worker, runs, seconds, parts in turns:
                 progress(f"round {number} of {rounds}, {worker.subject.name}")
                 time.sleep(PAUSE)
                 seconds.append(worker.run(runs))
+                parts += [worker.parts] if worker.parts else []
         return [
             Measurement(
                 worker.subject,
@@ -206,7 +216,8 @@ def measure(
                 worker.flops,
                 worker.images,
                 worker.versions,
-                *((worker.memory["before"], worker.memory["peak"]) if worker.memory else ()),
+                *((worker.memory["before"], worker.memory["peak"]) if worker.memory else (None, None)),
+                tuple(parts),
             )
-            for worker, _, seconds in turns
+            for worker, _, seconds, parts in turns
         ]

@@ -34,15 +34,7 @@ def build(subject: Model) -> Runner:
     Raises:
         UserError: the model or the device does not exist, or what the runtime needs is not installed.
     """
-    select_device(subject.device)
-    paddle.set_flags({"FLAGS_use_stride_kernel": subject.strided})
-    paddle.seed(0)
-    model, flops = _create(subject)
-    if subject.mode == "train":
-        model.train()
-    else:
-        fuse(model)  # as tools/predict.py does; peers have nothing of the kind
-    images = paddle.randn([subject.batch, 3, subject.image_size, subject.image_size])
+    model, images, flops = prepare(subject)
     if subject.runtime == "onnxruntime":
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
@@ -55,6 +47,19 @@ def build(subject: Model) -> Runner:
             model = paddle.jit.to_static(model, full_graph=True)
         step = _train_step(model, images) if subject.mode == "train" else _forward(model, images)
     return TimedRunner(step if subject.device == "cpu" else _on_gpu(step, subject.dtype), flops, subject.batch)
+
+
+def prepare(subject: Model) -> tuple[paddle.nn.Layer, paddle.Tensor, int | None]:
+    """The model on its device, fused or to be trained, its images, and the floating-point operations of a run."""
+    select_device(subject.device)
+    paddle.set_flags({"FLAGS_use_stride_kernel": subject.strided})
+    paddle.seed(0)
+    model, flops = _create(subject)
+    if subject.mode == "train":
+        model.train()
+    else:
+        fuse(model)  # as tools/predict.py does; peers have nothing of the kind
+    return model, paddle.randn([subject.batch, 3, subject.image_size, subject.image_size]), flops
 
 
 def _on_gpu(step: Callable[[], Any], dtype: str) -> Callable[[], None]:

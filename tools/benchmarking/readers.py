@@ -74,10 +74,10 @@ def _our_reader(folder: str, config) -> Callable[[int, int], Any]:
     samples = TransformedDataset(dataset, build_transform(config, training=True), config, replace_broken=False)
 
     def read(index: int, epoch: int):
-        array, _, error = samples[SampleKey(index=index, epoch=epoch, position=index)]
-        if error:
-            raise UserError(error)
-        return array
+        sample = samples[SampleKey(index=index, epoch=epoch, position=index)]
+        if sample["errors"]:
+            raise UserError(sample["errors"])
+        return sample["images"]
 
     return read
 

@@ -1,31 +1,27 @@
-"""What was measured, as records: a table on the terminal, a CSV file and a picture."""
+"""What was measured, as records: a table on the terminal, the columns of a CSV file, and a picture."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tools.benchmarking.comparisons import Comparison, Measurements, gemm_rate
 from tools.benchmarking.interleaving import Measurement
+from tools.benchmarking.output import MACHINE, Record, pyplot, save_figure, table
 
-__all__ = ["COLUMNS", "comparison_records", "draw", "markdown", "measurement_records", "write_csv"]
-
-Record = dict[str, Any]
+__all__ = ["COLUMNS", "comparison_records", "draw", "markdown", "measurement_records"]
 
 _SETTINGS = (
     *("runtime", "mode", "batch", "image_size", "dtype", "device", "threads", "strided", "recompute"),
     *("ranks", "photos"),
 )
-_MACHINE = ("date", "git", "cpu", "cores", "memory_gb", "system", "python")
 # A record is one figure: a measured time, a comparison, or what could not be measured and why (note).
 COLUMNS = (
     *("row", "title", "figure", "value", "unit", "low", "high", "rounds", "target", "met"),
     *("images_per_second", "gflops_per_second", "gemm_share", "memory_growth_mb", "memory_peak_mb", "note"),
     *_SETTINGS,
     "versions",
-    *_MACHINE,
+    *MACHINE,
 )
 # What the table on the terminal shows, in its words. Numbers stand to the right.
 _SHOWN = {
@@ -99,18 +95,8 @@ def markdown(records: Sequence[Record]) -> str:
     """A table of the columns that have something to say."""
     cells = [{key: _cell(record, key) for key in _SHOWN} for record in records]
     kept = [key for key in _SHOWN if any(row[key] for row in cells)]
-    lines = [[_SHOWN[key] for key in kept], *([row[key] for key in kept] for row in cells)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * width if key in _WORDS else "-" * (width - 1) + ":" for key, width in zip(kept, widths, strict=True)]
-    aligned = (
-        [
-            cell.ljust(width) if key in _WORDS else cell.rjust(width)
-            for cell, key, width in zip(line, kept, widths, strict=True)
-        ]
-        for line in lines
-    )
-    first, *others = (f"| {' | '.join(line)} |" for line in aligned)
-    return "\n".join([first, f"| {' | '.join(rule)} |", *others])
+    words = [_SHOWN[key] for key in kept if key in _WORDS]
+    return table([_SHOWN[key] for key in kept], [[row[key] for key in kept] for row in cells], words)
 
 
 def _cell(record: Record, key: str) -> str:
@@ -130,25 +116,12 @@ def _cell(record: Record, key: str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def write_csv(records: Sequence[Record], machine: Mapping[str, Any], file: Path) -> None:
-    """Write all records, each with what it was measured on."""
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows({**machine, **record} for record in records)
-
-
 def draw(records: Sequence[Record], file: Path) -> None:
     """Draw the figures that have targets, each over its target, or without any the measured times."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     measured = [record for record in records if record["value"] is not None]
     compared = [record for record in measured if record.get("target")]
     shown = compared or [record for record in measured if record["unit"] == "s"]
-    figure, axes = plt.subplots(figsize=(10, 1.2 + 0.35 * len(shown)), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(10, 1.2 + 0.35 * len(shown)), layout="constrained")
     # Places, not names, because rows may have figures of the same name.
     places = range(len(shown))
     names = [f"{record['row']}: {record['figure']}" if "row" in record else record["figure"] for record in shown]
@@ -164,8 +137,7 @@ def draw(records: Sequence[Record], file: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save_figure(figure, file)
 
 
 def _draw_targets(axes, places: Sequence[int], shown: Sequence[Record]) -> None:

@@ -13,6 +13,8 @@ __all__ = ["Runner", "TimedRunner"]
 class Runner(Protocol):
     """A subject that was built and can be run again and again.
 
+    One that knows what its parts cost says so, in dictionaries, by a method ``parts()``.
+
     Attributes:
         flops: floating-point operations of one run, two for a multiply-add; None where they cannot be counted.
         images: images that one run takes; None for what takes none.

@@ -15,10 +15,12 @@ __all__ = [
     "MODES",
     "ROOT",
     "RUNTIMES",
+    "Copy",
     "FirstPrediction",
     "Gemm",
     "Model",
     "PaddleImport",
+    "Profile",
     "Ranks",
     "Reader",
     "Subject",
@@ -74,7 +76,9 @@ class Subject:
 
 def from_json(description: dict[str, Any]) -> Subject:
     """The inverse of :meth:`Subject.to_json`."""
-    classes = {kind.__name__: kind for kind in (Model, Gemm, Reader, Ranks, FirstPrediction, PaddleImport)}
+    classes = {
+        kind.__name__: kind for kind in (Model, Profile, Gemm, Copy, Reader, Ranks, FirstPrediction, PaddleImport)
+    }
     fields = dict(description)
     return classes[fields.pop("class")](**fields)
 
@@ -126,6 +130,15 @@ class Model(Subject):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Profile(Model):
+    """The eager forward pass of a model of this project, with a clock around each of its parts."""
+
+    @property
+    def builder(self) -> str:
+        return "model_parts:build"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gemm(Subject):
     """A product of two square matrices: what the machine can do.
 
@@ -140,6 +153,24 @@ class Gemm(Subject):
     dtype: str = "float32"
 
     builder: ClassVar[str] = "gemm:build"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(Subject):
+    """A copy of an array that is larger than the caches: how fast the memory is.
+
+    Attributes:
+        megabytes: of the array.
+    """
+
+    megabytes: int = 512
+
+    builder: ClassVar[str] = "copying:build"
+
+    @property
+    def bytes_moved(self) -> int:
+        """Read and written."""
+        return 2 * self.megabytes * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A process that builds one subject and runs it when asked.
 
 It reads JSON lines from stdin: first the subject, then ``{"runs": N}``. It answers each with a line on stdout: what was
-built, then ``{"seconds": [...], "memory": ...}``; or ``{"error": TEXT}`` for a mistake of the user's and
+built, then ``{"seconds": [...], "memory": ..., "parts": ...}``; or ``{"error": TEXT}`` for a mistake of the user's and
 ``{"failure": TEXT, "traceback": TEXT}`` for any other exception. It must start in any Python, so it imports nothing but
 what the subject needs.
 """
@@ -33,11 +33,12 @@ def main() -> None:
     try:
         subject = from_json(json.loads(sys.stdin.readline()))
         runner = subject.build()
+        parts = getattr(runner, "parts", lambda: None)
         memory = PeakMemory(subject.device) if isinstance(subject, Model) else None
         answer(flops=runner.flops, images=runner.images, versions=installed_versions())
         for line in sys.stdin:
             seconds = [runner.run() for _ in range(json.loads(line)["runs"])]
-            answer(seconds=seconds, memory=memory and memory.read())
+            answer(seconds=seconds, memory=memory and memory.read(), parts=parts())
     except UserError as error:
         answer(error=str(error))
     except Exception as error:

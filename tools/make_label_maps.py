@@ -1,0 +1,90 @@
+"""Make the label maps that training with token labels needs, with any trained classifier of this project.
+
+    python tools/make_label_maps.py -pretrained output/pale_base_224/best.pdparams -image_size 384 -out label_maps
+
+Data set and preprocessing are those of the weights' own configuration where no flag says otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the folders of the tasks are
+
+from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
+from common.errors import UserError  # noqa: E402
+from image_classification.config import CONFIG  # noqa: E402
+from image_classification.token_sampling import TOKEN_STRIDE  # noqa: E402
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments = _parser().parse_args(argv)
+    if arguments.top < 1:
+        raise UserError(f"-top is {arguments.top}; it must be at least 1")
+
+    from common.checkpoint import read_checkpoint
+    from common.checkpoint_file import locate_file
+    from common.class_names import check_class_order
+    from common.distributed import world_size
+    from common.download import sha256_of
+    from common.training_log import TrainingLog
+    from common.weights import open_source, resolve_weights
+    from image_classification.annotation import annotate
+    from image_classification.datasets import build_dataset
+    from image_classification.label_maps import LabelMapInfo, LabelMapWriter
+    from image_classification.prediction import Classifier
+
+    if world_size() > 1:
+        raise UserError("one process makes label maps; start this without the launcher")
+    source = arguments.pretrained
+    file = locate_file(open_source(resolve_weights(None, source)))
+    state = read_checkpoint(file)
+    config = CONFIG.of_weights(state, source, arguments)
+    if config.DATA.IMAGE_SIZE % TOKEN_STRIDE:
+        raise UserError(f"-image_size is {config.DATA.IMAGE_SIZE}; it must be a multiple of {TOKEN_STRIDE}")
+    select_device(config.DEVICE)
+    annotator = Classifier(state, source, config)
+    num_classes = annotator.model.num_classes
+    dataset = build_dataset(config.DATA.DATASET, config.DATA.DATA_PATH or None, arguments.split, num_classes)
+    check_class_order(dataset.class_names, annotator.class_names, "the data set", source)
+    side = config.DATA.IMAGE_SIZE // TOKEN_STRIDE
+    info = LabelMapInfo(
+        images=len(dataset),
+        height=side,
+        width=side,
+        top=min(arguments.top, num_classes),
+        num_classes=num_classes,
+        class_names=annotator.class_names,
+        model=config.MODEL.NAME,
+        weights=file.name,
+        sha256=sha256_of(file),
+        image_size=config.DATA.IMAGE_SIZE,
+    )
+    log = TrainingLog(None)
+    top1 = annotate(annotator.model, config, dataset, LabelMapWriter(arguments.out, info, dataset.names()), log)
+    log.line(f"{arguments.out}: {info}; its top-1 on these images is {top1:.2f}")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__.partition("\n\n")[0], epilog="Exit codes: 0 done, 2 wrong input.")
+    parser.add_flag(
+        "pretrained",
+        required=True,
+        help="weights of the annotator: a file, https://...#sha256=..., or a released tag (mnist5k, fashion_mnist)",
+    )
+    parser.add_flag("out", type=Path, required=True, help="folder to make")
+    parser.add_flag("cfg", metavar="YAML", help="its configuration (default: the one inside the weights)")
+    for name in ("dataset", "data_path", "image_size", "batch_size_eval"):
+        parser.add_flag(name, type=CONFIG.flags[name].kind, help=f"{CONFIG.flags[name].text} (default: its own)")
+    parser.add_flag("split", choices=("train", "val"), default="train", help="images to label (default: %(default)s)")
+    parser.add_flag("top", type=int, default=5, help="classes to keep of each cell (default: %(default)s)")
+    parser.add_flag("device", help="cpu, gpu or gpu:N (default: what Paddle was compiled for and finds)")
+    parser.add_flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="override keys of the configuration")
+    parser.add_flag("debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)
