@@ -256,7 +256,7 @@ def test_a_mistake_is_one_line(tmp_path):
 
 def result(row: str, seed: int, top1: float, **changes) -> Result:
     values = {"best_top1": top1, "params": 740_000, "multiply_adds": 14_100_000, "seconds": 1.5, "fingerprint": row}
-    values |= {"code": "0123abc", "paddle": "3.3.1", "cpu": "a, b", "date": "2026-01-31", **changes}
+    values |= {"code_version": "0.1.0+0123abc", "machine": "a, 2 cores", "date": "2026-01-31", **changes}
     return Result(row=row, seed=seed, top1=top1, **values)
 
 
@@ -330,7 +330,7 @@ def test_the_report_goes_into_a_document_and_a_picture(tmp_path, capsys):
     document, picture = tmp_path / "page.md", tmp_path / "pictures" / "plot.png"
     document.write_text(f"# Head\n<!-- begin {ablate.SECTION} -->\nold\n<!-- end {ablate.SECTION} -->\ntail\n")
     for _ in range(2):
-        go(tmp_path, "-report", "-reference", "pale", "-document", document, "-plot", picture)
+        go(tmp_path, "-report", "-reference", "pale", "-into", document, "-plot", picture)
         table = markdown(summarise(read_results(tmp_path / "out" / "results.csv"), "pale"))
         assert capsys.readouterr().out == f"{table}\n"
         begin, end = f"<!-- begin {ablate.SECTION} -->", f"<!-- end {ablate.SECTION} -->"
