@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import fails, run_program, start_program
+from conftest import ROOT, fails, run_program, start_program
 from PIL import Image
 from scipy.stats import t
 
@@ -390,3 +390,15 @@ def test_real_runs_survive_the_end_of_the_program(tmp_path, shapes_config):
     assert [(r.row, r.top1, r.best_top1, r.params) for r in found] == [
         (r.row, r.top1, r.best_top1, r.params) for r in expected
     ]
+
+
+# ---- the table of the documents
+
+
+def test_the_page_has_the_table_of_the_results(tmp_path):
+    page = (ROOT / "docs" / "ablation.md").read_text(encoding="utf-8")
+    copy = tmp_path / "ablation.md"
+    copy.write_text(page, encoding="utf-8")
+    results = ROOT / "results" / "ablation.csv"
+    ablate.main(["-report", "-results", str(results), "-document", str(copy)])
+    assert copy.read_text(encoding="utf-8") == page
