@@ -154,6 +154,8 @@ def load_weights(
 ) -> LoadReport:
     """Copy weights into a model: all that are asked for or, on an error, none.
 
+    A model that was built under ``paddle.LazyGuard`` has no values yet; what is not loaded is then initialised.
+
     A backbone takes its part, ``backbone.``, out of the weights of a whole PaddleSeg or PaddleDetection model.
     Classification models and the backbones of dense models can exchange their stages; what comes after these is then
     new. Learned positions of other maps or groups are interpolated. Parts of ``TRAINING_ONLY`` are left out where the
@@ -203,6 +205,9 @@ def load_weights(
         raise UserError(f"{source} does not fit the model: {_likely_cause(model, weights, report)}; {report.summary()}")
     for name, array in fitting.items():
         own[name].set_value(array.astype(_numpy_dtype(own[name]), copy=False))
+    for name, tensor in own.items():
+        if name not in fitting and not tensor._is_initialized():
+            tensor.initialize()
     report.loaded = list(fitting)
     return report
 

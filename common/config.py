@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 
 from common.entry_point import ArgumentParser
 from common.errors import UserError
+from common.results import results_file
 
 __all__ = ["Flag", "TaskConfig", "check_keys", "plain", "read_yaml_with_bases", "require", "shared_config"]
 
@@ -48,6 +49,7 @@ def shared_config() -> CfgNode:
     config.OUTPUT = ""
     config.RESUME = ""  # a training state (latest.pdparams of an earlier run), or auto for OUTPUT's own if there is one
     config.EVAL = False  # only evaluate
+    config.RECORD = ""  # CSV file that an evaluation is appended to
     config.SEED = 0
     config.DEVICE = ""  # cpu, gpu, gpu:N, or empty for what there is
     return config
@@ -83,7 +85,7 @@ _SHARED_FLAGS = {
 }
 
 # What one command is to do, not what its run is like.
-_INVOCATION_KEYS = {"RESUME", "EVAL"}
+_INVOCATION_KEYS = {"RESUME", "EVAL", "RECORD"}
 
 # What else may differ between a run and its continuation without changing a single weight; the last line is what the
 # trainer compares itself.
@@ -117,7 +119,7 @@ class TaskConfig:
     open_sections: Container[str] = frozenset()
 
     def add_flags(self, parser: ArgumentParser) -> None:
-        """Add PaddleViT's flags, which override the configuration, and ``-cfg``, ``-opts``, ``-debug``."""
+        """Add PaddleViT's flags, which override the configuration, and ``-cfg``, ``-record``, ``-opts``, ``-debug``."""
         default = str(self.default_file)
         parser.add_flag("cfg", default=default, metavar="YAML", help="configuration (default: %(default)s)")
         for name, flag in self._all_flags().items():
@@ -129,6 +131,13 @@ class TaskConfig:
             const="float16",
             choices=("float16", "bfloat16"),
             help="mixed precision, float16 unless bfloat16 is said [TRAIN.AMP]",
+        )
+        parser.add_flag(
+            "record",
+            nargs="?",
+            const=str(results_file(self.default_file.parents[1].name)),
+            metavar="FILE",
+            help="with -eval: append the figures to FILE, %(const)s unless another is said [RECORD]",
         )
         parser.add_flag("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: any other key; comes last")
         parser.add_flag("debug", action="store_true", help="show the traceback of an error")
@@ -218,6 +227,8 @@ class TaskConfig:
                     self._set(config, key, value, f"-{name}")
         if getattr(arguments, "amp", None):
             config.TRAIN.AMP = arguments.amp
+        if getattr(arguments, "record", None) is not None:
+            config.RECORD = arguments.record
 
     def _set_options(self, config: CfgNode, options: Sequence[str]) -> None:
         options = [option for option in options if option not in ("-debug", "--debug")]
@@ -326,6 +337,8 @@ def _check_shared(config: CfgNode) -> None:
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
     require(config, "OUTPUT", bool, "must name a folder; give -output")
+    if config.RECORD and not config.EVAL:
+        raise UserError("-record writes the figures of an evaluation down; it needs -eval")
 
 
 def _merge_open(old: Mapping[str, Any], new: Mapping[str, Any]) -> CfgNode:

@@ -9,10 +9,9 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
-from common.linear import Linear
 from common.placement import is_eager_on_cpu
 
-__all__ = ["DepthwiseConv2D", "convolve_together", "project_together"]
+__all__ = ["DepthwiseConv2D", "convolve_together"]
 
 
 class DepthwiseConv2D(nn.Conv2D):
@@ -50,39 +49,8 @@ def convolve_together(x: Tensor, layers: Sequence[DepthwiseConv2D]) -> list[Tens
     return [layer(x) for layer in layers]
 
 
-def project_together(
-    x: Tensor, layers: Sequence[DepthwiseConv2D], linears: Sequence[Sequence[Linear]]
-) -> list[list[Tensor]]:
-    """Return what each of a layer's linears makes of its map, for inference; which is quicker on CPUs.
-
-    The convolutions have no bias.
-    """
-    if not is_eager_on_cpu(x) or paddle.is_grad_enabled():
-        convolved = convolve_together(x, layers)
-        return [[linear(y) for linear in own] for own, y in zip(linears, convolved, strict=True)]
-    batch, height, width, _ = x.shape
-    planes, step = _convolve_planes(x, [layer.weight for layer in layers])
-
-    def project(rows: Tensor, linear: Linear) -> Tensor:
-        # The product reads the planes transposed, which saves their way back to channels-last.
-        y = paddle.matmul(rows, linear.weight, transpose_x=True)
-        if linear.bias is not None:
-            y.add_(linear.bias)
-        return _to_maps(y, [batch, height, step, y.shape[-1]])[:, :, :width]
-
-    return [[project(rows, linear) for linear in own] for rows, own in zip(planes.unbind(1), linears, strict=True)]
-
-
 def _convolve_stacked(x: Tensor, kernels: Sequence[Tensor]) -> list[Tensor]:
-    """Convolve a map ``[B, H, W, C]`` with each of several kernels ``[C, 1, K, K]``, the way that CPUs like."""
-    batch, height, width, channels = x.shape
-    planes, step = _convolve_planes(x, kernels)
-    shape = [batch, height, step, channels]
-    return [_to_maps(planes[:, number].transpose([1, 0]), shape)[:, :, :width] for number in range(len(kernels))]
-
-
-def _convolve_planes(x: Tensor, kernels: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """Convolve the maps of a batch side by side: return planes ``[C, kernels, H * B * W']`` and the W' of each.
+    """Convolve a map ``[B, H, W, C]`` with each of several kernels ``[C, 1, K, K]``, the way that CPUs like.
 
     Paddle's CPU kernel copies every row of every plane K * K times before it multiplies, and pays a fixed price for
     each row and each of the B * C planes, more than the arithmetic of a small plane. So the images are put side by
@@ -93,7 +61,8 @@ def _convolve_planes(x: Tensor, kernels: Sequence[Tensor]) -> tuple[Tensor, int]
     border = kernels[0].shape[-1] // 2
     x = paddle.concat([x, paddle.zeros([batch, height, border, channels], x.dtype)], axis=2)
     planes = _PlaneConvolution.apply(_to_planes(x), paddle.concat(list(kernels), axis=1))
-    return planes.reshape([channels, len(kernels), -1]), width + border
+    planes = planes.reshape([channels, len(kernels), -1])
+    return [_to_maps(planes[:, number], x.shape)[:, :, :width] for number in range(len(kernels))]
 
 
 class _PlaneConvolution(PyLayer):
@@ -135,7 +104,8 @@ def _to_planes(x: Tensor) -> Tensor:
     return x.transpose([1, 0]).reshape([1, channels, height, batch * width])
 
 
-def _to_maps(rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """``[H * B * W, C]`` -> ``[B, H, W, C]``."""
+def _to_maps(planes: Tensor, shape: Sequence[int]) -> Tensor:
+    """``[C, H * B * W]`` -> ``[B, H, W, C]``."""
     batch, height, width, channels = shape
-    return rows.reshape([height, batch, width * channels]).transpose([1, 0, 2]).reshape(shape)
+    x = planes.transpose([1, 0]).reshape([height, batch, width * channels])
+    return x.transpose([1, 0, 2]).reshape(shape)

@@ -12,7 +12,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from common.depthwise_conv import DepthwiseConv2D, convolve_together, project_together
+from common.depthwise_conv import DepthwiseConv2D, convolve_together
 from common.linear import Linear
 from common.position_encoding import ConditionalPositionEncoding, RelativePositionBias
 from common.token_groups import Along, Grouping, attention_groupings, map_sides, merge, partition, smaller
@@ -70,7 +70,14 @@ class SeparableProjection(nn.Layer):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map ``[B, H, W, C]`` to ``parts`` maps ``[B, H, W, C / parts]``."""
-        return _project(x, [self])[0]
+        return self.project(self.depthwise(x))
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        """What follows the depthwise convolution."""
+        if self.norm is None:
+            return [linear(x) for linear in self.pointwise]
+        x = self.pointwise(self.norm(x))
+        return [_channels(x, part, self.parts) for part in range(self.parts)]
 
     @paddle.no_grad()
     def fuse(self) -> None:
@@ -82,23 +89,12 @@ class SeparableProjection(nn.Layer):
         bias = self.pointwise.bias + shift @ self.pointwise.weight
         weight = self.pointwise.weight * scale.unsqueeze(1)
         dim, width = weight.shape[0], weight.shape[1] // self.parts
-        pointwise = [Linear(dim, width).to(dtype=weight.dtype) for _ in range(self.parts)]
+        empty = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0))  # not at random, which takes time
+        pointwise = [Linear(dim, width, weight_attr=empty).to(dtype=weight.dtype) for _ in range(self.parts)]
         for part, linear in enumerate(pointwise):
             linear.weight.set_value(_channels(weight, part, self.parts))
             linear.bias.set_value(_channels(bias, part, self.parts))
         self.norm, self.pointwise = None, nn.LayerList(pointwise)
-
-
-def _project(x: Tensor, projections: Sequence[SeparableProjection]) -> list[list[Tensor]]:
-    """Return ``[projection(x) for projection in projections]``; which is quicker on CPUs."""
-    depthwise = [projection.depthwise for projection in projections]
-    if all(projection.norm is None for projection in projections):
-        return project_together(x, depthwise, [projection.pointwise for projection in projections])
-    maps = []
-    for projection, y in zip(projections, convolve_together(x, depthwise), strict=True):
-        y = projection.pointwise(projection.norm(y))
-        maps.append([_channels(y, part, projection.parts) for part in range(projection.parts)])
-    return maps
 
 
 class PSAttention(nn.Layer):
@@ -161,7 +157,9 @@ class PSAttention(nn.Layer):
         x = _append_zeros(_append_zeros(x, pad_bottom, 1), pad_right, 2)
         padded_height, padded_width = height + pad_bottom, width + pad_right
 
-        qkv = _project(x, (self.query, self.key, self.value))
+        projections = (self.query, self.key, self.value)
+        convolved = convolve_together(x, [projection.depthwise for projection in projections])
+        qkv = [projection.project(y) for projection, y in zip(projections, convolved, strict=True)]
         parts = len(groupings)
         attended = []
         for part, grouping in enumerate(groupings):

@@ -365,7 +365,8 @@ def create_model(
     if num_classes is None:
         num_classes = head_classes(weights) or 1000
     try:
-        model = PaleTransformer(**{**VARIANTS[name], "num_classes": num_classes, **overrides})
+        with paddle.LazyGuard() if source else nullcontext():  # random numbers take longer than reading the weights
+            model = PaleTransformer(**{**VARIANTS[name], "num_classes": num_classes, **overrides})
     except TypeError as error:
         raise ValueError(f"impossible override for {name}: {error}") from error
     if source:

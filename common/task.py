@@ -31,6 +31,8 @@ from common.distributed import gather_rows, is_main_process, world_size
 from common.entry_point import select_device
 from common.errors import UserError
 from common.flops import params
+from common.measurement import Measurement, make_results
+from common.results import append_results
 from common.sampler import TrainSampler
 from common.trainer import Evaluation, StepResult, Trainer, TrainSettings
 from common.training_log import TrainingLog
@@ -127,6 +129,14 @@ class Task(ABC):
 
         Raises:
             UserError: there is such a thing.
+        """
+
+    @abstractmethod
+    def measurement(self, model: nn.Layer, figures: Mapping[str, float]) -> Measurement:
+        """Say what an evaluation was of, for a table of results.
+
+        Args:
+            figures: as :meth:`validate` gave them.
         """
 
     @abstractmethod
@@ -233,6 +243,9 @@ class Task(ABC):
         source = self.config.MODEL.PRETRAINED or self.config.RESUME
         if source in ("", "auto"):
             raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
+        record = Path(self.config.RECORD).expanduser() if self.config.RECORD and is_main_process() else None
+        if record:
+            append_results(record, [])  # whether that works, the user learns before the work is done
         model = self.build_evaluation()
         report = self.load_weights(model, self._resolve(source), replace_head=False)
         self._print_head(model)
@@ -242,6 +255,10 @@ class Task(ABC):
         self.log.line(f"{source}: " + "  ".join(f"{key} {value:.6g}" for key, value in figures.items()))
         if details:
             self.log.line(details)
+        if record:
+            measurement = self.measurement(model, figures)
+            append_results(record, make_results(measurement, self.name, self._resolve(source), self.device))
+            self.log.line(f"recorded in {record}")
         return dict(figures)
 
     def _resolve(self, source: str) -> Path | str:

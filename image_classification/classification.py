@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from common.distributed import world_size
+from common.measurement import Measurement
 from common.optimizer import build_adamw, warmup_cosine
+from common.paper_figures import VALIDATION
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
-from image_classification.config import CONFIG
+from image_classification.config import CONFIG, model_title
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
 from image_classification.label_maps import LabelMaps
@@ -82,10 +86,25 @@ class Classification(Task):
         val_set = self._dataset("val")
         self.class_names = val_set.class_names
         self._val_loader = build_eval_loader(self.config, val_set)
-        return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
+        with paddle.LazyGuard():
+            return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         return Evaluation(evaluate(model, self._val_loader, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN))
+
+    def measurement(self, model: nn.Layer, figures: Mapping[str, float]) -> Measurement:
+        data, title = self.config.DATA, model_title(self.config)
+        paper_data, images = VALIDATION[self.name]
+        in_lists = data.DATASET in ("imagenet2012", "list")
+        is_papers = in_lists and (model.num_classes, figures["images"]) == (1000, images)
+        folder = Path(data.DATA_PATH).name if in_lists or data.DATASET in ("folder", "idx") else ""
+        top1 = "top1_token_labels" if self.config.get("TOKEN_LABEL", {}).get("MAPS") else "top1"
+        return Measurement(
+            model=title,
+            data_set=paper_data if is_papers else f"{data.DATASET} {folder}".strip(),
+            figures={top1: figures["top1"], "top5": figures["top5"]},
+            paper_model=title if is_papers and data.IMAGE_SIZE == 224 else "",
+        )
 
     def _dataset(self, split: str) -> Dataset:
         data = self.config.DATA

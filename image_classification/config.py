@@ -8,9 +8,10 @@ from yacs.config import CfgNode
 
 from common.config import Flag, TaskConfig, require, shared_config
 from common.errors import UserError
+from common.measurement import unlike_defaults
 from image_classification.token_sampling import TOKEN_STRIDE
 
-__all__ = ["CONFIG", "default_config"]
+__all__ = ["CONFIG", "default_config", "model_title"]
 
 
 def default_config() -> CfgNode:
@@ -127,3 +128,9 @@ CONFIG = TaskConfig(
     free_keys=frozenset(_FREE_KEYS.split()),
     invocation_keys=frozenset({"TRAIN.LAST_EPOCH"}),
 )
+
+
+def model_title(config: CfgNode) -> str:
+    """The variant, and what its configuration changes in it: ``pale_tiny`` or ``pale_tiny ATTENTION=axial``."""
+    free = "NAME", "NUM_CLASSES", "PRETRAINED", "DROP_PATH", "RECOMPUTE"  # leave the model what it is
+    return " ".join([config.MODEL.NAME, *unlike_defaults(config.MODEL, default_config().MODEL, *free)])

@@ -175,10 +175,17 @@ def build_train_loader(
     return build_loader(source, sampler, config.DATA.NUM_WORKERS, collate), sampler
 
 
-def build_eval_loader(config: CfgNode, dataset: Dataset) -> paddle.io.DataLoader:
-    """This rank's share of the data set, every image once over all ranks."""
+def build_eval_loader(config: CfgNode, dataset: Dataset, workers: int | None = None) -> paddle.io.DataLoader:
+    """This rank's share of the data set, every image once over all ranks.
+
+    Args:
+        workers: processes that read; ``None`` takes ``DATA.NUM_WORKERS``.
+
+    Raises:
+        UserError: there are fewer images than ranks.
+    """
     if len(dataset) < world_size():
         raise UserError(f"{world_size()} ranks for {len(dataset)} images; start at most {len(dataset)} ranks")
     sampler = ShardedEvalSampler(len(dataset), config.DATA.BATCH_SIZE_EVAL, rank(), world_size())
     source = TransformedDataset(dataset, build_transform(config, False), config, replace_broken=False)
-    return build_loader(source, sampler, config.DATA.NUM_WORKERS, collate)
+    return build_loader(source, sampler, config.DATA.NUM_WORKERS if workers is None else workers, collate)

@@ -31,7 +31,8 @@ class Classifier(Predictor):
         if not num_classes:
             raise UserError(f"{source} has no classification head; give the weights of a trained classifier")
         self.config = config
-        self.model = build_model(config, num_classes)
+        with paddle.LazyGuard():
+            self.model = build_model(config, num_classes)
         self.class_names: list[str] | None = state.get("class_names")
         if self.class_names and len(self.class_names) != self.model.num_classes:
             raise UserError(f"{source} names {len(self.class_names)} classes and has {self.model.num_classes}")
@@ -47,8 +48,9 @@ class Classifier(Predictor):
         softmax probability in 0..1.
         """
         dataset = FileDataset(Path(), list(files), np.zeros(len(files), np.int64), None, 1)
+        workers = 0 if len(files) <= self.config.DATA.BATCH_SIZE_EVAL else None  # one batch comes sooner without
         files = iter(files)
-        for batch in build_eval_loader(self.config, dataset):
+        for batch in build_eval_loader(self.config, dataset, workers):
             errors = iter(batch["errors"].splitlines())
             scores = F.softmax(self.model(batch["images"]), axis=-1)
             scores, labels = scores.topk(min(options.top, scores.shape[-1]), axis=-1)

@@ -20,8 +20,11 @@ from yacs.config import CfgNode
 
 from common.distributed import is_main_process, rank, world_size
 from common.errors import UserError, one_line
+from common.flops import params
 from common.image_file import read_image
 from common.loader import build_loader
+from common.measurement import Measurement
+from common.paper_figures import VALIDATION, find_figure
 from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
@@ -49,6 +52,7 @@ from object_detection.pictures import detections_beside_truth
 
 __all__ = ["Detection"]
 
+_PAPER_EPOCHS = 12  # of the paper's Mask R-CNN, "1x" [P]
 _SPLITS = {"TrainDataset": "train", "EvalDataset": "val"}
 
 
@@ -161,6 +165,22 @@ class Detection(Task):
         if not is_main_process() or (not config.EVAL and self.step < self._total_steps):
             return Evaluation(found.figures)
         return Evaluation(found.figures, per_class_table(self._truth, found.per_class, kind))
+
+    def measurement(self, model: nn.Layer, figures: Mapping[str, float]) -> Measurement:
+        config, variant = self.config, self.model_name()
+        paper_data, images = VALIDATION[self.name]
+        annotations = Path(str(config.EvalDataset.get("anno_path", ""))).name
+        is_papers = (annotations, figures["images"]) == ("instances_val2017.json", images)
+        size = find_figure(self.name, variant, "params")
+        alike = size and abs(params(model) / 1e6 - size.value) <= size.last_digit
+        is_row = is_papers and alike and config.architecture == "MaskRCNN" and config.epoch == _PAPER_EPOCHS
+        folder = Path(str(config.EvalDataset.get("dataset_dir", ""))).name
+        return Measurement(
+            model=f"{config.architecture} {variant} {config.epoch} epochs",
+            data_set=paper_data if is_papers else f"{config.EvalDataset.get('name')} {folder}".strip(),
+            figures={metric: value for metric, value in figures.items() if metric != "images"},
+            paper_model=variant if is_row else "",
+        )
 
     # ---- data
 

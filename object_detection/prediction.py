@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from common.checkpoint import find_weights, load_weights
 from common.errors import UserError, one_line
+from common.lazy_model import build_lazily
 from common.pale_attention import fuse
 from common.picture_folder import PictureFolder
 from common.picture_prediction import PicturePredictor
@@ -38,7 +39,7 @@ class Detector(PicturePredictor):
         num_classes = len(names) or config.num_classes
         if not num_classes:
             raise UserError(f"{source} does not name its classes; give a -cfg with num_classes")
-        self.model = build_model(config, num_classes)
+        self.model = build_lazily(lambda: build_model(config, num_classes))
         load_weights(self.model, arrays, source)
         fuse(self.model)
         self.class_names = [str(name) for name in names] or [str(number) for number in range(num_classes)]

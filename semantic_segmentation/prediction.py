@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 from common.checkpoint import find_weights, load_weights
 from common.config import plain
 from common.errors import UserError
+from common.lazy_model import build_lazily
 from common.pale_attention import fuse
 from common.picture_folder import PictureFolder
 from common.picture_prediction import PicturePredictor
@@ -39,7 +40,8 @@ class Segmenter(PicturePredictor):
     def __init__(self, state: Mapping[str, Any], source: str, config: CfgNode):
         arrays = find_weights(state, source)
         names = state.get("class_names") or []
-        self.model = build_model(config, len(names) or _count_classes(config, source), source=source)
+        num_classes = len(names) or _count_classes(config, source)
+        self.model = build_lazily(lambda: build_model(config, num_classes, source=source))
         load_weights(self.model, arrays, source)
         fuse(self.model)
         self.class_names = [str(name) for name in names] or [str(n) for n in range(self.model.num_classes)]

@@ -16,18 +16,29 @@ import paddle
 from paddle import nn
 from paddleseg import datasets
 from paddleseg.core.train import loss_computation
+from paddleseg.cvlibs import manager
 from paddleseg.utils import logger
 from yacs.config import CfgNode
 
 from common.config import plain
 from common.distributed import rank, world_size
 from common.errors import UserError
+from common.lazy_model import build_lazily
 from common.loader import build_loader
+from common.measurement import Measurement, unlike_defaults
+from common.paper_figures import VALIDATION
 from common.sampler import IterationSampler, SampleKey, ShardedEvalSampler
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
 from common.trial import try_loss
-from semantic_segmentation.components import build_losses, build_model, build_optimizer, build_schedule
+from semantic_segmentation.components import (
+    build_losses,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    defaults_of,
+    find_component,
+)
 from semantic_segmentation.config import CONFIG
 from semantic_segmentation.data_check import DataReport, check_dataset, check_once
 from semantic_segmentation.datasets import (
@@ -135,7 +146,8 @@ class Segmentation(Task):
         )
 
     def build_evaluation(self) -> nn.Layer:
-        return build_model(self.config, self._prepare_validation().num_classes)
+        num_classes = self._prepare_validation().num_classes
+        return build_lazily(lambda: build_model(self.config, num_classes))
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         config, val_set = self.config, self._val_set
@@ -152,6 +164,21 @@ class Segmentation(Task):
         )
         last = config.EVAL or self.step == config.iters
         return Evaluation(figures, per_class_table(val_set.class_names, matrix, kind) if last else "")
+
+    def measurement(self, model: nn.Layer, figures: Mapping[str, float]) -> Measurement:
+        section, data = plain(self.config.model), self.config.val_dataset
+        component = find_component(section, "model", manager.MODELS)
+        varied = unlike_defaults(section, defaults_of(component), "type", "num_classes", "backbone", "pretrained")
+        paper_data, images = VALIDATION[self.name]
+        is_papers = (data.type, figures["images"]) == (paper_data, images)
+        folder = Path(data.get("dataset_root") or "").name if data.type == "Dataset" else ""
+        suffix = "_multi_scale" if self._inference.aug_eval else ""
+        return Measurement(
+            model=" ".join([section["type"], self.model_name(), *varied]),
+            data_set=f"{data.type} {folder}".strip(),
+            figures={f"{metric}{suffix}": value for metric, value in figures.items() if metric != "images"},
+            paper_model=self.model_name() if is_papers and section["type"] == "PaleUPerNet" and not varied else "",
+        )
 
     def _show(
         self,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from common.errors import UserError
 from common.flops import count_flops
@@ -310,6 +311,7 @@ def test_a_document_takes_the_table_and_has_the_picture_beside_it(make_study, tm
         (["-study", "profile", "-mode", "train", "-dtype", "float32"], "leave out -mode -dtype"),
         (["timm:swin_tiny", "-study", "growth"], "leave out timm:swin_tiny"),
         (["-study", "profile", "-sizes", "64"], "-sizes is for -study growth; add that"),
+        (["-study", "growth", "-into", "CONTRIBUTING.md"], "must have the lines <!-- begin performance growth -->"),
         (["pale_nano", "-into", "page.md"], "-into is for the tables of -study; add that"),
         (["pale_nano", "-gpus", "8"], "-gpus is for -study clusters; add that"),
         (["-study", "growth", "-sizes", "64", "16"], "-sizes is 16; it must be at least 32"),
@@ -319,6 +321,7 @@ def test_a_document_takes_the_table_and_has_the_picture_beside_it(make_study, tm
         (["pale_nano", "-study", "clusters"], "there is no recipe for pale_nano; choose among pale_tiny"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_measured(flags, message, tmp_path):
+def test_what_cannot_be_meant_is_refused_before_anything_is_measured(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=message):
         benchmark.main([*flags, "-out", str(tmp_path)])

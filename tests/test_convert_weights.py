@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from unofficial_reading import logits, make_state
 
-from common.checkpoint import load_pretrained, numpy_state
+from common.checkpoint import attention_of, load_pretrained, numpy_state
 from common.checkpoint_file import load_file, save_file
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer, create_model
@@ -226,6 +226,17 @@ def test_norms_of_the_stages_are_refused_on_the_way_to_torch(files, capsys):
     assert printed.count("not in the other model") == 10
     assert "not in the other model: stages.0.merging.norm.weight" in printed
     assert "weights trained with stage_norms=False fit it" in printed
+
+
+@pytest.mark.parametrize("other", [{"attention": "cross"}, {"parallel": False}])
+def test_another_attention_is_refused_on_the_way_to_torch(files, other):
+    _, ours, back = files
+    model = build(**other)
+    save_file({"model": numpy_state(model), "attention": attention_of(model)}, ours)
+    with pytest.raises(UserError, match=r"learnt with another attention, .*parallel pales only"):
+        main([str(ours), str(back), "-to", "torch"])
+    save_file({"model": numpy_state(model), "attention": attention_of(build())}, ours)
+    main([str(ours), str(back), "-to", "torch"])
 
 
 def test_a_model_with_norms_says_why_converted_weights_do_not_fit(files):

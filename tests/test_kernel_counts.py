@@ -26,7 +26,7 @@ LIMITS = {
     "forward": FORWARD,
     # Rows and columns have products of their own, and no slices.
     "fused": {name: limit for name, limit in FORWARD.items() if name != "batch_norm"}
-    | {"addmm": 18, "matmul": 61, "add": 35, "slice": 48, "unbind": 6},
+    | {"addmm": 30, "matmul": 49, "add": 23, "slice": 48},
     "training": FORWARD | {
         "transpose": 141, "slice": 120, "matmul": 145, "scale": 24, "depthwise_conv2d": 18, "conv2d": 10, "mean": 2,
         "flip": 12, "unfold": 12, "transpose_grad": 127, "slice_grad": 84, "concat_grad": 30, "add_grad": 29,

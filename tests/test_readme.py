@@ -96,7 +96,11 @@ CHANGES: dict[str, str | None] = {
     "convert_weights.py ours.pdparams": "",
     "-eval -pretrained ours.pdparams": "MODEL.NAME pale_nano MODEL.NUM_HEADS '[2, 2, 4, 8]' MODEL.NUM_CLASSES 3 "
     "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0",
+    "training_cost.py -into": "-rows pale_tiny_224",
+    "-eval -pretrained output/upernet_pale_tiny_ade20k_160k": "",
     "PALE_UNOFFICIAL_CODE": ELSEWHERE,  # code that is not ours, see test_convert_weights.py
+    "tools/paper_tables.py": "here",
+    "tools/paper_tables.py --check": ELSEWHERE,  # test_paper_tables.py
     "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
     "ablate.py -jobs 2": TWO_ROWS,
     "ablate.py -list": TWO_ROWS,

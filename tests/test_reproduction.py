@@ -70,10 +70,16 @@ def test_option_of_the_model_exists(row):
         assert option in (set(config_keys(default_config())) if option.isupper() else arguments), option
 
 
-@pytest.mark.parametrize("row", rows("Training on ImageNet"), ids=lambda row: row[0])
-def test_value_of_the_recipe_is_the_configurations(row):
+RECIPES = {
+    "Training on ImageNet": "pale_tiny_224.yaml",
+    "Training with token labels": "pale_tiny_224_token_label.yaml",
+}
+
+
+@pytest.mark.parametrize(("title", "row"), [(title, row) for title in RECIPES for row in rows(title)])
+def test_value_of_the_recipe_is_the_configurations(title, row):
     (key,) = quoted(row[3])
-    value, written = value_of(load_config("pale_tiny_224.yaml"), key), yaml.safe_load(row[1])
+    value, written = value_of(load_config(RECIPES[title]), key), yaml.safe_load(row[1])
     assert value == (float(written) if isinstance(value, float) else written)  # YAML takes 1e-3 for a text
 
 
@@ -86,6 +92,13 @@ def value_of(config, key):
     for part in key.split("."):
         config = config[part]
     return config
+
+
+def test_token_labels_differ_from_the_plain_recipe_in_the_table_only():
+    plain, token_label = (load_config(name) for name in RECIPES.values())
+    different = {key for key in config_keys(plain) if value_of(plain, key) != value_of(token_label, key)}
+    listed = {key for row in rows("Training with token labels") for key in quoted(row[3])}
+    assert different - listed == {"TOKEN_LABEL.MAPS", "OUTPUT"}
 
 
 @pytest.mark.parametrize("variant", ["small", "base"])

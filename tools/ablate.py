@@ -2,7 +2,7 @@
 
     python tools/ablate.py -jobs 2
     python tools/ablate.py -list
-    python tools/ablate.py -report -document docs/ablation.md -plot docs/ablation.png
+    python tools/ablate.py -report -into docs/ablation.md -plot docs/ablation.png
     python tools/ablate.py my_configs/*.yaml -seeds 0 1 2 3 4 -output output/mine -opts TRAIN.EPOCHS 5
 
 A row is a configuration, a run a row with a seed, in a process of one thread. The same command goes on after an
@@ -30,7 +30,7 @@ from tools.ablation.jobs import Job, exclusive, work  # noqa: E402
 from tools.ablation.results import Result, read_results, write_results  # noqa: E402
 from tools.ablation.rows import Counts, Row, count, default_files, load_rows  # noqa: E402
 
-SECTION = "tools/ablate.py -report"  # the part of a document that the table replaces
+SECTION = "ablation"  # the part of a document that the table replaces
 Key = tuple[str, int]  # row and seed of a run
 
 
@@ -59,8 +59,8 @@ def _check(arguments: Namespace) -> None:
         raise UserError(f"-seeds {' '.join(map(str, arguments.seeds))}: they must be different and not negative")
     if arguments.results is None:
         arguments.results = arguments.output / "results.csv"
-    if not arguments.report and (arguments.document or arguments.plot):
-        raise UserError("-document and -plot belong to -report; add it")
+    if not arguments.report and (arguments.into or arguments.plot):
+        raise UserError("-into and -plot belong to -report; add it")
 
 
 # ---- run
@@ -83,12 +83,15 @@ def _refuse_changed(jobs: Sequence[Job], results: dict[Key, Result], arguments: 
 
 def _run(jobs: Sequence[Job], results: dict[Key, Result], arguments: Namespace) -> None:
     """Do what is not in the results yet, and write each result as soon as it is there."""
-    from tools.benchmarking.machine import describe_machine
+    from common.entry_point import select_device
+    from common.machine import code_version, describe_device
 
     waiting = [job for job in jobs if not _is_current(job.row, results.get((job.row.name, job.seed)))]
     print(f"{len(jobs)} runs: {len(jobs) - len(waiting)} are finished, {len(waiting)} are left", flush=True)
+    if not waiting:
+        return
     counts = {name: count(row) for name, row in {job.row.name: job.row for job in waiting}.items()}
-    machine = describe_machine()
+    ran_on = code_version(), describe_device(select_device(waiting[0].row.config.DEVICE))
     failed: list[Job] = []
     progress = _Progress(len(jobs), waiting)
     with progress.bar, closing(work(waiting, arguments.jobs, progress.update)) as ended:
@@ -96,7 +99,7 @@ def _run(jobs: Sequence[Job], results: dict[Key, Result], arguments: Namespace) 
             try:
                 if job.exit_code():
                     raise UserError(job.failure())
-                result = _result(job, counts[job.row.name], machine)
+                result = _result(job, counts[job.row.name], *ran_on)
             except UserError as error:
                 failed.append(job)
                 progress.finish(job, f"failed: {str(error).removeprefix('error: ')}; all it said: {job.log}")
@@ -110,9 +113,7 @@ def _run(jobs: Sequence[Job], results: dict[Key, Result], arguments: Namespace) 
     print(f"all results are in {arguments.results}")
 
 
-def _result(job: Job, counts: Counts, machine: dict[str, str | int]) -> Result:
-    import paddle
-
+def _result(job: Job, counts: Counts, version: str, machine: str) -> Result:
     return Result(
         row=job.row.name,
         seed=job.seed,
@@ -120,9 +121,8 @@ def _result(job: Job, counts: Counts, machine: dict[str, str | int]) -> Result:
         params=counts.params,
         multiply_adds=counts.multiply_adds,
         fingerprint=job.row.fingerprint,
-        code=str(machine["git"]),
-        paddle=paddle.__version__,
-        cpu=str(machine["cpu"]),
+        code_version=version,
+        machine=machine,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     )
 
@@ -203,8 +203,8 @@ def _report(arguments: Namespace, results: Sequence[Result]) -> None:
     print(table)
     if arguments.plot:
         draw(comparison, arguments.plot)
-    if arguments.document:
-        replace_section(arguments.document, SECTION, table)
+    if arguments.into:
+        replace_section(arguments.into, SECTION, table)
 
 
 def _parser() -> ArgumentParser:
@@ -239,7 +239,7 @@ def _parser() -> ArgumentParser:
         help="with -report: what the others are compared with (default: %(default)s)",
     )
     parser.add_flag(
-        "document",
+        "into",
         look,
         type=Path,
         metavar="FILE",

@@ -13,7 +13,7 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tools/ are
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     from common.checkpoint_file import save_file
     from tools.conversion.unofficial_layout import to_paddle, to_torch
 
-    weights = _read(arguments.source)
+    weights = _read(arguments.source, arguments.to)
     conversion = (to_torch if arguments.to == "torch" else to_paddle)(weights)
     for line in _report(conversion):
         print(line)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"wrote {arguments.target}; {_usage(arguments.to, conversion.dimensions, arguments.target)}")
 
 
-def _read(source: Path) -> dict[str, np.ndarray]:
+def _read(source: Path, to: str) -> dict[str, np.ndarray]:
     from common.checkpoint import find_weights
     from common.checkpoint_file import load_file
 
@@ -62,8 +62,18 @@ def _read(source: Path) -> dict[str, np.ndarray]:
         state = load_torch_file(source)
     else:
         state = load_file(source)
+    if to == "torch":
+        _refuse_other_attention(state.get("attention"), source)
     inner = next((state[key] for key in _WEIGHT_KEYS if isinstance(state.get(key), dict)), state)
     return find_weights(inner, str(source))
+
+
+def _refuse_other_attention(attention: Any, source: Path) -> None:
+    """Stop for what our checkpoints say of their attention and the other model does not have."""
+    if isinstance(attention, dict) and (attention.get("attention") != "pale" or not attention.get("parallel")):
+        raise UserError(
+            f"{source} learnt with another attention, {attention}; the PyTorch model has parallel pales only"
+        )
 
 
 def _report(conversion: Conversion) -> list[str]:

@@ -1,7 +1,7 @@
 """Compute what training each row of the paper's tables takes: operations, memory, and hours on A100 and H100.
 
     python tools/training_cost.py
-    python tools/training_cost.py 'mask_rcnn*' -a100 0.15
+    python tools/training_cost.py -rows 'mask_rcnn*' -a100 0.15
     python tools/training_cost.py -into docs/reproduction.md
 
 Nothing is measured on a GPU: multiply-adds and kept tensors are counted from the code, the share of a GPU's peak that
@@ -16,12 +16,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # where common/, tools/ and the folders of the tasks are
 
 from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from tools.markdown_section import read_section, replace_section  # noqa: E402
+
+if TYPE_CHECKING:
+    from tools.costing.counts import TrainingCounts
+    from tools.costing.gpus import Gpu
 
 # The paper's rows, in its order.
 CONFIGURATIONS = (
@@ -32,7 +38,7 @@ CONFIGURATIONS = (
 )
 VARIANTS = ("tiny", "small", "base")
 ABLATIONS = "image_classification/configs/ablation/*.yaml"
-BEGIN, END = "<!-- begin: tools/training_cost.py -->\n", "<!-- end: tools/training_cost.py -->\n"
+SECTION = "training_cost.py"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,11 +49,11 @@ def main(argv: Sequence[str]) -> None:
     paths = [path for path in rows() if any(fnmatch(path.stem, pattern) for pattern in arguments.rows)]
     if not paths:
         raise UserError(f"no row of the paper is called {' or '.join(arguments.rows)}")
-    document = arguments.into.read_text(encoding="utf-8") if arguments.into else ""
-    if arguments.into and not (document.count(BEGIN) == document.count(END) == 1):
-        raise UserError(f"{arguments.into} has no place for the table: a line {BEGIN.strip()} and a line {END.strip()}")
+    if arguments.into:
+        read_section(arguments.into, SECTION)  # complains now if there is none, not after minutes of counting
 
     from common.entry_point import select_device
+    from tools.costing.counts import count_training
     from tools.costing.gpus import A100, H100
 
     select_device("cpu")
@@ -55,34 +61,31 @@ def main(argv: Sequence[str]) -> None:
     lines = [*header(gpus)]
     for path in paths:
         print(path.name, file=sys.stderr, flush=True)
-        lines.append(line(path, gpus))
-    table = "\n".join(lines) + "\n"
+        lines.append(line(path, count_training(path), gpus))
     if arguments.into:
-        before, after = document.partition(BEGIN)[0], document.partition(END)[2]
-        arguments.into.write_text(before + BEGIN + table + END + after, encoding="utf-8")
+        replace_section(arguments.into, SECTION, "\n".join(lines))
         print(f"wrote the table into {arguments.into}")
     else:
-        print(table, end="")
+        print("\n".join(lines))
 
 
 def rows() -> list[Path]:
     """The configurations of the paper's rows and of its ablations."""
     of_tables = [ROOT / name.format(variant=variant) for name in CONFIGURATIONS for variant in VARIANTS]
-    return [path for path in of_tables if path.is_file()] + sorted(ROOT.glob(ABLATIONS))
+    return of_tables + sorted(ROOT.glob(ABLATIONS))
 
 
-def header(gpus) -> list[str]:
+def header(gpus: Sequence[Gpu]) -> list[str]:
+    """The two lines above the rows."""
     cells = ["configuration", "params", "forward multiply-adds an image", "images", "operations", "GB a GPU"]
     cells += [f"{number} {gpu.name}" for gpu in gpus for number in (1, 8)]
     return [f"| {' | '.join(cells)} |", f"|------|{'-----:|' * (len(cells) - 1)}"]
 
 
-def line(path: Path, gpus) -> str:
+def line(path: Path, counts: TrainingCounts, gpus: Sequence[Gpu]) -> str:
     """A row of the table: what a configuration's training takes."""
-    from tools.costing.counts import count_training
     from tools.costing.gpus import training_flops, training_gigabytes, training_hours
 
-    counts = count_training(path)
     hours = [training_hours(counts, gpu, number) for gpu in gpus for number in (1, 8)]
     cells = [
         f"`{path.relative_to(ROOT)}`",
@@ -103,7 +106,7 @@ def digits(value: float) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", default=["*"], metavar="ROW", help="names, such as 'pale_*' (default: all)")
+    parser.add_flag("rows", nargs="+", default=["*"], metavar="NAME", help="configurations, as 'pale_*' (default: all)")
     for gpu, share in (("a100", 0.08), ("h100", 0.04)):
         parser.add_flag(gpu, type=float, default=share, metavar="SHARE", help="of its peak (default: %(default)s)")
     parser.add_flag("into", type=Path, metavar="FILE", help="document to write the table into, between its marks")

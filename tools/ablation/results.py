@@ -26,10 +26,9 @@ class Result:
         params, multiply_adds: see :class:`tools.ablation.rows.Counts`.
         seconds: training, without evaluations, at the median speed of the run.
         fingerprint: see :func:`tools.ablation.rows.fingerprint`.
-        code: the project's commit.
-        paddle: version.
-        cpu: the processor's name.
-        date: when it was finished.
+        code_version: see :func:`common.machine.code_version`.
+        machine: see :func:`common.machine.describe_device`.
+        date: when it was finished, in UTC.
     """
 
     row: str
@@ -40,9 +39,8 @@ class Result:
     multiply_adds: int
     seconds: float
     fingerprint: str
-    code: str
-    paddle: str
-    cpu: str
+    code_version: str
+    machine: str
     date: str
 
 

@@ -96,16 +96,21 @@ def markdown(records: Sequence[Record]) -> str:
             record["model"],
             record["mode"],
             *(str(record[key] or "") for key in ("image_size", "batch", "ranks")),
-            f"{1e3 * record['seconds']:.3g}",
-            f"{1e3 * record['seconds_per_image']:.3g}",
-            f"{record['images_per_second']:.3g}",
-            f"{record['gflop_per_image']:.3g}" if record["gflop_per_image"] else "",
+            _digits(1e3 * record["seconds"]),
+            _digits(1e3 * record["seconds_per_image"]),
+            _digits(record["images_per_second"]),
+            _digits(record["gflop_per_image"]) if record["gflop_per_image"] else "",
             f"{record['gflops_per_second']:.0f}" if record["gflops_per_second"] else "",
             f"{record['memory_growth'] / 2**20:.0f}" if record["memory_growth"] is not None else "",
         ]
         for record in records
     ]
     return table(header, rows, ("by", "model", "pass"))
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def draw(records: Sequence[Record], file: Path) -> None:

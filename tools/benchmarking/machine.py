@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 from datetime import datetime, timezone
-from pathlib import Path
 
-from tools.benchmarking.subjects import ROOT
+from common.machine import cpu_model, git_state
 
 __all__ = ["describe_machine", "installed_versions"]
 
@@ -24,8 +22,8 @@ def describe_machine() -> dict[str, str | int]:
     """Machine, versions, date and the project's state, as columns of a table."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
-        "git": _git_state(),
-        "cpu": _cpu_model(),
+        "git": git_state(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count() or 0,
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": platform.platform(),
@@ -42,22 +40,3 @@ def installed_versions() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return ", ".join(found)
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _git_state() -> str:
-    """The commit, marked where files differ from it; empty outside a checkout."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return result.stdout.strip()

@@ -120,7 +120,10 @@ class ProfileRunner:
         ]
         watch(attention, DEPTHWISE, lambda layer, inputs, output: _bytes(*inputs, *kernels))
         for layer in attention.sublayers():
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.LayerList):  # the parts of one projection, which have one input
+                for part in layer[1:]:
+                    watch(part, PROJECTIONS, lambda part, inputs, output: _bytes(output, *part.parameters()), GROUPING)
+            elif isinstance(layer, nn.Linear) and self._names[id(layer)] not in self._part_of:
                 watch(layer, PROJECTIONS, then=GROUPING)
             elif isinstance(layer, ScaledDotProductAttention):
                 watch(layer, ATTENTION)
@@ -186,6 +189,8 @@ def build(subject: Profile) -> ProfileRunner:
         UserError: the model or the device does not exist.
     """
     model, images, _ = prepare(subject)
-    multiply_adds = flops_by_layer(create_model(subject.model), images.shape)
+    counted = create_model(subject.model)
+    counted.fuse()
+    multiply_adds = flops_by_layer(counted, images.shape)
     synchronize = {} if subject.device == "cpu" else {"synchronize": paddle.device.synchronize}
     return ProfileRunner(model, images, multiply_adds, **synchronize)

@@ -12,7 +12,7 @@ from common.entry_point import ArgumentParser
 from common.errors import UserError
 from tools.benchmarking.output import Record, write_csv
 from tools.benchmarking.subjects import Subject
-from tools.markdown_section import replace_section
+from tools.markdown_section import read_section, replace_section
 
 if TYPE_CHECKING:  # it imports numpy, for which -h need not wait
     from tools.benchmarking.interleaving import Measurement
@@ -47,7 +47,7 @@ def check(arguments: Namespace) -> None:
     """Reject what cannot be meant.
 
     Raises:
-        UserError: a flag does not go with the studies, or needs one that was not named.
+        UserError: a flag does not go with the studies, or needs one that was not named, or the document has no place.
     """
     for name, (study, _, _) in _FLAGS.items():
         if getattr(arguments, name) and study not in arguments.study:
@@ -64,6 +64,8 @@ def check(arguments: Namespace) -> None:
     peers = [name for name in arguments.models if ":" in name]
     if peers:
         raise UserError(f"-study is of this project's models; leave out {', '.join(peers)}")
+    for name in arguments.study if arguments.into else ():
+        read_section(arguments.into, _section(name))  # which must be there
 
 
 def make(
@@ -93,5 +95,10 @@ def make(
         records += [{"study": name, **record} for record in found]
         tables.append(study.markdown(found))
         if arguments.into:
-            replace_section(arguments.into, f"performance {name}", tables[-1])
+            replace_section(arguments.into, _section(name), tables[-1])
     return records, "\n\n".join(tables)
+
+
+def _section(study: str) -> str:
+    """The part of a document that has the table of a study."""
+    return f"performance {study}"

@@ -6,9 +6,13 @@ import math
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.flops import count_layer_flops, params
 from tools.costing.kept_memory import count_kept_bytes
+
+if TYPE_CHECKING:
+    from object_detection.flops import DetectorPart
 
 __all__ = ["RANKS", "TrainingCounts", "count_training"]
 
@@ -39,8 +43,11 @@ class TrainingCounts:
     batch: int
 
 
-def count_training(path: Path) -> TrainingCounts:
+def count_training(path: Path, memory: bool = True) -> TrainingCounts:
     """Count what a configuration of ``image_classification``, ``semantic_segmentation`` or ``object_detection`` trains.
+
+    Args:
+        memory: count ``kept``, too, for which a pass is run; without, it is 0, and everything is only traced.
 
     Raises:
         common.errors.UserError: the configuration is impossible.
@@ -51,10 +58,10 @@ def count_training(path: Path) -> TrainingCounts:
         "object_detection": _count_detection,
     }
     task = next(part for part in path.resolve().parts[::-1] if part in counts)
-    return counts[task](Namespace(cfg=str(path), opts=[]))
+    return counts[task](Namespace(cfg=str(path), opts=[]), memory)
 
 
-def _count_classification(arguments: Namespace) -> TrainingCounts:
+def _count_classification(arguments: Namespace, memory: bool) -> TrainingCounts:
     from image_classification.config import CONFIG
     from image_classification.pale_backbone import build_model
 
@@ -65,13 +72,13 @@ def _count_classification(arguments: Namespace) -> TrainingCounts:
         parameters=params(model),
         averaged=config.TRAIN.EMA_DECAY > 0,
         forward=count_layer_flops(model, shape),
-        kept=count_kept_bytes(model, shape),
+        kept=count_kept_bytes(model, shape) if memory else 0,
         images=config.TRAIN.EPOCHS * _IMAGENET,
         batch=config.DATA.BATCH_SIZE,
     )
 
 
-def _count_segmentation(arguments: Namespace) -> TrainingCounts:
+def _count_segmentation(arguments: Namespace, memory: bool) -> TrainingCounts:
     from semantic_segmentation.components import build_model
     from semantic_segmentation.config import CONFIG
 
@@ -87,13 +94,13 @@ def _count_segmentation(arguments: Namespace) -> TrainingCounts:
         averaged=config.TRAIN.EMA_DECAY > 0,
         # Counting is done in evaluation, which leaves the auxiliary head out.
         forward=count_layer_flops(model, shape) + count_layer_flops(auxiliary, auxiliary_shape),
-        kept=count_kept_bytes(model, shape),
+        kept=count_kept_bytes(model, shape) if memory else 0,
         images=config.iters * config.batch_size * RANKS,
         batch=config.batch_size,
     )
 
 
-def _count_detection(arguments: Namespace) -> TrainingCounts:
+def _count_detection(arguments: Namespace, memory: bool) -> TrainingCounts:
     from object_detection.components import build_model
     from object_detection.config import CONFIG
     from object_detection.flops import detector_parts
@@ -103,15 +110,18 @@ def _count_detection(arguments: Namespace) -> TrainingCounts:
     assigner = config.BBoxAssigner
     boxes = assigner["batch_size_per_im"]
     parts = detector_parts(model, *_DETECTION_SIZE, boxes, round(boxes * assigner["fg_fraction"]))
-    dense, *heads = parts
-    # What the dense part keeps grows with the area; the whole image would take more memory than small machines have.
-    height, width = (32 * math.ceil(side / 64) for side in _DETECTION_SIZE)  # about half, and a multiple of the strides
     return TrainingCounts(
         parameters=params(model),
         averaged=config.TRAIN.EMA_DECAY > 0,
         forward=sum(part.times * count_layer_flops(part.layer, part.shape) for part in parts),
-        kept=round(count_kept_bytes(dense.layer, [1, 3, height, width]) * math.prod(_DETECTION_SIZE) / (height * width))
-        + sum(part.times * count_kept_bytes(part.layer, part.shape) for part in heads),
+        kept=_kept_by_detection(*parts) if memory else 0,
         images=config.epoch * _COCO,
         batch=config.TrainReader["batch_size"],
     )
+
+
+def _kept_by_detection(dense: DetectorPart, *heads: DetectorPart) -> int:
+    """What the dense part keeps grows with the area; a whole image would take more memory than small machines have."""
+    height, width = (32 * math.ceil(side / 64) for side in _DETECTION_SIZE)  # about half, and a multiple of the strides
+    kept = count_kept_bytes(dense.layer, [1, 3, height, width]) * math.prod(_DETECTION_SIZE) / (height * width)
+    return round(kept) + sum(part.times * count_kept_bytes(part.layer, part.shape) for part in heads)
