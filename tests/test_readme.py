@@ -106,7 +106,6 @@ CHANGES: dict[str, str | None] = {
     "ablate.py -list": TWO_ROWS,
     "ablate.py -report": "",
     "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
-    "-output output/rate": FEW_CLOTHES,
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (
@@ -121,7 +120,6 @@ DOCUMENTS = (
     "docs/paddledetection.md",
     "docs/performance.md",
     "docs/reproduction.md",
-    "docs/ablation.md",
 )
 
 
