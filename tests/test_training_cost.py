@@ -85,8 +85,8 @@ def test_classification_is_counted_from_its_configuration(tiny):
 def test_segmentation_and_detection_are_counted_as_in_training():
     upernet = count_training(ROOT / "semantic_segmentation/configs/upernet_pale_tiny_ade20k_160k.yml")
     assert (upernet.images, upernet.batch) == (160_000 * 16, 2)
-    # The paper's 996G at 512x2048 are four times this, without the auxiliary head.
-    assert 0.24e12 < upernet.forward < 0.26e12
+    # A little less than a quarter of the paper's 996G at 512x2048, where pales are longer.
+    assert 0.23e12 < upernet.forward < 0.249e12
     detector = count_training(ROOT / "object_detection/configs/mask_rcnn_pale_tiny_1x_coco.yml")
     assert (detector.images, detector.batch) == (12 * 117_266, 2)
     assert 0.30e12 < detector.forward < 0.33e12
