@@ -11,6 +11,7 @@ from pathlib import Path
 from common import __version__
 from common.distributed import is_main_process, sum_over_ranks
 from common.errors import UserError
+from common.text_file import write_text
 
 __all__ = ["CheckRecord", "fingerprint"]
 
@@ -60,11 +61,8 @@ class CheckRecord:
         if not is_main_process():
             return
         passed = {**self._read(), self.split: self._key}
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(passed, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.path)
+            write_text(self.path, json.dumps(passed, indent=1) + "\n")
         except OSError as error:
             raise UserError(
                 f"cannot write {self.path} ({error.strerror}); give an OUTPUT that can be written"

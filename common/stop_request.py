@@ -10,9 +10,9 @@ import time
 
 from common.distributed import is_main_process
 
-__all__ = ["StopRequest", "bind_to_parent"]
+__all__ = ["PR_SET_PDEATHSIG", "StopRequest", "bind_to_parent"]
 
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def bind_to_parent(*_: object) -> None:
@@ -23,7 +23,7 @@ def bind_to_parent(*_: object) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class StopRequest:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from common.distributed import is_main_process
 from common.own_pictures import save_picture
+from common.text_file import write_text
 
 __all__ = ["TrainingLog"]
 
@@ -94,9 +95,7 @@ class TrainingLog:
             self._file.close()
             path = Path(self._file.name)
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            temporary.replace(path)
+            write_text(path, "".join(f"{line}\n" for line in kept))
             self._file = path.open("a", encoding="utf-8")
 
     def close(self) -> None:

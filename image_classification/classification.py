@@ -98,7 +98,7 @@ class Classification(Task):
         in_lists = data.DATASET in ("imagenet2012", "list")
         is_papers = in_lists and (model.num_classes, figures["images"]) == (1000, images)
         folder = Path(data.DATA_PATH).name if in_lists or data.DATASET in ("folder", "idx") else ""
-        top1 = "top1_token_labels" if self.config.get("TOKEN_LABEL", {}).get("MAPS") else "top1"
+        top1 = "top1_token_labels" if self.config.TOKEN_LABEL.MAPS else "top1"
         return Measurement(
             model=title,
             data_set=paper_data if is_papers else f"{data.DATASET} {folder}".strip(),

@@ -41,6 +41,11 @@ SMALL_DETECTOR = (
     "MaskFeat.num_convs 1 MaskFeat.out_channel 16 RPNHead.train_proposal.post_nms_top_n 50 DATA.NUM_WORKERS 0 "
     f"TrainReader.sample_transforms.1.RandomResize.target_size '[[128, 128]]' {FEW_OBJECTS}"
 )
+FEW_CLOTHES = "DATA.DATA_PATH fashion DATA.BATCH_SIZE 8 LOG_INTERVAL 1"
+TWO_ROWS = (
+    "image_classification/configs/ablation_small/shape_pale.yaml "
+    f"image_classification/configs/ablation_small/shape_global.yaml -seeds 0 -opts {FEW_CLOTHES}"
+)
 ELSEWHERE = None  # run by another test
 
 # A part of the command -> flags to append
@@ -92,11 +97,14 @@ CHANGES: dict[str, str | None] = {
     "-eval -pretrained ours.pdparams": "MODEL.NAME pale_nano MODEL.NUM_HEADS '[2, 2, 4, 8]' MODEL.NUM_CLASSES 3 "
     "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0",
     "training_cost.py -into": "-rows pale_tiny_224",
-    "-eval -pretrained output/upernet_pale_tiny_ade20k_160k": "",
+    "-eval -pretrained output/upernet_pale_tiny_ade20k_160k": "val_dataset.transforms.0.short_size 64",
     "PALE_UNOFFICIAL_CODE": ELSEWHERE,  # code that is not ours, see test_convert_weights.py
     "tools/paper_tables.py": "here",
     "tools/paper_tables.py --check": ELSEWHERE,  # test_paper_tables.py
     "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
+    "ablate.py -jobs 2": TWO_ROWS,
+    "ablate.py -list": TWO_ROWS,
+    "ablate.py -report": "",
     "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }

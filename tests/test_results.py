@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, run_program
-from yacs.config import CfgNode
 
 from common import __version__, machine
 from common import task as common_task
@@ -150,9 +149,7 @@ def test_other_models_sizes_and_data_do_not(options, figures, model, data_set):
 
 
 def test_top1_with_token_labels_is_another_column_of_the_paper():
-    task = classification()
-    task.config.defrost()
-    task.config.TOKEN_LABEL = CfgNode({"MAPS": "label_maps"})
+    task = classification("TOKEN_LABEL.MAPS", "label_maps", "AUG.MIXUP", 0, "AUG.CUTMIX", 0)
     assert list(measure(task, IMAGENET).figures) == ["top1_token_labels", "top5"]
 
 

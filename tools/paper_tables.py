@@ -53,7 +53,7 @@ def _check_arguments(arguments: Namespace) -> None:
     if unknown:
         raise UserError(f"there is no table {unknown[0]!r}; choose of {', '.join(NAMES)}")
     if (arguments.check or arguments.markdown) and (arguments.tables or arguments.json):
-        raise UserError("-check and -markdown are about all tables and print none; leave TABLE and -json out")
+        raise UserError("-check and -markdown take all tables; leave TABLE and -json out")
 
 
 def _print_tables(names: Sequence[str], as_json: bool) -> None:

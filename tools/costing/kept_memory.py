@@ -19,12 +19,12 @@ def count_kept_bytes(layer: nn.Layer, shape: Sequence[int]) -> int:
     The pass is run on the CPU, with the operations that GPUs run. Attention without a bias counts as the fused kernel
     that they have in half precision: its inputs and its output. A tensor that several operations keep counts once.
     """
-    kept: dict[int, int] = {}
+    kept: dict[int, Tensor] = {}  # by address; holding them keeps an address from being used twice
     inside_fused = False
 
     def keep(tensor: Tensor) -> Tensor:
         if not inside_fused:
-            kept[tensor.data_ptr()] = tensor.size * tensor.element_size()
+            kept[tensor.data_ptr()] = tensor
         return tensor
 
     def enter(attention: nn.Layer, inputs: tuple) -> None:
@@ -46,12 +46,11 @@ def count_kept_bytes(layer: nn.Layer, shape: Sequence[int]) -> int:
     layer.train()
     try:
         with operations_of_gpus(), paddle.autograd.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = layer(paddle.rand(list(shape)))
+            layer(paddle.rand(list(shape)))
     finally:
         layer.train() if training else layer.eval()
         for hook in hooks:
             hook.remove()
-    del output  # it held what was kept, so that no address was used twice
     for parameter in layer.parameters():
         kept.pop(parameter.data_ptr(), None)
-    return sum(kept.values())
+    return sum(tensor.size * tensor.element_size() for tensor in kept.values())

@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 from common.paper_figures import NEIGHBOURS, figures_of, find_figure
 from tools.markdown_section import replace_section
 from tools.paper.layout import markdown
+from tools.paper.metrics import METRICS
 from tools.paper.models import ROOT, Counts, configuration, count, count_demo
 from tools.paper.neighbours import neighbour_cells
-from tools.paper.rows import METRICS, TASKS, measured, summaries
+from tools.paper.rows import TASKS, measured, summaries
 
 __all__ = ["outdated", "sections", "write_sections"]
 

@@ -62,7 +62,8 @@ def count_classifier(path: Path) -> Counts:
     from image_classification.pale_backbone import build_model
 
     config = CONFIG.load(Namespace(cfg=path, opts=[]))
-    model = build_model(config, config.MODEL.NUM_CLASSES)
+    with paddle.LazyGuard():  # counting needs no initial values
+        model = build_model(config, config.MODEL.NUM_CLASSES)
     side = config.DATA.IMAGE_SIZE
     return _as_counts(model, count_flops(model, side, side, norms=True))
 
@@ -90,7 +91,8 @@ def _count_segmenter(path: Path) -> Counts:
     from semantic_segmentation.config import CONFIG
 
     config = CONFIG.load(Namespace(cfg=path, opts=[]))
-    model = build_model(config, config.model.num_classes)
+    with paddle.LazyGuard():  # counting needs no initial values
+        model = build_model(config, config.model.num_classes)
     return _as_counts(model, count_flops(model, 512, 2048, norms=True))
 
 
@@ -100,7 +102,8 @@ def _count_detector(path: Path) -> Counts:
     from object_detection.flops import count_detector_flops
 
     config = CONFIG.load(Namespace(cfg=path, opts=[]))
-    model = build_model(config, config.num_classes)
+    with paddle.LazyGuard():  # counting needs no initial values
+        model = build_model(config, config.num_classes)
     return _as_counts(model, count_detector_flops(model, 800, 1280, norms=True))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from common.paper_figures import SOURCES, PaperFigure
-from tools.paper.rows import METRICS
+from tools.paper.metrics import METRICS
 
 __all__ = ["neighbour_cells"]
 

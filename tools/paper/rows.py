@@ -14,51 +14,12 @@ from common.paper_figures import NEIGHBOURS, SOURCES, VALIDATION, PaperFigure, f
 from common.results import Result, read_results, results_file
 from tools.costing.counts import count_training
 from tools.costing.gpus import A100, training_hours
+from tools.paper.metrics import COUNTED
 from tools.paper.models import ABLATIONS, ROOT, Counts, configuration, count, count_classifier
 
-__all__ = [
-    "METRICS",
-    "TABLES",
-    "TASKS",
-    "Row",
-    "Summary",
-    "_ablation_rows",
-    "measured",
-    "paper_rows",
-    "summaries",
-]
+__all__ = ["TABLES", "TASKS", "Row", "Summary", "counted_rows", "measured", "paper_rows", "summaries"]
 
 TASKS = tuple(VALIDATION)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a figure is called and written.
-
-    Attributes:
-        digits: behind the point.
-    """
-
-    name: str
-    unit: str = "%"
-    digits: int = 1
-
-    @property
-    def title(self) -> str:
-        return f"{self.name}, {self.unit}"
-
-
-METRICS = {
-    "params": Metric("parameters", "M", 2),
-    "flops": Metric("multiply-adds", "G", 2),
-    "top1": Metric("top-1"),
-    "top5": Metric("top-5"),
-    "top1_token_labels": Metric("top-1 token labels"),
-    "mIoU": Metric("mIoU"),
-    "mIoU_multi_scale": Metric("mIoU multi-scale"),
-    **{f"{kind}_{metric}": Metric(f"{kind} {metric}") for kind in ("box", "mask") for metric in ("AP", "AP50", "AP75")},
-}
-_COUNTED = ("params", "flops")
 
 
 @dataclass(frozen=True)
@@ -83,7 +44,7 @@ class Row:
 
     @property
     def is_counted(self) -> bool:
-        return self.metric in _COUNTED
+        return self.metric in COUNTED
 
     @property
     def is_off(self) -> bool:
@@ -154,7 +115,7 @@ def paper_rows(task: str) -> Iterator[Row]:
 def counted_rows(task: str) -> Iterator[Row]:
     """Those of the paper's rows that can be counted."""
     for figure in figures_of(task):
-        if figure.metric in _COUNTED:
+        if figure.metric in COUNTED:
             yield Row(figure.model, figure.metric, figure, getattr(count(task, figure.model), figure.metric), "counted")
 
 
@@ -179,7 +140,7 @@ def _ablation_rows() -> Iterator[Row]:
     task = "image_classification"
     for path in ABLATIONS:
         counts: Counts = count_classifier(path)
-        for metric in _COUNTED:
+        for metric in COUNTED:
             yield Row(path.stem, metric, None, getattr(counts, metric), "counted")
         title, data_set = model_title(CONFIG.load(Namespace(cfg=path, opts=[]))), VALIDATION[task][0]
         found = [r for r in _results_of(task) if (r.model, r.data_set, r.metric) == (title, data_set, "top1")]
@@ -219,7 +180,7 @@ def _latest(results: Sequence[Result]) -> tuple[float | None, str]:
 @cache
 def _hours(path: Path) -> str:
     hours = training_hours(count_training(path, memory=False), A100)
-    return f"{hours:.0f} {A100.name}-hours"
+    return f"~{hours:.0f} {A100.name}-hours"
 
 
 def _neighbours() -> Iterator[PaperFigure]:

@@ -7,8 +7,9 @@ from itertools import groupby
 
 from common.paper_figures import PaperFigure
 from tools.paper.layout import aligned
+from tools.paper.metrics import METRICS, Metric
 from tools.paper.neighbours import neighbour_cells
-from tools.paper.rows import METRICS, Metric, Row, Summary
+from tools.paper.rows import Row, Summary
 
 __all__ = ["CONVENTION", "as_text", "comparison"]
 
