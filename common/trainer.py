@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +35,7 @@ from common.distributed import (
 )
 from common.ema import ModelEma
 from common.errors import StoppedBySignal, UserError
+from common.optimizer import clip_gradients
 from common.sampler import TrainSampler
 from common.stop_request import StopRequest
 from common.training_log import TrainingLog
@@ -147,8 +147,7 @@ class Trainer:
         )
         self.settings, self.log, self.checkpoints, self.metadata = settings, log, checkpoints, dict(metadata)
         self.scaler = paddle.amp.GradScaler(enable=settings.amp == "float16", init_loss_scaling=2.0**16)
-        parallel = functools.partial(paddle.DataParallel, find_unused_parameters=find_unused)
-        self.parallel = parallel(model) if world_size() > 1 else model
+        self.parallel = _parallel(model, find_unused) if world_size() > 1 else model
         self.ema = ModelEma(model, settings.ema_decay) if settings.ema_decay else None
         self.steps_per_epoch = sampler.num_batches // settings.accum_iter
         self.step = 0  # optimizer steps behind us
@@ -370,7 +369,7 @@ class Trainer:
         """
         self.optimizer.set_lr(self.learning_rate(self.step))
         self.scaler.unscale_(self.optimizer)
-        norm = self._clip_gradients()
+        norm = clip_gradients(self.model.parameters(), self.settings.grad_clip)
         flags = gather_rows([math.isfinite(float(sum(losses))), self._stop.signal_number])
         # The gradients are the same on all ranks.
         if flags[:, 0].all() and math.isfinite(norm):
@@ -387,13 +386,6 @@ class Trainer:
         self.scaler.update()
         self.optimizer.clear_grad()
         return int(flags[:, 1].max())
-
-    def _clip_gradients(self) -> float:
-        """Clip by the global norm, if asked to, and return the norm."""
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        if self.settings.grad_clip:
-            return float(nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip))
-        return float(paddle.stack([parameter.grad.norm() for parameter in parameters]).norm())
 
     def _count_nonfinite(self, ranks: np.ndarray) -> None:
         self._nonfinite += 1
@@ -445,6 +437,16 @@ class Trainer:
                 self.checkpoints.save_best(
                     {"model": deployed_state(candidate), "figures": dict(self.best), **self._described()}
                 )
+
+
+def _parallel(model: nn.Layer, find_unused: bool) -> paddle.DataParallel:
+    """The model on all ranks.
+
+    A small last bucket of gradients (Paddle's is of 1 MB) helps where earlier ones travel during the backward pass.
+    Gloo does nothing meanwhile, so that on CPUs each bucket is one more time to wait for the slowest rank.
+    """
+    buckets = {"last_comm_buffer_size": 25} if paddle.get_device() == "cpu" else {}  # MB, as the others are
+    return paddle.DataParallel(model, find_unused_parameters=find_unused, **buckets)
 
 
 class _Interval:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,12 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from scheduling import (  # noqa: F401 (pytest finds its hooks and fixtures here)
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_xdist_auto_num_workers,
+    turn,
+)
 
 from common.cpu_settings import use_fast_gemm
 
@@ -21,11 +28,6 @@ use_fast_gemm()  # as the programs do: a test may compare with what one of them 
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
-
-
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for ``-m "not slow"``; none beside the slow tests, which start ranks and measure times."""
-    return 2 if config.option.markexpr == "not slow" else 0
 
 
 def make_shapes(folder: Path, images: int) -> None:
@@ -111,6 +113,15 @@ def run_program(
         output, _ = process.communicate()
         raise AssertionError(f"still running after {timeout} s:\n{output}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def cpu_seconds() -> float:
+    """CPU time of all programs that this process has started and that have ended.
+
+    A program that computes with one thread takes at most so long where nothing else runs.
+    """
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def fails(script: str, *flags: object, ranks: int = 0, cwd: Path) -> str:

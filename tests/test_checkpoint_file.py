@@ -469,6 +469,7 @@ def available_memory():
     return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_file_above_4_gib(tmp_path):
     if available_memory() < 12e9 or shutil.disk_usage(tmp_path).free < 10e9:

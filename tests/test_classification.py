@@ -213,17 +213,19 @@ def test_one_rank_and_three_ranks_count_the_same_images(tmp_path, shapes, shapes
     assert float(one[2]) == pytest.approx(float(three[2]), rel=1e-4)
 
 
+WRONG = [
+    (["-cfg", "missing.yaml"], "missing.yaml"),
+    (["-data_path", "/no/such/folder"], "/no/such/folder"),
+    (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
+    (["-batch_size", "1000"], "36 training images"),
+    (["-pretrained", "missing.pdparams"], "missing.pdparams"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["-cfg", "missing.yaml"], "missing.yaml"),
-        (["-data_path", "/no/such/folder"], "/no/such/folder"),
-        (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
-        (["-batch_size", "1000"], "36 training images"),
-        (["-pretrained", "missing.pdparams"], "missing.pdparams"),
-    ],
+    ("ranks", "flags", "named"),
+    [*((1, *case) for case in WRONG), *((3, *case) for case in (WRONG[0], WRONG[-1]))],  # found first, and last
 )
 def test_wrong_input_ends_every_rank_with_one_line_and_code_2(tmp_path, shapes_config, ranks, flags, named):
     config = [] if "-cfg" in flags else ["-cfg", shapes_config]

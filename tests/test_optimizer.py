@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from common.optimizer import build_adamw, parameter_groups, warmup_cosine
+from common.optimizer import build_adamw, clip_gradients, parameter_groups, warmup_cosine
 from common.pale_transformer import PaleTransformer
 
 LR, DECAY, LAYER_DECAY = 0.01, 0.5, 0.7
@@ -150,3 +150,30 @@ def test_betas_are_those_of_adam():
     first = (beta1 * (1 - beta1) + (1 - beta1) * 3) / (1 - beta1**2)
     second = (beta2 * (1 - beta2) + (1 - beta2) * 9) / (1 - beta2**2)
     np.testing.assert_allclose(1.0 - weights["head.weight"], LR * first / math.sqrt(second), rtol=1e-4)
+
+
+# ---- clipping
+
+
+def gradients_of(model):
+    return np.concatenate([parameter.grad.numpy().ravel() for parameter in trainable(model).values()])
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5, 1e9])
+def test_gradients_are_clipped_by_their_global_norm(limit):
+    model = make_model()
+    model(paddle.randn([2, 3, 32, 32])).square().sum().backward()
+    before = gradients_of(model).astype(np.float64)
+    norm = np.sqrt((before**2).sum())
+    assert 0.5 < norm < 1e9
+    assert clip_gradients(model.parameters(), limit) == pytest.approx(norm, rel=1e-4)
+    expected = before * (0.5 / norm) if limit == 0.5 else before
+    np.testing.assert_allclose(gradients_of(model), expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_is_returned_as_such(bad):
+    model = make_model()
+    model(paddle.ones([1, 3, 32, 32])).sum().backward()
+    model.head.bias.grad = paddle.to_tensor([0.0, bad, 0.0])
+    assert not math.isfinite(clip_gradients(model.parameters(), 1.0))

@@ -110,6 +110,7 @@ def test_real_files_of_other_projects_load_and_equal_what_paddle_reads():
             np.testing.assert_array_equal(ours[name], array, err_msg=f"{file.name} {name}")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_file_above_four_gibibytes_loads(tmp_path):
     paddle.save({"big": np.full(4 * 2**30 + 8, 7, np.uint8), "end": np.arange(3)}, str(tmp_path / "big.pdparams"))
@@ -119,6 +120,7 @@ def test_a_file_above_four_gibibytes_loads(tmp_path):
     np.testing.assert_array_equal(state["end"], [0, 1, 2])
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_loading_pale_base_is_about_as_quick_as_paddle_and_needs_the_files_size(tmp_path):
     path = tmp_path / "pale_base.pdparams"

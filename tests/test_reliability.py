@@ -303,6 +303,7 @@ def test_when_a_machine_is_lost_the_other_names_its_rank_and_ends(tmp_path, host
     assert f"error: rank {0 if main_dies else 1} is lost: it was killed or its machine is gone" in log, log
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_when_the_network_is_cut_both_machines_end_clearly(tmp_path, hosts, shapes_config):
     if not hosts[0].namespace:
