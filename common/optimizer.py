@@ -122,7 +122,7 @@ def build_adamw(
 def clip_gradients(parameters: Iterable[paddle.Tensor], limit: float = 0.0) -> float:
     """Scale all gradients, in place, so that their global norm is at most ``limit``; 0 leaves them as they are.
 
-    ``paddle.nn.utils.clip_grad_norm_`` does the same; on CPUs its norms take more than ten times as long.
+    ``paddle.nn.utils.clip_grad_norm_`` does the same; on CPUs its norms take about ten times as long.
 
     Returns:
         The global norm before; NaN or infinite if a gradient is, or if the sum of squares overflows.

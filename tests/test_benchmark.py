@@ -365,7 +365,7 @@ def test_rows_compare_what_they_measure():
         assert row.comparisons
         for comparison in row.comparisons:
             assert set(comparison.needs) <= set(names)
-            assert comparison.target
+            assert comparison.target or row.comparisons[0].target  # peers in the place of ours have none
 
 
 # Seconds, and what else matters, by the order of a row's subjects -> the figures of its comparisons.
@@ -373,7 +373,7 @@ FIGURES = [
     (1, [{"seconds": s} for s in (1.0, 2.0, 0.8, 1.6, 4.0)], [(1.25, False), (0.625, True)]),
     (2, [{"seconds": s} for s in (3.0, 4.0, 3.0, 2.0, 6.0)], [(1.0, True), (1.5, False)]),
     (3, [{"seconds": s} for s in (0.5, 0.625, 0.4)], [(0.8, True), (1.25, False)]),
-    (4, [{"seconds": 1.0, "flops": f} for f in (92, 80, 90, 10, 100, 40)], [(0.92, True)]),
+    (4, [{"seconds": 1.0, "flops": f} for f in (92, 80, 90, 10, 100, 40)], [(0.92, True), (0.8, None), (0.9, None)]),
     (5, [{"seconds": s} for s in (0.5, 0.5)], [(1.0, False)]),
     (
         6,
@@ -381,11 +381,11 @@ FIGURES = [
             {"seconds": 2.0, "memory_before": 100, "memory_peak": 1100},
             {"seconds": 3.0, "memory_before": 200, "memory_peak": 600},
         ],
-        [(0.4, True), (1.5, False)],
+        [(600 / 1100, False), (0.4, True), (1.5, False)],
     ),
     (7, [{"seconds": s, "flops": f} for s, f in ((1.0, 10), (1.5, 15), (3.0, 20))], [(1.0, True), (1.5, False)]),
-    (8, [{"seconds": s} for s in (1.0, 1.6)], [(1.6, True)]),
-    (9, [{"seconds": s} for s in (1.0, 0.625)], [(1.6, False)]),
+    (8, [{"seconds": s, "images": 64} for s in (1.0, 1.6)], [(1.6, True)]),
+    (9, [{"seconds": s, "images": 1} for s in (1.0, 0.625)], [(1.6, False)]),
     (10, [{"seconds": s} for s in (2.5, 1.75)], [(0.75, True)]),
 ]
 
@@ -424,6 +424,21 @@ def test_the_table_shows_the_columns_that_say_something(records):
     assert len({len(line) for line in report.markdown(records).splitlines()}) == 1
 
 
+def test_the_table_of_the_suite_has_the_figures_with_their_values_and_says_how_times_vary(records):
+    difference = comparisons.Comparison("beyond", ("ours",), lambda measured: (0.5, 0.125), 1.0, sign="-")
+    rest = report.comparison_records([difference], {"ours": timed("ours", 0.5)})
+    text = report.suite_markdown([*records, *({"row": 4, "title": "more", **record} for record in rest)])
+    intro, _, *lines = text.splitlines()
+    assert intro.startswith(
+        "Medians of 3 to 3 turns. Half of the turns of each lay within 25 % of their median; ours in"
+    )
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]] == [
+        ["3", "a row", "time of ours / peer", "0.5 s / 1 s = 0.5", "<= 0.4", "missed"],
+        ["3", "a row", "time of ours / absent", "without absent", "<= 1", ""],
+        ["4", "more", "beyond", "0.5 s - 0.125 s = 0.375 s", "<= 1", ""],
+    ]
+
+
 def test_the_csv_has_a_line_for_each_figure_with_the_machine(records, tmp_path):
     machine = {"date": "2026-01-02T03:04Z", "git": "abc", "cpu": "a CPU, fast", "cores": 2}
     write_csv(records, machine, tmp_path / "benchmark.csv", report.COLUMNS)
@@ -453,6 +468,8 @@ def test_the_picture_is_drawn_with_and_without_targets(records, tmp_path, target
         (["pale_nano", "-suite"], "one of the two"),
         (["-suite", "-batch", "4", "-threads", "1"], "leave out -batch -threads"),
         (["pale_nano", "-rows", "1"], "add -suite"),
+        (["pale_nano", "-into", "page.md"], "-into is for the tables of -suite and -study; add one"),
+        (["-suite", "-into", str(ROOT / "README.md")], "must have the lines <!-- begin performance suite -->"),
         (["-suite", "-rows", "1", "99"], "-rows 99: there is no such row; the rows are 1 to 10"),
         (["pale_nano", "-rounds", "0"], "-rounds is 0; it must be at least 1"),
         (["pale_nano", "-image_size", "16"], "-image_size is 16; it must be at least 32"),
@@ -489,12 +506,19 @@ def test_the_suite_goes_on_without_the_peers_that_are_missing(fake_workers, monk
         FakeWorker.__init__(self, subject, peer_python)
 
     monkeypatch.setattr(interleaving, "Worker", type("Fake", (FakeWorker,), {"__init__": build}))
-    benchmark.main(["-suite", "-rows", "5", "-rounds", "1", "-out", str(tmp_path)])
+    document = tmp_path / "page.md"
+    document.write_text("<!-- begin performance suite -->\nold\n<!-- end performance suite -->\n")
+    flags = ("-rows", "5", "-rounds", "1", "-into", str(document))
+    benchmark.main(["-suite", *flags, "-out", str(tmp_path)])
     output = capsys.readouterr()
     assert "left out timm:swin_tiny: not set up" in output.err
     assert output.out.count("not measured") == 2
     with (tmp_path / "benchmark.csv").open(newline="") as file:
         assert [line["row"] for line in csv.DictReader(file)] == ["5"] * 3
+    page = document.read_text()
+    assert "without timm:swin_tiny" in page
+    assert "old" not in page
+    assert page.endswith(", fake 1.0.\n<!-- end performance suite -->\n")
 
 
 def test_a_suite_of_which_nothing_can_be_measured_says_so(fake_workers, monkeypatch, tmp_path):

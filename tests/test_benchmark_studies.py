@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from argparse import Namespace
 from dataclasses import replace
 
@@ -183,10 +184,9 @@ def test_a_part_is_bound_by_the_slower_of_its_operations_and_its_bytes():
 def test_a_copy_is_whole_and_its_bytes_are_read_and_written():
     subject = Copy(name="copy", megabytes=1, threads=3)
     runner = subject.build()
-    pairs = runner.work.__closure__
     assert runner.run() > 0
     assert subject.bytes_moved == 2 * 2**20
-    (pairs,) = [cell.cell_contents for cell in pairs if isinstance(cell.cell_contents, list)]
+    (pairs,) = [cell.cell_contents for cell in runner.work.__closure__ if isinstance(cell.cell_contents, list)]
     assert sum(target.size for target, _ in pairs) == 2**18
     assert all((target == 1).all() for target, _ in pairs)
 
@@ -245,6 +245,23 @@ def test_costs_are_those_of_an_image_and_ranks_run_once():
     assert records[0]["gflops_per_second"] == 20
 
 
+def test_the_picture_of_the_growth_is_of_the_first_model_and_the_ranks(monkeypatch, tmp_path):
+    def measure(subjects, count):
+        return [Measurement(subject, (2.0,), None if isinstance(subject, Ranks) else 10**9, 1) for subject in subjects]
+
+    drawn = []
+    monkeypatch.setattr(growth, "_draw_times", lambda axes, records, key: drawn.extend(records))
+    monkeypatch.setattr(growth, "_draw_rates", lambda axes, records: drawn.extend(records))
+    for models, expected in (
+        (["pale_tiny", "pale_nano"], {"pale_tiny", None}),
+        (["pale_nano", "pale_tiny"], {"pale_nano", None}),
+    ):
+        drawn.clear()
+        growth.draw(growth.study(options(models=models, sizes=[32], batches=[1]), measure), tmp_path / "growth.png")
+        assert {None if record["ranks"] else record["model"] for record in drawn} == expected
+        assert len(drawn) == 4 + 2
+
+
 def test_the_growth_is_printed_written_and_drawn(make_study, tmp_path):
     flags = ("-sizes", "32", "-batches", "2", "-image_size", "32", "-threads", "1")
     text, lines = make_study("growth", *flags)
@@ -295,7 +312,7 @@ def test_more_than_one_node_runs_with_the_recipes_batch_and_with_its_sum(gpus, e
 
 def test_the_clusters_are_printed_and_written(make_study, monkeypatch):
     recipes = []
-    monkeypatch.setattr(clusters, "count_training", lambda recipe: recipes.append(recipe.stem) or TINY)
+    monkeypatch.setattr(clusters, "count_training", lambda recipe, memory: recipes.append(recipe.stem) or TINY)
     text, lines = make_study("clusters", "-gpus", "8", "64")
     assert recipes == ["pale_tiny_224"]
     assert text.startswith("Computed, not measured")
@@ -316,7 +333,13 @@ def test_a_document_takes_the_table_and_has_the_picture_beside_it(make_study, tm
     flags = ("-batch", "1", "-image_size", "32", "-threads", "1", "-into", str(document))
     text, _ = make_study("profile", *flags)
     begin, end = (f"<!-- {mark} performance profile -->" for mark in ("begin", "end"))
-    assert document.read_text() == f"before\n{begin}\n{text.strip()}\n{end}\nafter\n"
+    head, table, tail = document.read_text().partition(text.strip())
+    assert (head, table) == (f"before\n{begin}\n", text.strip())
+    measured_by, last = tail.strip().split("\n", 1)
+    assert re.fullmatch(
+        r"Measured by: (commit \w+(-dirty)?, )?20\d\d-\d\d-\d\d, .*, \d+ cores, Python .*, here 1\.0\.", measured_by
+    )
+    assert last == f"{end}\nafter"
     assert (document.parent / "performance_profile.png").read_bytes().startswith(PNG)
 
 
@@ -328,7 +351,6 @@ def test_a_document_takes_the_table_and_has_the_picture_beside_it(make_study, tm
         (["timm:swin_tiny", "-study", "growth"], "leave out timm:swin_tiny"),
         (["-study", "profile", "-sizes", "64"], "-sizes is for -study growth; add that"),
         (["-study", "growth", "-into", "CONTRIBUTING.md"], "must have the lines <!-- begin performance growth -->"),
-        (["pale_nano", "-into", "page.md"], "-into is for the tables of -study; add that"),
         (["pale_nano", "-gpus", "8"], "-gpus is for -study clusters; add that"),
         (["-study", "growth", "-sizes", "64", "16"], "-sizes is 16; it must be at least 32"),
         (["-study", "growth", "-batches", "2", "2"], "2 stands twice among the batches"),

@@ -22,6 +22,7 @@ import json
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from tqdm import tqdm  # noqa: E402
 from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from tools.benchmarking import studies  # noqa: E402
+from tools.benchmarking.documents import require_places, write_table  # noqa: E402
 from tools.benchmarking.output import Record, write_csv  # noqa: E402
 from tools.benchmarking.subjects import DTYPES, MODES, RUNTIMES, Gemm, Model, Subject, gemms, variants  # noqa: E402
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:  # it imports numpy, for which -h need not wait
 
 # Flags that describe what is run; the rows of the suite say so themselves.
 MODEL_FLAGS = ("runtime", "mode", "batch", "image_size", "dtype", "device", "threads", "recompute")
+_SUITE = "suite"  # what documents call the place of its table
 LEAST = {"rounds": 1, "warmup": 1, "threads": 1, "batch": 1, "image_size": 32}
 
 
@@ -67,17 +70,21 @@ def _comparisons(arguments: Namespace, machine: Record, line: tqdm) -> tuple[lis
     if all(record["value"] is None for record in records):
         raise UserError("nothing could be measured; the lines above say why")
     report.draw(records, arguments.out / "benchmark.png")
+    if arguments.into:
+        write_table(arguments.into, _SUITE, report.suite_markdown(records), records, machine)
     return records, report.markdown(records)
 
 
 def _studies(arguments: Namespace, machine: Record, line: tqdm) -> tuple[list[Record], str]:
+    return studies.make(arguments, machine, partial(_in_turn, arguments, line))
+
+
+def _in_turn(arguments: Namespace, line: tqdm, subjects: Sequence[Subject], rounds: int) -> list[Measurement]:
+    """Measure subjects as the flags say; products of libraries that are not installed may be missing."""
     from tools.benchmarking.interleaving import measure
 
-    def in_turn(subjects: Sequence[Subject], rounds: int) -> list[Measurement]:
-        progress = line.set_description_str
-        return measure(subjects, rounds, arguments.warmup, arguments.peer_python, progress, _leave_out_gemm)
-
-    return studies.make(arguments, machine, in_turn)
+    progress = line.set_description_str
+    return measure(subjects, rounds, arguments.warmup, arguments.peer_python, progress, _leave_out_gemm)
 
 
 def _leave_out_gemm(subject: Subject, error: UserError) -> None:
@@ -96,6 +103,11 @@ def _check(arguments: Namespace) -> None:
         raise UserError(f"-suite says itself what it runs; leave out -{' -'.join(given)}")
     if arguments.rows and not arguments.suite:
         raise UserError("-rows chooses rows of the suite; add -suite")
+    if arguments.into:
+        places = [_SUITE] if arguments.suite else arguments.study
+        if not places:
+            raise UserError("-into is for the tables of -suite and -study; add one of them")
+        require_places(arguments.into, places)
     for name, least in (LEAST | studies.LEAST).items():
         values = getattr(arguments, name)
         for value in values if isinstance(values, list) else [values]:
@@ -111,7 +123,6 @@ def _check(arguments: Namespace) -> None:
 def _models(arguments: Namespace, line: tqdm) -> Iterator[list[Record]]:
     """Measure the models of the command line, and the rate of the machine's products of matrices."""
     from tools.benchmarking.comparisons import time_ratio
-    from tools.benchmarking.interleaving import measure
     from tools.benchmarking.report import comparison_records, measurement_records
 
     chosen = {name: getattr(arguments, name) for name in MODEL_FLAGS if getattr(arguments, name)}
@@ -125,14 +136,7 @@ def _models(arguments: Namespace, line: tqdm) -> Iterator[list[Record]]:
     subjects = [variant for model in models for variant in variants(model)]
     products = gemms(models[0].threads, models[0].device, models[0].dtype)
 
-    results = measure(
-        [*subjects, *products],
-        arguments.rounds,
-        arguments.warmup,
-        arguments.peer_python,
-        line.set_description_str,
-        _leave_out_gemm,
-    )
+    results = _in_turn(arguments, line, [*subjects, *products], arguments.rounds)
     measured = {result.subject.name: result for result in results}
     ratios = [time_ratio(first, names) for names in others]
     yield [*measurement_records(measured), *comparison_records(ratios, measured)]
@@ -227,6 +231,9 @@ def _parser() -> ArgumentParser:
         metavar="FOLDER",
         help="for CSV and picture (default: %(default)s)",
     )
+    into = "document that takes the tables, between the marks <!-- begin performance NAME --> and <!-- end ... -->"
+    text = f"{into}; NAME is {_SUITE} or a study, whose picture goes beside it"
+    parser.add_flag("into", output, type=Path, metavar="FILE", help=text)
     parser.add_flag("json", output, action="store_true", help="print JSON instead of a table")
     parser.add_flag("debug", output, action="store_true", help="show the traceback of an error")
     return parser

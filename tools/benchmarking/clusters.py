@@ -133,7 +133,7 @@ def study(options: Namespace, measure: Callable[[Sequence[Subject], int], list[M
     select_device("cpu")
     records = []
     for name, recipe in recipes.items():
-        counts = count_training(recipe)
+        counts = count_training(recipe, memory=False)
         for gpus in options.gpus or GPUS:
             for batch in batches(counts.batch, gpus):
                 step = Step(replace(counts, batch=batch), gpus)

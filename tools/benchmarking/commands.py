@@ -19,7 +19,8 @@ from tools.benchmarking.subjects import ROOT, FirstPrediction, PaddleImport, Ran
 __all__ = ["build_first_prediction", "build_paddle_import", "build_ranks"]
 
 EPOCHS = 1
-LOG_INTERVAL = 10  # steps; the median of the intervals counts, without the first, which warms up
+# Steps; the median of the intervals counts, without the first, which warms up. Two ranks have 31 steps.
+LOG_INTERVAL = 5
 
 
 def _run_command(*arguments: str | Path) -> None:

@@ -16,23 +16,34 @@ Measurements = Mapping[str, Measurement]  # by the subject's name
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure, with a target if it has one.
+    """One figure, the ratio or the difference of two values, with a target if it has one.
 
     Attributes:
         figure: what it is.
         needs: names of the subjects that it is computed from.
-        compute: gives it from their measurements.
+        values: gives the two values from their measurements.
         target: its limit, or None.
         at_most: whether the figure must not be above the limit, or not below it.
-        unit: ``x`` for ratios.
+        value_unit: of both values; empty where they are ratios themselves.
+        sign: ``/`` or ``-``, what is done with them.
     """
 
     figure: str
     needs: tuple[str, ...]
-    compute: Callable[[Measurements], float]
+    values: Callable[[Measurements], tuple[float, float]]
     target: float | None = None
     at_most: bool = True
-    unit: str = "x"
+    value_unit: str = "s"
+    sign: str = "/"
+
+    @property
+    def unit(self) -> str:
+        """``x`` for ratios."""
+        return "x" if self.sign == "/" else self.value_unit
+
+    def compute(self, measured: Measurements) -> float:
+        left, right = self.values(measured)
+        return left / right if self.sign == "/" else left - right
 
     def is_met(self, value: float) -> bool | None:
         """Whether a value of the figure reaches the target; None without one."""
@@ -50,7 +61,7 @@ def time_ratio(ours: Sequence[str], theirs: Sequence[str], target: float | None 
     return Comparison(
         f"time of {ours[0]} / {theirs[0]}",
         (*ours, *theirs),
-        lambda measured: fastest(measured, ours).median / fastest(measured, theirs).median,
+        lambda measured: (fastest(measured, ours).median, fastest(measured, theirs).median),
         target,
     )
 

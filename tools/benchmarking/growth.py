@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.benchmarking.interleaving import Measurement
-from tools.benchmarking.output import MACHINE, Record, pyplot, save_figure, table
+from tools.benchmarking.output import MACHINE, Record, digits, pyplot, save_figure, table
 from tools.benchmarking.subjects import MODES, Model, Ranks, Subject
 
 __all__ = ["COLUMNS", "DEFAULT_MODELS", "draw", "markdown", "study"]
@@ -34,7 +34,8 @@ def study(options: Namespace, measure: Callable[[Sequence[Subject], int], list[M
     Args:
         options: of the command line: ``models``, ``sizes``, ``batches``, ``ranks``, ``image_size`` (of the sweep over
             batches), ``threads``, ``device``, ``rounds``.
-        measure: runs subjects in turn, for so many rounds: one for the ranks, whose runs are long and medians of many.
+        measure: runs subjects in turn, for so many rounds: one for the ranks, whose runs are long and have medians of
+            their own.
     """
     return [
         _record(sweep, measurement)
@@ -96,10 +97,10 @@ def markdown(records: Sequence[Record]) -> str:
             record["model"],
             record["mode"],
             *(str(record[key] or "") for key in ("image_size", "batch", "ranks")),
-            _digits(1e3 * record["seconds"]),
-            _digits(1e3 * record["seconds_per_image"]),
-            _digits(record["images_per_second"]),
-            _digits(record["gflop_per_image"]) if record["gflop_per_image"] else "",
+            digits(1e3 * record["seconds"]),
+            digits(1e3 * record["seconds_per_image"]),
+            digits(record["images_per_second"]),
+            digits(record["gflop_per_image"]) if record["gflop_per_image"] else "",
             f"{record['gflops_per_second']:.0f}" if record["gflops_per_second"] else "",
             f"{record['memory_growth'] / 2**20:.0f}" if record["memory_growth"] is not None else "",
         ]
@@ -108,24 +109,17 @@ def markdown(records: Sequence[Record]) -> str:
     return table(header, rows, ("by", "model", "pass"))
 
 
-def _digits(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def draw(records: Sequence[Record], file: Path) -> None:
     """Draw the time of an image of the first model by its size and by the batch, and the rate by the ranks."""
-    swept = {
-        sweep: [record for record in records if record["sweep"] == sweep and record["model"] in (model, RANKS_MODEL)]
-        for model in (records[0]["model"],)
-        for sweep in (BY_SIZE, BY_BATCH, BY_RANKS)
-    }
-    first, ranks = records[0], swept[BY_RANKS]
+    first = records[0]
+    of_first = [record for record in records if record["model"] == first["model"]]
+    by_size, by_batch = ([record for record in of_first if record["sweep"] == sweep] for sweep in (BY_SIZE, BY_BATCH))
+    ranks = [record for record in records if record["sweep"] == BY_RANKS]
     figure, panels = pyplot().subplots(1, 2 + bool(ranks), figsize=(11, 3.8), layout="constrained")
-    _draw_times(panels[0], swept[BY_SIZE], "image_size")
+    _draw_times(panels[0], by_size, "image_size")
     panels[0].set(xlabel="pixels of a side, one image at a time", yscale="log")
-    _draw_times(panels[1], swept[BY_BATCH], "batch")
-    size = swept[BY_BATCH][0]["image_size"]
+    _draw_times(panels[1], by_batch, "batch")
+    size = by_batch[0]["image_size"]
     panels[1].set(xlabel=f"images of {size}x{size} in a batch", ylim=(0, None))
     if ranks:
         _draw_rates(panels[2], ranks)
@@ -138,7 +132,7 @@ def _draw_times(axes, records: Sequence[Record], key: str) -> None:
     for mode, colour in zip(MODES, ("tab:blue", "tab:orange"), strict=True):
         line = [record for record in records if record["mode"] == mode]
         values = [record[key] for record in line]
-        times = [[1e3 * record[which] / (record["batch"]) for record in line] for which in ("seconds", "low", "high")]
+        times = [[1e3 * record[which] / record["batch"] for record in line] for which in ("seconds", "low", "high")]
         spread = [np.subtract(times[0], times[1]), np.subtract(times[2], times[0])]
         axes.errorbar(values, times[0], spread, marker="o", markersize=4, capsize=2, color=colour, label=mode)
         usual = min(line, key=lambda record: abs(record[key] - getattr(Model, key)))
@@ -146,7 +140,8 @@ def _draw_times(axes, records: Sequence[Record], key: str) -> None:
         counted = [1e3 * rate * record["gflop_per_image"] for record in line]
         axes.plot(values, counted, "--", linewidth=1, color=colour, label=f"{mode}, as FLOPs grow")
     axes.set(xscale="log", ylabel="ms an image")
-    axes.set_xticks(values := sorted({record[key] for record in records}), values)
+    ticks = sorted({record[key] for record in records})
+    axes.set_xticks(ticks, ticks)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -22,7 +22,7 @@ def describe_machine() -> dict[str, str | int]:
     """Machine, versions, date and the project's state, as columns of a table."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
-        "git": git_state(),
+        "git": git_state("docs", "results"),  # which measurements change, and nothing measures
         "cpu": cpu_model(),
         "cores": os.cpu_count() or 0,
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),

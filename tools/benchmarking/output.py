@@ -7,12 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MACHINE", "Record", "pyplot", "save_figure", "table", "write_csv"]
+__all__ = ["MACHINE", "Record", "digits", "pyplot", "save_figure", "table", "write_csv"]
 
 Record = dict[str, Any]
 
 # The columns of tools.benchmarking.machine.describe_machine.
 MACHINE = ("date", "git", "cpu", "cores", "memory_gb", "system", "python")
+
+
+def digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[str]) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tools.benchmarking.comparisons import Comparison, Measurements, gemm_rate
 from tools.benchmarking.interleaving import Measurement
-from tools.benchmarking.output import MACHINE, Record, pyplot, save_figure, table
+from tools.benchmarking.output import MACHINE, Record, digits, pyplot, save_figure, table
 
-__all__ = ["COLUMNS", "comparison_records", "draw", "markdown", "measurement_records"]
+__all__ = ["COLUMNS", "comparison_records", "draw", "markdown", "measurement_records", "suite_markdown"]
 
 _SETTINGS = (
     *("runtime", "mode", "batch", "image_size", "dtype", "device", "threads", "strided", "recompute"),
@@ -17,7 +17,7 @@ _SETTINGS = (
 )
 # A record is one figure: a measured time, a comparison, or what could not be measured and why (note).
 COLUMNS = (
-    *("row", "title", "figure", "value", "unit", "low", "high", "rounds", "target", "met"),
+    *("row", "title", "figure", "value", "unit", "low", "high", "rounds", "values", "target", "met"),
     *("images_per_second", "gflops_per_second", "gemm_share", "memory_growth_mb", "memory_peak_mb", "note"),
     *_SETTINGS,
     "versions",
@@ -77,18 +77,58 @@ def comparison_records(comparisons: Iterable[Comparison], measured: Measurements
     for comparison in comparisons:
         missing = [name for name in comparison.needs if name not in measured]
         value = None if missing else comparison.compute(measured)
-        sign = "<=" if comparison.at_most else ">="
+        bound = "<=" if comparison.at_most else ">="
         records.append(
             {
                 "figure": comparison.figure,
                 "value": value,
                 "unit": comparison.unit,
-                "target": None if comparison.target is None else f"{sign} {comparison.target:g}",
+                "values": None if missing else _values(comparison, measured),
+                "target": None if comparison.target is None else f"{bound} {comparison.target:g}",
                 "met": None if missing else comparison.is_met(value),
                 "note": f"without {', '.join(missing)}" if missing else None,
             }
         )
     return records
+
+
+def _values(comparison: Comparison, measured: Measurements) -> str:
+    """The two values of a comparison, such as ``0.943 s / 0.909 s``."""
+    left, right = (f"{digits(value)} {comparison.value_unit}".strip() for value in comparison.values(measured))
+    return f"{left} {comparison.sign} {right}"
+
+
+def suite_markdown(records: Sequence[Record]) -> str:
+    """The figures of the suite with what they are computed from, below a line on how much the times vary."""
+    times = [record for record in records if record.get("low") is not None]
+    spread, worst = max(
+        (max(record["high"] / record["value"], 2 - record["low"] / record["value"]) - 1, index)
+        for index, record in enumerate(times)
+    )
+    turns = [record["rounds"] for record in times]
+    intro = (
+        f"Medians of {min(turns)} to {max(turns)} turns. Half of the turns of each lay within {100 * spread:.0f} % of "
+        f"their median; {times[worst]['figure']} in row {times[worst]['row']} varied that much, the others less."
+    )
+    rows = [
+        [
+            str(record["row"]),
+            record["title"],
+            record["figure"],
+            _equation(record) if record["values"] else record["note"],
+            record["target"] or "",
+            "missed" if record["met"] is False else "",
+        ]
+        for record in records
+        if "values" in record
+    ]
+    header = ["row", "what", "figure", "measured", "aim", ""]
+    return f"{intro}\n\n{table(header, rows, header)}"
+
+
+def _equation(record: Record) -> str:
+    unit = "" if record["unit"] == "x" else f" {record['unit']}"
+    return f"{record['values']} = {digits(record['value'])}{unit}"
 
 
 def markdown(records: Sequence[Record]) -> str:

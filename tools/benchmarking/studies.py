@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.entry_point import ArgumentParser
 from common.errors import UserError
+from tools.benchmarking.documents import write_table
 from tools.benchmarking.output import Record, write_csv
 from tools.benchmarking.subjects import Subject
-from tools.markdown_section import read_section, replace_section
 
 if TYPE_CHECKING:  # it imports numpy, for which -h need not wait
     from tools.benchmarking.interleaving import Measurement
@@ -39,22 +38,18 @@ def add_flags(parser: ArgumentParser) -> None:
     parser.add_flag("study", group, nargs="+", choices=_MODULES, default=[], metavar="NAME", help=names)
     for name, (study, _, text) in _FLAGS.items():
         parser.add_flag(name, group, nargs="+", type=int, metavar="N", help=f"{study}: {text}")
-    into = "document that takes the tables, between the marks <!-- begin performance NAME --> and <!-- end ... -->"
-    parser.add_flag("into", group, type=Path, metavar="FILE", help=f"{into}; pictures go beside it")
 
 
 def check(arguments: Namespace) -> None:
     """Reject what cannot be meant.
 
     Raises:
-        UserError: a flag does not go with the studies, or needs one that was not named, or the document has no place.
+        UserError: a flag does not go with the studies, or needs one that was not named.
     """
     for name, (study, _, _) in _FLAGS.items():
         if getattr(arguments, name) and study not in arguments.study:
             raise UserError(f"-{name} is for -study {study}; add that")
     if not arguments.study:
-        if arguments.into:
-            raise UserError("-into is for the tables of -study; add that")
         return
     if arguments.suite:
         raise UserError("-suite and -study are two things; leave one out")
@@ -64,8 +59,6 @@ def check(arguments: Namespace) -> None:
     peers = [name for name in arguments.models if ":" in name]
     if peers:
         raise UserError(f"-study is of this project's models; leave out {', '.join(peers)}")
-    for name in arguments.study if arguments.into else ():
-        read_section(arguments.into, _section(name))  # which must be there
 
 
 def make(
@@ -95,10 +88,5 @@ def make(
         records += [{"study": name, **record} for record in found]
         tables.append(study.markdown(found))
         if arguments.into:
-            replace_section(arguments.into, _section(name), tables[-1])
+            write_table(arguments.into, name, tables[-1], found, machine)
     return records, "\n\n".join(tables)
-
-
-def _section(study: str) -> str:
-    """The part of a document that has the table of a study."""
-    return f"performance {study}"
