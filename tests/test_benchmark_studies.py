@@ -337,7 +337,7 @@ def test_a_document_takes_the_table_and_has_the_picture_beside_it(make_study, tm
     assert (head, table) == (f"before\n{begin}\n", text.strip())
     measured_by, last = tail.strip().split("\n", 1)
     assert re.fullmatch(
-        r"Measured by: (commit \w+(-dirty)?, )?20\d\d-\d\d-\d\d, .*, \d+ cores, Python .*, here 1\.0\.", measured_by
+        r"Produced by: (commit \w+(-dirty)?, )?20\d\d-\d\d-\d\d, .*, \d+ cores, Python .*, here 1\.0\.", measured_by
     )
     assert last == f"{end}\nafter"
     assert (document.parent / "performance_profile.png").read_bytes().startswith(PNG)

@@ -31,7 +31,7 @@ def write_table(document: Path, name: str, table: str, records: Sequence[Record]
     by = [f"commit {machine['git']}"] if machine["git"] else []
     by += [machine["date"].partition("T")[0], machine["cpu"], f"{machine['cores']} cores"]
     by += [f"Python {machine['python']}", *sorted(packages)]
-    replace_section(document, _section(name), f"{table}\n\nMeasured by: {', '.join(by)}.")
+    replace_section(document, _section(name), f"{table}\n\nProduced by: {', '.join(by)}.")
 
 
 def _section(name: str) -> str:
