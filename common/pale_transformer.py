@@ -190,6 +190,7 @@ class PaleTransformer(nn.Layer):
     """
 
     head_prefixes: tuple[str, ...] = ("head.",)  # what fine-tuning may leave new, by parameter name
+    training_only_prefixes = ("aux_head.",)  # of token labelling: what evaluation does without, by parameter name
 
     def __init__(
         self,

@@ -41,10 +41,10 @@ class TokenLabelTransformer(PaleTransformer):
     """A Pale Transformer with an auxiliary head for its tokens; the arguments are those of the base class.
 
     Its weights are the base class's, under the same names, and those of ``aux_head``, which
-    :data:`common.checkpoint.TRAINING_ONLY` keeps out of what is evaluated and released.
+    ``training_only_prefixes`` keeps out of what is evaluated and released.
     """
 
-    head_prefixes = (*PaleTransformer.head_prefixes, "aux_head.")
+    head_prefixes = (*PaleTransformer.head_prefixes, *PaleTransformer.training_only_prefixes)
 
     def forward(self, images: Tensor, mixed: np.ndarray | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``, as the base class does.

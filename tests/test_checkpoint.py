@@ -13,6 +13,7 @@ from paddle import nn
 from common.checkpoint import (
     CheckpointFolder,
     attention_of,
+    deployed_state,
     find_weights,
     load_optimizer_state,
     load_pretrained,
@@ -271,6 +272,16 @@ def test_weights_of_a_model_of_ones_own_are_described(embed_dim, depths):
 def test_weights_of_something_else_are_said_to_be(weights):
     with pytest.raises(UserError, match="no Pale Transformer weights"):
         load_weights(make_model(), weights, "file", replace_head=True)
+
+
+def test_an_auxiliary_head_of_another_model_is_kept_and_loaded():
+    """As PaddleSeg's DDRNet has one; what only training uses, a model itself must say."""
+
+    model, again = (nn.Sequential(("head", nn.Linear(2, 3)), ("aux_head", nn.Linear(2, 3))) for _ in range(2))
+    report = load_weights(again, deployed_state(model), "best")
+    assert not report.left_out
+    for name, array in numpy_state(model).items():
+        np.testing.assert_array_equal(again.state_dict()[name].numpy(), array, err_msg=name)
 
 
 # ---- attention and position encoding
