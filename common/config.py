@@ -259,11 +259,11 @@ class TaskConfig:
                 raise UserError(f"{source}: {key} is {value!r}; it must hold keys and values")
             _set_open(config, key, value, source)
             return
-        old = _find(config, key)
-        if old is None:
+        default = _find(self.defaults(), key)
+        if default is None:
             raise UserError(f"{source}: unknown key {key}{_similar(config, key)}")
         node = _find(config, key.rpartition(".")[0]) if "." in key else config
-        node[key.rpartition(".")[2]] = _coerce(value, old, key, source)
+        node[key.rpartition(".")[2]] = _coerce(value, default, key, source)
 
 
 def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
@@ -406,25 +406,27 @@ def _find(config: CfgNode, key: str) -> Any:
     return node
 
 
-def _coerce(value: Any, old: Any, key: str, source: str) -> Any:
-    """Return ``value`` as the type of ``old``: yaml reads 1e-3 as a string and 5 as an integer.
+def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
+    """Return ``value`` as the type of ``default``: yaml reads 1e-3 as a string and 5 as an integer.
 
     An empty list takes integers, as many as there are.
     """
-    if isinstance(old, float) and not isinstance(value, bool):
+    if isinstance(default, float) and not isinstance(value, bool):
         try:
             return float(value)
         except (TypeError, ValueError):
             pass
-    elif isinstance(old, list) and old and isinstance(value, (list, tuple)) and len(value) == len(old):
-        return [_coerce(item, default, key, source) for item, default in zip(value, old, strict=True)]
-    elif old == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
+    elif isinstance(default, list) and default and isinstance(value, (list, tuple)) and len(value) == len(default):
+        return [_coerce(item, like, key, source) for item, like in zip(value, default, strict=True)]
+    elif default == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
         return list(value)
-    elif isinstance(old, str) and value is None:
+    elif isinstance(default, str) and value is None:
         return ""
-    elif type(value) is type(old) and not isinstance(old, list):
+    elif type(value) is type(default) and not isinstance(default, list):
         return value
-    wanted = f"a list of {len(old) or 'whole'} numbers" if isinstance(old, list) else f"of type {type(old).__name__}"
+    wanted = f"of type {type(default).__name__}"
+    if isinstance(default, list):
+        wanted = f"a list of {len(default) or 'whole'} numbers"
     raise UserError(f"{source}: {key} is {value!r}; it must be {wanted}")
 
 
