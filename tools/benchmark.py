@@ -228,7 +228,6 @@ def _parser() -> ArgumentParser:
         help="for CSV and picture (default: %(default)s)",
     )
     parser.add_flag("json", output, action="store_true", help="print JSON instead of a table")
-    parser.add_flag("debug", output, action="store_true", help="show the traceback of an error")
     return parser
 
 
