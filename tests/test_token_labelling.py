@@ -21,6 +21,7 @@ from common.pale_features import create_features
 from common.pale_transformer import build_variant, create_model
 from common.sampler import SampleKey
 from image_classification.annotation import WholeImage, token_logits
+from image_classification.classification import Classification
 from image_classification.datasets import build_dataset
 from image_classification.geometry import Geometry
 from image_classification.label_maps import LabelMapInfo, LabelMaps, LabelMapWriter
@@ -337,8 +338,8 @@ def test_a_broken_image_takes_its_successor_and_its_map_and_a_broken_map_is_name
 # ---- through the front door
 
 
-def test_mixup_and_sizes_that_tokens_do_not_divide_are_refused_with_label_maps_only():
-    flags = ("-label_maps", "maps", "-opts")
+def test_mixup_and_sizes_that_tokens_do_not_divide_are_refused_in_training_with_label_maps_only(shapes):
+    flags = ("-label_maps", "maps", "-dataset", "folder", "-data_path", shapes, "-batch_size", 6, "-opts")
     for options, named in (
         (("AUG.MIXUP", "0.8"), "AUG.MIXUP is 0.8; it must be 0"),
         (("AUG.CUTMIX", "1.0"), "AUG.CUTMIX is 1.0; it must be 0"),
@@ -347,9 +348,10 @@ def test_mixup_and_sizes_that_tokens_do_not_divide_are_refused_with_label_maps_o
         (("TOKEN_LABEL.MIX_TOKEN", "-1"), "TOKEN_LABEL.MIX_TOKEN is -1.0"),
     ):
         with pytest.raises(UserError, match=re.escape(named)):
-            load(*flags, *options)
+            Classification(load(*flags, *options)).build_training(resumed=False)
         if not options[0].startswith("TOKEN_LABEL"):
-            load("-opts", *options)
+            Classification(load(*flags, *options)).build_evaluation()
+            Classification(load(*flags, "TOKEN_LABEL.MAPS", "''", *options)).build_training(resumed=False)
 
 
 def test_missing_label_maps_end_the_run_with_one_line(tmp_path, shapes_config):
