@@ -428,9 +428,10 @@ def _init_weights(layer: nn.Layer) -> None:
 
 
 def _sizes_of_stages(pale_size: int | Sequence[Any]) -> list[int | list[int]]:
-    """The pale size of each of the four stages, in plain values."""
+    """The pale size of each of the four stages, in plain values that are equal for equal pales: 7 for (7, 7)."""
     sizes = pale_size if isinstance(pale_size, Sequence) and len(pale_size) == 4 else [pale_size] * 4
-    return [list(size) if isinstance(size, Sequence) else size for size in sizes]
+    sizes = [list(size) if isinstance(size, Sequence) else size for size in sizes]
+    return [size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size for size in sizes]
 
 
 def _require_positive(**values: float) -> None:

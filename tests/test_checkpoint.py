@@ -333,6 +333,7 @@ PALE = {"attention": "pale", "pale_size": [2, 2, 2, 2], "parallel": True}
         ({"config": "of an earlier version"}, {}, []),
         ({"config": "of an earlier version"}, {"attention": "window"}, ["attention pale, not window"]),
         ({"attention": PALE}, {"pale_size": 3}, ["pale_size [2, 2, 2, 2], not [3, 3, 3, 3]"]),
+        ({"attention": PALE}, {"pale_size": (2, 2)}, []),
         ({"attention": PALE}, {"parallel": False}, ["parallel True, not False"]),
         ({"attention": PALE}, {"attention": "axial", "parallel": False}, ["pale, not axial", "parallel True"]),
         ({"attention": "damaged"}, {"attention": "window"}, []),
