@@ -20,7 +20,6 @@ from common.position_encoding import resample
 from common.weights import open_source
 
 __all__ = [
-    "TRAINING_ONLY",
     "CheckpointFolder",
     "LoadReport",
     "attention_of",
@@ -37,11 +36,8 @@ __all__ = [
     "refuse_other_attention",
 ]
 
-# Parts of a model that only training uses, by parameter name: the auxiliary head of token labelling.
-TRAINING_ONLY = ("aux_head.",)
-
-# What follows the stages: the classifiers and their norm or, in the backbones of dense models, a norm for each output.
-_AFTER_THE_STAGES = ("head.", "norm.", "out_norms.", *TRAINING_ONLY)
+# What follows the stages: the classifier and its norm or, in the backbones of dense models, a norm for each output.
+_AFTER_THE_STAGES = ("head.", "norm.", "out_norms.")
 
 
 def numpy_state(layer: nn.Layer) -> dict[str, np.ndarray]:
@@ -50,8 +46,17 @@ def numpy_state(layer: nn.Layer) -> dict[str, np.ndarray]:
 
 
 def deployed_state(layer: nn.Layer) -> dict[str, np.ndarray]:
-    """:func:`numpy_state` without ``TRAINING_ONLY``: what evaluation and prediction need."""
-    return {name: array for name, array in numpy_state(layer).items() if not name.startswith(TRAINING_ONLY)}
+    """:func:`numpy_state` without what only training uses: what evaluation and prediction need."""
+    unused = _training_only(layer)
+    return {name: array for name, array in numpy_state(layer).items() if not name.startswith(unused)}
+
+
+def _training_only(model: nn.Layer) -> tuple[str, ...]:
+    """How the names of the parameters begin that a model, by its own words, needs in training alone.
+
+    Another's ``aux_head`` may be no such thing: PaddleSeg's DDRNet and PaddleDetection's PPYOLOEWithAuxHead have one.
+    """
+    return tuple(getattr(model, "training_only_prefixes", ()))
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Any]:
@@ -158,8 +163,8 @@ def load_weights(
 
     A backbone takes its part, ``backbone.``, out of the weights of a whole PaddleSeg or PaddleDetection model.
     Classification models and the backbones of dense models can exchange their stages; what comes after these is then
-    new. Learned positions of other maps or groups are interpolated. Parts of ``TRAINING_ONLY`` are left out where the
-    model has none.
+    new. Learned positions of other maps or groups are interpolated. What only training uses
+    (``model.training_only_prefixes``) is left out where the model has it not.
 
     Args:
         weights: arrays by structured parameter name.
@@ -177,9 +182,9 @@ def load_weights(
     if of_whole_model:
         weights = {name[9:]: array for name, array in weights.items() if name.startswith("backbone.")}
     if (of_whole_model or _any_starts(weights, "out_norms.")) != _any_starts(own, "out_norms."):
-        head = _AFTER_THE_STAGES
+        head = (*_AFTER_THE_STAGES, *_training_only(model))
     report, fitting = LoadReport(source), {}
-    unused = tuple(part for part in TRAINING_ONLY if _any_starts(weights, part) and not _any_starts(own, part))
+    unused = tuple(part for part in _training_only(model) if _any_starts(weights, part) and not _any_starts(own, part))
     report.left_out = [part.rstrip(".") for part in unused]
     weights = {name: array for name, array in weights.items() if not name.startswith(unused)}
     for name, tensor in own.items():
@@ -321,7 +326,7 @@ def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Lo
     wrong = report.mismatched + report.missing + report.unexpected
     if any("position_biases." in name for name in wrong):
         return "its relative positions are of another attention; set MODEL.ATTENTION and MODEL.PARALLEL to match"
-    if all(name.startswith(TRAINING_ONLY) for name in wrong):
+    if all(name.startswith(_training_only(model)) for name in wrong):
         return "it was trained without token labels, which this run has"
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in wrong):
         return f"it is for another number of classes, see {wrong[0]}"

@@ -20,8 +20,18 @@ from yacs.config import CfgNode
 from common.entry_point import ArgumentParser
 from common.errors import UserError
 from common.results import results_file
+from common.weights import list_weights
 
-__all__ = ["Flag", "TaskConfig", "check_keys", "plain", "read_yaml_with_bases", "require", "shared_config"]
+__all__ = [
+    "Flag",
+    "TaskConfig",
+    "add_weights_flags",
+    "check_keys",
+    "plain",
+    "read_yaml_with_bases",
+    "require",
+    "shared_config",
+]
 
 
 def shared_config() -> CfgNode:
@@ -119,7 +129,7 @@ class TaskConfig:
     open_sections: Container[str] = frozenset()
 
     def add_flags(self, parser: ArgumentParser) -> None:
-        """Add PaddleViT's flags, which override the configuration, and ``-cfg``, ``-record``, ``-opts``, ``-debug``."""
+        """Add PaddleViT's flags, which override the configuration, and ``-cfg``, ``-record``, ``-opts``."""
         default = str(self.default_file)
         parser.add_flag("cfg", default=default, metavar="YAML", help="configuration (default: %(default)s)")
         for name, flag in self._all_flags().items():
@@ -140,7 +150,6 @@ class TaskConfig:
             help="with -eval: append the figures to FILE, %(const)s unless another is said [RECORD]",
         )
         parser.add_flag("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: any other key; comes last")
-        parser.add_flag("debug", action="store_true", help="show the traceback of an error")
 
     def load(self, arguments: argparse.Namespace) -> CfgNode:
         """Merge defaults, files, flags and ``-opts``, check the values, and freeze the result.
@@ -159,6 +168,7 @@ class TaskConfig:
         Args:
             state: what :func:`common.checkpoint.read_checkpoint` gives.
             source: where it comes from, for messages.
+            arguments: those of :func:`add_weights_flags`, and any of the task's flags.
 
         Raises:
             UserError: there is none, or as for :meth:`load`.
@@ -259,11 +269,24 @@ class TaskConfig:
                 raise UserError(f"{source}: {key} is {value!r}; it must hold keys and values")
             _set_open(config, key, value, source)
             return
-        old = _find(config, key)
-        if old is None:
+        default = _find(self.defaults(), key)
+        if default is None:
             raise UserError(f"{source}: unknown key {key}{_similar(config, key)}")
         node = _find(config, key.rpartition(".")[0]) if "." in key else config
-        node[key.rpartition(".")[2]] = _coerce(value, old, key, source)
+        node[key.rpartition(".")[2]] = _coerce(value, default, key, source)
+
+
+def add_weights_flags(parser: ArgumentParser) -> None:
+    """Add the flags of a program that uses trained weights: ``-pretrained``, ``-cfg``, ``-device`` and ``-opts``.
+
+    :meth:`TaskConfig.of_weights` makes a configuration of them.
+    """
+    tags = ", ".join(row.tag for row in list_weights())
+    sources = f"weights: a file, https://...#sha256=..., or a released tag ({tags})"
+    parser.add_flag("pretrained", required=True, help=sources)
+    parser.add_flag("cfg", metavar="YAML", help="their configuration (default: the one inside the weights)")
+    parser.add_flag("device", help=_SHARED_FLAGS["device"].text)
+    parser.add_flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="override keys of the configuration")
 
 
 def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
@@ -406,25 +429,27 @@ def _find(config: CfgNode, key: str) -> Any:
     return node
 
 
-def _coerce(value: Any, old: Any, key: str, source: str) -> Any:
-    """Return ``value`` as the type of ``old``: yaml reads 1e-3 as a string and 5 as an integer.
+def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
+    """Return ``value`` as the type of ``default``: yaml reads 1e-3 as a string and 5 as an integer.
 
     An empty list takes integers, as many as there are.
     """
-    if isinstance(old, float) and not isinstance(value, bool):
+    if isinstance(default, float) and not isinstance(value, bool):
         try:
             return float(value)
         except (TypeError, ValueError):
             pass
-    elif isinstance(old, list) and old and isinstance(value, (list, tuple)) and len(value) == len(old):
-        return [_coerce(item, default, key, source) for item, default in zip(value, old, strict=True)]
-    elif old == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
+    elif isinstance(default, list) and default and isinstance(value, (list, tuple)) and len(value) == len(default):
+        return [_coerce(item, like, key, source) for item, like in zip(value, default, strict=True)]
+    elif default == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
         return list(value)
-    elif isinstance(old, str) and value is None:
+    elif isinstance(default, str) and value is None:
         return ""
-    elif type(value) is type(old) and not isinstance(old, list):
+    elif type(value) is type(default) and not isinstance(default, list):
         return value
-    wanted = f"a list of {len(old) or 'whole'} numbers" if isinstance(old, list) else f"of type {type(old).__name__}"
+    wanted = f"of type {type(default).__name__}"
+    if isinstance(default, list):
+        wanted = f"a list of {len(default) or 'whole'} numbers"
     raise UserError(f"{source}: {key} is {value!r}; it must be {wanted}")
 
 

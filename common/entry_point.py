@@ -24,7 +24,14 @@ __all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run", "select_device"]
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with this project's manners: a wrong flag is one line, and flags take one dash or two."""
+    """argparse with this project's manners: a wrong flag is one line, and flags take one dash or two.
+
+    Every program has ``-debug``, which :func:`run` acts on.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.add_flag("debug", action="store_true", help="show the traceback of an error")
 
     def add_flag(self, name: str, group: argparse._ArgumentGroup | None = None, **options) -> None:
         """Add ``-name`` and ``--name``, under the heading of a group if one is given."""

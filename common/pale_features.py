@@ -9,10 +9,10 @@ from typing import Any
 from paddle import Tensor, nn
 
 from common.checkpoint import load_pretrained
-from common.pale_transformer import VARIANTS, PaleTransformer, list_models
+from common.pale_transformer import PaleTransformer, build_variant
 from common.weights import resolve_weights
 
-__all__ = ["PaleFeatures", "create_features", "variant_settings"]
+__all__ = ["PaleFeatures", "create_features"]
 
 
 class PaleFeatures(PaleTransformer):
@@ -65,17 +65,6 @@ class PaleFeatures(PaleTransformer):
         super().reset_head(num_classes)
 
 
-def variant_settings(variant: str, **overrides: Any) -> dict[str, Any]:
-    """The arguments of :class:`PaleFeatures` that make a variant, and others in their place or besides.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown model {variant!r}; choose one of {', '.join(list_models())}")
-    return {**VARIANTS[variant], **overrides}
-
-
 def create_features(
     variant: str,
     drop_path_rate: float = 0.0,
@@ -99,11 +88,7 @@ def create_features(
         ValueError: unknown name or argument, or a value out of range.
         common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
-    settings = variant_settings(variant, drop_path_rate=drop_path_rate, in_channels=in_channels, **overrides)
-    try:
-        backbone = PaleFeatures(**settings)
-    except TypeError as error:
-        raise ValueError(f"impossible override for {variant}: {error}") from error
+    backbone = build_variant(PaleFeatures, variant, drop_path_rate=drop_path_rate, in_channels=in_channels, **overrides)
     backbone.set_recompute(recompute)
     if pretrained:
         load_pretrained(backbone, resolve_weights(variant, pretrained))

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import paddle
@@ -28,7 +28,16 @@ from common.position_encoding import AbsolutePositionEmbedding, ConditionalPosit
 from common.token_groups import Grouping, attention_groupings
 from common.weights import resolve_weights
 
-__all__ = ["POSITION_ENCODINGS", "VARIANTS", "PaleBlock", "PaleTransformer", "create_model", "list_models"]
+__all__ = [
+    "POSITION_ENCODINGS",
+    "VARIANTS",
+    "PaleBlock",
+    "PaleTransformer",
+    "build_variant",
+    "create_model",
+    "list_models",
+    "variant_settings",
+]
 
 # A row is what distinguishes a variant. Depths and pale size: [U] for Pale-B, [C] for all three.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -190,6 +199,7 @@ class PaleTransformer(nn.Layer):
     """
 
     head_prefixes: tuple[str, ...] = ("head.",)  # what fine-tuning may leave new, by parameter name
+    training_only_prefixes = ("aux_head.",)  # of token labelling: what evaluation does without, by parameter name
 
     def __init__(
         self,
@@ -294,8 +304,13 @@ class PaleTransformer(nn.Layer):
         if num_classes < 0:
             raise ValueError(f"num_classes is {num_classes}; it must be 0 (no head) or more")
         self.num_classes = num_classes
-        self.head = nn.Linear(self.out_channels[-1], num_classes) if num_classes else nn.Identity()
-        _init_weights(self.head)
+        self.head = self.build_head()
+
+    def build_head(self) -> nn.Layer:
+        """A newly initialised linear layer for ``num_classes`` classes, or the identity for none."""
+        head = nn.Linear(self.out_channels[-1], self.num_classes) if self.num_classes else nn.Identity()
+        _init_weights(head)
+        return head
 
     def set_recompute(self, enabled: bool = True) -> None:
         """Keep only each block's input while training and compute the block again in the backward pass."""
@@ -340,6 +355,37 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter(("pale_nano", "pale_tiny", "pale_small", "pale_base"), pattern)
 
 
+def variant_settings(name: str, **overrides: Any) -> dict[str, Any]:
+    """The arguments of :class:`PaleTransformer` that make a variant, and others in their place or besides.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
+    return {**VARIANTS[name], **overrides}
+
+
+_Model = TypeVar("_Model", bound=PaleTransformer)
+
+
+def build_variant(kind: type[_Model], name: str, **overrides: Any) -> _Model:
+    """Build a variant as a class of models.
+
+    Args:
+        kind: :class:`PaleTransformer` or one that takes its arguments.
+        name: one of :func:`list_models`.
+        overrides: any argument of ``kind``, in place of the variant's own.
+
+    Raises:
+        ValueError: unknown name or argument, or a value out of range.
+    """
+    try:
+        return kind(**variant_settings(name, **overrides))
+    except TypeError as error:
+        raise ValueError(f"impossible override for {name}: {error}") from error
+
+
 def create_model(
     name: str, num_classes: int | None = None, pretrained: str | Path | bool = False, **overrides: Any
 ) -> PaleTransformer:
@@ -357,18 +403,14 @@ def create_model(
         ValueError: unknown name or argument, or a value out of range.
         common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
-    if name not in VARIANTS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
+    variant_settings(name)  # whether there is one, before weights of it are looked for
     source = resolve_weights(name, pretrained) if pretrained else None
     state = read_checkpoint(source) if source else {}
     weights = find_weights(state, str(source)) if source else {}
     if num_classes is None:
         num_classes = head_classes(weights) or 1000
-    try:
-        with paddle.LazyGuard() if source else nullcontext():  # random numbers take longer than reading the weights
-            model = PaleTransformer(**{**VARIANTS[name], "num_classes": num_classes, **overrides})
-    except TypeError as error:
-        raise ValueError(f"impossible override for {name}: {error}") from error
+    with paddle.LazyGuard() if source else nullcontext():  # random numbers take longer than reading the weights
+        model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
     if source:
         report = load_weights(model, weights, str(source), replace_head=True)
         report.note = compare_attention(model, state)
@@ -386,9 +428,10 @@ def _init_weights(layer: nn.Layer) -> None:
 
 
 def _sizes_of_stages(pale_size: int | Sequence[Any]) -> list[int | list[int]]:
-    """The pale size of each of the four stages, in plain values."""
+    """The pale size of each of the four stages, in plain values that are equal for equal pales: 7 for (7, 7)."""
     sizes = pale_size if isinstance(pale_size, Sequence) and len(pale_size) == 4 else [pale_size] * 4
-    return [list(size) if isinstance(size, Sequence) else size for size in sizes]
+    sizes = [list(size) if isinstance(size, Sequence) else size for size in sizes]
+    return [size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size for size in sizes]
 
 
 def _require_positive(**values: float) -> None:

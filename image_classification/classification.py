@@ -19,7 +19,7 @@ from common.optimizer import build_adamw, warmup_cosine
 from common.paper_figures import VALIDATION
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
-from image_classification.config import CONFIG, model_title
+from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
 from image_classification.label_maps import LabelMaps
@@ -55,6 +55,8 @@ class Classification(Task):
 
     def build_training(self, resumed: bool) -> Training:
         config = self.config
+        if config.TOKEN_LABEL.MAPS:
+            check_token_labels(config)
         train_set, val_set = self._dataset("train"), self._dataset("val")
         num_classes = config.MODEL.NUM_CLASSES or train_set.num_classes
         maps = LabelMaps(config.TOKEN_LABEL.MAPS, train_set, num_classes) if config.TOKEN_LABEL.MAPS else None

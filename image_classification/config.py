@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.measurement import unlike_defaults
 from image_classification.token_sampling import TOKEN_STRIDE
 
-__all__ = ["CONFIG", "default_config", "model_title"]
+__all__ = ["CONFIG", "check_token_labels", "default_config", "model_title"]
 
 
 def default_config() -> CfgNode:
@@ -112,10 +112,6 @@ def _check(config: CfgNode) -> None:
     require(config, "MODEL.NUM_HEADS", lambda heads: len(heads) in (0, 4), "must be a list of four numbers")
     require(config, "DATA.IMAGE_SIZE", lambda value: value >= 32, "must be at least 32, the largest stride")
     require(config, "TRAIN.LAST_EPOCH", lambda value: value >= -1, "must be an epoch, or -1 for the checkpoint's own")
-    if config.TOKEN_LABEL.MAPS:
-        require(config, "AUG.MIXUP AUG.CUTMIX", lambda value: value == 0, "must be 0: MixToken is in its place")
-        whole = f"must be a multiple of {TOKEN_STRIDE} with token labels, so that tokens divide the image evenly"
-        require(config, "DATA.IMAGE_SIZE", lambda value: value % TOKEN_STRIDE == 0, whole)
     if config.TRAIN.LAST_EPOCH >= 0 and not config.RESUME:
         raise UserError("-last_epoch says after which epoch to go on; it needs -resume")
 
@@ -128,6 +124,17 @@ CONFIG = TaskConfig(
     free_keys=frozenset(_FREE_KEYS.split()),
     invocation_keys=frozenset({"TRAIN.LAST_EPOCH"}),
 )
+
+
+def check_token_labels(config: CfgNode) -> None:
+    """Check what training with token labels asks for; evaluation and prediction are free of it.
+
+    Raises:
+        UserError: Mixup or CutMix is on, or tokens would not divide the image evenly.
+    """
+    require(config, "AUG.MIXUP AUG.CUTMIX", lambda value: value == 0, "must be 0: MixToken is in its place")
+    whole = f"must be a multiple of {TOKEN_STRIDE} with token labels, so that tokens divide the image evenly"
+    require(config, "DATA.IMAGE_SIZE", lambda value: value % TOKEN_STRIDE == 0, whole)
 
 
 def model_title(config: CfgNode) -> str:

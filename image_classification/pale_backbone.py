@@ -5,8 +5,8 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from common.errors import UserError
-from common.pale_transformer import PaleTransformer, create_model
-from image_classification.token_labelling import create_token_label_model
+from common.pale_transformer import PaleTransformer, build_variant
+from image_classification.token_labelling import TokenLabelTransformer
 
 __all__ = ["build_model"]
 
@@ -23,9 +23,10 @@ def build_model(config: CfgNode, num_classes: int, token_labels: bool = False) -
     sizes = config.MODEL.PALE_SIZE
     own_size = {"pale_size": sizes if len(sizes) > 1 else sizes[0]} if sizes else {}
     own_heads = {"num_heads": config.MODEL.NUM_HEADS} if config.MODEL.NUM_HEADS else {}
-    create = create_token_label_model if token_labels else create_model
+    kind = TokenLabelTransformer if token_labels else PaleTransformer
     try:
-        model = create(
+        model = build_variant(
+            kind,
             config.MODEL.NAME,
             num_classes=num_classes,
             drop_path_rate=config.MODEL.DROP_PATH,

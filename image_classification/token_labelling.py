@@ -15,20 +15,16 @@ How Pale Transformer's authors did it is not known. The neighbours are LV-ViT, w
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-from paddle import Tensor, nn
+from paddle import Tensor
 
-from common.pale_features import variant_settings
 from common.pale_transformer import PaleTransformer
 from image_classification.mixup import cutmix_box
 
 __all__ = [
     "TokenLabelTransformer",
-    "create_token_label_model",
     "draw_mixed_tokens",
     "mix_classes",
     "mix_tokens",
@@ -41,10 +37,10 @@ class TokenLabelTransformer(PaleTransformer):
     """A Pale Transformer with an auxiliary head for its tokens; the arguments are those of the base class.
 
     Its weights are the base class's, under the same names, and those of ``aux_head``, which
-    :data:`common.checkpoint.TRAINING_ONLY` keeps out of what is evaluated and released.
+    ``training_only_prefixes`` keeps out of what is evaluated and released.
     """
 
-    head_prefixes = (*PaleTransformer.head_prefixes, "aux_head.")
+    head_prefixes = (*PaleTransformer.head_prefixes, *PaleTransformer.training_only_prefixes)
 
     def forward(self, images: Tensor, mixed: np.ndarray | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``, as the base class does.
@@ -65,20 +61,7 @@ class TokenLabelTransformer(PaleTransformer):
     def reset_head(self, num_classes: int) -> None:
         """Replace both heads."""
         super().reset_head(num_classes)
-        initial = nn.initializer.TruncatedNormal(std=0.02)  # as in the head's
-        self.aux_head = nn.Linear(self.out_channels[-1], num_classes, initial) if num_classes else nn.Identity()
-
-
-def create_token_label_model(variant: str, **overrides: Any) -> TokenLabelTransformer:
-    """Build a variant of :func:`common.pale_transformer.create_model` with an auxiliary head.
-
-    Args:
-        overrides: any argument of :class:`PaleTransformer`, in place of the variant's own.
-
-    Raises:
-        ValueError: unknown name, or a value out of range.
-    """
-    return TokenLabelTransformer(**variant_settings(variant, **overrides))
+        self.aux_head = self.build_head()
 
 
 def draw_mixed_tokens(height: int, width: int, alpha: float, rng: np.random.Generator) -> np.ndarray:

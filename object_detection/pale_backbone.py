@@ -15,7 +15,8 @@ from ppdet.core.workspace import global_config, register, serializable
 from ppdet.modeling.shape_spec import ShapeSpec
 
 from common.checkpoint import load_pretrained
-from common.pale_features import PaleFeatures, variant_settings
+from common.pale_features import PaleFeatures
+from common.pale_transformer import variant_settings
 from common.weights import resolve_weights
 
 __all__ = ["PaleTransformer"]

@@ -13,6 +13,7 @@ from paddle import nn
 from common.checkpoint import (
     CheckpointFolder,
     attention_of,
+    deployed_state,
     find_weights,
     load_optimizer_state,
     load_pretrained,
@@ -273,6 +274,16 @@ def test_weights_of_something_else_are_said_to_be(weights):
         load_weights(make_model(), weights, "file", replace_head=True)
 
 
+def test_an_auxiliary_head_of_another_model_is_kept_and_loaded():
+    """As PaddleSeg's DDRNet has one; what only training uses, a model itself must say."""
+
+    model, again = (nn.Sequential(("head", nn.Linear(2, 3)), ("aux_head", nn.Linear(2, 3))) for _ in range(2))
+    report = load_weights(again, deployed_state(model), "best")
+    assert not report.left_out
+    for name, array in numpy_state(model).items():
+        np.testing.assert_array_equal(again.state_dict()[name].numpy(), array, err_msg=name)
+
+
 # ---- attention and position encoding
 
 
@@ -322,6 +333,7 @@ PALE = {"attention": "pale", "pale_size": [2, 2, 2, 2], "parallel": True}
         ({"config": "of an earlier version"}, {}, []),
         ({"config": "of an earlier version"}, {"attention": "window"}, ["attention pale, not window"]),
         ({"attention": PALE}, {"pale_size": 3}, ["pale_size [2, 2, 2, 2], not [3, 3, 3, 3]"]),
+        ({"attention": PALE}, {"pale_size": (2, 2)}, []),
         ({"attention": PALE}, {"parallel": False}, ["parallel True, not False"]),
         ({"attention": PALE}, {"attention": "axial", "parallel": False}, ["pale, not axial", "parallel True"]),
         ({"attention": "damaged"}, {"attention": "window"}, []),

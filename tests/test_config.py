@@ -45,6 +45,15 @@ def test_defaults_then_base_then_file_then_flags_then_opts(tmp_path):
     assert (train.ACCUM_ITER, train.GRAD_CLIP) == (4, 4.0)
 
 
+@pytest.mark.parametrize("value", [[], [5], [2, 2, 4, 4]])
+def test_a_list_of_any_length_takes_another_length_in_place_of_a_files(tmp_path, value):
+    path = write(tmp_path / "own.yaml", "MODEL: {PALE_SIZE: [3], NUM_HEADS: [2, 2, 2, 2]}")
+    model = load("-cfg", path, "-opts", "MODEL.PALE_SIZE", value, "MODEL.NUM_HEADS", "[]").MODEL
+    pale_size, num_heads = model.PALE_SIZE, model.NUM_HEADS
+    assert pale_size == value
+    assert num_heads == []
+
+
 @pytest.mark.parametrize("dash", ["-", "--"])
 def test_flags_of_paddlevit_work_with_one_dash_and_two(dash):
     values = {

@@ -256,7 +256,6 @@ def _parser() -> ArgumentParser:
         help="of the runs (default: %(default)s)",
     )
     parser.add_flag("results", files, type=Path, metavar="FILE", help="CSV file (default: results.csv in -output)")
-    parser.add_flag("debug", files, action="store_true", help="show the traceback of an error")
     parser.add_flag("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: keys of every row; comes last")
     return parser
 

@@ -235,7 +235,6 @@ def _parser() -> ArgumentParser:
     text = f"{into}; NAME is {_SUITE} or a study, whose picture goes beside it"
     parser.add_flag("into", output, type=Path, metavar="FILE", help=text)
     parser.add_flag("json", output, action="store_true", help="print JSON instead of a table")
-    parser.add_flag("debug", output, action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -115,7 +115,6 @@ def _parser() -> ArgumentParser:
     parser.add_argument("target", type=Path, metavar="OUT", help="file to write: .pdparams or .safetensors")
     parser.add_flag("to", choices=("paddle", "torch"), default="paddle", help="whose layout (default: %(default)s)")
     parser.add_flag("partial", action="store_true", help="write what could be mapped even if something could not")
-    parser.add_flag("debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the folders of the tasks are
 
+from common.config import add_weights_flags  # noqa: E402
 from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
@@ -69,20 +70,12 @@ def main(argv: Sequence[str]) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__.partition("\n\n")[0], epilog="Exit codes: 0 done, 2 wrong input.")
-    parser.add_flag(
-        "pretrained",
-        required=True,
-        help="weights of the annotator: a file, https://...#sha256=..., or a released tag (mnist5k, fashion_mnist)",
-    )
+    add_weights_flags(parser)
     parser.add_flag("out", type=Path, required=True, help="folder to make")
-    parser.add_flag("cfg", metavar="YAML", help="its configuration (default: the one inside the weights)")
     for name in ("dataset", "data_path", "image_size", "batch_size_eval"):
         parser.add_flag(name, type=CONFIG.flags[name].kind, help=f"{CONFIG.flags[name].text} (default: its own)")
     parser.add_flag("split", choices=("train", "val"), default="train", help="images to label (default: %(default)s)")
     parser.add_flag("top", type=int, default=5, help="classes to keep of each cell (default: %(default)s)")
-    parser.add_flag("device", help="cpu, gpu or gpu:N (default: what Paddle was compiled for and finds)")
-    parser.add_flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="override keys of the configuration")
-    parser.add_flag("debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

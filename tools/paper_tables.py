@@ -122,8 +122,6 @@ def _parser() -> ArgumentParser:
     doing = parser.add_argument_group("what is done instead")
     parser.add_flag("check", doing, action="store_true", help="compare, and exit with 1 where something differs")
     parser.add_flag("markdown", doing, action="store_true", help="write the tables of the documents; -check compares")
-    other = parser.add_argument_group("other")
-    parser.add_flag("debug", other, action="store_true", help="show the traceback of an error")
     return parser
 
 

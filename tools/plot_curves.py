@@ -42,7 +42,6 @@ def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run")
     parser.add_flag("out", type=Path, required=True, help="picture to write; its suffix chooses the format")
-    parser.add_flag("debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
     data = [(folder, read_records(folder, "train"), read_records(folder, "val")) for folder in arguments.runs]
 

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the folders of the tasks are
 
+from common.config import add_weights_flags, read_yaml_with_bases  # noqa: E402
 from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
@@ -66,7 +67,7 @@ def _build_predictor(arguments: Namespace):
     state = read_checkpoint(resolve_weights(None, source))
     task = _find_task(state, arguments.cfg, source)
     config = importlib.import_module(f"{task}.config").CONFIG.of_weights(state, source, arguments)
-    select_device(arguments.device or config.DEVICE)
+    select_device(config.DEVICE)
     return getattr(importlib.import_module(f"{task}.prediction"), TASKS[task])(state, source, config)
 
 
@@ -82,8 +83,6 @@ def _find_task(state: Mapping[str, Any], cfg: str | None, source: str) -> str:
 
 
 def _top_level_keys(path: Path) -> set[str]:
-    from common.config import read_yaml_with_bases
-
     return {key for values, _ in read_yaml_with_bases(path) for key in values}
 
 
@@ -93,12 +92,7 @@ def _parser() -> ArgumentParser:
         epilog="Exit codes: 0 done, 2 wrong input (what could be read is predicted all the same).",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
-    parser.add_flag(
-        "pretrained",
-        required=True,
-        help="weights: a file, https://...#sha256=..., or a released tag (mnist5k, fashion_mnist)",
-    )
-    parser.add_flag("cfg", metavar="YAML", help="its configuration (default: the one inside the weights)")
+    add_weights_flags(parser)
     parser.add_flag("top", type=int, default=5, help="classification: classes to show (default: %(default)s)")
     parser.add_flag(
         "threshold",
@@ -113,9 +107,6 @@ def _parser() -> ArgumentParser:
         help="detection and segmentation: folder for pictures (default: %(default)s)",
     )
     parser.add_flag("json", action="store_true", help="print one JSON array instead of text")
-    parser.add_flag("device", help="cpu, gpu or gpu:N (default: what Paddle was compiled for and finds)")
-    parser.add_flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="override keys of the configuration")
-    parser.add_flag("debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -110,7 +110,6 @@ def _parser() -> ArgumentParser:
     for gpu, share in (("a100", 0.08), ("h100", 0.04)):
         parser.add_flag(gpu, type=float, default=share, metavar="SHARE", help="of its peak (default: %(default)s)")
     parser.add_flag("into", type=Path, metavar="FILE", help="document to write the table into, between its marks")
-    parser.add_flag("debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
