@@ -5,7 +5,8 @@
     python tools/training_cost.py -into docs/reproduction.md
 
 Nothing is measured on a GPU: multiply-adds and kept tensors are counted from the code, the share of a GPU's peak that
-training reaches is assumed (-a100, -h100), and what libraries take is left out.
+training reaches is assumed (-a100, -h100), and what libraries take is left out. Counting all rows takes 5
+minutes and 6 GB of memory.
 """
 
 from __future__ import annotations
