@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from common.csv_table import read_table
 
 __all__ = ["NEIGHBOURS", "PAPER", "SOURCES", "VALIDATION", "PaperFigure", "figures_of", "find_figure"]
 
@@ -66,10 +67,7 @@ class PaperFigure:
 
 @cache
 def _read() -> tuple[PaperFigure, ...]:
-    with _FILE.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        next(rows)
-        return tuple(PaperFigure(*row) for row in rows)
+    return tuple(read_table(_FILE, PaperFigure))
 
 
 def figures_of(task: str, paper: str = PAPER) -> Iterator[PaperFigure]:

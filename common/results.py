@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
+from common.csv_table import read_table, write_table
 from common.errors import UserError
-from common.text_file import write_text
 
-__all__ = ["COLUMNS", "Result", "append_results", "read_results", "results_file"]
+__all__ = ["Result", "append_results", "read_results", "results_file"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,6 @@ class Result:
     date: str
 
 
-COLUMNS = tuple(field.name for field in fields(Result))
-
-
 def results_file(task: str) -> Path:
     """Where the results of a task are kept, seen from the project's folder.
 
@@ -58,30 +53,15 @@ def read_results(file: Path) -> list[Result]:
     """Read a table; none where there is no file.
 
     Raises:
-        UserError: it cannot be read, has other columns, or a line is damaged; the message names the line.
+        UserError: as :func:`common.csv_table.read_table`.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
-    lines = csv.reader(io.StringIO(text, newline=""))
-    if next(lines, None) != list(COLUMNS):
-        raise UserError(f"{file} does not begin with the columns {','.join(COLUMNS)}; give another file")
-    results = []
-    for cells in lines:
-        if len(cells) != len(COLUMNS):
-            raise UserError(f"{file} line {lines.line_num} has {len(cells)} of {len(COLUMNS)} cells; mend or delete it")
-        results.append(Result(*cells))
-    return results
+    return read_table(file, Result)
 
 
 def append_results(file: Path, results: Sequence[Result]) -> None:
     """Append lines to a table, which is made if need be; other processes may do the same.
 
-    The file is replaced in one step, so that no half line is ever in it. Called without results, this finds out
-    whether the file can be written at all.
+    Called without results, this finds out whether the file can be written at all.
 
     Raises:
         UserError: it cannot be written, has other columns, or is damaged; it is then as it was.
@@ -89,11 +69,7 @@ def append_results(file: Path, results: Sequence[Result]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with _locked(file.parent):
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(map(astuple, [*read_results(file), *results]))
-            write_text(file, text.getvalue())
+            write_table(file, Result, [*read_results(file), *results])
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}; give another -record") from error
 

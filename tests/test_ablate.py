@@ -270,9 +270,9 @@ def test_results_are_read_as_they_were_written(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text[:-30], r"line 3 is damaged"),
+        (lambda text: text[:-30], r"line 3 is damaged \(\d+ of 11 cells\)"),
         (lambda text: text.replace("81.0", "eighty", 1), r"line 3 is damaged \(could not convert"),
-        (lambda text: text + text.splitlines()[1], r"line 4 repeats a with seed 0"),
+        (lambda text: text + text.splitlines()[1], r"results.csv has a with seed 0 twice; delete one"),
         (lambda text: text.replace("seed", "number", 1), r"does not begin with the columns row,seed,"),
         (lambda text: "", r"does not begin with the columns"),
     ],

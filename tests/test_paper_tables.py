@@ -13,11 +13,12 @@ from common.errors import UserError
 from common.paper_figures import NEIGHBOURS, PAPER, SOURCES, PaperFigure, figures_of, find_figure
 from common.results import Result, read_results, results_file
 from tools import paper_tables
+from tools.markdown_table import markdown_table
 from tools.paper import documents, rows
-from tools.paper.layout import aligned, markdown
+from tools.paper.layout import aligned
 from tools.paper.metrics import METRICS
 from tools.paper.models import ABLATIONS, Counts, configuration
-from tools.paper.rows import TASKS, Row, counted_rows, measured, paper_rows, summaries
+from tools.paper.rows import TABLES, TASKS, Row, counted_rows, measured, paper_rows, summaries
 
 MODELS = ("pale_tiny", "pale_small", "pale_base")
 
@@ -149,6 +150,7 @@ def test_results_are_readable_and_those_of_trainings_stand_in_the_document():
 
 
 def test_tables_fit_a_terminal_and_have_every_figure(recorded, counted, capsys):
+    assert tuple(TABLES) == paper_tables.NAMES
     paper_tables.main([])
     printed = capsys.readouterr().out
     for line in printed.splitlines():
@@ -200,7 +202,7 @@ def test_wrong_flags_are_refused(flags, message):
 def test_columns_stand_below_each_other():
     cells = (["a", "value"], [["数字", "1"], ["b", "10.25"]])
     assert aligned(*cells, right=(1,)) == "a     value\n数字      1\nb     10.25"
-    assert markdown(*cells, right=(1,)) == "| a | value |\n|------|-----:|\n| 数字 | 1 |\n| b | 10.25 |"
+    assert markdown_table(*cells, right=(1,)) == "| a | value |\n|------|-----:|\n| 数字 | 1 |\n| b | 10.25 |"
 
 
 # ---- the documents

@@ -99,7 +99,7 @@ CHANGES: dict[str, str | None] = {
     "-eval -pretrained output/upernet_pale_tiny_ade20k_160k": "val_dataset.transforms.0.short_size 64",
     "PALE_UNOFFICIAL_CODE": ELSEWHERE,  # code that is not ours, see test_convert_weights.py
     "tools/paper_tables.py": "here",
-    "tools/paper_tables.py --check": ELSEWHERE,  # test_paper_tables.py
+    "tools/paper_tables.py -check": ELSEWHERE,  # test_paper_tables.py
     "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
     "ablate.py -jobs 2": TWO_ROWS,
     "ablate.py -list": TWO_ROWS,

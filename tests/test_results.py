@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import subprocess
@@ -19,7 +20,7 @@ from common.checkpoint_file import save_file
 from common.errors import UserError
 from common.measurement import Measurement, make_results
 from common.pale_transformer import create_model
-from common.results import COLUMNS, Result, append_results, read_results
+from common.results import Result, append_results, read_results
 from image_classification.classification import Classification
 from image_classification.config import CONFIG
 from object_detection import detection
@@ -28,6 +29,7 @@ from semantic_segmentation.config import CONFIG as SEGMENTATION
 from semantic_segmentation.inference import InferenceSettings
 from semantic_segmentation.segmentation import Segmentation
 
+COLUMNS = [field.name for field in dataclasses.fields(Result)]
 TEXTS = ["pale_nano", "mnist5k", "top1", "97.4", "", "", 'python "a, b"\n', "0.1.0", "AMD EPYC, 2 cores", ""]
 
 
@@ -61,7 +63,8 @@ def test_no_line_is_lost_where_several_append(tmp_path):
     [
         ("model,value\na,1\n", "does not begin with the columns model,data_set"),
         ("", "does not begin with the columns"),
-        (",".join(COLUMNS) + "\na,b,c\n", "line 2 has 3 of 10 cells; mend or delete it"),
+        (",".join(COLUMNS) + '\n,,,,,,"two\nlines",,,\na,b,c\n', r"line 4 is damaged"),
+        (",".join(COLUMNS) + "\na,b,c\n", r"line 2 is damaged \(3 of 10 cells\); mend or delete it"),
     ],
 )
 def test_other_or_damaged_tables_are_refused_and_stay(tmp_path, text, message):

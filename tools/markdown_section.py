@@ -26,7 +26,10 @@ def replace_section(document: Path, name: str, content: str) -> None:
         UserError: as :func:`read_section`, or the document cannot be written.
     """
     head, _, tail = _split(document, name)
-    write_text(document, f"{head}\n{content.strip()}\n{tail}")
+    try:
+        write_text(document, f"{head}\n{content.strip()}\n{tail}")
+    except OSError as error:
+        raise UserError(f"cannot write {document}: {error.strerror or error}") from error
 
 
 def _split(document: Path, name: str) -> tuple[str, str, str]:

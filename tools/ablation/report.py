@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from tools.ablation.results import Result
+from tools.markdown_table import markdown_table
 
 __all__ = ["Comparison", "Summary", "draw", "markdown", "summarise"]
 
@@ -101,26 +102,22 @@ def summarise(results: Sequence[Result], reference: str) -> Comparison:
 
 def markdown(comparison: Comparison) -> str:
     """A table, the reference first; differences whose interval leaves out 0 are bold."""
-    lines = [
-        f"| row | params | multiply-adds | seeds | top-1, mean and standard deviation | difference to "
-        f"`{comparison.reference.row}` |",
-        "|-----|-------:|------:|------:|------:|------:|",
-    ]
+    header = ["row", "params", "multiply-adds", "seeds", "top-1, mean and standard deviation"]
+    header.append(f"difference to `{comparison.reference.row}`")
+    rows = []
     for row in (comparison.reference, *comparison.others):
         spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
+        costs = f"{row.params / 1e6:.3f}M", f"{row.multiply_adds / 1e6:.2f}M"
         difference = "" if row is comparison.reference else _difference(comparison, row)
-        lines.append(
-            f"| `{row.row}` | {row.params / 1e6:.3f}M | {row.multiply_adds / 1e6:.2f}M | {len(row.top1)} "
-            f"| {row.mean:.2f}{spread} | {difference} |"
-        )
-    if comparison.deviation is not None and comparison.others:
-        lines += [
-            "",
-            f"Standard deviation of a run, pooled over the rows: {comparison.deviation:.2f} "
-            f"({comparison.freedom} degrees of freedom). All intervals together hold with a probability of at least "
-            f"{100 * _CONFIDENCE:.0f} %; bold differences are those whose interval leaves out 0.",
-        ]
-    return "\n".join(lines)
+        rows.append([f"`{row.row}`", *costs, str(len(row.top1)), f"{row.mean:.2f}{spread}", difference])
+    table = markdown_table(header, rows, right=range(1, len(header)))
+    if comparison.deviation is None or not comparison.others:
+        return table
+    return (
+        f"{table}\n\nStandard deviation of a run, pooled over the rows: {comparison.deviation:.2f} "
+        f"({comparison.freedom} degrees of freedom). All intervals together hold with a probability of at least "
+        f"{100 * _CONFIDENCE:.0f} %; bold differences are those whose interval leaves out 0."
+    )
 
 
 def _difference(comparison: Comparison, row: Summary) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
+from common.csv_table import read_table, write_table
 from common.errors import UserError
-from common.text_file import write_text
 from tools.ablation.rows import natural
 
 __all__ = ["Result", "read_results", "write_results"]
@@ -44,35 +42,19 @@ class Result:
     date: str
 
 
-_KINDS = {"int": int, "float": float, "str": str}
-_COLUMNS = {field.name: _KINDS[field.type] for field in fields(Result)}
-
-
 def read_results(file: Path) -> list[Result]:
     """Read the finished runs; none where there is no file.
 
     Raises:
-        UserError: it is no such file, or is damaged; the message names the line.
+        UserError: as :func:`common.csv_table.read_table`, or a run is in it twice.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
-    lines = csv.reader(io.StringIO(text, newline=""))
-    if next(lines, None) != list(_COLUMNS):
-        raise UserError(f"{file} does not begin with the columns {','.join(_COLUMNS)}; give another -results")
-    results: dict[tuple[str, int], Result] = {}
-    for number, cells in enumerate(lines, start=2):
-        try:
-            result = Result(*(kind(cell) for kind, cell in zip(_COLUMNS.values(), cells, strict=True)))
-        except ValueError as error:
-            raise UserError(f"{file} line {number} is damaged ({error}); mend or delete it") from error
-        if (result.row, result.seed) in results:
-            raise UserError(f"{file} line {number} repeats {result.row} with seed {result.seed}; delete one")
-        results[result.row, result.seed] = result
-    return list(results.values())
+    results = read_table(file, Result)
+    seen: set[tuple[str, int]] = set()
+    for result in results:
+        if (result.row, result.seed) in seen:
+            raise UserError(f"{file} has {result.row} with seed {result.seed} twice; delete one")
+        seen.add((result.row, result.seed))
+    return results
 
 
 def write_results(results: Iterable[Result], file: Path) -> None:
@@ -81,8 +63,4 @@ def write_results(results: Iterable[Result], file: Path) -> None:
     Raises:
         OSError: it cannot be written; it is then as it was.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(result) for result in sorted(results, key=lambda r: (natural(r.row), r.seed)))
-    write_text(file, text.getvalue())
+    write_table(file, Result, sorted(results, key=lambda result: (natural(result.row), result.seed)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from paddle import nn
 
 from common.flops import count_layer_flops, params
+from tools.configured_model import build_configured, task_of
 from tools.costing.kept_memory import count_kept_bytes
 
 if TYPE_CHECKING:
@@ -57,16 +59,10 @@ def count_training(path: Path, memory: bool = True) -> TrainingCounts:
         "semantic_segmentation": _count_segmentation,
         "object_detection": _count_detection,
     }
-    task = next(part for part in path.resolve().parts[::-1] if part in counts)
-    return counts[task](Namespace(cfg=str(path), opts=[]), memory)
+    return counts[task_of(path)](*build_configured(path, with_values=memory), memory)
 
 
-def _count_classification(arguments: Namespace, memory: bool) -> TrainingCounts:
-    from image_classification.config import CONFIG
-    from image_classification.pale_backbone import build_model
-
-    config = CONFIG.load(arguments)
-    model = build_model(config, config.MODEL.NUM_CLASSES)
+def _count_classification(config: Any, model: nn.Layer, memory: bool) -> TrainingCounts:
     shape = [1, 3, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE]
     return TrainingCounts(
         parameters=params(model),
@@ -78,12 +74,7 @@ def _count_classification(arguments: Namespace, memory: bool) -> TrainingCounts:
     )
 
 
-def _count_segmentation(arguments: Namespace, memory: bool) -> TrainingCounts:
-    from semantic_segmentation.components import build_model
-    from semantic_segmentation.config import CONFIG
-
-    config = CONFIG.load(arguments)
-    model = build_model(config, config.model.num_classes)
+def _count_segmentation(config: Any, model: nn.Layer, memory: bool) -> TrainingCounts:
     (crop,) = [t["crop_size"] for t in config.train_dataset["transforms"] if t["type"] == "RandomPaddingCrop"]
     auxiliary = model.auxiliary_head
     stride = 2 ** (2 + model.aux_in_index)
@@ -100,13 +91,9 @@ def _count_segmentation(arguments: Namespace, memory: bool) -> TrainingCounts:
     )
 
 
-def _count_detection(arguments: Namespace, memory: bool) -> TrainingCounts:
-    from object_detection.components import build_model
-    from object_detection.config import CONFIG
+def _count_detection(config: Any, model: nn.Layer, memory: bool) -> TrainingCounts:
     from object_detection.flops import detector_parts
 
-    config = CONFIG.load(arguments)
-    model = build_model(config, config.num_classes)
     assigner = config.BBoxAssigner
     boxes = assigner["batch_size_per_im"]
     parts = detector_parts(model, *_DETECTION_SIZE, boxes, round(boxes * assigner["fg_fraction"]))

@@ -22,10 +22,11 @@ def count_kept_bytes(layer: nn.Layer, shape: Sequence[int]) -> int:
     kept: dict[int, Tensor] = {}  # by address; holding them keeps an address from being used twice
     inside_fused = False
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> None:
+        """Take the place of what an operation keeps: no backward pass follows, and a tensor that an operation keeps of
+        its own output would never be freed."""
         if not inside_fused:
             kept[tensor.data_ptr()] = tensor
-        return tensor
 
     def enter(attention: nn.Layer, inputs: tuple) -> None:
         nonlocal inside_fused
@@ -45,7 +46,7 @@ def count_kept_bytes(layer: nn.Layer, shape: Sequence[int]) -> int:
     training = layer.training
     layer.train()
     try:
-        with operations_of_gpus(), paddle.autograd.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with operations_of_gpus(), paddle.autograd.saved_tensors_hooks(keep, lambda _: None):
             layer(paddle.rand(list(shape)))
     finally:
         layer.train() if training else layer.eval()

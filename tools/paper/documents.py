@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from common.paper_figures import NEIGHBOURS, figures_of, find_figure
-from tools.markdown_section import replace_section
-from tools.paper.layout import markdown
+from tools.markdown_section import read_section, replace_section
+from tools.markdown_table import markdown_table
 from tools.paper.metrics import METRICS
 from tools.paper.models import ROOT, Counts, configuration, count, count_demo
 from tools.paper.neighbours import neighbour_cells
@@ -50,35 +48,29 @@ def sections() -> Iterator[tuple[Path, str, str]]:
 
 
 def write_sections() -> list[Path]:
-    """Write all sections; return the documents that changed.
+    """Write the sections that are not up to date; return the documents that changed.
 
     Raises:
-        UserError: a document cannot be read, or lacks the marks of a section.
-        OSError: it cannot be written.
+        UserError: a document cannot be read or written, or lacks the marks of a section.
     """
     changed = []
-    for document, name, content in sections():
-        before = document.read_bytes()
+    for document, name, content in _outdated():
         replace_section(document, name, content)
-        if document.read_bytes() != before and document not in changed:
-            changed.append(document)
-    return changed
+        changed.append(document)
+    return list(dict.fromkeys(changed))
 
 
 def outdated() -> list[tuple[Path, str]]:
     """The sections, as document and name, that differ from what would be written.
 
     Raises:
-        UserError: as for :func:`write_sections`.
+        UserError: a document cannot be read, or lacks the marks of a section.
     """
-    found = []
-    with TemporaryDirectory() as folder:
-        for document, name, content in sections():
-            copy = Path(shutil.copy(document, folder))
-            replace_section(copy, name, content)
-            if copy.read_bytes() != document.read_bytes():
-                found.append((document, name))
-    return found
+    return [(document, name) for document, name, _ in _outdated()]
+
+
+def _outdated() -> Iterator[tuple[Path, str, str]]:
+    return (section for section in sections() if read_section(*section[:2]) != section[2])
 
 
 def _overview(task: str) -> str:
@@ -89,7 +81,7 @@ def _overview(task: str) -> str:
         for model in _MODELS
     ]
     rows.append(["`pale_nano`", *_cells(count_demo(task)), *["-"] * len(metrics), _demo(task)])
-    return markdown(header, rows, right=range(1, 3 + len(metrics)))
+    return markdown_table(header, rows, right=range(1, 3 + len(metrics)))
 
 
 def _models(task: str) -> str:
@@ -105,7 +97,7 @@ def _models(task: str) -> str:
         file = configuration(task, model).name
         cells = [*_sizes(task, model), *_printed(task, model, metrics), _ours(task, model, metrics)]
         rows.append([f"`{model}`", *cells, f"[{file}](configs/{file})"])
-    return markdown(header, rows, right=range(1, 3 + len(metrics)))
+    return markdown_table(header, rows, right=range(1, 3 + len(metrics)))
 
 
 def _paper(task: str) -> str:
@@ -113,12 +105,12 @@ def _paper(task: str) -> str:
     metrics = [figure.metric for figure in first]
     header = ["model", *(f"{METRICS[figure.metric].title} [{figure.mark}]" for figure in first), "counted here"]
     rows = [[f"`{model}`", *_printed(task, model, metrics), ", ".join(_cells(count(task, model)))] for model in _MODELS]
-    return markdown(header, rows, right=range(1, len(header)))
+    return markdown_table(header, rows, right=range(1, len(header)))
 
 
 def _neighbours(task: str) -> str:
     figures = [figure for paper in NEIGHBOURS for figure in figures_of(task, paper)]
-    return markdown(*neighbour_cells(figures, source="[{paper}]({address})"))
+    return markdown_table(*neighbour_cells(figures, source="[{paper}]({address})"))
 
 
 def _size_header(task: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tables as aligned text, and as Markdown."""
+"""Tables as aligned text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from common.class_table import column_width, pad
 
-__all__ = ["aligned", "markdown"]
+__all__ = ["aligned"]
 
 _GAP = "  "
 
@@ -25,11 +25,4 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequenc
             for number, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append(_GAP.join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:
-    """A table in Markdown; ``right`` as in :func:`aligned`."""
-    rule = ["-----:" if number in right else "------" for number in range(len(header))]
-    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(rule)}|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines)

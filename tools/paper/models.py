@@ -10,6 +10,7 @@ from pathlib import Path
 import paddle
 
 from common.flops import count_flops, params
+from tools.configured_model import build_configured
 
 __all__ = ["ABLATIONS", "ROOT", "Counts", "configuration", "count", "count_classifier", "count_demo"]
 
@@ -53,17 +54,21 @@ def count(task: str, model: str) -> Counts:
 
     The parameters of UPerNet include the auxiliary head.
     """
-    return _COUNTERS[task](configuration(task, model))
+    _, built = build_configured(configuration(task, model), with_values=False)
+    if task == "image_classification":
+        flops = count_flops(built, 224, 224, norms=True)
+    elif task == "semantic_segmentation":
+        flops = count_flops(built, 512, 2048, norms=True)
+    else:
+        from object_detection.flops import count_detector_flops
+
+        flops = count_detector_flops(built, 800, 1280, norms=True)
+    return _as_counts(built, flops)
 
 
 def count_classifier(path: Path) -> Counts:
     """Count what a configuration of the classification describes, at its own image size."""
-    from image_classification.config import CONFIG
-    from image_classification.pale_backbone import build_model
-
-    config = CONFIG.load(Namespace(cfg=path, opts=[]))
-    with paddle.LazyGuard():  # counting needs no initial values
-        model = build_model(config, config.MODEL.NUM_CLASSES)
+    config, model = build_configured(path, with_values=False)
     side = config.DATA.IMAGE_SIZE
     return _as_counts(model, count_flops(model, side, side, norms=True))
 
@@ -86,33 +91,5 @@ def count_demo(task: str) -> Counts:
     return _as_counts(build_model(config, classes), None)
 
 
-def _count_segmenter(path: Path) -> Counts:
-    from semantic_segmentation.components import build_model
-    from semantic_segmentation.config import CONFIG
-
-    config = CONFIG.load(Namespace(cfg=path, opts=[]))
-    with paddle.LazyGuard():  # counting needs no initial values
-        model = build_model(config, config.model.num_classes)
-    return _as_counts(model, count_flops(model, 512, 2048, norms=True))
-
-
-def _count_detector(path: Path) -> Counts:
-    from object_detection.components import build_model
-    from object_detection.config import CONFIG
-    from object_detection.flops import count_detector_flops
-
-    config = CONFIG.load(Namespace(cfg=path, opts=[]))
-    with paddle.LazyGuard():  # counting needs no initial values
-        model = build_model(config, config.num_classes)
-    return _as_counts(model, count_detector_flops(model, 800, 1280, norms=True))
-
-
 def _as_counts(model: paddle.nn.Layer, multiply_adds: int | None) -> Counts:
     return Counts(params(model) / 1e6, multiply_adds and multiply_adds / 1e9)
-
-
-_COUNTERS = {
-    "image_classification": count_classifier,
-    "semantic_segmentation": _count_segmenter,
-    "object_detection": _count_detector,
-}
