@@ -99,13 +99,14 @@ class Classification(Task):
         paper_data, images = VALIDATION[self.name]
         in_lists = data.DATASET in ("imagenet2012", "list")
         is_papers = in_lists and (model.num_classes, figures["images"]) == (1000, images)
+        is_row = is_papers and data.IMAGE_SIZE == 224 and title == self.config.MODEL.NAME
         folder = Path(data.DATA_PATH).name if in_lists or data.DATASET in ("folder", "idx") else ""
         top1 = "top1_token_labels" if self.config.TOKEN_LABEL.MAPS else "top1"
         return Measurement(
             model=title,
             data_set=paper_data if is_papers else f"{data.DATASET} {folder}".strip(),
             figures={top1: figures["top1"], "top5": figures["top5"]},
-            paper_model=title if is_papers and data.IMAGE_SIZE == 224 else "",
+            paper_model=title if is_row else "",
         )
 
     def _dataset(self, split: str) -> Dataset:

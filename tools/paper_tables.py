@@ -71,13 +71,13 @@ def _print_tables(names: Sequence[str], as_json: bool) -> None:
 
 
 def _check_counts() -> None:
-    from tools.paper.rows import TASKS, counted_rows
+    from tools.paper.rows import PAPER_TABLES, counted_rows
     from tools.paper.text import as_text
 
     count = off = 0
-    for task in TASKS:
-        rows = [*_with_progress(counted_rows(task), task)]
-        print(f"{as_text(task, rows)}\n", flush=True)
+    for name, task in PAPER_TABLES.items():
+        rows = [*_with_progress(counted_rows(task), name)]
+        print(f"{as_text(name, rows)}\n", flush=True)
         count += len(rows)
         off += sum(row.is_off for row in rows)
     verdict = f"{off} of {count} counted figures differ" if off else f"none of {count} counted figures differs"

@@ -17,9 +17,12 @@ from tools.costing.gpus import A100, training_hours
 from tools.paper.metrics import COUNTED
 from tools.paper.models import ABLATIONS, ROOT, Counts, configuration, count, count_classifier
 
-__all__ = ["TABLES", "TASKS", "Row", "Summary", "counted_rows", "measured", "paper_rows", "summaries"]
+__all__ = ["PAPER_TABLES", "TABLES", "TASKS", "Row", "Summary", "counted_rows", "measured", "paper_rows", "summaries"]
 
 TASKS = tuple(VALIDATION)
+
+# The tables with a row for each model, and their tasks.
+PAPER_TABLES = {"imagenet": "image_classification", "ade20k": "semantic_segmentation", "coco": "object_detection"}
 
 
 @dataclass(frozen=True)
@@ -191,9 +194,7 @@ def _neighbours() -> Iterator[PaperFigure]:
 
 # The tables by their names on the command line.
 TABLES: dict[str, Callable[[], Iterable[Row | PaperFigure | Summary]]] = {
-    "imagenet": partial(paper_rows, "image_classification"),
-    "ade20k": partial(paper_rows, "semantic_segmentation"),
-    "coco": partial(paper_rows, "object_detection"),
+    **{name: partial(paper_rows, task) for name, task in PAPER_TABLES.items()},
     "ablations": _ablation_rows,
     "neighbours": _neighbours,
     "here": lambda: (summary for task in TASKS for summary in summaries(task)),

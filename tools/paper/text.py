@@ -11,7 +11,7 @@ from tools.paper.metrics import METRICS, Metric
 from tools.paper.neighbours import neighbour_cells
 from tools.paper.rows import Row, Summary
 
-__all__ = ["CONVENTION", "as_text", "comparison"]
+__all__ = ["CONVENTION", "as_text"]
 
 CONVENTION = """\
 A FLOP is one multiply-add. Ours include the norms as fvcore counts them, 5 for a value of a LayerNorm and 2 for one of
