@@ -18,6 +18,7 @@ from object_detection import flops as detector_flops
 from object_detection.components import build_model
 from object_detection.config import CONFIG
 from object_detection.flops import count_detector_flops
+from tools.markdown_section import read_section
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")
 LEVELS = (4, 8, 16, 32, 64)  # strides of the pyramid
@@ -77,6 +78,8 @@ def test_the_command_prints_the_count_of_the_whole_models_as_the_document_has_it
     for name, _, with_norms, without in printed:
         flops, norms = mask_rcnn_flops(name, 800, 1280)
         assert (with_norms, without) == (f"{(flops + norms) / 1e9:.1f}", f"{flops / 1e9:.1f}")
-    document = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8").partition("object_detection.flops` counts")[2]
-    for column in zip(*(row[1:] for row in printed), strict=True):
-        assert "/".join(column) in document
+    document = ROOT / "docs" / "paper.md"
+    rows = re.findall(r"^\| `(\w+)` .* ([\d.]+)M, ([\d.]+)G \|$", read_section(document, "object_detection"), re.M)
+    assert [(name, f"{float(params):.1f}", flops) for name, params, flops in rows] == [row[:3] for row in printed]
+    without = "/".join(row[3] for row in printed)
+    assert f"{without}G (`python -m object_detection.flops`" in document.read_text(encoding="utf-8")
