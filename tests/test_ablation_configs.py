@@ -30,13 +30,13 @@ def load(path: Path):
 def test_flops_are_the_closed_form(path):
     config = load(path)
     variant, size = VARIANTS[config.MODEL.NAME], config.DATA.IMAGE_SIZE
-    (pale_size,) = config.MODEL.PALE_SIZE or [variant["pale_size"]]
+    sizes = config.MODEL.PALE_SIZE or [variant["pale_size"]]
     expected = expected_flops(
         size,
         size,
         variant["embed_dim"],
         variant["depths"],
-        pale_size,
+        sizes if len(sizes) == len(variant["depths"]) else sizes[0],
         num_classes=9,
         attention=config.MODEL.ATTENTION,
         parallel=config.MODEL.PARALLEL,
