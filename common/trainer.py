@@ -235,6 +235,11 @@ class Trainer:
                 f"{source} has positions of another size, {report.interpolated[0]}; resume with the image size and the "
                 "attention that it had"
             )
+        if report.left_out:
+            raise UserError(
+                f"{source} was trained with token labels ({', '.join(report.left_out)}), which this run has not; resume with "
+                "their -label_maps"
+            )
         if self.ema:
             if "model_ema" not in state:
                 inexact.append("EMA: none then, it starts from the present weights")
