@@ -237,8 +237,8 @@ class Trainer:
             )
         if report.left_out:
             raise UserError(
-                f"{source} was trained with token labels ({', '.join(report.left_out)}), which this run has not; resume with "
-                "their -label_maps"
+                f"{source} was trained with token labels ({', '.join(report.left_out)}), which this run has not; "
+                "resume with their -label_maps"
             )
         if self.ema:
             if "model_ema" not in state:
