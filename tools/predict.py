@@ -88,8 +88,7 @@ def _top_level_keys(path: Path) -> set[str]:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description=__doc__.partition("\n\n")[0],
-        epilog="Exit codes: 0 done, 2 wrong input (what could be read is predicted all the same).",
+        __doc__, "0 done, 2 wrong input (what could be read is predicted all the same), 1 anything else"
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
     add_weights_flags(parser)
