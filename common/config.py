@@ -314,20 +314,24 @@ class TaskConfig:
         node[key.rpartition(".")[2]] = _coerce(value, default, key, source)
 
 
-def add_weights_flags(parser: ArgumentParser) -> None:
+def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse._ArgumentGroup:
     """Add the flags of a program that uses trained weights: ``-pretrained``, ``-cfg``, ``-device`` and ``-opts``.
 
     :meth:`TaskConfig.of_weights` makes a configuration of them.
+
+    Returns:
+        Their group.
     """
     tags = ", ".join(row.tag for row in list_weights())
     sources = f"weights: a file, https://...#sha256=..., or a released tag ({tags})"
     group = parser.add_argument_group("model")
-    parser.add_flag("pretrained", group, required=True, metavar="WEIGHTS", help=sources)
+    parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
     parser.add_flag("cfg", group, metavar="YAML", help="their configuration (default: the one inside the weights)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].text)
     parser.add_flag(
         "opts", group, nargs="*", default=[], metavar="KEY VALUE", help="override keys of the configuration"
     )
+    return group
 
 
 def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
