@@ -176,8 +176,13 @@ def _spread(relevance: Tensor, stride: int, height: int, width: int) -> Tensor:
     ``2 * stride - 1`` wide, reaches from one to the other. So even relevance stays even.
     """
     rows, columns = (
-        F.relu(1 - ((paddle.arange(side) / stride).clip(max=tokens - 1)[:, None] - paddle.arange(tokens)).abs())
-        / stride
-        for side, tokens in zip((height, width), relevance.shape[1:3], strict=True)
+        _shares(side, tokens, stride) for side, tokens in zip((height, width), relevance.shape[1:3], strict=True)
     )
     return (rows @ relevance[0, :, :, 0] @ columns.T)[None, :, :, None]
+
+
+def _shares(side: int, tokens: int, stride: int) -> Tensor:
+    """What each token gives to each place along one axis: ``[side, tokens]``."""
+    places = (paddle.arange(side, dtype="float32") / stride).clip(max=tokens - 1)
+    distances = (places[:, None] - paddle.arange(tokens, dtype="float32")).abs()
+    return F.relu(1 - distances) / stride
