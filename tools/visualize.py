@@ -195,8 +195,10 @@ def _draw_grad_cam(subject: Subject, task: str | None, arguments: Namespace):
     from tools.visualizing.gradients import grad_cam
 
     score = _score(subject, task, arguments)
-    heat = grad_cam(subject.model, lambda: score.of(subject.images))
-    return _about(score), {"grad_cam": draw_heat(subject.picture, heat, f"Grad-CAM: {score.text}", "largest")}
+    stage = arguments.stages[-1]
+    heat = grad_cam(subject.model, lambda: score.of(subject.images), stage - 1)
+    title = f"Grad-CAM of stage {stage}: {score.text}"
+    return _about(score), {"grad_cam": draw_heat(subject.picture, heat, title, "largest")}
 
 
 def _draw_rollout(subject: Subject, task: str | None, arguments: Namespace):
@@ -270,7 +272,7 @@ def _parser() -> ArgumentParser:
         type=int,
         default=[1, 2, 3, 4],
         metavar="N",
-        help="pale, attention: which (default: 1 2 3 4)",
+        help="pale, attention: which; grad_cam: the last of them (default: 1 2 3 4)",
     )
     parser.add_flag(
         "label",

@@ -22,7 +22,8 @@ from tools.visualizing.token_groups import TokenGroup
 __all__ = ["draw_attention", "draw_groups", "draw_heat", "draw_receptive_fields"]
 
 _WIDTH, _DPI = 9.0, 110  # inches, pixels an inch
-_COLOURS = {"rows": "#0072b2", "columns": "#e69f00", "window": "#009e73", "map": "#cc79a7"}  # Okabe and Ito's
+# Okabe and Ito's colours.
+_COLOURS = {"rows": "#0072b2", "columns": "#e69f00", "window": "#009e73", "whole map": "#cc79a7"}
 _TOKEN = "#d55e00"
 _HEAT = "magma"
 
@@ -97,9 +98,16 @@ def draw_groups(
             _tint(axes, group.tokens, stride, _COLOURS[group.name])
             names.append(group.name)
         _mark(axes, token, stride)
-        lines = [f"stage {stage + 1}: {height}x{width} tokens of {stride} pixels", *map(_describe, found)]
+        lines = [
+            f"stage {stage + 1}: {height}x{width} tokens of {stride} pixels",
+            *dict.fromkeys(map(_describe, found)),
+        ]
         axes.set_title("\n".join(lines), fontsize=8)
-    handles = [Patch(color=colour, label=f"its {name}") for name, colour in _COLOURS.items() if name in names]
+    handles = [
+        Patch(color=colour, label=f"its {name}" if name != "whole map" else "all tokens")
+        for name, colour in _COLOURS.items()
+        if name in names
+    ]
     handles.append(Patch(facecolor=_TOKEN, label="the token"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
     return _image_of(figure)
@@ -107,7 +115,7 @@ def draw_groups(
 
 def _describe(group: TokenGroup) -> str:
     rows, columns = group.grouping.sides(*group.tokens.shape)
-    if group.name == "map":
+    if group.name == "whole map":
         return "all tokens"
     if group.name == "window":
         return f"a window of {rows}x{columns}"
@@ -134,6 +142,8 @@ def draw_attention(
     height = len(blocks) * (side * aspect + 0.12) + 0.9
     figure, panels = _new_figure(height, len(blocks), heads + 1)
     grey = np.asarray(Image.fromarray(picture).convert("L"))
+    for head, axes in enumerate(panels[0, 1:]):
+        axes.set_title(f"head {head + 1}", fontsize=8)
     for line, (block, attention) in zip(panels, blocks.items(), strict=True):
         _show(line[0], picture)
         _mark(line[0], token, stride)
@@ -146,9 +156,7 @@ def draw_attention(
                 weights, cmap=_HEAT, vmin=0, extent=(0, columns * stride, rows * stride, 0), interpolation="nearest"
             )
             axes.set(xlim=(0, picture.shape[1]), ylim=(picture.shape[0], 0))
-            axes.set_xlabel(f"up to {100 * np.nanmax(weights):.0f} %", fontsize=7, labelpad=1)
-            if line is panels[0]:
-                axes.set_title(f"head {head + 1}", fontsize=8)
+            axes.set_xlabel(f"up to {100 * np.nanmax(weights):.2g} %", fontsize=7, labelpad=1)
     lost = max(float(attention.to_padding.max()) for attention in blocks.values())
     padding = f"; up to {100 * lost:.0f} % go to padding, which is not shown" if lost > 0.005 else ""
     figure.suptitle(

@@ -29,11 +29,11 @@ class TokenGroup:
 
     @property
     def name(self) -> str:
-        """What it is made of: ``rows``, ``columns``, ``window`` or ``map``."""
+        """What it is made of: ``rows``, ``columns``, ``window`` or ``whole map``."""
         height, width = self.tokens.shape
         rows, columns = self.grouping.sides(height, width)
         if rows == height and columns == width:
-            return "map"
+            return "whole map"
         if columns == width:
             return "rows"
         return "columns" if rows == height else "window"
