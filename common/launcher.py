@@ -10,12 +10,15 @@ from common.entry_point import ArgumentParser, run
 
 __all__ = ["launch"]
 
+_BRACKETS = """In brackets: the key of the configuration that a flag sets, and its value in the default file. The file
+of -cfg may have another; flags override files, and -opts flags."""
+
 
 def launch(documentation: str, form: TaskConfig, task: str) -> None:
     """Run a task as the command line says, then exit; see :func:`common.entry_point.run`.
 
     Args:
-        documentation: what the launcher says of itself; ``-h`` shows its first paragraph.
+        documentation: what the launcher says of itself, see :class:`common.entry_point.ArgumentParser`.
         form: the task's flags and configuration.
         task: ``package.module:Class`` of a :class:`common.task.Task`, which is imported after the flags were read, so
             that ``-h`` and mistakes answer at once.
@@ -23,8 +26,9 @@ def launch(documentation: str, form: TaskConfig, task: str) -> None:
 
     def main(argv: Sequence[str]) -> None:
         parser = ArgumentParser(
-            description=documentation.partition("\n\n")[0],
-            epilog="Exit codes: 0 done, 2 wrong input, 128 + signal when one made it save and leave, 1 anything else.",
+            f"{documentation.rstrip()}\n\n{_BRACKETS}",
+            "0 done, 2 wrong input, 128 + signal when one made it save and leave, 1 anything else",
+            usage=f"python -m paddle.distributed.launch {form.default_file.parents[1].name}/main_multi_gpu.py [flags]",
         )
         form.add_flags(parser)
         config = form.load(parser.parse_args(argv))

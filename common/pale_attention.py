@@ -23,6 +23,8 @@ __all__ = ["PSAttention", "ScaledDotProductAttention", "SeparableProjection", "f
 class ScaledDotProductAttention(nn.Layer):
     """softmax(q k^T / sqrt(D)) v for every head; a layer of its own so that its products can be counted.
 
+    In the plain formula, the softmax is a layer, too: a hook on it sees the weights, ``[G, heads, L, L]``.
+
     Args:
         fused: use ``F.scaled_dot_product_attention``, which on GPUs never stores the score matrix. ``None`` uses it
             where its kernel exists on all supported versions of Paddle: in half precision, on GPUs of compute
@@ -34,6 +36,7 @@ class ScaledDotProductAttention(nn.Layer):
     def __init__(self, fused: bool | None = None):
         super().__init__()
         self.fused = fused
+        self.softmax = nn.Softmax()
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map three ``[G, heads, L, D]`` tensors (G groups of L tokens) to one of the same shape and dtype.
@@ -47,7 +50,7 @@ class ScaledDotProductAttention(nn.Layer):
         scores = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
         if bias is not None:
             scores = scores + bias.astype(scores.dtype)
-        return paddle.matmul(F.softmax(scores, axis=-1), value)
+        return paddle.matmul(self.softmax(scores), value)
 
 
 class SeparableProjection(nn.Layer):
@@ -145,7 +148,7 @@ class PSAttention(nn.Layer):
         self.projection = Linear(dim, dim)
         self.position_biases = None
         if map_size:
-            height, width = (side + pad for side, pad in zip(map_size, self._padding(*map_size), strict=True))
+            height, width = (side + pad for side, pad in zip(map_size, self.padding(*map_size), strict=True))
             sides = [grouping.at_most(*map_size).sides(height, width) for grouping in groupings]
             self.position_biases = nn.LayerList([RelativePositionBias(num_heads // parts, *pair) for pair in sides])
 
@@ -153,7 +156,7 @@ class PSAttention(nn.Layer):
         """Map ``[B, H, W, C]`` to the same shape, for any H and W from 1 up."""
         height, width = map_sides(x)
         groupings = [grouping.at_most(height, width) for grouping in self.groupings]
-        pad_bottom, pad_right = self._padding(height, width)
+        pad_bottom, pad_right = self.padding(height, width)
         x = _append_zeros(_append_zeros(x, pad_bottom, 1), pad_right, 2)
         padded_height, padded_width = height + pad_bottom, width + pad_right
 
@@ -174,8 +177,8 @@ class PSAttention(nn.Layer):
             x = x[:, :height, :width]
         return self.projection(x)
 
-    def _padding(self, height: int | Tensor, width: int | Tensor) -> list[int | Tensor]:
-        """Rows and columns to append to a map of these sides."""
+    def padding(self, height: int | Tensor, width: int | Tensor) -> list[int | Tensor]:
+        """Rows and columns of zeros that a map of these sides gets at its end."""
         return [
             0 if multiple == 1 else -side % smaller(multiple, side)
             for side, multiple in zip((height, width), self.multiples, strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from PIL import Image
 
 from common.errors import UserError
 from common.image_file import read_image
@@ -15,6 +16,8 @@ from common.picture_folder import CannotWrite, PictureFolder
 from common.prediction import PredictOptions, Predictor
 
 __all__ = ["PicturePredictor"]
+
+_PADDING = 127  # grey, in pictures of what a model sees
 
 
 class PicturePredictor(Predictor):
@@ -33,9 +36,10 @@ class PicturePredictor(Predictor):
         """
         pictures = PictureFolder(options.out, files)
         for file in files:
-            image = read_image(file)
-            if image is None:
-                yield {"image": file, "error": f"cannot read image {file}; replace or remove it"}
+            try:
+                image = _read(file)
+            except UserError as error:
+                yield {"image": file, "error": str(error)}
                 continue
             try:
                 result = self.predict_image(file, image, pictures, options)
@@ -47,6 +51,25 @@ class PicturePredictor(Predictor):
                 size = f"{image.shape[1]}x{image.shape[0]}"
                 result = {"error": f"image {file} of {size} pixels takes too much memory; cut it in parts"}
             yield {"image": file, **result}
+
+    def preprocess(self, file: str) -> tuple[paddle.Tensor, np.ndarray]:
+        image = _read(file)
+        images, (height, width) = self.preprocess_pixels(file, image)
+        picture = np.full((*images.shape[2:], 3), _PADDING, np.uint8)
+        picture[:height, :width] = Image.fromarray(image).resize((width, height))
+        return images, picture
+
+    @abstractmethod
+    def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[paddle.Tensor, tuple[int, int]]:
+        """The model's input, float32 ``[1, 3, H, W]``, and the height and width that the image takes of it.
+
+        Args:
+            file: where it comes from.
+            image: RGB uint8 [h, w, 3].
+
+        Raises:
+            UserError: the transforms cannot take its size.
+        """
 
     @abstractmethod
     def predict_image(
@@ -66,3 +89,11 @@ class PicturePredictor(Predictor):
             UserError: this image cannot be predicted.
             CannotWrite: a picture cannot be written.
         """
+
+
+def _read(file: str) -> np.ndarray:
+    """RGB uint8 [h, w, 3]."""
+    image = read_image(file)
+    if image is None:
+        raise UserError(f"cannot read image {file}; replace or remove it")
+    return image

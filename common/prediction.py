@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from paddle import Tensor
 from yacs.config import CfgNode
 
 from common.errors import UserError
@@ -90,6 +92,17 @@ class Predictor(ABC):
     @abstractmethod
     def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:
         """Yield for each file, in order, what there is to say in plain values: ``image``, and results or ``error``."""
+
+    @abstractmethod
+    def preprocess(self, file: str) -> tuple[Tensor, np.ndarray]:
+        """What the model sees of an image.
+
+        Returns:
+            Its input, float32 ``[1, 3, H, W]``, and that as a picture, RGB uint8 ``[H, W, 3]``.
+
+        Raises:
+            UserError: the file is no image, or the transforms cannot take its size.
+        """
 
     @abstractmethod
     def describe(self, result: Mapping[str, Any]) -> str:

@@ -80,14 +80,22 @@ def default_config() -> CfgNode:
 
 _FLAGS = {
     "dataset": Flag(
-        ("DATA.DATASET",), str, "kind of data set: imagenet2012 (or list), folder, idx, mnist, fashion_mnist, mnist5k"
+        ("DATA.DATASET",),
+        str,
+        "kind of data set: imagenet2012 (or list), folder, idx, mnist, fashion_mnist, mnist5k",
+        "data",
+        "KIND",
     ),
-    "data_path": Flag(("DATA.DATA_PATH",), str, "folder of the data set"),
-    "batch_size": Flag(("DATA.BATCH_SIZE",), int, "images in a training batch on each rank"),
-    "batch_size_eval": Flag(("DATA.BATCH_SIZE_EVAL",), int, "images in an evaluation batch on each rank"),
-    "image_size": Flag(("DATA.IMAGE_SIZE",), int, "side of the square input in pixels"),
-    "label_maps": Flag(("TOKEN_LABEL.MAPS",), str, "folder of label maps, to train with token labels"),
-    "last_epoch": Flag(("TRAIN.LAST_EPOCH",), int, "with -resume: continue after this epoch, from 1"),
+    "data_path": Flag(("DATA.DATA_PATH",), str, "folder of the data set", "data", "FOLDER"),
+    "image_size": Flag(("DATA.IMAGE_SIZE",), int, "side of the square input in pixels", "data"),
+    "batch_size": Flag(("DATA.BATCH_SIZE",), int, "images in a training batch on each rank", "data"),
+    "batch_size_eval": Flag(("DATA.BATCH_SIZE_EVAL",), int, "images in an evaluation batch on each rank", "data"),
+    "label_maps": Flag(
+        ("TOKEN_LABEL.MAPS",), str, "folder of label maps, to train with token labels", "training", "FOLDER"
+    ),
+    "last_epoch": Flag(
+        ("TRAIN.LAST_EPOCH",), int, "with -resume: continue after this epoch, from 1", "weights and output"
+    ),
 }
 
 _FREE_KEYS = """

@@ -1,6 +1,11 @@
-"""Train or evaluate a Pale Transformer on images of classes, on one rank or many.
+r"""Train or evaluate a Pale Transformer on images of classes, on one rank or many.
 
-    python -m paddle.distributed.launch image_classification/main_multi_gpu.py [-cfg YAML] [flags]
+    python -m paddle.distributed.launch image_classification/main_multi_gpu.py
+    python -m paddle.distributed.launch image_classification/main_multi_gpu.py -resume auto
+    python -m paddle.distributed.launch image_classification/main_multi_gpu.py -eval -pretrained mnist5k
+    python -m paddle.distributed.launch image_classification/main_multi_gpu.py \
+        -cfg image_classification/configs/finetune_folder.yaml -data_path my_photos
+    python -m paddle.distributed.launch --nproc_per_node 2 image_classification/main_multi_gpu.py -opts TRAIN.EPOCHS 32
 
 Without flags it trains pale_nano on 4,000 handwritten digits (configs/pale_nano_mnist5k.yaml).
 """

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.pale_attention import fuse
 from common.prediction import PredictOptions, Predictor
 from image_classification.datasets import FileDataset
-from image_classification.loaders import IGNORED_LABEL, build_eval_loader
+from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_transform
 from image_classification.pale_backbone import build_model
 
 __all__ = ["Classifier"]
@@ -63,6 +63,13 @@ class Classifier(Predictor):
                 else:
                     pairs = zip(row_labels, row_scores, strict=True)
                     yield {"image": file, "predictions": [self._prediction(*pair) for pair in pairs]}
+
+    def preprocess(self, file: str) -> tuple[paddle.Tensor, np.ndarray]:
+        image = FileDataset(Path(), [file], np.zeros(1, np.int64), None, 1).load(0)
+        array = build_transform(self.config, training=False)(image)
+        mean, std = (np.array(values)[:, None, None] for values in (self.config.DATA.MEAN, self.config.DATA.STD))
+        pixels = np.rint((array * std + mean) * 255).clip(0, 255).astype(np.uint8)
+        return paddle.to_tensor(array[None]), pixels.transpose(1, 2, 0)
 
     def describe(self, result: Mapping[str, Any]) -> str:
         lines = [f"  {100 * row['score']:6.2f} %  {row['name']}" for row in result["predictions"]]

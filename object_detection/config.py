@@ -51,12 +51,18 @@ class _Components(Container[str]):
 
 _FLAGS = {
     "data_path": Flag(
-        ("TrainDataset.dataset_dir", "EvalDataset.dataset_dir"), str, "folder of the data set, training and validation"
+        ("TrainDataset.dataset_dir", "EvalDataset.dataset_dir"),
+        str,
+        "folder of the data set, training and validation",
+        "data",
+        "FOLDER",
     ),
-    "batch_size": Flag(("TrainReader.batch_size",), int, "images in a training batch on each rank"),
-    "epochs": Flag(("epoch",), int, "times that the training data is gone through"),
-    "num_classes": Flag(("num_classes",), int, "number of classes (default: that of the categories)"),
-    "check_data": Flag(("CHECK_DATA",), bool, "only check every image and annotation of the data"),
+    "batch_size": Flag(("TrainReader.batch_size",), int, "images in a training batch on each rank", "data"),
+    "num_classes": Flag(("num_classes",), int, "number of classes (default: that of the categories)", "data"),
+    "epochs": Flag(("epoch",), int, "times that the training data is gone through", "training"),
+    "check_data": Flag(
+        ("CHECK_DATA",), bool, "only check every image and annotation of the data", "instead of training"
+    ),
 }
 
 _FREE_KEYS = """

@@ -66,6 +66,11 @@ class Detector(PicturePredictor):
         (path,) = pictures.save(file, {"detections": picture}).values()
         return {"picture": path, "detections": list(self._rows(*objects))}
 
+    def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[paddle.Tensor, tuple[int, int]]:
+        batch = self._transform(file, image)
+        height, width = batch["im_shape"][0].astype("int64").tolist()
+        return batch["image"], (height, width)
+
     def describe(self, result: Mapping[str, Any]) -> str:
         counts: dict[str, list[float]] = {}
         for row in result["detections"]:

@@ -43,15 +43,23 @@ _FLAGS = {
         ("train_dataset.dataset_root", "val_dataset.dataset_root"),
         str,
         "folder of the data set, training and validation",
+        "data",
+        "FOLDER",
     ),
-    "batch_size": Flag(("batch_size",), int, "images in a training batch on each rank"),
-    "iters": Flag(("iters",), int, "optimizer steps"),
+    "batch_size": Flag(("batch_size",), int, "images in a training batch on each rank", "data"),
+    "iters": Flag(("iters",), int, "optimizer steps", "training"),
     "num_classes": Flag(
         ("model.num_classes", "train_dataset.num_classes", "val_dataset.num_classes"),
         int,
         "number of classes, for data of type Dataset",
+        "data",
     ),
-    "check_data": Flag(("CHECK_DATA",), bool, "only check every image and mask of the data, and count the classes"),
+    "check_data": Flag(
+        ("CHECK_DATA",),
+        bool,
+        "only check every image and mask of the data, and count the classes",
+        "instead of training",
+    ),
 }
 
 _FREE_KEYS = """

@@ -96,6 +96,11 @@ class Segmenter(PicturePredictor):
         data = self._transform(image)
         return predict_labels(self.model, paddle.to_tensor(data["img"][None]), self.settings, data["trans_info"])
 
+    def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[paddle.Tensor, tuple[int, int]]:
+        data = self._transform(image)
+        padded = next((sides for kind, sides in data["trans_info"] if kind == "padding"), None)
+        return paddle.to_tensor(data["img"][None]), padded or data["img"].shape[1:]
+
     def describe(self, result: Mapping[str, Any]) -> str:
         lines = [f"  {100 * row['share']:6.2f} %  {row['name']}" for row in result["classes"]]
         return "\n".join([f"{result['image']} -> {result['overlay']}", *lines])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import time
@@ -229,6 +230,12 @@ def test_the_list_shows_costs_and_how_far_the_runs_are(tmp_path, launcher, capsy
         f"half   {cost}  25 %  0 %",
         f"stale  {cost}  changed  0 %",
     ]
+    go(tmp_path, done, half, stale, "-list", "-json", "-seeds", 0, 1)
+    rows = {row["row"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["done"]["seeds"]["0"] == {"top1": 78.0, "share": 1.0, "changed": False}
+    assert rows["half"]["seeds"]["0"] == {"top1": None, "share": 0.25, "changed": False}
+    assert rows["stale"]["seeds"]["0"]["changed"]
+    assert 0 < rows["stale"]["params"] < 2000
 
 
 @pytest.mark.parametrize(
@@ -237,6 +244,7 @@ def test_the_list_shows_costs_and_how_far_the_runs_are(tmp_path, launcher, capsy
         (["-jobs", 0], "-jobs is 0"),
         (["-seeds", 1, 1], "-seeds 1 1: they must be different"),
         (["-plot", "x.png"], "belong to -report"),
+        (["-json"], "-json belongs to -report or -list"),
         (["-report"], "has no results yet"),
         (["-report", "a.yaml"], "leave out the configurations"),
         (["no_such.yaml"], "cannot read the configuration"),
@@ -337,6 +345,12 @@ def test_the_report_goes_into_a_document_and_a_picture(tmp_path, capsys):
         assert document.read_text() == f"# Head\n{begin}\n{table}\n{end}\ntail\n"
     with Image.open(picture) as image:
         assert image.width > 500
+    go(tmp_path, "-report", "-reference", "pale", "-json")
+    shown = json.loads(capsys.readouterr().out)
+    comparison = summarise(read_results(tmp_path / "out" / "results.csv"), "pale")
+    assert [row["row"] for row in shown] == ["pale", *(row.row for row in comparison.others)]
+    assert (shown[0]["difference"], shown[1]["difference"]) == (None, comparison.difference(comparison.others[0]))
+    assert shown[1]["half_width"] == comparison.half_width(comparison.others[0])
 
 
 @pytest.mark.parametrize("text", ["", "<!-- begin x -->", "<!-- end x --><!-- begin x -->", "<!-- begin x -->" * 2])

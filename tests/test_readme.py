@@ -105,6 +105,10 @@ CHANGES: dict[str, str | None] = {
     "ablate.py -list": TWO_ROWS,
     "ablate.py -report": "",
     "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
+    "load('china.jpg')": "",
+    "visualize.py photo.png": "",
+    "visualize.py data/nuclei_segmentation": "",
+    "visualize.py both.png": "-pretrained output/finetune_folder/best.pdparams -label roses",
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (
@@ -119,6 +123,7 @@ DOCUMENTS = (
     "docs/paddledetection.md",
     "docs/performance.md",
     "docs/reproduction.md",
+    "docs/visualization.md",
 )
 
 
@@ -159,6 +164,7 @@ def checkout(tmp_path_factory):
     if (ROOT / "data").is_dir():
         (folder / "data").symlink_to(ROOT / "data")
     make_shapes(folder / "my_photos", 6)
+    shutil.copy(folder / "my_photos" / "red" / "00.png", folder / "both.png")
     (folder / "my_photos" / "red").rename(folder / "my_photos" / "roses")
     for split, images in (("train", 6), ("val", 3)):
         make_shapes(folder / "imagenet" / split, images)

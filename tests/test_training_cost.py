@@ -1,5 +1,7 @@
 """The cost of training: what is counted is what a hand counts, and the arithmetic is as documented."""
 
+import json
+
 import numpy as np
 import paddle
 import pytest
@@ -123,6 +125,15 @@ def test_table_goes_between_the_marks(tmp_path, monkeypatch, tiny):
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
+
+
+def test_json_has_what_the_table_rounds(monkeypatch, capsys):
+    monkeypatch.setattr(counts, "count_training", lambda path: COUNTS)
+    training_cost.main(["-rows", "pale_tiny_224", "-json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["configuration"], row["images"]) == ("image_classification/configs/pale_tiny_224.yaml", 10**6)
+    assert row["hours"]["H100"]["8"] == training_hours(COUNTS, H100, 8)
+    assert row["gigabytes"] == training_gigabytes(COUNTS)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ interruption: it leaves out the runs that are in the results, and the others res
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
-from argparse import Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tools/ are
 
@@ -44,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     rows = load_rows(arguments.configs or default_files(), arguments.opts)
     jobs = [Job(row, seed, arguments.output, arguments.opts) for seed in arguments.seeds for row in rows]
     if arguments.list:
-        _list(rows, jobs, results)
+        _list(rows, jobs, results, arguments.json)
         return
     _refuse_changed(jobs, results, arguments)
     with exclusive(arguments.output):
@@ -61,6 +64,8 @@ def _check(arguments: Namespace) -> None:
         arguments.results = arguments.output / "results.csv"
     if not arguments.report and (arguments.into or arguments.plot):
         raise UserError("-into and -plot belong to -report; add it")
+    if arguments.json and not (arguments.report or arguments.list):
+        raise UserError("-json belongs to -report or -list; add one of them")
 
 
 # ---- run
@@ -171,27 +176,40 @@ class _Progress:
 # ---- look
 
 
-def _list(rows: Sequence[Row], jobs: Sequence[Job], results: dict[Key, Result]) -> None:
+def _list(rows: Sequence[Row], jobs: Sequence[Job], results: dict[Key, Result], as_json: bool) -> None:
     """Print what each row costs and how far its runs are."""
     width = max(len(row.name) for row in rows)
+    records = []
     for row in rows:
-        states, counts = [], None
+        states, counts = {}, None
         for job in jobs:
             if job.row is row:
                 result = results.get((row.name, job.seed))
-                if _is_current(row, result):
-                    counts = Counts(result.params, result.multiply_adds)
-                    states.append(f"{result.top1:.2f}")
-                else:
-                    states.append("changed" if result else f"{100 * job.share():.0f} %")
+                current = result if _is_current(row, result) else None
+                counts = Counts(current.params, current.multiply_adds) if current else counts
+                states[job.seed] = {
+                    "top1": current and current.top1,
+                    "share": 1.0 if current else job.share(),
+                    "changed": result is not current,
+                }
         counts = counts or count(row)
-        cost = f"{counts.params / 1e6:.3f}M params  {counts.multiply_adds / 1e6:.2f}M multiply-adds"
-        print(f"{row.name:{width}}  {cost}  {'  '.join(states)}", flush=True)
+        records.append({"row": row.name, **asdict(counts), "seeds": states})
+        if not as_json:
+            cost = f"{counts.params / 1e6:.3f}M params  {counts.multiply_adds / 1e6:.2f}M multiply-adds"
+            print(f"{row.name:{width}}  {cost}  {'  '.join(map(_state, states.values()))}", flush=True)
+    if as_json:
+        print(json.dumps(records, indent=2))
+
+
+def _state(state: Mapping[str, Any]) -> str:
+    if state["changed"]:
+        return "changed"
+    return f"{100 * state['share']:.0f} %" if state["top1"] is None else f"{state['top1']:.2f}"
 
 
 def _report(arguments: Namespace, results: Sequence[Result]) -> None:
     """Print the table, and write it and the picture where that was asked for."""
-    from tools.ablation.report import draw, markdown, summarise
+    from tools.ablation.report import draw, markdown, records, summarise
     from tools.markdown_section import replace_section
 
     if arguments.configs:
@@ -200,7 +218,7 @@ def _report(arguments: Namespace, results: Sequence[Result]) -> None:
         raise UserError(f"{arguments.results} has no results yet; run without -report first, or give another -results")
     comparison = summarise(results, arguments.reference)
     table = markdown(comparison)
-    print(table)
+    print(json.dumps(records(comparison), indent=2) if arguments.json else table)
     if arguments.plot:
         draw(comparison, arguments.plot)
     if arguments.into:
@@ -208,12 +226,9 @@ def _report(arguments: Namespace, results: Sequence[Result]) -> None:
 
 
 def _parser() -> ArgumentParser:
-    summary, _, rest = __doc__.partition("\n\n")
     parser = ArgumentParser(
-        description=summary,
-        epilog=f"examples:\n{rest}\nExit codes: 0 done, 2 wrong input or failed runs, 128 + signal when one made the "
-        "runs save and leave, 1 anything else.",
-        formatter_class=RawDescriptionHelpFormatter,
+        __doc__,
+        "0 done, 2 wrong input or failed runs, 128 + signal when one made the runs save and leave, 1 anything else",
     )
     what = parser.add_argument_group("what is run")
     what.add_argument(
@@ -228,9 +243,13 @@ def _parser() -> ArgumentParser:
     )
     parser.add_flag("jobs", what, type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
     parser.add_flag("rerun", what, action="store_true", help="replace results whose configuration has changed")
+    parser.add_flag(
+        "opts", what, nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: keys of every row; comes last"
+    )
     look = parser.add_argument_group("instead of running")
     parser.add_flag("list", look, action="store_true", help="show what each row costs and how far its runs are")
     parser.add_flag("report", look, action="store_true", help="print the results as a Markdown table")
+    parser.add_flag("json", look, action="store_true", help="with -list or -report: print JSON instead")
     parser.add_flag(
         "reference",
         look,
@@ -256,7 +275,6 @@ def _parser() -> ArgumentParser:
         help="of the runs (default: %(default)s)",
     )
     parser.add_flag("results", files, type=Path, metavar="FILE", help="CSV file (default: results.csv in -output)")
-    parser.add_flag("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: keys of every row; comes last")
     return parser
 
 

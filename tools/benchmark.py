@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -179,12 +179,7 @@ def _suite(arguments: Namespace, line: tqdm) -> Iterator[list[Record]]:
 
 
 def _parser() -> ArgumentParser:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = ArgumentParser(
-        description=summary,
-        epilog=f"examples:\n{rest}\nExit codes: 0 done, 2 wrong input, 1 anything else.",
-        formatter_class=RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(__doc__)
     what = parser.add_argument_group("what is measured")
     what.add_argument("models", nargs="*", metavar="MODEL", help="pale_tiny and the like, paddleclas:NAME or timm:NAME")
     parser.add_flag("suite", what, action="store_true", help="the rows of the performance table, instead of models")

@@ -10,7 +10,6 @@ where the models differ. In PyTorch, safetensors.torch.load_file reads what -to 
 from __future__ import annotations
 
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,9 +106,7 @@ def _usage(to: str, dimensions: Dimensions, target: Path) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-        epilog="Exit codes: 0 done, 2 wrong input, or (without -partial) something could not be mapped.",
+        __doc__, "0 done; 2 wrong input or, without -partial, something could not be mapped; 1 anything else"
     )
     parser.add_argument("source", type=Path, metavar="FILE", help="weights: .pth, .pt, .bin, .safetensors or .pdparams")
     parser.add_argument("target", type=Path, metavar="OUT", help="file to write: .pdparams or .safetensors")

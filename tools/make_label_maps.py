@@ -69,13 +69,22 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__.partition("\n\n")[0], epilog="Exit codes: 0 done, 2 wrong input.")
+    parser = ArgumentParser(__doc__)
     add_weights_flags(parser)
-    parser.add_flag("out", type=Path, required=True, help="folder to make")
+    images = parser.add_argument_group("images")
     for name in ("dataset", "data_path", "image_size", "batch_size_eval"):
-        parser.add_flag(name, type=CONFIG.flags[name].kind, help=f"{CONFIG.flags[name].text} (default: its own)")
-    parser.add_flag("split", choices=("train", "val"), default="train", help="images to label (default: %(default)s)")
-    parser.add_flag("top", type=int, default=5, help="classes to keep of each cell (default: %(default)s)")
+        flag = CONFIG.flags[name]
+        parser.add_flag(
+            name, images, type=flag.kind, metavar=flag.metavar, help=f"{flag.text} (default: as in the configuration)"
+        )
+    parser.add_flag(
+        "split", images, choices=("train", "val"), default="train", help="which to label (default: %(default)s)"
+    )
+    maps = parser.add_argument_group("label maps")
+    parser.add_flag("out", maps, type=Path, required=True, metavar="FOLDER", help="folder to make")
+    parser.add_flag(
+        "top", maps, type=int, default=5, metavar="N", help="classes to keep of each cell (default: %(default)s)"
+    )
     return parser
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -114,10 +114,9 @@ def _with_progress(rows: Iterable[T], title: str) -> Iterable[T]:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-        epilog="Exit codes: 0 done; 1 with -check: a counted figure differs from the paper's by more than one in the\n"
-        "last digit that is printed or, with -markdown, a document is not up to date; 2 wrong input.",
+        __doc__,
+        "0 done; 1 with -check: a counted figure differs from the paper's by more than one in the last digit that is "
+        "printed or, with -markdown, a document is not up to date; 2 wrong input",
     )
     printing = parser.add_argument_group("what is printed")
     printing.add_argument("tables", nargs="*", metavar="TABLE", help=f"{', '.join(NAMES)} (default: all)")

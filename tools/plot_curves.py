@@ -1,6 +1,9 @@
 """Draw the training loss and the validation figures of one or more runs.
 
-python tools/plot_curves.py output/pale_nano_mnist5k -out docs/mnist5k.png
+    python tools/plot_curves.py output/pale_nano_mnist5k -out mnist5k.png
+    python tools/plot_curves.py output/seed0 output/seed1 -out seeds.svg
+
+The runs must be of one task. Their figure is the one that decides which weights are the best: top-1, mIoU or box AP.
 """
 
 from __future__ import annotations
@@ -39,10 +42,7 @@ def read_records(folder: Path, kind: str) -> list[dict]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run")
-    parser.add_flag("out", type=Path, required=True, help="picture to write; its suffix chooses the format")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     data = [(folder, read_records(folder, "train"), read_records(folder, "val")) for folder in arguments.runs]
 
     found = [figure for figure in FIGURES if all(figure in val[-1] for _, _, val in data)]
@@ -72,6 +72,15 @@ def main(argv: Sequence[str]) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {arguments.out}: {error}") from error
     print(f"wrote {arguments.out}")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run")
+    parser.add_flag(
+        "out", type=Path, required=True, metavar="FILE", help="picture to write; its suffix chooses the format"
+    )
+    return parser
 
 
 if __name__ == "__main__":

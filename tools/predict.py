@@ -13,13 +13,16 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the folders of the tasks are
 
 from common.config import add_weights_flags, read_yaml_with_bases  # noqa: E402
 from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
 from common.errors import UserError  # noqa: E402
+
+if TYPE_CHECKING:
+    from common.prediction import Predictor
 
 # The class in the task's prediction.py.
 TASKS = {
@@ -43,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     files, left_out = find_images(arguments.images)
     if left_out:
         print(f"left out {left_out} pictures that this project wrote; name such files to have them", file=sys.stderr)
-    predictor = _build_predictor(arguments)
+    _, predictor = build_predictor(arguments)
     options = PredictOptions(arguments.top, arguments.threshold, arguments.out)
     results, errors = [], []
     for result in predictor.predict(files, options):
@@ -59,7 +62,15 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{len(errors)} of {len(files)} images could not be predicted: {'; '.join(errors)}")
 
 
-def _build_predictor(arguments: Namespace):
+def build_predictor(arguments: Namespace) -> tuple[str, Predictor]:
+    """The task that the weights of ``-pretrained`` are of, and its predictor with them.
+
+    Args:
+        arguments: those of :func:`common.config.add_weights_flags`.
+
+    Raises:
+        UserError: the weights cannot be had, or do not fit the configuration.
+    """
     from common.checkpoint import read_checkpoint
     from common.weights import resolve_weights
 
@@ -68,7 +79,8 @@ def _build_predictor(arguments: Namespace):
     task = _find_task(state, arguments.cfg, source)
     config = importlib.import_module(f"{task}.config").CONFIG.of_weights(state, source, arguments)
     select_device(config.DEVICE)
-    return getattr(importlib.import_module(f"{task}.prediction"), TASKS[task])(state, source, config)
+    predictor = getattr(importlib.import_module(f"{task}.prediction"), TASKS[task])
+    return task, predictor(state, source, config)
 
 
 def _find_task(state: Mapping[str, Any], cfg: str | None, source: str) -> str:
@@ -88,8 +100,7 @@ def _top_level_keys(path: Path) -> set[str]:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description=__doc__.partition("\n\n")[0],
-        epilog="Exit codes: 0 done, 2 wrong input (what could be read is predicted all the same).",
+        __doc__, "0 done, 2 wrong input (what could be read is predicted all the same), 1 anything else"
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
     add_weights_flags(parser)

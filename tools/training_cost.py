@@ -11,16 +11,18 @@ minutes and 6 GB of memory.
 
 from __future__ import annotations
 
+import json
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # where common/, tools/ and the folders of the tasks are
+
+from tqdm import tqdm  # noqa: E402
 
 from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
@@ -60,15 +62,19 @@ def main(argv: Sequence[str]) -> None:
 
     select_device("cpu")
     gpus = replace(A100, utilisation=arguments.a100), replace(H100, utilisation=arguments.h100)
-    lines = []
-    for path in paths:
-        print(path.name, file=sys.stderr, flush=True)
-        lines.append(line(path, count_training(path), gpus))
+    counted: dict[Path, TrainingCounts] = {}
+    with tqdm(paths, disable=not sys.stderr.isatty(), leave=False, unit="row") as bar:
+        for path in bar:
+            bar.set_description(path.stem)
+            counted[path] = count_training(path)
     headings = header(gpus)
+    lines = [line(path, counts, gpus) for path, counts in counted.items()]
     table = markdown_table(headings, lines, right=range(1, len(headings)))
     if arguments.into:
         replace_section(arguments.into, SECTION, table)
         print(f"wrote the table into {arguments.into}")
+    elif arguments.json:
+        print(json.dumps([record(path, counts, gpus) for path, counts in counted.items()], indent=2))
     else:
         print(table)
 
@@ -85,19 +91,34 @@ def header(gpus: Sequence[Gpu]) -> list[str]:
     return headings + [f"{number} {gpu.name}" for gpu in gpus for number in (1, 8)]
 
 
-def line(path: Path, counts: TrainingCounts, gpus: Sequence[Gpu]) -> list[str]:
-    """A row of the table: what a configuration's training takes."""
+def record(path: Path, counts: TrainingCounts, gpus: Sequence[Gpu]) -> dict[str, Any]:
+    """What a configuration's training takes, for programs, and what it was computed from.
+
+    ``flops`` count multiplication and addition, ``gigabytes`` are of each GPU; ``hours`` by GPU and number of them.
+    """
     from tools.costing.gpus import training_flops, training_gigabytes, training_hours
 
-    hours = [training_hours(counts, gpu, number) for gpu in gpus for number in (1, 8)]
+    return {
+        "configuration": str(path.relative_to(ROOT)),
+        **asdict(counts),
+        "flops": training_flops(counts),
+        "gigabytes": training_gigabytes(counts),
+        "utilisation": {gpu.name: gpu.utilisation for gpu in gpus},
+        "hours": {gpu.name: {number: training_hours(counts, gpu, number) for number in (1, 8)} for gpu in gpus},
+    }
+
+
+def line(path: Path, counts: TrainingCounts, gpus: Sequence[Gpu]) -> list[str]:
+    """A row of the table: :func:`record` in the columns of :func:`header`."""
+    found = record(path, counts, gpus)
     return [
-        f"`{path.relative_to(ROOT)}`",
+        f"`{found['configuration']}`",
         f"{counts.parameters / 1e6:.1f}M",
         f"{counts.forward / 1e9:.1f}G",
         f"{counts.images / 1e6:.1f}M",
-        f"{training_flops(counts) / 1e18:.1f}e18",
-        digits(training_gigabytes(counts)),
-        *(f"{digits(value)} h" for value in hours),
+        f"{found['flops'] / 1e18:.1f}e18",
+        digits(found["gigabytes"]),
+        *(f"{digits(hours)} h" for of_gpu in found["hours"].values() for hours in of_gpu.values()),
     ]
 
 
@@ -107,11 +128,12 @@ def digits(value: float) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_flag("rows", nargs="+", default=["*"], metavar="NAME", help="configurations, as 'pale_*' (default: all)")
     for gpu, share in (("a100", 0.08), ("h100", 0.04)):
         parser.add_flag(gpu, type=float, default=share, metavar="SHARE", help="of its peak (default: %(default)s)")
     parser.add_flag("into", type=Path, metavar="FILE", help="document to write the table into, between its marks")
+    parser.add_flag("json", action="store_true", help="print a JSON array of the rows, with all digits, instead")
     return parser
 
 

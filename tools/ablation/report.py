@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from tools.ablation.results import Result
 from tools.markdown_table import markdown_table
 
-__all__ = ["Comparison", "Summary", "draw", "markdown", "summarise"]
+__all__ = ["Comparison", "Summary", "draw", "markdown", "records", "summarise"]
 
 _CONFIDENCE = 0.95
 
@@ -98,6 +99,23 @@ def summarise(results: Sequence[Result], reference: str) -> Comparison:
     deviation = (squares / freedom) ** 0.5 if freedom else None
     others = tuple(summary for row, summary in rows.items() if row != reference)
     return Comparison(rows[reference], others, deviation, freedom)
+
+
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """What :func:`markdown` shows, for programs: a dict for each row, the reference first, with all digits.
+
+    ``difference`` and ``half_width`` of its interval are ``None`` for the reference.
+    """
+    return [
+        {
+            **asdict(row),
+            "mean": row.mean,
+            "deviation": row.deviation,
+            "difference": None if row is comparison.reference else comparison.difference(row),
+            "half_width": None if row is comparison.reference else comparison.half_width(row),
+        }
+        for row in (comparison.reference, *comparison.others)
+    ]
 
 
 def markdown(comparison: Comparison) -> str:
