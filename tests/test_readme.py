@@ -109,6 +109,7 @@ CHANGES: dict[str, str | None] = {
     "ablate.py -report": "",
     "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "load('china.jpg')": "",
+    "visualize.py docs/digit.png": "",
     "visualize.py photo.png": "",
     "visualize.py data/nuclei_segmentation": "",
     "visualize.py output/both.png": "-pretrained output/finetune_folder/best.pdparams -label roses",
