@@ -12,7 +12,7 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common.cpu_settings import keep_freed_memory, use_fast_gemm
 from common.errors import StoppedBySignal, UserError
@@ -50,7 +50,9 @@ class ArgumentParser(argparse.ArgumentParser):
         options: argparse's own.
     """
 
-    def __init__(self, documentation: str = "", exit_codes: str = "0 done, 2 wrong input, 1 anything else", **options):
+    def __init__(
+        self, documentation: str = "", exit_codes: str = "0 done, 2 wrong input, 1 anything else", **options: Any
+    ):
         summary, *paragraphs = documentation.strip().split("\n\n")
         examples = [f"examples:\n{part}" for part in paragraphs if part.startswith("    ")]
         notes = [part for part in paragraphs if not part.startswith("    ")]
@@ -58,7 +60,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=summary, epilog="\n\n".join(epilog), formatter_class=_HelpFormatter, **options)
         self.add_flag("debug", action="store_true", help="show the traceback of an error")
 
-    def add_flag(self, name: str, group: argparse._ArgumentGroup | None = None, **options) -> None:
+    def add_flag(self, name: str, group: argparse._ArgumentGroup | None = None, **options: Any) -> None:
         """Add ``-name`` and ``--name``, under the heading of a group if one is given."""
         (group or self).add_argument(f"-{name}", f"--{name}", dest=name, **options)
 

@@ -6,6 +6,7 @@ The marks [P], [R], [U], [C], [A] tell how sure a fact of the paper is; ``docs/p
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import itertools
 import math
@@ -26,7 +27,7 @@ from common.linear import Linear
 from common.pale_attention import PSAttention, fuse
 from common.position_encoding import AbsolutePositionEmbedding, ConditionalPositionEncoding, PositionTable
 from common.token_groups import Grouping, attention_groupings
-from common.weights import resolve_weights
+from common.weights import list_weights, resolve_weights
 
 __all__ = [
     "POSITION_ENCODINGS",
@@ -350,9 +351,19 @@ class PaleTransformer(nn.Layer):
         return blocks_before + 1 + int(parts[3])
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that :func:`create_model` knows, smallest first, filtered by a shell pattern such as ``"pale_s*"``."""
-    return fnmatch.filter(("pale_nano", "pale_tiny", "pale_small", "pale_base"), pattern)
+def list_models(pattern: str = "*", pretrained: str | bool = False) -> list[str]:
+    """Names that :func:`create_model` knows, smallest first.
+
+    Args:
+        pattern: of the shell, such as ``"pale_s*"``.
+        pretrained: ``True`` leaves those that have released weights, a tag those that have weights of that data set;
+            see :func:`common.weights.list_weights`.
+    """
+    names = fnmatch.filter(("pale_nano", "pale_tiny", "pale_small", "pale_base"), pattern)
+    if pretrained is False:
+        return names
+    with_weights = {row.model for row in list_weights() if pretrained in (True, row.tag)}
+    return [name for name in names if name in with_weights]
 
 
 def variant_settings(name: str, **overrides: Any) -> dict[str, Any]:
@@ -362,7 +373,9 @@ def variant_settings(name: str, **overrides: Any) -> dict[str, Any]:
         ValueError: unknown name.
     """
     if name not in VARIANTS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
+        close = difflib.get_close_matches(name, VARIANTS, n=1)
+        meant = f"did you mean {close[0]}? There are" if close else "choose one of"
+        raise ValueError(f"unknown model {name!r}; {meant} {', '.join(list_models())}")
     return {**VARIANTS[name], **overrides}
 
 

@@ -269,6 +269,8 @@ def test_list_models_filters():
     assert list_models("pale_s*") == ["pale_small"]
     assert list_models("*_[nt]*") == ["pale_nano", "pale_tiny"]
     assert list_models("swin*") == []
+    assert list_models(pretrained=True) == list_models(pretrained="mnist5k") == ["pale_nano"]
+    assert list_models("pale_t*", pretrained=True) == list_models(pretrained="imagenet") == []
 
 
 def test_create_model_overrides_a_variant():

@@ -6,16 +6,19 @@ small stand-in for ImageNet. A command that the README gains must be listed, or 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import paddle
 import pytest
 from conftest import ROOT, cpu_seconds, make_shapes, make_squares
+from nbclient import NotebookClient
 from PIL import Image
 from torch_files import write_torch_file
 from unofficial_reading import make_state
@@ -106,9 +109,10 @@ CHANGES: dict[str, str | None] = {
     "ablate.py -report": "",
     "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "load('china.jpg')": "",
+    "visualize.py docs/digit.png": "",
     "visualize.py photo.png": "",
     "visualize.py data/nuclei_segmentation": "",
-    "visualize.py both.png": "-pretrained output/finetune_folder/best.pdparams -label roses",
+    "visualize.py output/both.png": "-pretrained output/finetune_folder/best.pdparams -label roses",
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (
@@ -164,7 +168,8 @@ def checkout(tmp_path_factory):
     if (ROOT / "data").is_dir():
         (folder / "data").symlink_to(ROOT / "data")
     make_shapes(folder / "my_photos", 6)
-    shutil.copy(folder / "my_photos" / "red" / "00.png", folder / "both.png")
+    (folder / "output").mkdir()
+    shutil.copy(folder / "my_photos" / "red" / "00.png", folder / "output" / "both.png")
     (folder / "my_photos" / "red").rename(folder / "my_photos" / "roses")
     for split, images in (("train", 6), ("val", 3)):
         make_shapes(folder / "imagenet" / split, images)
@@ -228,6 +233,24 @@ def test_the_commands_of_the_documents_work_in_their_order(checkout):
                 shell(f"{command} {extra}", checkout)
     assert (checkout / "output" / "finetune_folder" / "best.pdparams").is_file()
     assert (checkout / "output" / "pale_tiny_224" / "best.pdparams").is_file()
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_and_shows_what_is_stored_in_it(checkout):
+    """What a reader sees was printed by this code; accuracies may differ in the last digits from machine to machine."""
+    file = checkout / "docs" / "tutorial.ipynb"
+    stored = nbformat.read(file, 4)
+    began = cpu_seconds()
+    notebook = nbformat.read(file, 4)
+    NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(file.parent)}}).execute()
+    assert cpu_seconds() - began < 300
+    for cell, old in zip(notebook.cells, stored.cells, strict=True):
+        kinds, old_kinds = ([output.output_type for output in c.get("outputs", [])] for c in (cell, old))
+        assert [kind for kind in kinds if kind != "stream"] == [kind for kind in old_kinds if kind != "stream"]
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert float(re.search(r"best: top1 ([\d.]+)", printed)[1]) >= 85
+    assert re.search(r"flower/00.jpg\n +[\d.]+ %  flower\n", printed)
+    assert not re.search(r"^ *(/home|/root|/work|/tmp|Traceback)", json.dumps(stored), re.MULTILINE)
 
 
 def test_every_command_is_known():

@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["MACHINE", "Record", "digits", "pyplot", "save_figure", "table", "write_csv"]
 
@@ -45,7 +49,7 @@ def write_csv(records: Sequence[Record], machine: Mapping[str, Any], file: Path,
         writer.writerows({**machine, **record} for record in records)
 
 
-def pyplot():
+def pyplot() -> ModuleType:
     """matplotlib's pyplot, for pictures in files. It is imported late, because that takes half a second."""
     import matplotlib
 
@@ -55,6 +59,6 @@ def pyplot():
     return plt
 
 
-def save_figure(figure, file: Path) -> None:
+def save_figure(figure: Figure, file: Path) -> None:
     figure.savefig(file, dpi=110)
     pyplot().close(figure)
