@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from paddle.io import DataLoader
 from PIL import Image
 from tqdm import tqdm
 
@@ -88,6 +91,13 @@ class TrainingLog:
         return _ProgressLines(
             total=total, desc=description, disable=hidden, leave=False, file=sys.stdout, **_INTERVALS, bar_format=_LINE
         )
+
+    def over(self, batches: DataLoader, description: str) -> Iterator[Any]:
+        """Go through a loader under a bar; see :meth:`progress`."""
+        with self.progress(len(batches), description) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(1)
 
     def rewind(self, step: int) -> None:
         """Drop the records of ``log.jsonl`` after a step, which is written again, and a line that a kill cut in two."""

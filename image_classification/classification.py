@@ -92,7 +92,8 @@ class Classification(Task):
             return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
-        return Evaluation(evaluate(model, self._val_loader, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN))
+        batches = self.log.over(self._val_loader, kind)
+        return Evaluation(evaluate(model, batches, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN))
 
     def measurement(self, model: nn.Layer, figures: Mapping[str, float]) -> Measurement:
         data, title = self.config.DATA, model_title(self.config)

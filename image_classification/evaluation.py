@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -14,7 +17,9 @@ __all__ = ["evaluate"]
 
 
 @paddle.no_grad()
-def evaluate(model: nn.Layer, loader: paddle.io.DataLoader, amp: str = "", skip_broken: bool = False) -> dict:
+def evaluate(
+    model: nn.Layer, loader: Iterable[Mapping[str, Any]], amp: str = "", skip_broken: bool = False
+) -> dict[str, float]:
     """Evaluate on this rank's share and add up over the ranks.
 
     Args:

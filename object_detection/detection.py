@@ -152,9 +152,10 @@ class Detection(Task):
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         config = self.config
         sampler = ShardedEvalSampler(len(self._val_records), 1, rank(), world_size())
+        loader = build_loader(self._val_set, sampler, config.DATA.NUM_WORKERS, self._val_collate)
         found = evaluate(
             model,
-            build_loader(self._val_set, sampler, config.DATA.NUM_WORKERS, self._val_collate),
+            self.log.over(loader, kind),
             self._truth,
             _has_masks(model),
             config.TRAIN.AMP,

@@ -152,9 +152,10 @@ class Segmentation(Task):
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         config, val_set = self.config, self._val_set
         sampler = ShardedEvalSampler(len(val_set), 1, rank(), world_size())
+        loader = build_loader(EvalDataset(val_set), sampler, config.DATA.NUM_WORKERS, collate_eval)
         figures, matrix = evaluate(
             model,
-            build_loader(EvalDataset(val_set), sampler, config.DATA.NUM_WORKERS, collate_eval),
+            self.log.over(loader, kind),
             val_set.num_classes,
             val_set.ignore_index,
             self._inference,

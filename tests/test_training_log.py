@@ -23,3 +23,11 @@ def test_a_short_look_prints_nothing(capsys):
     with TrainingLog(None).progress(2, "checking") as bar:
         bar.update(2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_batches_pass_under_a_bar(capsys):
+    log = TrainingLog(None)
+    batches = log.over(["a", "b"], "val")
+    assert next(batches) == "a"
+    assert list(batches) == ["b"]
+    assert "error" not in capsys.readouterr().out

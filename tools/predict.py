@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the folders of the tasks are
 
+from tqdm import tqdm  # noqa: E402
+
 from common.config import add_weights_flags, read_yaml_with_bases  # noqa: E402
 from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
 from common.errors import UserError  # noqa: E402
@@ -49,12 +51,19 @@ def main(argv: Sequence[str]) -> None:
     _, predictor = build_predictor(arguments)
     options = PredictOptions(arguments.top, arguments.threshold, arguments.out)
     results, errors = [], []
-    for result in predictor.predict(files, options):
+    for result in tqdm(
+        predictor.predict(files, options),
+        total=len(files),
+        disable=len(files) == 1 or not sys.stderr.isatty(),
+        leave=False,
+        unit="image",
+    ):
         results.append(result)
         if "error" in result:
             errors.append(result["error"])
         elif not arguments.json:
-            print(predictor.describe(result), flush=True)
+            tqdm.write(predictor.describe(result), file=sys.stdout)
+            sys.stdout.flush()
     if arguments.json:
         # What UTF-8 cannot express, bytes of file names that are no text, is then printed as JSON's own escapes.
         print(json.dumps(results, indent=2, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
