@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import fails, run_program, start_program
+from conftest import ROOT, fails, run_program, start_program
 from PIL import Image
 from scipy.stats import t
 
@@ -24,7 +24,7 @@ from tools.ablation.jobs import exclusive
 from tools.ablation.report import markdown, summarise
 from tools.ablation.results import Result, read_results, write_results
 from tools.ablation.rows import Counts, count, load_rows, natural
-from tools.markdown_section import replace_section
+from tools.markdown_section import read_section, replace_section
 
 # Stands in for the launcher. What it does depends on the row's name, and on whether it was started before.
 LAUNCHER = """
@@ -404,3 +404,11 @@ def test_real_runs_survive_the_end_of_the_program(tmp_path, shapes_config):
     assert [(r.row, r.top1, r.best_top1, r.params) for r in found] == [
         (r.row, r.top1, r.best_top1, r.params) for r in expected
     ]
+
+
+# ---- the table of the documents
+
+
+def test_the_page_has_the_table_of_the_results():
+    results = read_results(ROOT / "results" / "ablation.csv")
+    assert read_section(ROOT / "docs" / "ablation.md", ablate.SECTION) == markdown(summarise(results, "shape_pale"))

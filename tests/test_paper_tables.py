@@ -222,7 +222,7 @@ def copies(tmp_path, monkeypatch):
 
 def test_tables_of_documents_are_written_and_compared(counted, copies, capsys):
     paper_tables.main(["-markdown"])
-    assert capsys.readouterr().out.count("wrote ") == 5
+    assert capsys.readouterr().out.count("wrote ") == 6
     paper_tables.main(["-markdown"])
     paper_tables.main(["-markdown", "-check"])
     assert capsys.readouterr().out == "all documents are up to date\n" * 2

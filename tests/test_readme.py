@@ -113,6 +113,7 @@ CHANGES: dict[str, str | None] = {
     "visualize.py photo.png": "",
     "visualize.py data/nuclei_segmentation": "",
     "visualize.py output/both.png": "-pretrained output/finetune_folder/best.pdparams -label roses",
+    "-output output/rate": FEW_CLOTHES,
     "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
 }
 DOCUMENTS = (
@@ -128,6 +129,7 @@ DOCUMENTS = (
     "docs/performance.md",
     "docs/reproduction.md",
     "docs/visualization.md",
+    "docs/ablation.md",
 )
 
 

@@ -2,7 +2,7 @@
 
     python tools/ablate.py -jobs 2
     python tools/ablate.py -list
-    python tools/ablate.py -report -into my_page.md -plot my_page.png
+    python tools/ablate.py -report -into docs/ablation.md -plot docs/ablation.png
     python tools/ablate.py my_configs/*.yaml -seeds 0 1 2 3 4 -output output/mine -opts TRAIN.EPOCHS 5
 
 A row is a configuration, a run a row with a seed, in a process of one thread. The same command goes on after an

@@ -41,7 +41,8 @@ _DATA_SETS = {
 def sections() -> Iterator[tuple[Path, str, str]]:
     """Document, name of its section, and what belongs into it."""
     for task in TASKS:
-        yield ROOT / "README.md", task, _overview(task)
+        for readme in ("README.md", "README_cn.md"):
+            yield ROOT / readme, task, _overview(task)
         yield ROOT / task / "README.md", "models", _models(task)
         yield ROOT / task / "README.md", "neighbours", _neighbours(task)
         yield ROOT / "docs" / "paper.md", task, _paper(task)
