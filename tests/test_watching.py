@@ -79,6 +79,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_server_shows_the_curves_in_a_browser(tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if not chromium:
