@@ -56,6 +56,8 @@ def shared_config() -> CfgNode:
     config.SAVE_STEPS = 0  # optimizer steps between two writes of latest.pdparams; 0: only when there is an evaluation
     config.KEEP_CHECKPOINTS = 3
     config.LOG_INTERVAL = 50  # optimizer steps between two lines
+    config.PICTURES = 4  # images, of rank 0's, that VisualDL shows: of a training batch, and of the validation data
+    config.HISTOGRAMS = False  # give VisualDL those of all weights and gradients before each evaluation
     config.OUTPUT = ""
     config.RESUME = ""  # a training state (latest.pdparams of an earlier run), or auto for OUTPUT's own if there is one
     config.EVAL = False  # only evaluate
@@ -114,7 +116,7 @@ _INVOCATION_KEYS = {"RESUME", "EVAL", "RECORD"}
 # What else may differ between a run and its continuation without changing a single weight; the last line is what the
 # trainer compares itself.
 _FREE_KEYS = {
-    *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "KEEP_CHECKPOINTS", "SAVE_STEPS"),
+    *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "KEEP_CHECKPOINTS", "SAVE_STEPS", "PICTURES", "HISTOGRAMS"),
     *("DATA.NUM_WORKERS", "MODEL.PRETRAINED"),
     *("TRAIN.ACCUM_ITER", "SEED"),
 }
@@ -400,7 +402,7 @@ def require(config: CfgNode, keys: str, holds: Callable[[Any], bool], rule: str)
 
 def _check_shared(config: CfgNode) -> None:
     require(config, "TRAIN.ACCUM_ITER TRAIN.LAYER_DECAY LOG_INTERVAL", lambda n: n > 0, "must be greater than 0")
-    not_negative = "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS SAVE_STEPS TRAIN.SKIP_NONFINITE SEED"
+    not_negative = "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS SAVE_STEPS TRAIN.SKIP_NONFINITE SEED PICTURES"
     require(config, not_negative, lambda n: n >= 0, "must not be negative")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")

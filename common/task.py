@@ -117,6 +117,14 @@ class Task(ABC):
         """Build the model, and prepare :meth:`validate` without any training data; set ``class_names``."""
 
     @abstractmethod
+    def draw_samples(self, batch: Any) -> np.ndarray | None:
+        """The first ``PICTURES`` images of a training batch, as augmentation made them, with what is true of them.
+
+        Returns:
+            RGB uint8 ``[h, w, 3]``, or ``None`` where no picture is wanted or an image could not be read.
+        """
+
+    @abstractmethod
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         """Evaluate on the validation data; a collective operation.
 
@@ -224,6 +232,7 @@ class Task(ABC):
                 **training.metadata,
             },
             find_unused=training.find_unused,
+            draw_samples=self.draw_samples,
         )
         if resumed:
             self._resume(trainer, *resumed)
@@ -279,6 +288,7 @@ class Task(ABC):
             log_interval=config.LOG_INTERVAL,
             save_steps=config.SAVE_STEPS,
             skip_nonfinite=config.TRAIN.SKIP_NONFINITE,
+            histograms=config.HISTOGRAMS,
         )
 
     def _compare_ranks(self, training: Training) -> None:

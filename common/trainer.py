@@ -63,6 +63,7 @@ class TrainSettings:
         log_interval: steps between two lines.
         save_steps: steps between two writes of ``latest``, which is also written after every epoch and evaluation.
         skip_nonfinite: steps in a row whose loss or gradient may be NaN or infinite; they are left out.
+        histograms: log those of weights and gradients in the last step before each evaluation.
     """
 
     total_steps: int
@@ -77,6 +78,7 @@ class TrainSettings:
     log_interval: int = 50
     save_steps: int = 0
     skip_nonfinite: int = 0
+    histograms: bool = False
 
 
 @dataclass
@@ -120,6 +122,7 @@ class Trainer:
             ``figures[criterion]`` decides which weights are the best.
         metadata: plain values to keep in every checkpoint, such as the configuration and the class names.
         find_unused: some batches may leave parameters without gradients, which the ranks then have to tell each other.
+        draw_samples: a batch of the loader -> RGB uint8 picture of some of it, for the log; ``None`` for no picture.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class Trainer:
         checkpoints: CheckpointFolder,
         metadata: Mapping[str, Any],
         find_unused: bool = False,
+        draw_samples: Callable[[Any], np.ndarray | None] = lambda batch: None,
     ):
         self.model, self.loss_function, self.loader, self.sampler = model, loss_function, loader, sampler
         self.optimizer, self.learning_rate, self.evaluate, self.criterion = (
@@ -146,6 +150,7 @@ class Trainer:
             criterion,
         )
         self.settings, self.log, self.checkpoints, self.metadata = settings, log, checkpoints, dict(metadata)
+        self.draw_samples = draw_samples
         self.scaler = paddle.amp.GradScaler(enable=settings.amp == "float16", init_loss_scaling=2.0**16)
         self.parallel = _parallel(model, find_unused) if world_size() > 1 else model
         self.ema = ModelEma(model, settings.ema_decay) if settings.ema_decay else None
@@ -154,6 +159,7 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self._settled = 0  # the last step whose evaluation and checkpoint are behind us
         self._nonfinite = self._overflows = 0
+        self._grad_norm = math.nan
 
     @property
     def progress(self) -> str:
@@ -334,6 +340,8 @@ class Trainer:
             last = (index + 1) % settings.accum_iter == 0
             if settings.skip_nonfinite and not losses:
                 statistics = get_statistics(self.model)
+            if index == first:
+                self._log_samples(batch)
             result = self._backward(batch, epoch, index, synchronise=last)
             losses.append(result.loss.detach())
             for sums in (interval, epoch_sum):
@@ -352,6 +360,12 @@ class Trainer:
                     self.checkpoints.save_latest(self.state())
                 self._leave_if(stop)
             waited = time.perf_counter()
+
+    def _log_samples(self, batch: Any) -> None:
+        """Show what augmentation has made of the first images of an interval."""
+        picture = self.draw_samples(batch) if self.log.keeps_pictures else None
+        if picture is not None:
+            self.log.picture("train/samples", self.step, picture)
 
     def _backward(self, batch: Any, epoch: int, index: int, synchronise: bool) -> StepResult:
         """Forward and backward of one batch; ranks add up their gradients only with the last one of a step."""
@@ -374,7 +388,9 @@ class Trainer:
         """
         self.optimizer.set_lr(self.learning_rate(self.step))
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.parameters(), self.settings.grad_clip)
+        norm = self._grad_norm = clip_gradients(self.model.parameters(), self.settings.grad_clip)
+        if self.settings.histograms and (self.step + 1) % self.settings.validate_steps == 0:
+            self._log_histograms()
         flags = gather_rows([math.isfinite(float(sum(losses))), self._stop.signal_number])
         # The gradients are the same on all ranks.
         if flags[:, 0].all() and math.isfinite(norm):
@@ -391,6 +407,15 @@ class Trainer:
         self.scaler.update()
         self.optimizer.clear_grad()
         return int(flags[:, 1].max())
+
+    def _log_histograms(self) -> None:
+        """The weights before this step, and the gradients that it takes, clipped."""
+        for name, parameter in self.model.named_parameters():
+            if self.log.keeps_pictures and parameter.grad is not None:
+                for kind, tensor in (("weights", parameter), ("gradients", parameter.grad)):
+                    values = tensor.astype("float32").numpy()
+                    if np.isfinite(values).all():
+                        self.log.histogram(f"{kind}/{name}", self.step + 1, values)
 
     def _count_nonfinite(self, ranks: np.ndarray) -> None:
         self._nonfinite += 1
@@ -416,7 +441,8 @@ class Trainer:
             f"{figures['images_per_second']:.3g} images/s  data {figures['data_share']:.0f} %  ETA {eta}{skipped}"
         )
         if record:
-            self._record("train", {"lr": rate, **figures})
+            norm = {"grad_norm": self._grad_norm} if math.isfinite(self._grad_norm) else {}
+            self._record("train", {"lr": rate, **norm, **figures})
 
     def _record(self, kind: str, figures: Mapping[str, float]) -> None:
         epoch = {"epoch": self.step / self.steps_per_epoch} if self.settings.unit == "epoch" else {}

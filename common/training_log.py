@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from common.text_file import write_text
 __all__ = ["TrainingLog"]
 
 _INTERVALS = {"delay": 10.0, "mininterval": 10.0}  # seconds to the first line, and between two
+_BUCKETS = 50  # of a histogram
 _LINE = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
 
 
@@ -33,6 +34,10 @@ class _ProgressLines(tqdm):
 
 class TrainingLog:
     """Writes on rank 0 and does nothing on the others.
+
+    What VisualDL shows has the same names in all tasks: ``train/loss``, its parts, ``train/lr``, ``train/grad_norm``,
+    ``train/images_per_second``; ``val/FIGURE`` and, of the averaged weights, ``val_ema/FIGURE``; the pictures
+    ``train/samples`` and ``val/image N``; on request the histograms ``weights/PARAMETER`` and ``gradients/PARAMETER``.
 
     Args:
         folder: gets ``log.jsonl`` (one object a record: ``kind``, ``step``, then the figures) and ``visualdl/``.
@@ -64,8 +69,17 @@ class TrainingLog:
         if self._file:
             self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
             self._file.flush()
-            for name, value in figures.items():
+            self._add_scalars(kind, step, figures)
+
+    def _add_scalars(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            if name != "epoch":  # a straight line
                 self._visualdl.add_scalar(f"{kind}/{name}", value, step)
+
+    def histogram(self, name: str, step: int, values: np.ndarray) -> None:
+        """Keep the distribution of some values of a step in VisualDL."""
+        if self._visualdl:
+            self._visualdl.add_histogram(name, values.ravel(), step, buckets=_BUCKETS)
 
     def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
         """Keep a picture of a step, RGB uint8 ``[height, width, 3]``, in VisualDL, and the last one as a PNG, too.
@@ -100,13 +114,18 @@ class TrainingLog:
                 bar.update(1)
 
     def rewind(self, step: int) -> None:
-        """Drop the records of ``log.jsonl`` after a step, which is written again, and a line that a kill cut in two."""
+        """Drop the records of ``log.jsonl`` after a step, which is written again, and a line that a kill cut in two.
+
+        VisualDL shows the newest of a folder's files alone, so it gets the others again.
+        """
         if self._file:
             self._file.close()
             path = Path(self._file.name)
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             write_text(path, "".join(f"{line}\n" for line in kept))
             self._file = path.open("a", encoding="utf-8")
+            for record in map(json.loads, kept):
+                self._add_scalars(record.pop("kind"), record.pop("step"), record)
 
     def close(self) -> None:
         if self._file:

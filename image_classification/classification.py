@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
 from image_classification.label_maps import LabelMaps
-from image_classification.loaders import build_eval_loader, build_train_loader, check_batch
+from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, check_batch
 from image_classification.mixup import mixup_or_cutmix, smooth, smooth_one_hot
 from image_classification.pale_backbone import build_model
+from image_classification.pictures import original_pixels, row_of_images
 from image_classification.token_labelling import (
     draw_mixed_tokens,
     mix_classes,
@@ -58,6 +59,7 @@ class Classification(Task):
         if config.TOKEN_LABEL.MAPS:
             check_token_labels(config)
         train_set, val_set = self._dataset("train"), self._dataset("val")
+        self._names = train_set.class_names
         num_classes = config.MODEL.NUM_CLASSES or train_set.num_classes
         maps = LabelMaps(config.TOKEN_LABEL.MAPS, train_set, num_classes) if config.TOKEN_LABEL.MAPS else None
         loader, sampler = build_train_loader(config, train_set, maps)
@@ -86,14 +88,42 @@ class Classification(Task):
 
     def build_evaluation(self) -> nn.Layer:
         val_set = self._dataset("val")
-        self.class_names = val_set.class_names
+        self.class_names = self._names = val_set.class_names
         self._val_loader = build_eval_loader(self.config, val_set)
         with paddle.LazyGuard():
             return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         batches = self.log.over(self._val_loader, kind)
-        return Evaluation(evaluate(model, batches, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN))
+        show = functools.partial(self._show, kind) if self.log.keeps_pictures else None
+        return Evaluation(evaluate(model, batches, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN, show))
+
+    def draw_samples(self, batch: dict[str, Any]) -> np.ndarray | None:
+        """See the base class; Mixup, CutMix and MixToken come after."""
+        labels = batch["labels"][: self.config.PICTURES].tolist()
+        return self._row(batch["images"], [self._class_name(label) for label in labels]) if labels else None
+
+    def _show(self, kind: str, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
+        """Give VisualDL the first images of this rank's share with what is true and what the model says."""
+        if place or not self.config.PICTURES:
+            return
+        probabilities = F.softmax(logits[: self.config.PICTURES], axis=-1)
+        titles = []
+        for label, row in zip(batch["labels"].tolist(), probabilities.numpy(), strict=False):
+            found = int(row.argmax())
+            verdict = "right" if found == label else f"is {self._class_name(label)}"
+            titles.append(f"{self._class_name(found)} {100 * row[found]:.0f} %, {verdict}")
+        self.log.picture(f"{kind}/images", self.step, self._row(batch["images"], titles))
+
+    def _row(self, images: paddle.Tensor, titles: Sequence[str]) -> np.ndarray:
+        data = self.config.DATA
+        shown = images[: len(titles)].astype("float32").numpy()
+        return row_of_images([original_pixels(image, data.MEAN, data.STD) for image in shown], titles)
+
+    def _class_name(self, label: int) -> str:
+        if label == IGNORED_LABEL:
+            return "unreadable"
+        return str(self._names[label]) if self._names else str(label)
 
     def measurement(self, model: nn.Layer, figures: Mapping[str, float]) -> Measurement:
         data, title = self.config.DATA, model_title(self.config)

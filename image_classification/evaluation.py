@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import paddle
@@ -18,7 +18,11 @@ __all__ = ["evaluate"]
 
 @paddle.no_grad()
 def evaluate(
-    model: nn.Layer, loader: Iterable[Mapping[str, Any]], amp: str = "", skip_broken: bool = False
+    model: nn.Layer,
+    loader: Iterable[Mapping[str, Any]],
+    amp: str = "",
+    skip_broken: bool = False,
+    on_batch: Callable[[int, Mapping[str, Any], paddle.Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Evaluate on this rank's share and add up over the ranks.
 
@@ -26,6 +30,8 @@ def evaluate(
         loader: yields each image of the data set once over all ranks (``build_eval_loader``).
         amp: ``"float16"``, ``"bfloat16"`` or empty.
         skip_broken: leave unreadable images out of the counts instead of stopping.
+        on_batch: called with the place of the batch in this rank's loader, from 0, what the loader gave, and the
+            logits, float32 ``[B, classes]``.
 
     Returns:
         ``top1`` and ``top5`` in percent (top5 is over min(5, classes)), ``loss`` (mean cross-entropy), ``images``, and
@@ -38,12 +44,14 @@ def evaluate(
     model.eval()
     correct1 = correct5 = loss = paddle.zeros([], "float64")
     images = skipped = 0
-    for batch in loader:
+    for place, batch in enumerate(loader):
         skipped += len(check_batch(batch, skip_broken))
         labels = batch["labels"]
         with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
             logits = model(batch["images"])
         logits = logits.astype("float32")
+        if on_batch:
+            on_batch(place, batch, logits)
         counted = labels != IGNORED_LABEL
         top5 = logits.topk(min(5, logits.shape[-1]), axis=-1)[1]
         hits = top5 == labels.unsqueeze(-1)

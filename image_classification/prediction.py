@@ -18,6 +18,7 @@ from common.prediction import PredictOptions, Predictor
 from image_classification.datasets import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_transform
 from image_classification.pale_backbone import build_model
+from image_classification.pictures import original_pixels
 
 __all__ = ["Classifier"]
 
@@ -67,9 +68,7 @@ class Classifier(Predictor):
     def preprocess(self, file: str) -> tuple[paddle.Tensor, np.ndarray]:
         image = FileDataset(Path(), [file], np.zeros(1, np.int64), None, 1).load(0)
         array = build_transform(self.config, training=False)(image)
-        mean, std = (np.array(values)[:, None, None] for values in (self.config.DATA.MEAN, self.config.DATA.STD))
-        pixels = np.rint((array * std + mean) * 255).clip(0, 255).astype(np.uint8)
-        return paddle.to_tensor(array[None]), pixels.transpose(1, 2, 0)
+        return paddle.to_tensor(array[None]), original_pixels(array, self.config.DATA.MEAN, self.config.DATA.STD)
 
     def describe(self, result: Mapping[str, Any]) -> str:
         lines = [f"  {100 * row['score']:6.2f} %  {row['name']}" for row in result["predictions"]]

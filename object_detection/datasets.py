@@ -52,6 +52,7 @@ __all__ = [
     "build_transforms",
     "check_batch",
     "find_data",
+    "find_normalisation",
     "index_annotations",
     "read_records",
     "require_fields",
@@ -217,6 +218,22 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
         pipelines.append(kind(steps, num_classes))
     pipelines[1].collate_batch = name != "TrainReader"
     return pipelines[0], pipelines[1]
+
+
+def find_normalisation(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """What ``NormalizeImage`` in ``TrainReader`` or ``EvalReader`` subtracts and divides by.
+
+    Returns:
+        Mean and standard deviation of the three channels, float64, for pixels from 0 to 255; 0 and 1 where nothing is
+        normalised.
+    """
+    steps = plain(config[name]).get("sample_transforms", [])
+    arguments = next((step["NormalizeImage"] for step in steps if "NormalizeImage" in step), None)
+    normalize = transform.NormalizeImage(**(arguments or {}))
+    scale = 255.0 if normalize.is_scale else 1.0
+    if arguments is None or normalize.norm_type == "none":
+        return np.zeros(3), np.full(3, 1.0 if arguments is None else scale)
+    return scale * np.array(normalize.mean), scale * np.array(normalize.std)
 
 
 def _build_transform(step: Any, where: str) -> None:

@@ -25,6 +25,7 @@ from common.image_file import read_image
 from common.loader import build_loader
 from common.measurement import Measurement
 from common.paper_figures import VALIDATION, find_figure
+from common.pictures import side_by_side
 from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
@@ -42,13 +43,14 @@ from object_detection.datasets import (
     check_batch,
     collate,
     find_data,
+    find_normalisation,
     index_annotations,
     read_records,
     require_fields,
     with_object_tensors,
 )
 from object_detection.evaluation import Detections, annotated_objects, detect, evaluate, per_class_table
-from object_detection.pictures import detections_beside_truth
+from object_detection.pictures import detections_beside_truth, draw_detections
 
 __all__ = ["Detection"]
 
@@ -166,6 +168,19 @@ class Detection(Task):
         if not is_main_process() or (not config.EVAL and self.step < self._total_steps):
             return Evaluation(found.figures)
         return Evaluation(found.figures, per_class_table(self._truth, found.per_class, kind))
+
+    def draw_samples(self, batch: dict[str, Any]) -> np.ndarray | None:
+        count = min(self.config.PICTURES, len(batch["image"]))
+        if batch["error"] or not count:
+            return None
+        mean, std = find_normalisation(self.config, "TrainReader")
+        pictures = []
+        for number in range(count):
+            pixels = batch["image"][number].numpy().transpose(1, 2, 0) * std + mean
+            pixels = np.rint(pixels.clip(0, 255)).astype(np.uint8)
+            boxes, labels = (batch[key][number].values for key in ("gt_bbox", "gt_class"))
+            pictures.append(draw_detections(pixels, boxes, labels.ravel().astype(int), None, None, self.class_names))
+        return side_by_side(pictures, [f"image {number + 1}" for number in range(count)])
 
     def measurement(self, model: nn.Layer, figures: Mapping[str, float]) -> Measurement:
         config, variant = self.config, self.model_name()

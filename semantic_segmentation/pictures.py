@@ -10,7 +10,7 @@ from paddleseg.core import infer
 
 from common.pictures import overlay, palette, present_classes, side_by_side, with_legend
 
-__all__ = ["original_image", "prediction_beside_truth"]
+__all__ = ["labelled_images", "original_image", "prediction_beside_truth"]
 
 
 def original_image(
@@ -48,4 +48,24 @@ def prediction_beside_truth(
     panels = [image, overlay(image, prediction, colours, opacity), overlay(image, label, colours, opacity)]
     present = present_classes(prediction, label, classes=len(names))
     row = side_by_side(panels, ["image", "prediction", "truth"])
+    return with_legend(row, [names[number] for number in present], colours[present])
+
+
+def labelled_images(
+    images: Sequence[np.ndarray], labels: Sequence[np.ndarray], names: Sequence[str], opacity: float = 0.5
+) -> np.ndarray:
+    """Images side by side, painted with their labels, with a legend of the classes.
+
+    Args:
+        images: RGB uint8 [h, w, 3] each.
+        labels: integers [h, w]; pixels labelled with no class show the image.
+        names: of all classes.
+
+    Returns:
+        RGB uint8.
+    """
+    colours = palette(len(names))
+    panels = [overlay(image, label, colours, opacity) for image, label in zip(images, labels, strict=True)]
+    present = present_classes(*labels, classes=len(names))
+    row = side_by_side(panels, [f"image {number + 1}" for number in range(len(panels))])
     return with_legend(row, [names[number] for number in present], colours[present])

@@ -109,6 +109,7 @@ CHANGES: dict[str, str | None] = {
     "ablate.py -report": "",
     "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "load('china.jpg')": "",
+    "visualdl --logdir": ELSEWHERE,  # runs until it is stopped, see test_watching.py
     "visualize.py docs/digit.png": "",
     "visualize.py photo.png": "",
     "visualize.py data/nuclei_segmentation": "",
@@ -129,6 +130,7 @@ DOCUMENTS = (
     "docs/performance.md",
     "docs/reproduction.md",
     "docs/visualization.md",
+    "docs/watching.md",
     "docs/ablation.md",
 )
 
