@@ -87,7 +87,8 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert re.search(rf"epoch 2/2 EMA +box_AP .*\nval_ema, {table}", output)
     events = next((folder / "visualdl").glob("vdlrecords.*")).read_bytes()
     assert all(tag in events for tag in (b"train/loss_mask", b"val/box_AP50", b"val_ema/mask_AP", b"val/image 100"))
-    assert {path.name for path in (folder / "pictures").iterdir()} == {"val_image_100.png", "val_ema_image_100.png"}
+    drawn = {"train_samples.png", "val_image_100.png", "val_ema_image_100.png"}
+    assert {path.name for path in (folder / "pictures").iterdir()} == drawn
     state = load_file(folder / "best")
     assert (state["task"], state["class_names"]) == ("object_detection", ["red", "green", "blue"])
     assert CONFIG.from_text(state["config"], "best") == CONFIG.from_text((folder / "config.yaml").read_text(), "file")

@@ -127,7 +127,8 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert re.search(rf"step 8/8 val +mIoU .*\nval, {table}", output), "the table of the classes below their mean"
     assert re.search(rf"step 8/8 EMA +mIoU .*\nval_ema, {table}", output)
     assert b"val/image 0" in next((folder / "visualdl").glob("vdlrecords.*")).read_bytes()
-    assert {path.name for path in (folder / "pictures").iterdir()} == {"val_image_0.png", "val_ema_image_0.png"}
+    drawn = {"train_samples.png", "val_image_0.png", "val_ema_image_0.png"}
+    assert {path.name for path in (folder / "pictures").iterdir()} == drawn
     state = load_file(folder / "best")
     assert (state["task"], state["class_names"]) == ("semantic_segmentation", ["background", "red", "green"])
 
