@@ -20,7 +20,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("common", "image_classification", "semantic_segmentation", "object_detection")
-DOCUMENTS = ("*.md", "*/README.md")
+DOCUMENTS = ("*.md", "[a-z]*/README.md")
 LANGUAGES = {".py": "python", ".yml": "yaml", ".yaml": "yaml", ".sh": "bash"}
 LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s]+)(?=(?:#[^)]*)?\))")
 
