@@ -105,7 +105,9 @@ class LoadReport:
     """What became of the weights of a file.
 
     Attributes:
-        loaded, missing, unexpected: parameter names: in both, only in the model, only in the file.
+        loaded: names of the parameters that were in both.
+        missing: of those only in the model.
+        unexpected: of those only in the file.
         mismatched: ``name (shape in the file) for (shape in the model)``.
         new_parts: parts such as ``head`` that the model keeps as they were initialised.
         interpolated: ``name (shape in the file) to (shape in the model)`` of position tables for other maps or groups.

@@ -37,7 +37,7 @@ def check_class_order(names: Sequence[str] | None, learnt: Sequence[str] | None,
         UserError: a class has another number.
     """
     for number, (name, other) in enumerate(zip(names or (), learnt or (), strict=False)):
-        if name != other and name in learnt:
+        if learnt and name != other and name in learnt:
             raise UserError(
                 f"class {number} is {name!r} in {data} and {other!r} in {source}; give the data's classes the order "
                 "that they had in training"

@@ -430,7 +430,7 @@ def _set_open(config: CfgNode, key: str, value: Any, source: str) -> None:
     node: Any = config
     for depth, part in enumerate(above):
         node = _below(node, _index(node, part, key, depth, source))
-    place = _index(node, last, key, len(above), source)
+    place: Any = _index(node, last, key, len(above), source)
     if not isinstance(node, (dict, list)):
         raise UserError(f"{source}: {key} cannot be set to {value!r}{_similar(config, key)}")
     if isinstance(value, dict):
@@ -449,7 +449,7 @@ def _index(node: Any, part: str, key: str, depth: int, source: str) -> str | int
     return int(part)
 
 
-def _below(node: Any, place: str | int) -> Any:
+def _below(node: Any, place: Any) -> Any:
     """What a dict or a list has there, or None."""
     if isinstance(node, dict):
         return node.get(place)

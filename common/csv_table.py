@@ -7,14 +7,17 @@ import io
 from collections.abc import Iterable
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 from common.errors import UserError
 from common.text_file import write_text
 
 __all__ = ["read_table", "write_table"]
 
-Line = TypeVar("Line")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Line = TypeVar("Line", bound="DataclassInstance")
 
 
 def read_table(file: Path, kind: type[Line]) -> list[Line]:

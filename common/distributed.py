@@ -61,7 +61,7 @@ def init_process_group() -> FailureWatch | None:
     return FailureWatch()
 
 
-def sum_over_ranks(values: Sequence[float]) -> np.ndarray:
+def sum_over_ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Add up each value over all ranks; float64, so counts stay exact up to 2**53."""
     totals = np.asarray(values, np.float64)
     if world_size() == 1:
@@ -226,8 +226,12 @@ class FailureWatch:
             return lambda: None
         set_terminate.restype = ctypes.c_void_p
         former = ctypes.c_void_p(set_terminate(handler))
-        # The function holds the handler, to which C++ has no reference that Python would count.
-        return lambda handler=handler: set_terminate(former)
+
+        def restore(handler: object = handler) -> None:
+            """Holds the handler, to which C++ has no reference that Python would count."""
+            set_terminate(former)
+
+        return restore
 
     def close(self) -> None:
         """Stop watching; call it when the work is done, before the store goes away."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import multiprocessing
 import os
 import signal
@@ -79,7 +80,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")  # while a model is traced
     argv = list(sys.argv[1:] if argv is None else argv)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names may have letters that the terminal has not
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may have letters that the terminal has not
     watch, exit_code = None, 0
     try:
         if _has_several_ranks():  # else -h and mistakes need not wait for Paddle
@@ -109,7 +111,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             traceback.print_exc()
         if lost:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _fail(watch, watch.explain_loss() if lost else f"{type(error).__name__}: {error}", 1)
+        _fail(watch, watch.explain_loss() if watch and lost else f"{type(error).__name__}: {error}", 1)
     if watch:
         distributed.barrier()
         watch.close()

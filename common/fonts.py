@@ -34,7 +34,7 @@ def drawable(text: str, font: ImageFont.FreeTypeFont) -> str:
 
     Once for each script of letters that become question marks, a warning is logged that says what to install.
     """
-    codes = _charmap(font.path)
+    codes = _charmap(str(font.path))
 
     def has(letter: str) -> bool:
         return letter.isprintable() and bool((codes == ord(letter)).any())

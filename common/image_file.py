@@ -92,7 +92,7 @@ def _bits_per_channel(path: str, image: Image.Image) -> int:
     if image.format == "PNG":
         with Path(path).open("rb") as file:
             return file.read(25)[24]  # in the header chunk (PNG specification, 11.2.1)
-    if image.format == "TIFF":
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
     return 16 if image.mode.startswith("I") else 8
 

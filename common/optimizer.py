@@ -87,7 +87,7 @@ def parameter_groups(model: nn.Layer, weight_decay: float, layer_decay: float = 
             continue
         own = name[len(prefix) :] if prefix is not None and name.startswith(prefix) else None
         decayed = own not in undecayed if own else parameter.ndim > 1
-        scale = layer_decay ** (last_layer - (described.layer_id(own) if own else last_layer))
+        scale = layer_decay ** (last_layer - (described.layer_id(own) if described and own else last_layer))
         groups[weight_decay if decayed else 0.0, scale].append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "learning_rate": scale}

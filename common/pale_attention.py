@@ -245,7 +245,7 @@ def _has_fused_kernel(query: Tensor) -> bool:
 
 def _common_size(groups: Sequence[Along]) -> int:
     """What a side of the map must be a multiple of, for all parts."""
-    sizes = {along.size for along in groups} - {None}
+    sizes = {along.size for along in groups if along.size is not None}
     if len(sizes) > 1:
         raise ValueError(f"the groupings have unlike sizes along one axis, {sorted(sizes)}; give them one")
     return sizes.pop() if sizes else 1

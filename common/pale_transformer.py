@@ -239,13 +239,15 @@ class PaleTransformer(nn.Layer):
         }
         map_sizes = self._fixed_map_sizes(position_encoding, image_size)
         numbered_rates = enumerate(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
-        stages, previous = [], in_channels
+        stages: list[PaleStage] = []
+        previous = in_channels
         for stage, (dim, depth, heads) in enumerate(zip(self.out_channels, depths, num_heads, strict=True)):
             kernel_size, stride = (3, 2) if stages else (7, 4)
             merging = PatchMerging(previous, dim, kernel_size, stride, stage_norms)
+            sides = map_sizes[stage] if map_sizes else None
             absolute = position_encoding == "absolute" and not stages
-            embedding = AbsolutePositionEmbedding(dim, *map_sizes[stage]) if absolute else None
-            map_size = map_sizes[stage] if position_encoding == "relative" else None
+            embedding = AbsolutePositionEmbedding(dim, *sides) if sides and absolute else None
+            map_size = sides if position_encoding == "relative" else None
             convolution = position_encoding == "cpe"
             blocks = []
             for number, rate in itertools.islice(numbered_rates, depth):
@@ -289,7 +291,8 @@ class PaleTransformer(nn.Layer):
             raise ValueError(
                 f"image_size is {image_size}; position_encoding {position_encoding!r} needs it, from 32 up"
             )
-        return [tuple(math.ceil(side / stride) for side in sides) for stride in self.out_strides]
+        height, width = sides
+        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.out_strides]
 
     def _stage_outputs(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the ``[B, H, W, C]`` map of each stage."""
@@ -443,8 +446,8 @@ def _init_weights(layer: nn.Layer) -> None:
 def _sizes_of_stages(pale_size: int | Sequence[Any]) -> list[int | list[int]]:
     """The pale size of each of the four stages, in plain values that are equal for equal pales: 7 for (7, 7)."""
     sizes = pale_size if isinstance(pale_size, Sequence) and len(pale_size) == 4 else [pale_size] * 4
-    sizes = [list(size) if isinstance(size, Sequence) else size for size in sizes]
-    return [size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size for size in sizes]
+    plain: list[int | list[int]] = [list(size) if isinstance(size, Sequence) else size for size in sizes]
+    return [size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size for size in plain]
 
 
 def _require_positive(**values: float) -> None:

@@ -6,7 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -17,7 +17,7 @@ __all__ = ["IterationSampler", "SampleKey", "ShardedEvalSampler", "ShardedTrainS
 class SampleKey(NamedTuple):
     """What a dataset is asked for: an index, and where in the run it stands, from which its random numbers come."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of this name, which nothing here asks for
     epoch: int
     position: int
 
@@ -40,7 +40,7 @@ class TrainSampler(paddle.io.BatchSampler, ABC):
     rank: int = 0
     world_size: int = 1
     group: int = 1
-    repeats: ClassVar[int] = 1  # times a sample stands in a row
+    repeats = 1  # times a sample stands in a row
 
     def __post_init__(self):
         self.num_batches = self._count_batches()

@@ -226,7 +226,7 @@ class Trainer:
         Raises:
             UserError: the file is no training state, or is another model's; the trainer must not be used then.
         """
-        kinds = dict.fromkeys(("model", "optimizer", "conditions", "best"), dict)
+        kinds: dict[str, type] = dict.fromkeys(("model", "optimizer", "conditions", "best"), dict)
         kinds |= dict.fromkeys(("step", "steps_per_epoch", "settled"), int)
         if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
             raise UserError(f"{source} holds weights, not a training state; resume from latest, or use -pretrained")
@@ -333,7 +333,8 @@ class Trainer:
         left = min(*due, settings.total_steps - self.step, self.steps_per_epoch - steps)
         self.sampler.set_range(epoch, first, first + left * settings.accum_iter)
         self.model.train()
-        losses, statistics = [], None
+        losses: list[paddle.Tensor] = []
+        statistics = None
         waited = time.perf_counter()
         for index, batch in enumerate(self.loader, start=first):
             data_time = time.perf_counter() - waited
@@ -403,7 +404,8 @@ class Trainer:
             self.scaler.step(self.optimizer)
         else:
             self._count_nonfinite(np.flatnonzero(flags[:, 0] == 0))
-            set_statistics(self.model, statistics)  # what is not finite has gone into BatchNorm's, too
+            if statistics is not None:
+                set_statistics(self.model, statistics)  # what is not finite has gone into BatchNorm's, too
         self.scaler.update()
         self.optimizer.clear_grad()
         return int(flags[:, 1].max())

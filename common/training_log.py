@@ -73,7 +73,7 @@ class TrainingLog:
 
     def _add_scalars(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            if name != "epoch":  # a straight line
+            if self._visualdl and name != "epoch":  # a straight line
                 self._visualdl.add_scalar(f"{kind}/{name}", value, step)
 
     def histogram(self, name: str, step: int, values: np.ndarray) -> None:
@@ -87,7 +87,7 @@ class TrainingLog:
         Args:
             name: ``kind/what``; the file is ``pictures/kind_what.png``.
         """
-        if self._visualdl:
+        if self._file and self._visualdl:
             self._visualdl.add_image(name, pixels, step)
             file = Path(self._file.name).parent / "pictures" / f"{name.replace('/', '_').replace(' ', '_')}.png"
             file.parent.mkdir(exist_ok=True)
@@ -128,7 +128,7 @@ class TrainingLog:
                 self._add_scalars(record.pop("kind"), record.pop("step"), record)
 
     def close(self) -> None:
-        if self._file:
+        if self._file and self._visualdl:
             self._file.close()
             self._visualdl.close()
 

@@ -33,8 +33,8 @@ class Geometry:
         """Note that an image was resampled without a change of its size.
 
         Args:
-            matrix: [2][3]; multiplied by (x, y, 1) of an output pixel, it gives the place in the input, in pixels from
-                the centre of the first one, as OpenCV counts.
+            matrix: ``[2][3]``; multiplied by (x, y, 1) of an output pixel, it gives the place in the input, in pixels
+                from the centre of the first one, as OpenCV counts.
         """
         width, height = size
         to_pixels = np.array([[width, 0, -0.5], [0, height, -0.5], [0, 0, 1]])

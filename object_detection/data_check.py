@@ -1,7 +1,8 @@
 """A look at every annotation and image before training, which would otherwise fail after hours or learn what is wrong.
 
 PaddleDetection drops some of what it cannot use with a warning for each, takes some of it as it is, and stops at the
-rest. Here each kind of problem is counted, and what is done about it is the user's choice (:mod:`.problems`).
+rest. Here each kind of problem is counted, and what is done about it is the user's choice
+(:mod:`object_detection.problems`).
 """
 
 from __future__ import annotations

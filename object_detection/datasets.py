@@ -51,6 +51,7 @@ __all__ = [
     "SeededDataset",
     "build_transforms",
     "check_batch",
+    "collate",
     "find_data",
     "find_normalisation",
     "index_annotations",
@@ -68,7 +69,7 @@ _READER_KEYS += ("use_shared_memory",)
 @register
 @serializable
 class NucleiDataSet(COCODataSet):
-    """Nuclei in a fluorescence micrograph, made on first use; see :func:`common.demo_data.write_nuclei_detection`.
+    """Nuclei in a fluorescence micrograph, made on first use; see :func:`common.demo_folders.write_nuclei_detection`.
 
     Args:
         dataset_dir: where to make or find the folder; beside the other demo data if None.

@@ -1,0 +1,61 @@
+"""Docstrings as the reference shows them, as an extension of Griffe."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+
+ROLE = re.compile(r":(?:class|func|meth|mod|data):`([\w.]+)`")
+ARGUMENTS = re.compile(r"^( +)((?:\w+, )+\w+):(.*(?:\n\1 +.*)*)", re.MULTILINE)
+
+
+class Docstrings(griffe.Extension):
+    """Turn roles into links, and arguments that share a description, ``height, width: ...``, into one entry each.
+
+    A role, such as :func:`common.flops.count_flops`, leads to what it names in the docstring's own scope. What the
+    reference does not show, a private name or a module of ``tools``, stays without a link. Attributes have no
+    entry of their own: the class describes them.
+    """
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Go through the docstrings of a package that was loaded."""
+        self._rewrite(pkg)
+
+    def _rewrite(self, scope: griffe.Module | griffe.Class) -> None:
+        for member in scope.members.values():
+            if scope.is_class and member.is_attribute and not member.is_alias and not member.docstring:
+                member.public = False
+        for found in (scope, *scope.members.values()):
+            if not found.is_alias and found.docstring:
+                text = ROLE.sub(lambda match, at=found: _link(match[1], at), found.docstring.value)
+                found.docstring.value = ARGUMENTS.sub(_separate, text)
+        for member in scope.members.values():
+            if not member.is_alias and (member.is_module or member.is_class):
+                self._rewrite(member)
+
+
+def _separate(match: re.Match[str]) -> str:
+    indent, names, description = match.groups()
+    return "\n".join(f"{indent}{name}:{description}" for name in names.split(", "))
+
+
+def _link(name: str, at: griffe.Object) -> str:
+    path = _path(name, at)
+    shown = not any(part.startswith("_") for part in path.split(".")) and not path.startswith("tools.")
+    return f"[`{name}`][{path}]" if shown else f"`{name}`"
+
+
+def _path(name: str, at: griffe.Object) -> str:
+    """The full path of a name; one that cannot be resolved stays, and is reported as a link that leads nowhere."""
+    first, _, rest = name.partition(".")
+    for scope in (at, at.parent):
+        if scope and first in scope.members:
+            member = scope.members[first]
+            path = member.target_path if member.is_alias else member.path
+            return f"{path}.{rest}".rstrip(".")
+    try:
+        return f"{at.resolve(first)}.{rest}".rstrip(".")
+    except griffe.NameResolutionError:
+        return name

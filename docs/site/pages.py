@@ -1,0 +1,138 @@
+"""The pages of the site, as hooks of MkDocs: the repository's own documents, each at its own path.
+
+So a link between two documents leads to the same place here and where the repository is browsed. What a document links
+to that is no document, such as a configuration, a module or a folder, becomes a page that shows it; notebooks become
+pages with the outputs stored in them; each module of the packages becomes a page of the reference.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import nbformat
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("common", "image_classification", "semantic_segmentation", "object_detection")
+DOCUMENTS = ("*.md", "[a-z]*/README.md")
+LANGUAGES = {".py": "python", ".yml": "yaml", ".yaml": "yaml", ".sh": "bash"}
+LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s]+)(?=(?:#[^)]*)?\))")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Complete the navigation: notebooks by the names of their pages, and the reference."""
+    config.nav = _with_page_names(config.nav)
+    reference = [{package: [{PurePosixPath(page).stem: page} for page in _pages_of(package)]} for package in PACKAGES]
+    config.nav.append({"Reference": reference})
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Move the files of ``docs/`` to where they are in the repository, and add the pages from elsewhere."""
+    docs = Path(config.docs_dir)
+    for file in list(files):
+        if file.abs_src_path and Path(file.abs_src_path).is_relative_to(docs):
+            files.remove(file)
+            if (source := Path(file.abs_src_path)).suffix == ".ipynb":
+                _add_notebook(files, config, source)
+            elif docs / "site" not in source.parents:
+                files.append(File.generated(config, _name(source), abs_src_path=str(source)))
+    for pattern in DOCUMENTS:
+        for source in sorted(ROOT.glob(pattern)):
+            if source.parent != docs:
+                files.append(File.generated(config, _name(source), abs_src_path=str(source)))
+    for package in PACKAGES:
+        for page in _pages_of(package):
+            module = ".".join(PurePosixPath(page).with_suffix("").parts[1:])
+            files.append(File.generated(config, page, content=f"---\ntitle: {module}\n---\n\n::: {module}\n"))
+    for file in list(files.documentation_pages()):
+        for match in LINK.finditer(file.content_string):
+            if source := _shown_source(match["target"], file.src_uri):
+                _add_source(files, config, source)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead the links to notebooks, sources and folders to their pages."""
+
+    def lead(match: re.Match[str]) -> str:
+        target = match["target"]
+        source = _resolve(target, page.file.src_uri)
+        if source and (source.suffix == ".ipynb" or _shown_source(target, page.file.src_uri)):
+            return target.rstrip("/") + _page_name(source)[len(_name(source)) :]
+        return target
+
+    return LINK.sub(lead, markdown)
+
+
+def _name(path: Path) -> str:
+    """A path of the repository as MkDocs writes it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def _page_name(source: Path) -> str:
+    return f"{_name(source)}/index.md" if source.is_dir() else f"{_name(source)}.md"
+
+
+def _with_page_names(nav: Any) -> Any:
+    if isinstance(nav, list):
+        return [_with_page_names(item) for item in nav]
+    if isinstance(nav, dict):
+        return {title: _with_page_names(item) for title, item in nav.items()}
+    return f"{nav}.md" if nav.endswith(".ipynb") else nav
+
+
+def _pages_of(package: str) -> list[str]:
+    """The pages of the reference of one package: its modules but the launcher, which has no names to import."""
+    modules = sorted(file.stem for file in (ROOT / package).glob("*.py"))
+    return [f"reference/{package}/{name}.md" for name in modules if name not in ("__init__", "main_multi_gpu")]
+
+
+def _resolve(target: str, page: str) -> Path | None:
+    """The file or folder of the repository that a page links to, if it is one."""
+    if "://" in target:
+        return None
+    path = (ROOT / page).parent.joinpath(target).resolve()
+    return path if path.exists() and path.is_relative_to(ROOT) else None
+
+
+def _shown_source(target: str, page: str) -> Path | None:
+    """What a page links to, if it is shown as a page because it is neither a document nor a picture."""
+    source = _resolve(target, page)
+    return source if source and source.suffix not in (".md", ".ipynb", ".png", ".jpg") else None
+
+
+def _add_source(files: Files, config: MkDocsConfig, source: Path) -> None:
+    """Add the page that shows a text file, or lists a folder, unless it is there."""
+    name = _page_name(source)
+    if files.get_file_from_path(name):
+        return
+    title = f"---\nsearch:\n  exclude: true\n---\n\n# {_name(source)}\n\n"
+    if source.is_dir():
+        children = sorted(child for child in source.iterdir() if child.is_file())
+        listing = "\n".join(f"- [{child.name}]({child.name}.md)" for child in children)
+        page = File.generated(config, name, content=f"{title}{listing}\n", inclusion=InclusionLevel.NOT_IN_NAV)
+        files.append(page)
+        for child in children:
+            _add_source(files, config, child)
+    else:
+        text = source.read_text(encoding="utf-8")
+        content = f"{title}````{LANGUAGES.get(source.suffix, 'text')}\n{text}\n````\n"
+        files.append(File.generated(config, name, content=content, inclusion=InclusionLevel.NOT_IN_NAV))
+
+
+def _add_notebook(files: Files, config: MkDocsConfig, source: Path) -> None:
+    """Add the page of a notebook with the outputs stored in it, and its pictures."""
+    folder = f"{source.stem}_files"
+    text, resources = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor(enabled=True)]).from_notebook_node(
+        nbformat.read(source, 4), {"output_files_dir": folder, "unique_key": source.stem}
+    )
+    files.append(File.generated(config, _page_name(source), content=text))
+    for name, picture in resources["outputs"].items():
+        files.append(File.generated(config, f"{_name(source.parent)}/{name}", content=picture))
