@@ -109,6 +109,8 @@ CHANGES: dict[str, str | None] = {
     "ablate.py -report": "",
     "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "load('china.jpg')": "",
+    "bash tools/build_site.sh": ELSEWHERE,  # test_site.py
+    "http.server": ELSEWHERE,  # runs until it is stopped
     "visualdl --logdir": ELSEWHERE,  # runs until it is stopped, see test_watching.py
     "visualize.py docs/digit.png": "",
     "visualize.py photo.png": "",

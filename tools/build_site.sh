@@ -17,5 +17,5 @@ if ! cmp --silent requirements-docs.txt .venv-docs/installed.txt || ! "$python" 
     "$python" -m pip install --quiet --disable-pip-version-check --no-input -r requirements-docs.txt
     cp requirements-docs.txt .venv-docs/installed.txt
 fi
-NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 echo "The site is in $PWD/.site: python3 -m http.server --directory .site"
