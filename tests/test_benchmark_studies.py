@@ -262,6 +262,7 @@ def test_the_picture_of_the_growth_is_of_the_first_model_and_the_ranks(monkeypat
         assert len(drawn) == 4 + 2
 
 
+@pytest.mark.slow
 def test_the_growth_is_printed_written_and_drawn(make_study, tmp_path):
     flags = ("-sizes", "32", "-batches", "2", "-image_size", "32", "-threads", "1")
     text, lines = make_study("growth", *flags)

@@ -34,6 +34,7 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 # ---- one rank
 
 
+@pytest.mark.slow
 def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(tmp_path, shapes, shapes_config):
     output = train(shapes_config, "-opts", "TRAIN.EMA_DECAY", "0.9", "TRAIN.EPOCHS", "3")
     folder = tmp_path / "out"
@@ -71,6 +72,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert "epoch 3/6 train" not in resumed.stdout
 
 
+@pytest.mark.slow
 def test_the_model_learns(tmp_path, shapes_config):
     output = train(shapes_config, "-opts", "TRAIN.EPOCHS", "6")
     assert float(re.search(r"best: top1 ([\d.]+) ", output)[1]) > 90.0
@@ -90,6 +92,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, sha
         assert all(np.array_equal(first[part][name], second[part][name]) for name in first[part]), part
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_whatever_the_number_of_workers(tmp_path, shapes_config):
     train(shapes_config, "-output", tmp_path / "a", "-opts", "TRAIN.EPOCHS", "1", "AUG.ERASING", "0.5")
     train(shapes_config, "-output", tmp_path / "b", "-opts", "TRAIN.EPOCHS", "1", "AUG.ERASING", "0.5",
@@ -108,6 +111,7 @@ def test_fine_tuning_on_other_classes_replaces_the_head_and_says_so(tmp_path, sh
     assert weights(tmp_path / "tuned" / "best.pdparams")["head.weight"].shape[1] == 2
 
 
+@pytest.mark.slow
 def test_weights_know_their_attention_and_are_not_used_with_another(tmp_path, shapes, shapes_config):
     options = ("MODEL.ATTENTION", "window", "MODEL.POSITION_ENCODING", "relative")
     train(shapes_config, "-opts", "TRAIN.EPOCHS", "1", *options)

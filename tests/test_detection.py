@@ -53,6 +53,7 @@ def score(truth: Path, results: Path, kind: str) -> dict[str, float]:
 # ---- a run
 
 
+@pytest.mark.slow
 def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(tmp_path, boxes, boxes_config):
     backbone = tmp_path / "backbone.pdparams"
     shutil.copy(ROOT / "common" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
@@ -289,6 +290,7 @@ def test_wrong_data_is_one_line_that_names_the_file_before_training_starts(tmp_p
     assert not (tmp_path / "out" / "log.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_path, boxes, boxes_config):
     output = run_program(LAUNCHER, "-cfg", boxes_config, "-check_data", cwd=tmp_path).stdout
     assert "train data: 5 images of 48x48 to 64x64 pixels (1 without objects), 8 objects, 0 crowds" in output

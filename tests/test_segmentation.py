@@ -108,6 +108,7 @@ def test_layer_decay_and_weight_decay_reach_the_backbone():
 # ---- one rank
 
 
+@pytest.mark.slow
 def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(tmp_path, squares, squares_config):
     backbone = tmp_path / "backbone.pdparams"
     shutil.copy(ROOT / "common" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)

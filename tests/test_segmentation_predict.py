@@ -124,7 +124,7 @@ def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(tmp_path, 
     random_image().save(folder / NOT_UTF8)
     monkeypatch.setattr(sys, "path", [*sys.path])
     predict_program = importlib.import_module("tools.predict")
-    monkeypatch.setattr(predict_program, "_build_predictor", lambda arguments: segmenter)
+    monkeypatch.setattr(predict_program, "build_predictor", lambda arguments: ("semantic_segmentation", segmenter))
     stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
     monkeypatch.setattr(sys, "stdout", stdout)
     monkeypatch.setattr(entry_point, "_leave", lambda code: pytest.fail(f"exit code {code}"))  # it would end the tests
