@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from paddle import nn
@@ -15,23 +15,38 @@ from paddle import nn
 from common.errors import UserError
 from common.inference_program import save_program
 
-__all__ = ["export_onnx"]
+__all__ = ["convert_program", "export_onnx"]
 
 OPSET = 17  # the first with a LayerNormalization
 
 
-def export_onnx(model: nn.Layer, path: str | Path, image_size: int | None = None) -> None:
-    """Export what a model computes in evaluation.
-
-    The file takes ``images`` float32 ``[batch, 3, height, width]``, with any batch. The model itself stays as it is.
+def export_onnx(
+    model: nn.Layer, path: str | Path, inputs: Mapping[str, Sequence[int | None]], outputs: Sequence[str]
+) -> None:
+    """Export what a model computes in evaluation. The model itself stays as it is.
 
     Args:
-        model: maps such images to one tensor.
+        model, inputs: see :func:`common.inference_program.save_program`.
         path: of the ONNX file; its folder is made.
-        image_size: fixes height and width in pixels, which lets runtimes prepare more; None leaves both open.
+        outputs: names that the file gives the model's outputs.
 
     Raises:
-        UserError: paddle2onnx is not installed or cannot convert the model, or the size is open on PaddlePaddle 2.
+        UserError: as for :func:`convert_program`.
+        OSError: the file cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        convert_program(*save_program(model, folder, inputs), path, outputs)
+
+
+def convert_program(graph: Path, weights: Path, path: str | Path, outputs: Sequence[str]) -> None:
+    """Convert a program of :func:`common.inference_program.save_program`.
+
+    Args:
+        graph, weights: its files.
+        path, outputs: see :func:`export_onnx`.
+
+    Raises:
+        UserError: paddle2onnx is not installed, or cannot convert the model.
         OSError: the file cannot be written.
     """
     if importlib.util.find_spec("paddle2onnx") is None:
@@ -39,16 +54,14 @@ def export_onnx(model: nn.Layer, path: str | Path, image_size: int | None = None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        graph, weights = save_program(model, folder, [None, 3, image_size, image_size])
-        _write_without_unused_constants(_convert(graph, weights), path)
+        _write_tidied(_convert(graph, weights, Path(folder) / "model.onnx"), path, outputs)
 
 
-def _convert(graph: Path, weights: Path) -> Path:
-    """Convert a saved program to an ONNX file beside it.
+def _convert(graph: Path, weights: Path, converted: Path) -> Path:
+    """Convert a saved program to an ONNX file as paddle2onnx makes it.
 
     In a process of its own, because paddle2onnx aborts its process over an operator that it does not know.
     """
-    converted = graph.with_suffix(".onnx")
     command = [sys.executable, "-m", "paddle2onnx.command", "--model_dir", str(graph.parent)]
     command += ["--model_filename", graph.name, "--params_filename", weights.name]
     command += ["--save_file", str(converted), "--opset_version", str(OPSET)]
@@ -62,13 +75,17 @@ def _convert(graph: Path, weights: Path) -> Path:
     return converted
 
 
-def _write_without_unused_constants(source: Path, target: Path) -> None:
-    """Copy an ONNX file but for the constants that paddle2onnx left over; runtimes warn of each."""
+def _write_tidied(source: Path, target: Path, outputs: Sequence[str]) -> None:
+    """Copy an ONNX file, its outputs renamed, but for constants that paddle2onnx left over; runtimes warn of each."""
     import onnx  # of paddle2onnx
 
     model = onnx.load(source)
     used = {*_inputs(model.graph), *(output.name for output in model.graph.output)}
     kept = [node for node in model.graph.node if node.op_type != "Constant" or node.output[0] in used]
+    for output, name in zip(model.graph.output, outputs, strict=True):
+        # By a node of its own: what gives the output may be read elsewhere, in graphs inside of this one, too.
+        kept.append(onnx.helper.make_node("Identity", [output.name], [name]))
+        output.name = name
     del model.graph.node[:]
     model.graph.node.extend(kept)
     onnx.save(model, target)

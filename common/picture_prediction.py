@@ -37,7 +37,7 @@ class PicturePredictor(Predictor):
         pictures = PictureFolder(options.out, files)
         for file in files:
             try:
-                image = _read(file)
+                image = self.read(file)
             except UserError as error:
                 yield {"image": file, "error": str(error)}
                 continue
@@ -53,11 +53,23 @@ class PicturePredictor(Predictor):
             yield {"image": file, **result}
 
     def preprocess(self, file: str) -> tuple[paddle.Tensor, np.ndarray]:
-        image = _read(file)
+        image = self.read(file)
         images, (height, width) = self.preprocess_pixels(file, image)
         picture = np.full((*images.shape[2:], 3), _PADDING, np.uint8)
         picture[:height, :width] = Image.fromarray(image).resize((width, height))
         return images, picture
+
+    @staticmethod
+    def read(file: str) -> np.ndarray:
+        """The image of a file, RGB uint8 [h, w, 3].
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        image = read_image(file)
+        if image is None:
+            raise UserError(f"cannot read image {file}; replace or remove it")
+        return image
 
     @abstractmethod
     def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[paddle.Tensor, tuple[int, int]]:
@@ -89,11 +101,3 @@ class PicturePredictor(Predictor):
             UserError: this image cannot be predicted.
             CannotWrite: a picture cannot be written.
         """
-
-
-def _read(file: str) -> np.ndarray:
-    """RGB uint8 [h, w, 3]."""
-    image = read_image(file)
-    if image is None:
-        raise UserError(f"cannot read image {file}; replace or remove it")
-    return image

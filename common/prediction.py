@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from paddle import Tensor
@@ -14,6 +14,9 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.own_pictures import is_own_picture
+
+if TYPE_CHECKING:
+    from common.exported_model import ExportedModel
 
 __all__ = ["IMAGE_SUFFIXES", "PredictOptions", "Predictor", "find_images"]
 
@@ -77,17 +80,38 @@ class PredictOptions:
 class Predictor(ABC):
     """A trained model with its preprocessing and class names.
 
-    Args:
-        state: what :func:`common.checkpoint.read_checkpoint` gives.
-        source: where it comes from, for messages.
+    Attributes:
+        model: what the task's launcher evaluates, in evaluation mode, or an exported one that is called likewise.
         config: the configuration it was trained with.
-
-    Raises:
-        UserError: the weights do not fit the configuration.
+        class_names: of the model's outputs; None where they have none.
     """
 
+    model: Any
+    config: CfgNode
+    class_names: list[str] | None
+
+    @classmethod
     @abstractmethod
-    def __init__(self, state: Mapping[str, Any], source: str, config: CfgNode): ...
+    def from_weights(cls, state: Mapping[str, Any], source: str, config: CfgNode, fused: bool = True) -> Predictor:
+        """Build the model of a configuration, and load weights into it.
+
+        Args:
+            state: what :func:`common.checkpoint.read_checkpoint` gives.
+            source: where it comes from, for messages.
+            fused: make its attention cheaper, see :func:`common.pale_attention.fuse`.
+
+        Raises:
+            UserError: the weights do not fit the configuration.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Predictor:
+        """Predict with a model that ``tools/export.py`` wrote.
+
+        Args:
+            config: the one that came with it.
+        """
 
     @abstractmethod
     def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from common.checkpoint import find_weights, head_classes, load_weights, refuse_other_attention
 from common.errors import UserError
+from common.exported_model import ExportedModel
 from common.pale_attention import fuse
 from common.prediction import PredictOptions, Predictor
 from image_classification.datasets import FileDataset
@@ -26,20 +27,28 @@ __all__ = ["Classifier"]
 class Classifier(Predictor):
     """The most probable classes of each image."""
 
-    def __init__(self, state: Mapping[str, Any], source: str, config: CfgNode):
+    def __init__(self, model: Callable[[paddle.Tensor], paddle.Tensor], config: CfgNode, class_names: list[str] | None):
+        self.model, self.config, self.class_names = model, config, class_names
+
+    @classmethod
+    def from_weights(cls, state: Mapping[str, Any], source: str, config: CfgNode, fused: bool = True) -> Classifier:
         arrays = find_weights(state, source)
         num_classes = head_classes(arrays)
         if not num_classes:
             raise UserError(f"{source} has no classification head; give the weights of a trained classifier")
-        self.config = config
         with paddle.LazyGuard():
-            self.model = build_model(config, num_classes)
-        self.class_names: list[str] | None = state.get("class_names")
-        if self.class_names and len(self.class_names) != self.model.num_classes:
-            raise UserError(f"{source} names {len(self.class_names)} classes and has {self.model.num_classes}")
-        load_weights(self.model, arrays, source)
-        refuse_other_attention(self.model, state, source)
-        fuse(self.model)
+            model = build_model(config, num_classes)
+        class_names: list[str] | None = state.get("class_names")
+        if class_names and len(class_names) != num_classes:
+            raise UserError(f"{source} names {len(class_names)} classes and has {num_classes}")
+        load_weights(model, arrays, source)
+        refuse_other_attention(model, state, source)
+        fuse(model) if fused else model.eval()
+        return cls(model, config, class_names)
+
+    @classmethod
+    def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Classifier:
+        return cls(lambda images: exported(images=images)["logits"], config, exported.class_names)
 
     @paddle.no_grad()
     def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:

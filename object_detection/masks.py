@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from pycocotools import mask as rle_masks
 
-__all__ = ["RleMasks"]
+__all__ = ["RleMasks", "with_rle_masks"]
 
 
 class RleMasks:
@@ -56,3 +57,23 @@ class RleMasks:
             inside = F.grid_sample(mask, grid, align_corners=False)[0, 0] >= self.binary_thresh
             pasted[top:bottom, left:right] = inside.numpy()
         return rle_masks.encode(pasted)
+
+
+def with_rle_masks(
+    outputs: Mapping[str, paddle.Tensor], im_shape: paddle.Tensor, scale_factor: paddle.Tensor, binary_thresh: float
+) -> dict[str, Any]:
+    """What a model gives in evaluation, out of what its exported form gives.
+
+    Args:
+        outputs: ``boxes`` [n, 6] and, of models with masks, ``masks`` [n, m, m], probabilities.
+        im_shape, scale_factor: that went into the model, [1, 2].
+        binary_thresh: see :class:`RleMasks`.
+
+    Returns:
+        ``bbox``, the boxes, and ``mask``, n of COCO's run-length encodings.
+    """
+    boxes = outputs["boxes"]
+    if "masks" not in outputs:
+        return {"bbox": boxes}
+    size = paddle.floor(im_shape / scale_factor + 0.5).expand([boxes.shape[0], 2])
+    return {"bbox": boxes, "mask": RleMasks(binary_thresh)(outputs["masks"], boxes, paddle.empty([0]), size)}

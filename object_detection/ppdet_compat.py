@@ -7,7 +7,6 @@ tries each original function, and replaces those, and only those, that do not wo
 from __future__ import annotations
 
 import builtins
-import functools
 import importlib
 import types
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFile
 
 from common.mends import GRAD_SCALER, Mend, apply_mends
 
-__all__ = ["MENDS", "import_ppdet"]
+__all__ = ["MENDS", "THINNEST", "Over", "import_ppdet", "seeing"]
 
 
 def import_ppdet(module: str = "ppdet.engine") -> ModuleType:
@@ -64,7 +63,7 @@ _optimizer = importlib.import_module("ppdet.optimizer.optimizer")
 _visualizer = importlib.import_module("ppdet.utils.visualizer")
 
 
-class _Over:
+class Over:
     """A module with some names replaced."""
 
     def __init__(self, module: Any, **replacements: Any):
@@ -75,7 +74,7 @@ class _Over:
         return getattr(self._module, name)
 
 
-def _seeing(function: Callable, **names: Any) -> Callable:
+def seeing(function: Callable, **names: Any) -> Callable:
     """The same code, which finds other things under some names of its module."""
     twin = types.FunctionType(
         function.__code__,
@@ -84,7 +83,8 @@ def _seeing(function: Callable, **names: Any) -> Callable:
         function.__defaults__,
         function.__closure__,
     )
-    return functools.wraps(function)(twin)
+    twin.__doc__, twin.__module__, twin.__qualname__ = function.__doc__, function.__module__, function.__qualname__
+    return twin
 
 
 # ---- counts that are joined
@@ -95,7 +95,7 @@ def _concat(x: Any, axis: int = 0, name: str | None = None) -> Tensor:
     return paddle.concat([part.reshape([1]) if part.ndim == 0 else part for part in x], axis, name)
 
 
-_JOINS = _Over(paddle, concat=_concat)
+_JOINS = Over(paddle, concat=_concat)
 _BOX = [[0.0, 0.0, 8.0, 8.0]]
 
 
@@ -229,7 +229,7 @@ def _pastes_into_own_images(paste: Callable) -> bool:
 
 
 _original_align = _roi_extractor.RoIAlign.forward
-_THINNEST = 1e-2  # pixels; a narrower box may lose its area when it is scaled to a map, by rounding
+THINNEST = 1e-2  # pixels; a narrower box may lose its area when it is scaled to a map, by rounding
 
 
 def _align(self: nn.Layer, feats: list[Tensor], roi: list[Tensor], rois_num: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def _align(self: nn.Layer, feats: list[Tensor], roi: list[Tensor], rois_num: Ten
     if not self.aligned:
         return _original_align(self, feats, roi, rois_num)
     boxes = paddle.concat(roi)
-    usable = (boxes[:, 2:] - boxes[:, :2] >= _THINNEST).all(axis=1, keepdim=True)
+    usable = (boxes[:, 2:] - boxes[:, :2] >= THINNEST).all(axis=1, keepdim=True)
     unit = paddle.to_tensor([[0.0, 0.0, 1.0, 1.0]], boxes.dtype, boxes.place)
     features = _original_align(self, feats, [paddle.where(usable, boxes, unit)], rois_num)
     return features * usable.astype(features.dtype).reshape([-1, 1, 1, 1])
@@ -294,7 +294,7 @@ def _draws_boxes(draw: Callable) -> bool:
 def _with_joins(owner: Any, attribute: str, reason: str, works: Callable[[Callable], bool], **names: Any) -> Mend:
     original = getattr(owner, attribute)
     reason = f"concatenates tensors of shape []: ValueError in {reason}"
-    return Mend(owner, attribute, _seeing(original, paddle=_JOINS, **names), reason, ("2.6", "3."), works, original)
+    return Mend(owner, attribute, seeing(original, paddle=_JOINS, **names), reason, ("2.6", "3."), works, original)
 
 
 MENDS: tuple[Mend, ...] = (
@@ -320,7 +320,7 @@ MENDS: tuple[Mend, ...] = (
     Mend(
         _retina_head.RetinaHead,
         "get_loss",
-        _seeing(_retina_head.RetinaHead.get_loss, paddle=_Over(paddle, concat=_concat_any), bbox2delta=_bbox2delta),
+        seeing(_retina_head.RetinaHead.get_loss, paddle=Over(paddle, concat=_concat_any), bbox2delta=_bbox2delta),
         "joins tensors without elements, which Paddle 2.6 refuses: ValueError on images without objects",
         ("2.6",),
         _learns_without_objects,
@@ -329,7 +329,7 @@ MENDS: tuple[Mend, ...] = (
     Mend(
         _target_layer,
         "generate_mask_target",
-        _seeing(_target_layer.generate_mask_target, paddle=_Over(_JOINS, ones=_ones)),
+        seeing(_target_layer.generate_mask_target, paddle=Over(_JOINS, ones=_ones)),
         "concatenates tensors of shape [], and takes the second proposal of an image without foreground, which may not "
         "exist: ValueError or IndexError in training with masks",
         ("2.6", "3."),
@@ -360,7 +360,7 @@ MENDS: tuple[Mend, ...] = (
     Mend(
         _optimizer.OptimizerBuilder,
         "__call__",
-        _seeing(_optimizer.OptimizerBuilder.__call__, optimizer=_Optimizers()),
+        seeing(_optimizer.OptimizerBuilder.__call__, optimizer=_Optimizers()),
         "cannot take `param_groups` of which the first matches nothing that is trained: IndexError",
         ("2.6", "3."),
         _builds_with_empty_groups,
@@ -369,7 +369,7 @@ MENDS: tuple[Mend, ...] = (
     Mend(
         _visualizer,
         "draw_bbox",
-        _seeing(_visualizer.draw_bbox, ImageDraw=SimpleNamespace(Draw=_draw)),
+        seeing(_visualizer.draw_bbox, ImageDraw=SimpleNamespace(Draw=_draw)),
         "measures text as Pillow 10 no longer does: AttributeError in `Trainer.predict`",
         ("2.6", "3."),
         _draws_boxes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from common.checkpoint import find_weights, load_weights
+from common.config import plain
 from common.errors import UserError, one_line
+from common.exported_model import ExportedModel
 from common.lazy_model import build_lazily
 from common.pale_attention import fuse
 from common.picture_folder import PictureFolder
@@ -20,6 +22,7 @@ from common.prediction import PredictOptions
 from object_detection.components import build_model, silence_loggers
 from object_detection.datasets import build_transforms, check_batch, collate
 from object_detection.evaluation import detect
+from object_detection.masks import with_rle_masks
 from object_detection.pictures import draw_detections
 
 __all__ = ["Detector"]
@@ -32,18 +35,33 @@ class Detector(PicturePredictor):
     than 8 bits a channel the upper 8 stay, and what EXIF says about the orientation is followed.
     """
 
-    def __init__(self, state: Mapping[str, Any], source: str, config: CfgNode):
+    def __init__(self, model: Callable[[dict[str, Any]], dict[str, Any]], config: CfgNode, class_names: list[str]):
+        self.model, self.config, self.class_names = model, config, class_names
+        self.transforms, self.batch_transforms = build_transforms(config, "EvalReader", len(class_names))
+
+    @classmethod
+    def from_weights(cls, state: Mapping[str, Any], source: str, config: CfgNode, fused: bool = True) -> Detector:
         silence_loggers()
         arrays = find_weights(state, source)
         names = state.get("class_names") or []
         num_classes = len(names) or config.num_classes
         if not num_classes:
             raise UserError(f"{source} does not name its classes; give a -cfg with num_classes")
-        self.model = build_lazily(lambda: build_model(config, num_classes))
-        load_weights(self.model, arrays, source)
-        fuse(self.model)
-        self.class_names = [str(name) for name in names] or [str(number) for number in range(num_classes)]
-        self.transforms, self.batch_transforms = build_transforms(config, "EvalReader", num_classes)
+        model = build_lazily(lambda: build_model(config, num_classes))
+        load_weights(model, arrays, source)
+        fuse(model) if fused else model.eval()
+        return cls(model, config, [str(name) for name in names] or [str(number) for number in range(num_classes)])
+
+    @classmethod
+    def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Detector:
+        silence_loggers()
+        threshold = plain(config.get("MaskPostProcess", {})).get("binary_thresh", 0.5)
+
+        def run(inputs: dict[str, Any]) -> dict[str, Any]:
+            outputs = exported(**inputs)
+            return with_rle_masks(outputs, inputs["im_shape"], inputs["scale_factor"], threshold)
+
+        return cls(run, config, exported.class_names)
 
     def predict_image(
         self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions
@@ -59,7 +77,7 @@ class Detector(PicturePredictor):
             UserError: the transforms cannot take an image of this size.
             CannotWrite: the picture cannot be written.
         """
-        found = detect(self.model, self._transform(file, image))
+        found = detect(self.model, self.inputs_of(file, image))
         shown = int((found.scores >= options.threshold).sum())  # they are sorted
         objects = found.boxes[:shown], found.labels[:shown], found.scores[:shown], found.masks and found.masks[:shown]
         picture = Image.fromarray(draw_detections(image, *objects, self.class_names))
@@ -67,7 +85,7 @@ class Detector(PicturePredictor):
         return {"picture": path, "detections": list(self._rows(*objects))}
 
     def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[paddle.Tensor, tuple[int, int]]:
-        batch = self._transform(file, image)
+        batch = self.inputs_of(file, image)
         height, width = batch["im_shape"][0].astype("int64").tolist()
         return batch["image"], (height, width)
 
@@ -81,7 +99,16 @@ class Detector(PicturePredictor):
         ]
         return "\n".join([f"{result['image']} -> {result['picture']}", *(lines or ["     0  objects"])])
 
-    def _transform(self, file: str, image: np.ndarray) -> dict[str, paddle.Tensor]:
+    def inputs_of(self, file: str, image: np.ndarray) -> dict[str, paddle.Tensor]:
+        """The batch of an image, see :func:`object_detection.evaluation.detect`.
+
+        Args:
+            file: what is read.
+            image: [h, w, 3], the same, for the message.
+
+        Raises:
+            UserError: the transforms cannot take an image of this size.
+        """
         try:
             sample = self.transforms({"im_file": file, "im_id": np.array([0])})
         except Exception as error:

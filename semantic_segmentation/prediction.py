@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 from common.checkpoint import find_weights, load_weights
 from common.config import plain
 from common.errors import UserError
+from common.exported_model import ExportedModel
 from common.lazy_model import build_lazily
 from common.pale_attention import fuse
 from common.picture_folder import PictureFolder
@@ -23,7 +24,7 @@ from common.picture_prediction import PicturePredictor
 from common.pictures import colour_map, index_png, overlay, palette, present_classes, with_legend
 from common.prediction import PredictOptions
 from semantic_segmentation.components import build_component, build_model
-from semantic_segmentation.inference import InferenceSettings, predict_labels, predict_large
+from semantic_segmentation.inference import InferenceSettings, Model, predict_labels, predict_large
 
 __all__ = ["Segmenter"]
 
@@ -37,20 +38,28 @@ class Segmenter(PicturePredictor):
     none, of 512 pixels that overlap by a third. The memory is then that of one row of windows.
     """
 
-    def __init__(self, state: Mapping[str, Any], source: str, config: CfgNode):
-        arrays = find_weights(state, source)
-        names = state.get("class_names") or []
-        num_classes = len(names) or _count_classes(config, source)
-        self.model = build_lazily(lambda: build_model(config, num_classes, source=source))
-        load_weights(self.model, arrays, source)
-        fuse(self.model)
-        self.class_names = [str(name) for name in names] or [str(n) for n in range(self.model.num_classes)]
-        self.colours = palette(len(self.class_names))
+    def __init__(self, model: Model, config: CfgNode, class_names: list[str]):
+        self.model, self.config, self.class_names = model, config, class_names
+        self.colours = palette(len(class_names))
         self.settings = InferenceSettings.from_test_config(plain(config.test_config))
         self.transforms = [
             build_component(item, f"val_dataset.transforms[{number}]")
             for number, item in enumerate(plain(config.val_dataset).get("transforms", []))
         ]
+
+    @classmethod
+    def from_weights(cls, state: Mapping[str, Any], source: str, config: CfgNode, fused: bool = True) -> Segmenter:
+        arrays = find_weights(state, source)
+        names = state.get("class_names") or []
+        num_classes = len(names) or _count_classes(config, source)
+        model = build_lazily(lambda: build_model(config, num_classes, source=source))
+        load_weights(model, arrays, source)
+        fuse(model) if fused else model.eval()
+        return cls(model, config, [str(name) for name in names] or [str(n) for n in range(model.num_classes)])
+
+    @classmethod
+    def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Segmenter:
+        return cls(lambda images: [exported(images=images)["logits"]], config, exported.class_names)
 
     def predict_image(
         self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions

@@ -50,7 +50,7 @@ class PyramidPooling(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to ``[B, channels, H, W]``."""
-        pooled = [conv(F.adaptive_avg_pool2d(x, self.pool_sizes[i])) for i, conv in enumerate(self.convs)]
+        pooled = [conv(_average_over_regions(x, self.pool_sizes[i])) for i, conv in enumerate(self.convs)]
         pooled = [_resize(level, x, self.align_corners) for level in pooled]
         return self.fusion(paddle.concat([x, *pooled], axis=1))
 
@@ -183,6 +183,27 @@ def _classifier(channels: int, num_classes: int) -> nn.Conv2D:
         weight_attr=paddle.ParamAttr(initializer=nn.initializer.Normal(std=0.01)),
         bias_attr=paddle.ParamAttr(initializer=nn.initializer.Constant(0.0)),
     )
+
+
+def _average_over_regions(x: Tensor, regions: int) -> Tensor:
+    """``F.adaptive_avg_pool2d`` to ``regions x regions``, in graphs as products, which have a form in ONNX."""
+    if paddle.in_dynamic_mode():
+        return F.adaptive_avg_pool2d(x, regions)
+    down, across = (_region_weights(paddle.shape(x)[axis], regions) for axis in (2, 3))
+    return paddle.matmul(paddle.matmul(down, x), across, transpose_y=True)
+
+
+def _region_weights(length: Tensor, regions: int) -> Tensor:
+    """What each position of an axis counts for in the mean of each region, float32 ``[regions, length]``.
+
+    Region i reaches from ``floor(i * length / regions)`` to before ``ceil((i + 1) * length / regions)``.
+    """
+    length = length.astype("int64")
+    number = paddle.arange(regions, dtype="int64").unsqueeze(1)
+    first, end = number * length // regions, ((number + 1) * length + regions - 1) // regions
+    place = paddle.arange(length, dtype="int64").unsqueeze(0)
+    inside = paddle.logical_and(place >= first, place < end).astype("float32")
+    return inside / (end - first).astype("float32")
 
 
 def _resize(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:

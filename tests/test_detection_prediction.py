@@ -69,7 +69,7 @@ def build(monkeypatch, config):
         state |= {"class_names": list(class_names)} if class_names else {}
         config.defrost()
         config.num_classes = num_classes
-        detector = Detector(state, "best", config)
+        detector = Detector.from_weights(state, "best", config)
         detector.seen = seen
         return detector
 
@@ -154,7 +154,7 @@ def test_a_whole_model_predicts_and_prints_nothing_by_itself(tmp_path, config, c
     state = {"model": numpy_state(build_model(config, 2)), "class_names": NAMES}
     random_image(1, 900).save(tmp_path / "flat.png")
     random_image(90, 120).save(tmp_path / "a.png")
-    detector = Detector(state, "random", config)
+    detector = Detector.from_weights(state, "random", config)
     capfd.readouterr()
     flat, result = predict(detector, tmp_path / "flat.png", tmp_path / "a.png", out=tmp_path / "out", threshold=0)
     assert capfd.readouterr().out == "", "-json would print it, too"

@@ -73,7 +73,7 @@ def test_evaluation_and_prediction_draw_nothing(drawn, shapes_config, tmp_path):
     config = CONFIG.load(Namespace(cfg=shapes_config, opts=[]))
     state = {"model": numpy_state(create_model("pale_nano", num_classes=3))}
     drawn.clear()
-    Classifier(state, "weights", config)
+    Classifier.from_weights(state, "weights", config)
     save_file(state, tmp_path / "weights.pdparams")
     config.defrost()
     config.MODEL.PRETRAINED = str(tmp_path / "weights.pdparams")

@@ -30,8 +30,8 @@ def model():
 
 def test_a_saved_program_is_of_a_fused_copy(model, tmp_path):
     images = paddle.rand([2, 3, 32, 32])
-    graph, weights = save_program(model, tmp_path / "new", [None, 3, 32, 32])
-    assert (graph.parent, weights.name) == (tmp_path / "new", "model.pdiparams")
+    graph, weights = save_program(model, tmp_path / "new", {"images": [None, 3, 32, 32]})
+    assert (graph.parent, weights.name) == (tmp_path / "new", "inference.pdiparams")
     assert "batch_norm" not in graph.read_text(errors="replace")
     assert [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)]
     program = paddle.jit.load(str(graph.with_suffix("")))
@@ -49,7 +49,7 @@ def test_a_program_of_every_attention_takes_images_of_any_size(settings, tmp_pat
     paddle.seed(0)
     model = create_model("pale_nano", num_classes=10, depths=(1, 2, 1, 1), **settings)
     model.eval()
-    graph, _ = save_program(model, tmp_path, [None, 3, None, None])
+    graph, _ = save_program(model, tmp_path, {"images": [None, 3, None, None]})
     program = paddle.jit.load(str(graph.with_suffix("")))
     for batch, height, width in ((1, 64, 64), (2, 40, 129), (3, 32, 32)):
         images = paddle.rand([batch, 3, height, width])
@@ -64,12 +64,12 @@ def test_a_program_with_learned_positions_takes_images_of_one_size(position_enco
     model = create_model("pale_nano", num_classes=10, **settings)
     model.eval()
     images = paddle.rand([2, 3, 40, 72])
-    graph, _ = save_program(model, tmp_path, [None, 3, 40, 72])
+    graph, _ = save_program(model, tmp_path, {"images": [None, 3, 40, 72]})
     with paddle.no_grad():
         found = paddle.jit.load(str(graph.with_suffix("")))(images).numpy()
         assert np.allclose(found, model(images).numpy(), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="fixed image size"):
-        save_program(model, tmp_path / "open", [None, 3, None, None])
+        save_program(model, tmp_path / "open", {"images": [None, 3, None, None]})
 
 
 def check_equal(model: nn.Layer, file, *shapes: tuple[int, int, int]) -> None:
@@ -81,7 +81,7 @@ def check_equal(model: nn.Layer, file, *shapes: tuple[int, int, int]) -> None:
         images = rng.standard_normal((batch, 3, height, width), np.float32)
         with paddle.no_grad():
             expected = model(paddle.to_tensor(images)).numpy()
-        (found,) = session.run(None, {"images": images})
+        (found,) = session.run(["logits"], {"images": images})
         assert np.abs(found - expected).max() < 1e-4
         assert np.abs(expected).max() > 1e-2
 
@@ -93,7 +93,9 @@ def test_a_fixed_size_takes_any_batch_and_leaves_the_model_as_it_was(model, tmp_
     model.train()
     try:
         before = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
-        export_onnx(model, tmp_path / "new" / "model.onnx", 40)  # the pale does not divide the first map
+        export_onnx(
+            model, tmp_path / "new" / "model.onnx", {"images": [None, 3, 40, 40]}, ["logits"]
+        )  # the pale does not divide the first map
         assert model.training
         after = model.state_dict()
         assert after.keys() == before.keys()
@@ -110,7 +112,7 @@ def test_a_fixed_size_takes_any_batch_and_leaves_the_model_as_it_was(model, tmp_
 @pytest.mark.slow
 def test_an_open_size_takes_maps_smaller_than_the_pale_and_maps_that_it_does_not_divide(model, tmp_path):
     pytest.importorskip("paddle2onnx")
-    export_onnx(model, tmp_path / "model.onnx")
+    export_onnx(model, tmp_path / "model.onnx", {"images": [None, 3, None, None]}, ["logits"])
     check_equal(model, tmp_path / "model.onnx", (1, 64, 64), (2, 32, 32), (3, 96, 72), (1, 40, 129))
 
 
@@ -123,11 +125,11 @@ def test_what_paddle2onnx_cannot_convert_is_one_line(tmp_path):
             return paddle.linalg.svd(images @ self.weight)[1]
 
     with pytest.raises(UserError, match=r"paddle2onnx cannot convert this model: .*(?i:unsupported|not supported)"):
-        export_onnx(Unknown(32, 32), tmp_path / "model.onnx", 32)
+        export_onnx(Unknown(32, 32), tmp_path / "model.onnx", {"images": [None, 3, 32, 32]}, ["logits"])
     assert not (tmp_path / "model.onnx").exists()
 
 
 def test_a_missing_paddle2onnx_is_named_with_the_command(model, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -r requirements-export\.txt"):
-        export_onnx(model, tmp_path / "model.onnx", 64)
+        export_onnx(model, tmp_path / "model.onnx", {"images": [None, 3, 64, 64]}, ["logits"])

@@ -229,7 +229,7 @@ def test_large_images_are_labelled_in_windows_in_bounded_memory(tmp_path, square
 
     run(squares_config, "-iters", "2")
     state = read_checkpoint(tmp_path / "out" / "best.pdparams")
-    segmenter = prediction.Segmenter(state, "best", CONFIG.from_text(state["config"], "best"))
+    segmenter = prediction.Segmenter.from_weights(state, "best", CONFIG.from_text(state["config"], "best"))
     image = squares / "images" / "val0.png"
     (whole,) = segmenter.predict([str(image)], PredictOptions(out=tmp_path / "whole"))
     monkeypatch.setattr(prediction, "LARGE", 100)

@@ -42,7 +42,7 @@ def build(squares_config):
         config = load("-cfg", squares_config, "-opts", "val_dataset.transforms", transforms)
         paddle.seed(0)
         state = {"model": numpy_state(build_model(config, 3)), "class_names": ["background", "天空", "green"]}
-        return Segmenter(state, "random", config)
+        return Segmenter.from_weights(state, "random", config)
 
     return build
 
@@ -239,4 +239,4 @@ def test_the_program_says_what_it_left_out_and_what_it_could_not_predict(tmp_pat
 def test_weights_for_another_number_of_classes_are_named_with_the_remedy(squares_config):
     state = {"model": {"cls.weight": np.zeros(1, np.float32)}, "class_names": ["a", "b"]}
     with pytest.raises(UserError, match=r"num_classes is 3, but other\.pdparams has 2 classes; set it to 2"):
-        Segmenter(state, "other.pdparams", load("-cfg", squares_config, "-opts", "model.num_classes", "3"))
+        Segmenter.from_weights(state, "other.pdparams", load("-cfg", squares_config, "-opts", "model.num_classes", "3"))

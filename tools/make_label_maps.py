@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     if config.DATA.IMAGE_SIZE % TOKEN_STRIDE:
         raise UserError(f"-image_size is {config.DATA.IMAGE_SIZE}; it must be a multiple of {TOKEN_STRIDE}")
     select_device(config.DEVICE)
-    annotator = Classifier(state, source, config)
+    annotator = Classifier.from_weights(state, source, config)
     num_classes = annotator.model.num_classes
     dataset = build_dataset(config.DATA.DATASET, config.DATA.DATA_PATH or None, arguments.split, num_classes)
     check_class_order(dataset.class_names, annotator.class_names, "the data set", source)

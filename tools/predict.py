@@ -1,8 +1,10 @@
 """Say what is on images: classes, objects, or the class of every pixel. The weights know which.
 
     python tools/predict.py IMAGE... -pretrained output/pale_nano_mnist5k/best.pdparams
+    python tools/predict.py IMAGE... -pretrained exported/pale_nano/model.onnx
 
-IMAGE is a file or a folder. Weights that this project has saved know their configuration; others need -cfg.
+IMAGE is a file or a folder. Weights that this project has saved know their configuration; others need -cfg. What
+tools/export.py wrote is run by Paddle Inference, or an ONNX file by ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -43,12 +45,14 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= arguments.threshold <= 1:
         raise UserError(f"-threshold is {arguments.threshold:g}; it must be between 0 and 1")
 
+    from common.exported_model import find_exported
     from common.prediction import PredictOptions, find_images
 
     files, left_out = find_images(arguments.images)
     if left_out:
         print(f"left out {left_out} pictures that this project wrote; name such files to have them", file=sys.stderr)
-    _, predictor = build_predictor(arguments)
+    exported = find_exported(arguments.pretrained)
+    predictor = _open_exported(exported, arguments) if exported else build_predictor(arguments)[1]
     options = PredictOptions(arguments.top, arguments.threshold, arguments.out)
     results, errors = [], []
     for result in tqdm(
@@ -71,11 +75,12 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{len(errors)} of {len(files)} images could not be predicted: {'; '.join(errors)}")
 
 
-def build_predictor(arguments: Namespace) -> tuple[str, Predictor]:
+def build_predictor(arguments: Namespace, fused: bool = True) -> tuple[str, Predictor]:
     """The task that the weights of ``-pretrained`` are of, and its predictor with them.
 
     Args:
         arguments: those of :func:`common.config.add_weights_flags`.
+        fused: see :meth:`common.prediction.Predictor.from_weights`.
 
     Raises:
         UserError: the weights cannot be had, or do not fit the configuration.
@@ -88,8 +93,31 @@ def build_predictor(arguments: Namespace) -> tuple[str, Predictor]:
     task = _find_task(state, arguments.cfg, source)
     config = importlib.import_module(f"{task}.config").CONFIG.of_weights(state, source, arguments)
     select_device(config.DEVICE)
-    predictor = getattr(importlib.import_module(f"{task}.prediction"), TASKS[task])
-    return task, predictor(state, source, config)
+    return task, _predictor_of(task).from_weights(state, source, config, fused)
+
+
+def _open_exported(file: Path, arguments: Namespace) -> Predictor:
+    """The predictor of an exported model.
+
+    Args:
+        file: from :func:`common.exported_model.find_exported`.
+    """
+    import paddle
+
+    from common.exported_model import ExportedModel
+
+    select_device(arguments.device or "")
+    exported = ExportedModel(file, paddle.device.get_device())
+    task = exported.card["task"]
+    if task not in TASKS:
+        raise UserError(f"{file} is of an unknown task, {task!r}; known are {', '.join(TASKS)}")
+    state = {"config": exported.config}
+    config = importlib.import_module(f"{task}.config").CONFIG.of_weights(state, str(file), arguments)
+    return _predictor_of(task).from_exported(exported, config)
+
+
+def _predictor_of(task: str) -> type[Predictor]:
+    return getattr(importlib.import_module(f"{task}.prediction"), TASKS[task])
 
 
 def _find_task(state: Mapping[str, Any], cfg: str | None, source: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
+from common.onnx_session import open_onnx
 
 __all__ = ["load_onnx"]
 
@@ -25,12 +25,6 @@ def load_onnx(file: Path, inputs: Sequence[np.ndarray], threads: int) -> Callabl
     Raises:
         UserError: onnxruntime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError("onnxruntime is not installed: pip install -r requirements-export.txt") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = open_onnx(file, threads)
     names = (node.name for node in session.get_inputs())
     return partial(session.run, None, dict(zip(names, inputs, strict=True)))

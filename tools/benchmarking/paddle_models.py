@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import paddle
 import paddle.nn.functional as F
 
 from common.entry_point import select_device
-from common.errors import UserError, one_line
+from common.errors import UserError
 from common.flops import count_flops
-from common.inference_program import save_program
+from common.inference_program import load_program, save_program
 from common.onnx_export import export_onnx
 from common.pale_attention import fuse
 from common.pale_transformer import create_model, list_models
@@ -38,7 +39,7 @@ def build(subject: Model) -> Runner:
     if subject.runtime == "onnxruntime":
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
-            export_onnx(model, file, subject.image_size)
+            export_onnx(model, file, {"images": [None, *images.shape[1:]]}, ["logits"])
             return TimedRunner(load_onnx(file, [images.numpy()], subject.threads), flops, subject.batch)
     if subject.runtime == "inference":
         step = _inference(model, images, subject)
@@ -112,19 +113,7 @@ def _train_step(model: paddle.nn.Layer, images: paddle.Tensor) -> Callable[[], p
 
 
 def _inference(model: paddle.nn.Layer, images: paddle.Tensor, subject: Model) -> Callable[[], Any]:
-    from paddle import inference
-
     with tempfile.TemporaryDirectory() as folder:
-        config = inference.Config(*map(str, save_program(model, folder, images.shape)))
-        if subject.device == "cpu":
-            config.disable_mkldnn()  # Paddle 3.3 cannot compile this model for it
-            config.set_cpu_math_library_num_threads(subject.threads)
-        else:
-            precision = getattr(inference.PrecisionType, _PRECISIONS[subject.dtype])
-            config.enable_use_gpu(256, int(subject.device.partition(":")[2] or 0), precision)
-        try:
-            predictor = inference.create_predictor(config)
-        except Exception as error:
-            raise UserError(f"Paddle Inference cannot load {subject.model}: {one_line(error)}") from error
-    predictor.get_input_handle(predictor.get_input_names()[0]).copy_from_cpu(images.numpy())
-    return predictor.run
+        files = save_program(model, folder, {"images": images.shape})
+        run_program = load_program(*files, subject.device, _PRECISIONS[subject.dtype], subject.threads)
+    return partial(run_program, {"images": images.numpy()})

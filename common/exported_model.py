@@ -1,0 +1,157 @@
+"""A folder that ``tools/export.py`` wrote: a model, and what it takes to run it without this project.
+
+::
+
+    inference.json, inference.pdiparams   for Paddle Inference (inference.pdmodel before Paddle 3)
+    model.onnx                            for ONNX Runtime and others
+    labels.txt                            one class a line, in the order of the model's outputs
+    preprocessing.json                    what is done to an image before it goes in
+    config.yaml                           the configuration that the model was trained with
+    model_card.json                       what the model is, its inputs and outputs, and how it was checked
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from common.errors import UserError
+from common.inference_program import load_program
+from common.onnx_session import open_onnx
+
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "LABELS",
+    "ONNX",
+    "PREPROCESSING",
+    "ExportedModel",
+    "find_exported",
+    "open_file",
+    "replace_exported",
+]
+
+CARD = "model_card.json"
+CONFIG = "config.yaml"
+LABELS = "labels.txt"
+ONNX = "model.onnx"
+PREPROCESSING = "preprocessing.json"
+_GRAPHS = ("inference.json", "inference.pdmodel")
+
+
+def find_exported(source: str) -> Path | None:
+    """The file to run if a source is an exported folder or a file in one; None for anything else, such as weights.
+
+    Of a folder, that is Paddle's if it has it, else the ONNX file.
+
+    Raises:
+        UserError: a folder holds no exported model.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        file = next((path / name for name in (*_GRAPHS, ONNX) if (path / name).is_file()), None)
+        if file is None:
+            raise UserError(
+                f"{source} holds no exported model ({_GRAPHS[0]} or {ONNX}); write one with tools/export.py"
+            )
+        return file
+    return path if path.name in (*_GRAPHS, ONNX) or path.suffix == ".onnx" else None
+
+
+def replace_exported(new: Path, folder: Path) -> list[Path]:
+    """Move the files of an exported model into a folder, and remove those of an earlier one there.
+
+    Returns:
+        The files, where they now are.
+
+    Raises:
+        OSError: one cannot be moved or removed.
+    """
+    if (folder / CARD).is_file():  # without a card, files of these names are somebody else's
+        for name in (*_GRAPHS, "inference.pdiparams", "inference.pdiparams.info", ONNX, CARD):
+            (folder / name).unlink(missing_ok=True)
+    return [file.replace(folder / file.name) for file in sorted(new.iterdir())]
+
+
+def open_file(file: Path, device: str = "cpu") -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
+    """Open a file of a model in its runtime.
+
+    Args:
+        file: an ONNX file, or a graph beside its weights.
+        device: ``cpu``, ``gpu`` or ``gpu:N``.
+
+    Returns:
+        A function from the inputs by name to the outputs in their order.
+
+    Raises:
+        UserError: a package is missing, or the runtime cannot load it.
+    """
+    if not file.is_file():
+        raise UserError(f"no such file: {file}")
+    if file.suffix == ".onnx":
+        session = open_onnx(file, device=device)
+        return lambda inputs: session.run(None, dict(inputs))
+    return load_program(file, file.with_suffix(".pdiparams"), device)
+
+
+class ExportedModel:
+    """A model in its runtime.
+
+    Args:
+        file: from :func:`find_exported`.
+        device: Paddle's name of it, as ``paddle.device.get_device()`` gives it.
+
+    Attributes:
+        card: what is in ``model_card.json``.
+        config: the configuration it was trained with, as yaml.
+        class_names: of the outputs, in their order.
+
+    Raises:
+        UserError: files are missing or damaged, or the runtime cannot load the model.
+    """
+
+    def __init__(self, file: Path, device: str = "cpu"):
+        self.file = file
+        self.card = self._read_card()
+        self.config, self.class_names = self._read(CONFIG), self._read(LABELS).splitlines()
+        self._run = open_file(file, device)
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Run it; inputs and outputs by the names in the card.
+
+        Raises:
+            UserError: the runtime refuses the inputs, as a model of a fixed size does others.
+        """
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+        try:
+            outputs = self._run(arrays)
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+            taken = ", ".join(f"{row['name']} {row['shape']}" for row in self.card["inputs"])
+            raise UserError(f"{self.file} takes {taken}, and was given {shapes}") from error
+        names = [row["name"] for row in self.card["outputs"]]
+        return {name: paddle.to_tensor(array) for name, array in zip(names, outputs, strict=True)}
+
+    def _read(self, name: str) -> str:
+        path = self.file.parent / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}, which belongs to {self.file.name}: {error}") from error
+
+    def _read_card(self) -> dict[str, Any]:
+        try:
+            card = json.loads(self._read(CARD))
+            if not all(row["name"] and row["shape"] for row in [*card["inputs"], *card["outputs"]]):
+                raise ValueError("an input or output has no name or shape")
+            if not isinstance(card["task"], str):
+                raise ValueError(f"task is {card['task']!r}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.file.parent / CARD} is no model card of this project: {error}") from error
+        return card

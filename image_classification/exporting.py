@@ -1,0 +1,40 @@
+"""A classifier as ``tools/export.py`` writes it."""
+
+from __future__ import annotations
+
+from common.exportable import Exportable, Output
+from image_classification.prediction import Classifier
+
+__all__ = ["exportable"]
+
+
+def exportable(classifier: Classifier) -> Exportable:
+    """Images to logits; the softmax is outside, as in training and evaluation."""
+    data, model = classifier.config.DATA, classifier.model
+    side = round(data.IMAGE_SIZE / data.CROP_PCT)
+    learned_positions = classifier.config.MODEL.POSITION_ENCODING in ("absolute", "relative")
+    size = (data.IMAGE_SIZE, data.IMAGE_SIZE)
+    return Exportable(
+        name=classifier.config.MODEL.NAME,
+        labels=classifier.class_names or [str(label) for label in range(model.num_classes)],
+        layer=model,
+        inputs={"images": [None, 3, None, None]},
+        outputs=[
+            Output("logits", ["batch", model.num_classes], "one for each class; their softmax is the probability")
+        ],
+        inputs_of=lambda file: {"images": classifier.preprocess(file)[0]},
+        preprocessing={
+            "colour_order": "RGB",
+            "resize_shorter_side_to": side,
+            "resize_with": f"Pillow, {data.INTERPOLATION}",
+            "crop_centre_to": list(size),
+            "divide_by": 255,
+            "mean": list(data.MEAN),
+            "std": list(data.STD),
+            "layout": "NCHW",
+            "dtype": "float32",
+        },
+        postprocessing="softmax over the classes",
+        fixed_size=size if learned_positions else None,
+        usual_size=size,
+    )

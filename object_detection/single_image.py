@@ -1,0 +1,313 @@
+"""Detection on one image without control flow, which is what static graphs and their converters can express.
+
+PaddleDetection's models choose, while they run, by how many boxes there are, and loop over the images of a batch;
+neither can be traced in Paddle 3. Here the layers of such a model, and the settings of its post-processing, are put
+together again for a single image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from ppdet.modeling import ops
+from ppdet.modeling.bbox_utils import delta2bbox
+from ppdet.modeling.necks.fpn import FPN
+
+from common.errors import UserError
+from object_detection.ppdet_compat import THINNEST, Over, seeing
+
+__all__ = ["SingleImageDetector"]
+
+_ARCHITECTURES = ("FasterRCNN", "MaskRCNN", "CascadeRCNN", "RetinaNet")
+_ALL = 2**20  # boxes; more than there ever are, where a limit has to be given
+_LEAST = -1e10  # below the score of any proposal, which is a logit
+
+
+class SingleImageDetector(nn.Layer):
+    """A model of :func:`object_detection.components.build_model` for one image, in evaluation.
+
+    Args:
+        model: of an architecture of PaddleDetection with proposals (``FasterRCNN``, ``MaskRCNN``, ``CascadeRCNN``), or
+            a ``RetinaNet``; its layers are shared, not copied.
+
+    Raises:
+        UserError: it is another, or is built of parts that are not known here.
+    """
+
+    def __init__(self, model: nn.Layer):
+        super().__init__()
+        name = type(model).__name__
+        if name not in _ARCHITECTURES:
+            raise UserError(f"{name} cannot be exported; known are {', '.join(_ARCHITECTURES)}")
+        head = getattr(model, "bbox_head", None)
+        for setting in ("with_pool", "use_cot"):
+            if getattr(head, setting, False):
+                raise UserError(f"{type(head).__name__}.{setting} cannot be exported; turn it off")
+        nms = model.head.nms if name == "RetinaNet" else model.bbox_post_process.nms
+        if type(nms).__name__ != "MultiClassNMS":
+            raise UserError(f"{type(nms).__name__} cannot be exported; choose MultiClassNMS")
+        self.model, self.nms = model, nms
+        generator = model.head.anchor_generator if name == "RetinaNet" else model.rpn_head.anchor_generator
+        # As numbers, which a graph can hold: its tensors are no weights of the model.
+        self.cell_anchors = [anchors.tolist() for anchors in generator.cell_anchors]
+        self.anchor_strides, self.anchor_offset = generator.strides, generator.offset
+        self.has_masks = getattr(model, "mask_head", None) is not None
+        self.training = model.training
+
+    def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> list[Tensor]:
+        """Detect.
+
+        Args:
+            image: float32 ``[1, 3, H, W]``, multiples of 32.
+            im_shape: float32 ``[1, 2]``, height and width of what in it is not padding.
+            scale_factor: float32 ``[1, 2]``, by what the height and the width of the original were multiplied.
+
+        Returns:
+            Boxes, float32 ``[n, 6]``: label, score, x1, y1, x2, y2 in pixels of the original image, the highest score
+            first. From models with masks also ``[n, m, m]``: the probabilities of each box's mask, spread evenly over
+            the box.
+        """
+        maps = self._pyramid(self.model.backbone({"image": image}))
+        if type(self.model).__name__ == "RetinaNet":
+            found = self._detect_in_one_stage(maps)
+        else:
+            found = self._detect_in_two_stages(maps, im_shape)
+        outputs = [self._to_original(found, im_shape, scale_factor)]
+        if self.has_masks:
+            outputs.append(self._masks(maps, found))
+        return outputs
+
+    def _pyramid(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+        neck = self.model.neck
+        return _fpn(neck, maps) if isinstance(neck, FPN) else neck(maps)
+
+    def _anchors(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Boxes around each position of each map, row by row: [positions * anchors, 4] each."""
+        levels = []
+        for feature, cell, stride in zip(maps, self.cell_anchors, self.anchor_strides):  # noqa: B905 (see below)
+            height, width = paddle.shape(feature)[2], paddle.shape(feature)[3]
+            ys, xs = ((paddle.arange(side) + self.anchor_offset) * stride for side in (height, width))
+            y, x = (part.reshape([-1]).astype("float32") for part in paddle.meshgrid(ys, xs))
+            positions = paddle.stack([x, y, x, y], axis=1).unsqueeze(1)
+            levels.append((positions + paddle.to_tensor([cell])).reshape([-1, 4]))
+        return levels
+
+    # ---- one stage
+
+    def _detect_in_one_stage(self, maps: Sequence[Tensor]) -> Tensor:
+        """Boxes in the image as the model sees it: float32 [n, 6]."""
+        head = self.model.head
+        logits, deltas = head(maps)
+        boxes, scores = [], []
+        for anchors, level_logits, level_deltas in zip(self._anchors(logits), logits, deltas):  # noqa: B905 (tracing knows no strict)
+            level_logits = level_logits[0].transpose([1, 2, 0]).reshape([-1, head.num_classes])
+            level_deltas = level_deltas[0].transpose([1, 2, 0]).reshape([-1, 4])
+            if head.nms_pre is not None:
+                chosen = _best(level_logits.max(axis=1), head.nms_pre)
+                anchors, level_logits, level_deltas = (
+                    part.gather(chosen) for part in (anchors, level_logits, level_deltas)
+                )
+            boxes.append(delta2bbox(level_deltas, anchors, head.weights).reshape([-1, 4]))
+            scores.append(F.sigmoid(level_logits))
+        boxes, scores = paddle.concat(boxes), paddle.concat(scores)
+        return self._suppress(boxes.unsqueeze(1).expand([-1, head.num_classes, 4]), scores)
+
+    # ---- two stages
+
+    def _detect_in_two_stages(self, maps: Sequence[Tensor], im_shape: Tensor) -> Tensor:
+        """Boxes in the image as the model sees it: float32 [n, 6]."""
+        proposals = self._propose(maps, im_shape)
+        head, post_process = self.model.bbox_head, self.model.bbox_post_process
+        weights = post_process.decode.prior_box_var
+        if type(self.model).__name__ == "CascadeRCNN":
+            proposals, scores, deltas = self._refine(maps, proposals, im_shape)
+        else:
+            features = head.head(_align(head.roi_extractor, maps, proposals))
+            scores, deltas = F.softmax(head.bbox_score(features)), head.bbox_delta(features)
+        scores = scores[:, :-1]  # the last is the background
+        boxes = _clip(delta2bbox(deltas, proposals, weights), im_shape)
+        return self._suppress(boxes.expand([-1, scores.shape[1], 4]), scores)
+
+    def _propose(self, maps: Sequence[Tensor], im_shape: Tensor) -> Tensor:
+        """The region proposal network: float32 [n, 4], the best first."""
+        head = self.model.rpn_head
+        settings = head.test_proposal
+        features = head.rpn_feat(maps)
+        boxes, scores = [], []
+        for feature, anchors in zip(features, self._anchors(features)):  # noqa: B905 (tracing knows no strict)
+            level_scores = head.rpn_rois_score(feature)[0].transpose([1, 2, 0]).reshape([-1])
+            level_deltas = head.rpn_rois_delta(feature)[0].transpose([1, 2, 0]).reshape([-1, 4])
+            chosen = _best(level_scores, settings.pre_nms_top_n)
+            level_scores = level_scores.gather(chosen)
+            level_boxes = delta2bbox(level_deltas.gather(chosen), anchors.gather(chosen)).reshape([-1, 4])
+            level_boxes = _clip(level_boxes.unsqueeze(1), im_shape).squeeze(1)
+            sides = level_boxes[:, 2:] - level_boxes[:, :2]
+            large = (sides >= max(settings.min_size, 1.0)).all(axis=1)  # as Paddle's kernel has it
+            level_scores = paddle.where(large, level_scores, paddle.full_like(level_scores, 2 * _LEAST))
+            kept = settings.pre_nms_top_n if settings.topk_after_collect else settings.post_nms_top_n
+            rows = _nms(level_boxes, level_scores, _LEAST, settings.nms_thresh, _ALL)
+            rows = rows.gather(_best(rows[:, 0], kept))
+            boxes.append(rows[:, 1:])
+            scores.append(rows[:, 0])
+        boxes, scores = paddle.concat(boxes), paddle.concat(scores)
+        return boxes.gather(_best(scores, settings.post_nms_top_n))
+
+    def _refine(self, maps: Sequence[Tensor], rois: Tensor, im_shape: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The cascade's stages.
+
+        Returns:
+            The boxes that go into the last stage, the mean scores [n, classes + 1], and the last stage's deltas.
+        """
+        head = self.model.bbox_head
+        if not head.reg_class_agnostic:
+            raise UserError("CascadeHead.reg_class_agnostic: false cannot be exported")
+        scores = []
+        for stage in range(head.num_cascade_stages):
+            features = head.head(_align(head.roi_extractor, maps, rois), stage)
+            scores.append(F.softmax(head.bbox_score_list[stage](features)))
+            deltas = head.bbox_delta_list[stage](features)
+            if stage < head.num_cascade_stages - 1:
+                rois = _clip(delta2bbox(deltas, rois, head.bbox_weight[stage]), im_shape).reshape([-1, 4])
+        return rois, paddle.add_n(scores) / head.num_cascade_stages, deltas
+
+    # ---- what both have
+
+    def _suppress(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Non-maximum suppression within each class.
+
+        Args:
+            boxes: [n, classes, 4].
+            scores: [n, classes].
+
+        Returns:
+            [m, 6], label, score and box, the highest score first.
+        """
+        nms = self.nms
+        top = nms.nms_top_k if nms.nms_top_k > 0 else _ALL
+        parts = []
+        # One class at a time: paddle2onnx counts on a fixed number of boxes where there are several.
+        for label in range(scores.shape[1]):
+            kept = _nms(boxes[:, label], scores[:, label], nms.score_threshold, nms.nms_threshold, top, nms.normalized)
+            parts.append(paddle.concat([paddle.full_like(kept[:, :1], label), kept], axis=1))
+        rows = paddle.concat(parts)
+        return rows.gather(_best(rows[:, 1], nms.keep_top_k if nms.keep_top_k > 0 else _ALL))
+
+    def _to_original(self, found: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
+        """Boxes [n, 6] in the original image, and within it."""
+        size = paddle.floor(im_shape / scale_factor + 0.5)
+        scale = scale_factor.flip([1]).tile([1, 2])  # y, x to x, y, x, y
+        boxes = _clip((found[:, 2:] / scale).unsqueeze(1), size).squeeze(1)
+        return paddle.concat([found[:, :2], boxes], axis=1)
+
+    def _masks(self, maps: Sequence[Tensor], found: Tensor) -> Tensor:
+        """Probabilities, [n, m, m]."""
+        head = self.model.mask_head
+        features = _align(head.roi_extractor, maps, found[:, 2:])
+        if head.share_bbox_feat:
+            features = self.model.bbox_head.head(features)
+        logits = head.mask_fcn_logits(head.head(features))
+        classes, side = logits.shape[1], logits.shape[-1]
+        labels = found[:, 0].astype("int64")
+        rows = paddle.arange(paddle.shape(labels)[0], dtype="int64") * classes + labels
+        return F.sigmoid(logits.reshape([-1, side, side]).gather(rows))
+
+
+def _double(x: Tensor, scale_factor: float, mode: str) -> Tensor:
+    """NCHW maps of twice the height and width, each value four times."""
+    if (scale_factor, mode) != (2.0, "nearest"):
+        raise UserError(f"FPN interpolates by {scale_factor} and {mode}, which cannot be exported")
+    return x.unsqueeze([3, 5]).tile([1, 1, 1, 2, 1, 2]).flatten(4, 5).flatten(2, 3)
+
+
+# paddle2onnx cannot convert an interpolation by a factor, whose attribute is a double.
+_fpn = seeing(FPN.forward, F=Over(F, interpolate=_double))
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Where the highest of scores [n] are, the highest first, at most so many.
+
+    By sorting, because there may be none, which ``paddle.topk`` refuses.
+    """
+    return paddle.argsort(scores, descending=True)[:count]
+
+
+def _clip(boxes: Tensor, size: Tensor) -> Tensor:
+    """Boxes [n, classes, 4] cut at the edges of an image of size [1, 2], its height and width."""
+    sides = size.flip([1]).tile([1, 2]).unsqueeze(0)
+    return paddle.maximum(paddle.minimum(boxes, sides), paddle.zeros_like(boxes))
+
+
+def _nms(boxes: Tensor, scores: Tensor, least: float, overlap: float, top: int, normalized: bool = True) -> Tensor:
+    """Boxes that no better one overlaps, [m, 5]: score and box; in no certain order.
+
+    Args:
+        boxes: [n, 4].
+        scores: [n].
+        least: score from which a box is looked at.
+        overlap: intersection over union above which the worse one goes.
+        top: how many boxes are looked at.
+        normalized: false counts the pixels at both ends.
+    """
+    settings = {
+        "score_threshold": least,
+        "nms_top_k": top,
+        "keep_top_k": -1,  # with a number, paddle2onnx's graph fails where a single box is left
+        "nms_threshold": overlap,
+        "normalized": normalized,
+        "nms_eta": 1.0,
+        "background_label": -1,
+    }
+    boxes, scores = boxes.unsqueeze(0), scores.reshape([1, 1, -1])
+    if paddle.in_dynamic_mode() or not _builds_new_graphs():
+        rows = ops.multiclass_nms(boxes, scores, **settings)[0]
+    else:
+        # PaddleDetection's own function can only build the graphs that were Paddle's before version 3.
+        rows = paddle._C_ops.multiclass_nms3(boxes, scores, None, *settings.values())[0]
+    return rows.reshape([-1, 6])[:, 1:]
+
+
+def _builds_new_graphs() -> bool:
+    in_new_graphs: Callable[[], bool] | None = getattr(paddle.framework, "in_pir_mode", None)
+    return in_new_graphs is not None and in_new_graphs()
+
+
+def _align(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+    """Features of boxes [n, 4], each from the level of the pyramid that suits its size (FPN, arXiv 1612.03144, eq. 1).
+
+    Boxes without area have zeros, as :mod:`object_detection.ppdet_compat` sees to elsewhere.
+    """
+    usable = (boxes[:, 2:] - boxes[:, :2] >= THINNEST).all(axis=1, keepdim=True)
+    if extractor.aligned:
+        boxes = paddle.where(usable, boxes, paddle.to_tensor([[0.0, 0.0, 1.0, 1.0]]))
+    if len(maps) == 1:
+        features = _align_in(maps[extractor.start_level], boxes, extractor, extractor.spatial_scale[0], -1)
+    else:
+        features = _align_in_pyramid(extractor, maps, boxes)
+    return features * usable.astype(features.dtype).reshape([-1, 1, 1, 1]) if extractor.aligned else features
+
+
+def _align_in_pyramid(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+    sides = boxes[:, 2:] - boxes[:, :2]
+    size = paddle.sqrt(sides[:, 0] * sides[:, 1]) / extractor.canonical_size + 1e-8
+    lowest, highest = extractor.start_level, extractor.end_level
+    # Not by a logarithm, whose rounding would be another in another runtime: one level more for each bound reached.
+    bounds = [2.0 ** (level + 2 - extractor.canconical_level) for level in range(lowest + 1, highest + 1)]
+    levels = sum((size >= bound).astype("int64") for bound in bounds) + lowest
+    features, places = [], []
+    for level in range(lowest, highest + 1):
+        here = paddle.nonzero(levels == level).reshape([-1])
+        scale = extractor.spatial_scale[level]
+        features.append(_align_in(maps[level], boxes.gather(here), extractor, scale, extractor.sampling_ratio))
+        places.append(here)
+    return paddle.concat(features).gather(paddle.argsort(paddle.concat(places)))
+
+
+def _align_in(feature: Tensor, boxes: Tensor, extractor: Any, scale: float, sampling_ratio: int) -> Tensor:
+    count = paddle.shape(boxes)[:1].astype("int32")
+    return paddle.vision.ops.roi_align(
+        feature, boxes, count, extractor.resolution, scale, sampling_ratio, extractor.aligned
+    )

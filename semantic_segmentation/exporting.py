@@ -1,0 +1,55 @@
+"""A segmenter as ``tools/export.py`` writes it: one window, without the sliding."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddleseg.transforms import Normalize
+
+from common.config import plain
+from common.exportable import Exportable, Output
+from semantic_segmentation.inference import MIN_SIZE
+from semantic_segmentation.prediction import Segmenter
+
+__all__ = ["exportable"]
+
+
+class _Logits(nn.Layer):
+    """The first of the lists that PaddleSeg's models give."""
+
+    def __init__(self, model: nn.Layer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        return self.model(images)[0]
+
+
+def exportable(segmenter: Segmenter) -> Exportable:
+    """Images, or windows of them, to logits at their size."""
+    normalize = next((item for item in segmenter.transforms if isinstance(item, Normalize)), None)
+    mean, std = (np.ravel(normalize.mean), np.ravel(normalize.std)) if normalize else (np.zeros(3), np.ones(3))
+    section = plain(segmenter.config.model)
+    return Exportable(
+        name=f"{section['type']} on {section['backbone'].get('variant', section['backbone']['type'])}",
+        labels=segmenter.class_names,
+        layer=_Logits(segmenter.model),
+        inputs={"images": [None, 3, None, None]},
+        outputs=[Output("logits", ["batch", len(segmenter.class_names), "height", "width"], "of each class and pixel")],
+        inputs_of=lambda file: {"images": segmenter.preprocess(file)[0]},
+        preprocessing={
+            "colour_order": "RGB",
+            "divide_by": 255 if normalize else 1,
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+            "layout": "NCHW",
+            "dtype": "float32",
+            "least_side": MIN_SIZE,
+            "paddleseg_transforms": plain(segmenter.config.val_dataset).get("transforms", []),
+        },
+        postprocessing=(
+            "the class of a pixel is the one with the highest logit; large images go in as overlapping windows whose "
+            f"logits are averaged (test_config: {plain(segmenter.config.test_config) or 'the whole image'})"
+        ),
+    )

@@ -1,0 +1,231 @@
+"""Write a trained model for Paddle Inference and ONNX Runtime, and check what was written on real images.
+
+    python tools/export.py -pretrained output/pale_nano_mnist5k/best.pdparams
+    python tools/export.py -pretrained output/upernet_pale_nano_nuclei/best.pdparams -images my_images
+    python tools/export.py -pretrained output/mask_rcnn_pale_nano_nuclei/best.pdparams -formats onnx -size 512 512
+
+The folder -out gets the files of both formats, labels.txt, preprocessing.json, config.yaml and model_card.json.
+Classifiers and segmenters take batches of any number; detectors one image at a time, with the suppression of boxes
+inside, and give small masks, which tools/predict.py enlarges. docs/deployment.md says how to run them without this
+project. "OK" is printed where each file agrees with the model to 1e-4 on every image; nothing is written otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import json
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ and the folders of the tasks are
+
+from common.config import add_weights_flags  # noqa: E402
+from common.entry_point import ArgumentParser, run  # noqa: E402
+from common.errors import UserError  # noqa: E402
+
+if TYPE_CHECKING:
+    from common.exportable import Exportable
+    from common.prediction import Predictor
+    from tools.exporting.checking import Case
+
+FORMATS = ("paddle", "onnx")
+_PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # two that scikit-learn brings
+_MOST_IMAGES = 8
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments = _parser().parse_args(argv)
+    from common.exported_model import find_exported, replace_exported
+    from tools.exporting.checking import TOLERANCE, make_cases
+    from tools.predict import build_predictor
+
+    if find_exported(arguments.pretrained):
+        raise UserError(f"-pretrained {arguments.pretrained} is exported already; give the weights")
+    images = _find_images(arguments.images)
+    task, predictor = build_predictor(arguments, fused=False)
+    exportable: Exportable = importlib.import_module(f"{task}.exporting").exportable(predictor)
+    size = _fixed_size(arguments.size, exportable)
+    _tell(f"running {exportable.name} on {', '.join(Path(image).name for image in images)}")
+    cases = make_cases(exportable, images, size)
+    out: Path = arguments.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            card = _write_all(Path(folder), arguments, task, predictor, exportable, size, cases)
+            written = replace_exported(Path(folder), out)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}; give another -out") from error
+    if arguments.json:
+        print(_as_json(card), end="")
+        return
+    for file in written:
+        print(file)
+    found = card["checked_against_eager_mode"]["largest_differences"]
+    largest = max(max(differences.values()) for differences in found.values())
+    print(f"OK: {' and '.join(found)}, {len(cases)} checks each, largest difference {largest:.1e} of {TOLERANCE:.0e}")
+
+
+def _write_all(
+    folder: Path,
+    arguments: Namespace,
+    task: str,
+    predictor: Predictor,
+    exportable: Exportable,
+    size: tuple[int, int] | None,
+    cases: Sequence[Case],
+) -> dict[str, Any]:
+    """Write the files of an exported model, and check them.
+
+    Returns:
+        The model card.
+    """
+    from common.checkpoint import read_checkpoint
+    from common.exported_model import CARD, CONFIG, LABELS, PREPROCESSING
+    from common.weights import resolve_weights
+    from tools.exporting.card import make_card
+
+    inputs = {
+        name: [*shape[:2], *size] if size and len(shape) == 4 else list(shape)
+        for name, shape in exportable.inputs.items()
+    }
+    checks, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
+    files, source = sorted(folder.iterdir()), resolve_weights(None, arguments.pretrained)
+    card = make_card(task, exportable, inputs, source, read_checkpoint(source), files, checks, left_out)
+    texts = {
+        LABELS: "".join(f"{label}\n" for label in exportable.labels),
+        PREPROCESSING: _as_json(exportable.preprocessing),
+        CONFIG: importlib.import_module(f"{task}.config").CONFIG.dump(predictor.config),
+        CARD: _as_json(card),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return card
+
+
+def _write_formats(
+    folder: Path,
+    formats: Sequence[str] | None,
+    exportable: Exportable,
+    inputs: dict[str, list[int | None]],
+    cases: Sequence[Case],
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Write the formats that are asked for, or those that can be written.
+
+    Returns:
+        For each, what :func:`tools.exporting.checking.check` gives; and why others were left out.
+    """
+    from common.exported_model import ONNX, open_file
+    from common.inference_program import save_program
+    from common.onnx_export import convert_program
+    from tools.exporting.checking import check
+
+    checks: dict[str, dict[str, float]] = {}
+    left_out: dict[str, str] = {}
+    _tell("writing the program for Paddle Inference")
+    graph, weights = save_program(exportable.layer, folder, inputs)
+    for name, file in (("paddle", graph), ("onnx", folder / ONNX)):
+        if name not in (formats or FORMATS):
+            continue
+        try:
+            if name == "onnx":
+                _tell("converting it to ONNX")
+                convert_program(graph, weights, file, [output.name for output in exportable.outputs])
+            checks[name] = check(exportable, open_file(file), cases)
+        except UserError as error:
+            if formats or name == "paddle":
+                raise
+            # Not asked for by name: what can be written is of use without it.
+            left_out[name] = str(error)
+            print(f"warning: no {file.name}: {error}", file=sys.stderr)
+            file.unlink(missing_ok=True)
+        else:
+            _tell(f"{file.name}: {len(cases)} checks, largest difference {max(checks[name].values()):.1e}")
+    if "paddle" not in checks:
+        graph.unlink()
+        weights.unlink()
+    return checks, left_out
+
+
+def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[int, int] | None:
+    """Height and width that the exported files take; None for any.
+
+    Raises:
+        UserError: the model cannot take what was asked for, or the size has to be said.
+    """
+    import paddle
+
+    size = (asked[0], asked[-1]) if asked else None
+    shown = "" if size is None else f"-size {size[0]} {size[1]}"
+    if exportable.fixed_size and size not in (None, exportable.fixed_size):
+        height, width = exportable.fixed_size
+        raise UserError(f"{shown}: this model takes {height} by {width} pixels alone")
+    if size and (min(size) < 32 or any(side % exportable.stride for side in size)):
+        raise UserError(f"{shown}: sides must be at least 32 and multiples of {exportable.stride}")
+    if size or exportable.fixed_size:
+        return size or exportable.fixed_size
+    if paddle.__version__.startswith("2."):
+        if exportable.usual_size is None:
+            raise UserError("PaddlePaddle 2 cannot leave the size of images open; give -size HEIGHT WIDTH")
+        print(f"the size is fixed at {exportable.usual_size}, which PaddlePaddle 2 cannot leave open", file=sys.stderr)
+        return exportable.usual_size
+    return None
+
+
+def _find_images(paths: Sequence[str] | None) -> list[str]:
+    from common.prediction import find_images
+
+    if paths:
+        return find_images(paths)[0][:_MOST_IMAGES]
+    folder = importlib.resources.files("sklearn.datasets") / "images"
+    return [str(folder / name) for name in _PHOTOGRAPHS]
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _as_json(values: Any) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        __doc__, "0 every file agrees with the model, 2 wrong input or a file that does not, 1 anything else"
+    )
+    add_weights_flags(parser)
+    parser.add_flag(
+        "out",
+        type=Path,
+        default=Path("exported"),
+        help="folder to write, where an earlier export is replaced (default: %(default)s)",
+    )
+    parser.add_flag(
+        "formats",
+        nargs="+",
+        choices=FORMATS,
+        help="what to write (default: paddle, and onnx if it can be converted; what is named has to be)",
+    )
+    parser.add_flag(
+        "size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="fix the size of images, one number or height and width (default: any size)",
+    )
+    parser.add_flag(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help=f"files or folders to check on, at most {_MOST_IMAGES} images (default: two photographs in scikit-learn)",
+    )
+    parser.add_flag("json", action="store_true", help="print the model card instead of text")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,87 @@
+"""The model card: what an exported model is, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from common import __version__
+from common.checkpoint_file import locate_file
+from common.download import sha256_of
+from common.exportable import Exportable
+from common.flops import params
+from common.weights import open_source
+from tools.exporting.checking import TOLERANCE
+
+__all__ = ["make_card"]
+
+_FORMAT = 1  # of the card; goes up when a program that reads it would have to change
+_DIMENSIONS = ("batch", "channels", "height", "width")
+_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddle2onnx", "onnxruntime", "numpy")
+
+
+def make_card(
+    task: str,
+    exportable: Exportable,
+    inputs: Mapping[str, Sequence[int | None]],
+    source: Path | str,
+    state: Mapping[str, Any],
+    files: Sequence[Path],
+    checks: Mapping[str, Mapping[str, float]],
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
+    """Make a card.
+
+    Args:
+        task: folder of its launcher.
+        inputs: the shapes that the exported files take.
+        source: the weights' file or address.
+        state: what they hold.
+        files: that were written.
+        checks: for each file that was run, the largest difference from the model in each case.
+        left_out: formats that could not be written, and why.
+    """
+    return {
+        "format_version": _FORMAT,
+        "name": exportable.name,
+        "task": task,
+        "architecture": "Pale Transformer, arXiv 2112.14000, in an independent implementation",
+        "license": "Apache-2.0 (the code; weights have the terms of their data)",
+        "parameters": params(exportable.layer),
+        "inputs": [{"name": key, "dtype": "float32", "shape": _named(shape)} for key, shape in inputs.items()],
+        "sides_multiple_of": exportable.stride,
+        "outputs": [
+            {"name": output.name, "dtype": "float32", "shape": list(output.shape), "meaning": output.meaning}
+            for output in exportable.outputs
+        ],
+        "postprocessing": exportable.postprocessing,
+        "weights": {
+            "source": str(source),
+            "sha256": sha256_of(locate_file(open_source(source))),
+            "figures": dict(state.get("figures", {})),
+            "trained_with": dict(state.get("versions", {})),
+        },
+        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
+        "checked_against_eager_mode": {"tolerance": TOLERANCE, "largest_differences": dict(checks)},
+        "left_out": dict(left_out),
+        "exported_with": {"pale-transformer-paddle": __version__, **_versions()},
+        "exported_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
+    }
+
+
+def _named(shape: Sequence[int | None]) -> list[int | str]:
+    """A shape with names where it is open."""
+    return [_DIMENSIONS[place] if side is None else side for place, side in enumerate(shape)]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

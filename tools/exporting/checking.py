@@ -1,0 +1,117 @@
+"""An exported file beside the model that it was made of, on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+
+from common.errors import UserError
+from common.exportable import Exportable
+
+__all__ = ["TOLERANCE", "Case", "check", "make_cases"]
+
+TOLERANCE = 1e-4  # of an output, or of its size where that is more than 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs, and what the model makes of them.
+
+    Attributes:
+        name: the image, and what was done to it.
+        inputs: by name.
+        expected: the outputs in eager mode.
+    """
+
+    name: str
+    inputs: dict[str, np.ndarray]
+    expected: list[np.ndarray]
+
+
+def make_cases(exportable: Exportable, files: Sequence[str], size: tuple[int, int] | None) -> list[Case]:
+    """Put images through the model: each as it is preprocessed, one in another size, and two in a batch.
+
+    The last two only where the exported model takes any size, and any number of images.
+
+    Args:
+        size: height and width, if the exported model takes no other; images are cut or padded to it.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    return [
+        Case(name, inputs, _run_eagerly(exportable, inputs)) for name, inputs in _all_inputs(exportable, files, size)
+    ]
+
+
+def _all_inputs(
+    exportable: Exportable, files: Sequence[str], size: tuple[int, int] | None
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    name_of_images, shape = next(iter(exportable.inputs.items()))
+    for number, file in enumerate(files):
+        inputs = {name: tensor.numpy() for name, tensor in exportable.inputs_of(file).items()}
+        inputs = _fit(inputs, name_of_images, size) if size else inputs
+        yield file, inputs
+        images = inputs[name_of_images]
+        if number == 0 and shape[0] is None:
+            both = np.concatenate([images, images[..., ::-1]])
+            yield f"{file} and its mirror image", {**inputs, name_of_images: both}
+        if number == 0 and size is None:
+            stride = max(exportable.stride, 8)
+            height, width = (max(32, int(side * share) // stride * stride) for side, share in _shares(images.shape[2:]))
+            yield f"a part of {file}", _fit(inputs, name_of_images, (height, width))
+
+
+def _shares(sides: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """Each side, and how much of it to take: unlike shares, so that the part has other proportions."""
+    return zip(sides, (0.75, 0.5), strict=True)
+
+
+def _fit(inputs: Mapping[str, np.ndarray], images: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Cut the right and the bottom of images off, or pad them with zeros."""
+    cut = inputs[images][:, :, : size[0], : size[1]]
+    missing = [(0, 0), (0, 0), *((0, whole - side) for whole, side in zip(size, cut.shape[2:], strict=True))]
+    fitted = {**inputs, images: np.pad(cut, missing)}
+    if "im_shape" in inputs:
+        fitted["im_shape"] = np.minimum(inputs["im_shape"], np.array([size], inputs["im_shape"].dtype))
+    return fitted
+
+
+@paddle.no_grad()
+def _run_eagerly(exportable: Exportable, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    outputs = exportable.layer(*(paddle.to_tensor(inputs[name]) for name in exportable.inputs))
+    return [output.numpy() for output in (outputs if isinstance(outputs, list) else [outputs])]
+
+
+def check(
+    exportable: Exportable, run: Callable[[Mapping[str, np.ndarray]], list[np.ndarray]], cases: Sequence[Case]
+) -> dict[str, float]:
+    """Compare an exported file with the model.
+
+    Args:
+        run: the file in its runtime.
+
+    Returns:
+        The largest difference in each case, as a share of the output where that is more than 1.
+
+    Raises:
+        UserError: one is larger than :data:`TOLERANCE`, or the outputs are of other shapes.
+    """
+    differences = {}
+    for case in cases:
+        found = run(case.inputs)
+        shapes, expected_shapes = ([list(array.shape) for array in arrays] for arrays in (found, case.expected))
+        if shapes != expected_shapes:
+            raise UserError(f"{case.name}: outputs of {shapes} instead of {expected_shapes}")
+        found = exportable.same_order(case.expected, found)
+        differences[case.name] = max(map(_difference, case.expected, found))
+        if not differences[case.name] <= TOLERANCE:  # nor is a NaN
+            raise UserError(f"{case.name}: a difference of {differences[case.name]:.1e}, more than {TOLERANCE:.0e}")
+    return differences
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    return float((np.abs(expected - found) / np.maximum(1, np.abs(expected))).max(initial=0))
