@@ -81,7 +81,7 @@ def test_second_run_installs_nothing(tree):
         "    .venv/bin/python -m paddle.distributed.launch image_classification/main_multi_gpu.py\n"
     )
     assert len(installs(tree)) == 2
-    assert "-r requirements.txt -r requirements-dev.txt" in installs(tree)[0]
+    assert "-r requirements.txt -r requirements-dev.txt -r requirements-export.txt" in installs(tree)[0]
     assert "--no-deps -r requirements-toolkits.txt" in installs(tree)[1]
 
     second = set_up(tree)

@@ -18,11 +18,13 @@ fail() {
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 requirements=requirements.txt
+further=(-r requirements-dev.txt -r requirements-export.txt)
 supported="3.10 3.11 3.12 3.13"
 case "$*" in
 "") ;;
 --gpu)
     requirements=requirements-gpu.txt
+    further=(-r requirements-dev.txt) # the version of paddle2onnx depends on that of PaddlePaddle
     supported="3.10 3.11 3.12" # of paddlepaddle-gpu 2.6.2
     ;;
 *) fail "unknown arguments '$*': tools/setup.sh takes --gpu or nothing" ;;
@@ -58,7 +60,7 @@ fi
 echo "== Python $version ($python); supported: ${supported// /, }"
 
 # ---- .venv, and what is in it
-files=(requirements-base.txt "$requirements" requirements-toolkits.txt requirements-dev.txt)
+files=(requirements-base.txt "$requirements" requirements-toolkits.txt requirements-dev.txt requirements-export.txt)
 fingerprint="python $version $(cat "${files[@]}" |
     "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
 stamp=.venv/setup-stamp
@@ -75,7 +77,7 @@ else
         "$python" -m venv --clear .venv || fail "$python cannot create $PWD/.venv: see the message above"
     fi
 
-    echo "== .venv: installing $requirements and requirements-dev.txt (a few minutes; the CPU build downloads 280 MB)"
+    echo "== .venv: installing $requirements and what goes with it (a few minutes; the CPU build downloads 280 MB)"
     log=.venv/setup.log
     install() {
         "$venv_python" -m pip install --quiet --disable-pip-version-check --no-input "$@" >"$log" 2>&1 || {
@@ -83,7 +85,7 @@ else
             fail "pip cannot install $requirements: check the network or PIP_INDEX_URL; pip's messages are in $log"
         }
     }
-    install -r "$requirements" -r requirements-dev.txt
+    install -r "$requirements" "${further[@]}"
     install --no-deps -r requirements-toolkits.txt
 
     echo "== .venv: importing paddle"
