@@ -76,12 +76,21 @@ def _convert(graph: Path, weights: Path, converted: Path) -> Path:
 
 
 def _write_tidied(source: Path, target: Path, outputs: Sequence[str]) -> None:
-    """Copy an ONNX file, its outputs renamed, but for constants that paddle2onnx left over; runtimes warn of each."""
+    """Copy an ONNX file, its outputs renamed, and its constants as initializers, where other tools look for weights.
+
+    Constants that paddle2onnx left over go, since runtimes warn of each.
+    """
     import onnx  # of paddle2onnx
 
     model = onnx.load(source)
     used = {*_inputs(model.graph), *(output.name for output in model.graph.output)}
-    kept = [node for node in model.graph.node if node.op_type != "Constant" or node.output[0] in used]
+    kept = []
+    for node in model.graph.node:
+        if node.op_type != "Constant":
+            kept.append(node)
+        elif node.output[0] in used:
+            node.attribute[0].t.name = node.output[0]
+            model.graph.initializer.append(node.attribute[0].t)
     for output, name in zip(model.graph.output, outputs, strict=True):
         # By a node of its own: what gives the output may be read elsewhere, in graphs inside of this one, too.
         kept.append(onnx.helper.make_node("Identity", [output.name], [name]))

@@ -26,7 +26,8 @@ def exportable(classifier: Classifier) -> Exportable:
         preprocessing={
             "colour_order": "RGB",
             "resize_shorter_side_to": side,
-            "resize_with": f"Pillow, {data.INTERPOLATION}",
+            "resize_with": "Pillow",
+            "interpolation": data.INTERPOLATION,
             "crop_centre_to": list(size),
             "divide_by": 255,
             "mean": list(data.MEAN),

@@ -11,18 +11,21 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import paddle
 import pytest
 from conftest import ROOT, fails, run_program
 
 from common.errors import UserError
 from common.flops import count_flops
+from common.onnx_export import export_onnx
 from common.pale_transformer import create_model
 from tools import benchmark
 from tools.benchmarking import commands, comparisons, interleaving, report
 from tools.benchmarking.interleaving import Measurement, Worker, measure
 from tools.benchmarking.made_up_photos import write_photos
 from tools.benchmarking.memory import PeakMemory
+from tools.benchmarking.onnx_session import load_onnx, quantize
 from tools.benchmarking.output import write_csv
 from tools.benchmarking.subjects import Gemm, Model, Ranks, Reader, Subject, from_json, gemms, variants
 from tools.benchmarking.suite import rows
@@ -217,6 +220,25 @@ def test_paddles_peers_may_use_stride_kernels_and_others_have_one_variant():
     assert [variant.strided for variant in variants(model("paddleclas:swin_tiny"))] == [False, True]
     for other in (model(), model("timm:swin_tiny"), model("paddleclas:swin_tiny", runtime="onnxruntime")):
         assert variants(other) == (other,)
+
+
+@pytest.mark.slow
+def test_eight_bits_are_computed_with_and_come_close(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    for package in ("paddle2onnx", "ml_dtypes"):
+        pytest.importorskip(package)
+    paddle.seed(0)
+    net, images = create_model("pale_nano", num_classes=10), paddle.randn([2, 3, 64, 64])
+    net.eval()
+    export_onnx(net, tmp_path / "model.onnx", {"images": [None, 3, 64, 64]}, ["logits"])
+    file = quantize(tmp_path / "model.onnx")
+    kinds = [node.op_type for node in onnx.load(file).graph.node]
+    assert kinds.count("MatMulInteger") > 30
+    assert "ConvInteger" in kinds
+    (found,) = load_onnx(file, [images.numpy()], 1)()
+    with paddle.no_grad():
+        expected = net(images).numpy()
+    assert 0 < np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
 
 
 def test_the_gemms_of_a_gpu_are_paddles_only():

@@ -195,7 +195,7 @@ def _as_json(values: Any) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        __doc__, "0 every file agrees with the model, 2 wrong input or a file that does not, 1 anything else"
+        __doc__, "0 done, 2 wrong input or a file that does not agree with the model, 1 anything else"
     )
     add_weights_flags(parser)
     parser.add_flag(

@@ -18,7 +18,7 @@ from common.inference_program import load_program, save_program
 from common.onnx_export import export_onnx
 from common.pale_attention import fuse
 from common.pale_transformer import create_model, list_models
-from tools.benchmarking.onnx_session import load_onnx
+from tools.benchmarking.onnx_session import load_onnx, quantize
 from tools.benchmarking.paddleclas_models import create_paddleclas_model
 from tools.benchmarking.runner import Runner, TimedRunner
 from tools.benchmarking.subjects import Model
@@ -36,10 +36,12 @@ def build(subject: Model) -> Runner:
         UserError: the model or the device does not exist, or what the runtime needs is not installed.
     """
     model, images, flops = prepare(subject)
-    if subject.runtime == "onnxruntime":
+    if subject.in_onnx:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             export_onnx(model, file, {"images": [None, *images.shape[1:]]}, ["logits"])
+            if subject.runtime == "onnxruntime_int8":
+                file = quantize(file)
             return TimedRunner(load_onnx(file, [images.numpy()], subject.threads), flops, subject.batch)
     if subject.runtime == "inference":
         step = _inference(model, images, subject)

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]  # where common/ and the folders of the tasks are
-RUNTIMES = ("eager", "static", "inference", "onnxruntime")
+RUNTIMES = ("eager", "static", "inference", "onnxruntime", "onnxruntime_int8")
 MODES = ("forward", "train")
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -115,10 +115,15 @@ class Model(Subject):
             raise UserError(f"{self.model} does not run in {self.runtime}; choose -runtime eager or onnxruntime")
         if self.device == "cpu" and self.dtype != "float32":
             raise UserError(f"-dtype {self.dtype} needs -device gpu: Paddle's CPU kernels compute in float32")
-        if self.device != "cpu" and (self.is_foreign or self.runtime == "onnxruntime"):
+        if self.device != "cpu" and (self.is_foreign or self.in_onnx):
             raise UserError(f"{self.model} in {self.runtime} is measured on CPUs only; use -device cpu")
         if self.recompute and (self.mode != "train" or ":" in self.model):
             raise UserError("-recompute is for training this project's models; add -mode train and name no peer")
+
+    @property
+    def in_onnx(self) -> bool:
+        """Whether ONNX Runtime runs it."""
+        return self.runtime in ("onnxruntime", "onnxruntime_int8")
 
     @property
     def builder(self) -> str:
