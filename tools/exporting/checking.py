@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import paddle
+from tqdm import tqdm
 
 from common.errors import UserError
 from common.exportable import Exportable
 
 __all__ = ["TOLERANCE", "Case", "check", "make_cases"]
 
+T = TypeVar("T")
 TOLERANCE = 1e-4  # of an output, or of its size where that is more than 1
 
 
@@ -42,9 +46,8 @@ def make_cases(exportable: Exportable, files: Sequence[str], size: tuple[int, in
     Raises:
         UserError: an image cannot be read.
     """
-    return [
-        Case(name, inputs, _run_eagerly(exportable, inputs)) for name, inputs in _all_inputs(exportable, files, size)
-    ]
+    all_inputs = [*_all_inputs(exportable, files, size)]
+    return [Case(name, inputs, _run_eagerly(exportable, inputs)) for name, inputs in _with_progress(all_inputs)]
 
 
 def _all_inputs(
@@ -101,7 +104,7 @@ def check(
         UserError: one is larger than :data:`TOLERANCE`, or the outputs are of other shapes.
     """
     differences = {}
-    for case in cases:
+    for case in _with_progress(cases):
         found = run(case.inputs)
         shapes, expected_shapes = ([list(array.shape) for array in arrays] for arrays in (found, case.expected))
         if shapes != expected_shapes:
@@ -111,6 +114,10 @@ def check(
         if not differences[case.name] <= TOLERANCE:  # nor is a NaN
             raise UserError(f"{case.name}: a difference of {differences[case.name]:.1e}, more than {TOLERANCE:.0e}")
     return differences
+
+
+def _with_progress(items: Sequence[T]) -> Iterable[T]:
+    return tqdm(items, disable=not sys.stderr.isatty(), leave=False, unit="check")
 
 
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:
