@@ -459,13 +459,28 @@ def _require_positive(**values: float) -> None:
 def _recomputed(block: PaleBlock, x: Tensor) -> Tensor:
     """Run a block with recomputation; its BatchNorm statistics are updated once, by the first run."""
     runs = itertools.count()
+    # Paddle 2.6 refuses to draw the same random numbers again on CPUs, so it is done here.
+    numbers = paddle.get_rng_state() if paddle.__version__ < "3" and x.place.is_cpu_place() else None
 
     def run(x: Tensor) -> Tensor:
-        with _kept_statistics(block) if next(runs) else nullcontext():
+        if not next(runs):
+            return block(x)
+        with _kept_statistics(block), _random_numbers_from(numbers) if numbers else nullcontext():
             return block(x)
 
     # The reentrant form would report each gradient twice to DataParallel when gradients are accumulated.
-    return recompute(run, x, use_reentrant=False)
+    return recompute(run, x, use_reentrant=False, preserve_rng_state=numbers is None)
+
+
+@contextmanager
+def _random_numbers_from(state: list[Any]) -> Iterator[None]:
+    """Draw the random numbers that follow a state of Paddle's generators, and go on from the present one."""
+    present = paddle.get_rng_state()
+    paddle.set_rng_state(state)
+    try:
+        yield
+    finally:
+        paddle.set_rng_state(present)
 
 
 @contextmanager

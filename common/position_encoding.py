@@ -30,7 +30,8 @@ class ConditionalPositionEncoding(DepthwiseConv2D):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape."""
-        return x + super().forward(x) if self.has_residual else super().forward(x)
+        encoding = DepthwiseConv2D.forward(self, x)  # Paddle 2.6 cannot trace super()
+        return x + encoding if self.has_residual else encoding
 
     @paddle.no_grad()
     def fuse(self) -> None:

@@ -296,7 +296,7 @@ class Trainer:
         """Evaluate, and write the checkpoints, where they are due."""
         settings, step = self.settings, self.step
         last = step == settings.total_steps
-        validate, keep = (last or step % every == 0 for every in (settings.validate_steps, settings.keep_steps))
+        validate, keep = self._is_due(step, settings.validate_steps), self._is_due(step, settings.keep_steps)
         if step == self._settled or not (validate or keep or step % self.steps_per_epoch == 0):
             return
         if validate:
@@ -311,6 +311,10 @@ class Trainer:
             self.checkpoints.save_numbered(state, step // (self.steps_per_epoch if settings.unit == "epoch" else 1))
         if not last:
             self._leave_if(int(gather_rows([self._stop.signal_number]).max()))
+
+    def _is_due(self, step: int, every: int) -> bool:
+        """Whether something that is done after every so many steps, and at the end, is done after this one."""
+        return step == self.settings.total_steps or step % every == 0
 
     def _leave_if(self, stop: int) -> None:
         """Leave, after the state was saved, if a signal number is given."""
@@ -390,7 +394,7 @@ class Trainer:
         self.optimizer.set_lr(self.learning_rate(self.step))
         self.scaler.unscale_(self.optimizer)
         norm = self._grad_norm = clip_gradients(self.model.parameters(), self.settings.grad_clip)
-        if self.settings.histograms and (self.step + 1) % self.settings.validate_steps == 0:
+        if self.settings.histograms and self._is_due(self.step + 1, self.settings.validate_steps):
             self._log_histograms()
         flags = gather_rows([math.isfinite(float(sum(losses))), self._stop.signal_number])
         # The gradients are the same on all ranks.

@@ -49,7 +49,7 @@ class TokenLabelTransformer(PaleTransformer):
         logits of all tokens, ``[B, h, w, num_classes]``, come as well.
         """
         if mixed is None:
-            return super().forward(images)
+            return PaleTransformer.forward(self, images)  # Paddle 2.6 cannot trace super()
         embedding = self.stages[0].merging.register_forward_post_hook(lambda layer, inputs, x: mix_tokens(x, mixed))
         try:
             *_, x = self._stage_outputs(images)

@@ -60,7 +60,7 @@ class PaleTransformer(PaleFeatures):
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Map ``inputs["image"]``, ``[B, C, H, W]``, to the normalised NCHW maps of ``out_indices``."""
-        return super().forward(inputs["image"])
+        return PaleFeatures.forward(self, inputs["image"])  # Paddle 2.6 cannot trace super()
 
     @property
     def out_shape(self) -> list[ShapeSpec]:

@@ -27,6 +27,14 @@ def loss_function(model, batch, rng) -> StepResult:
     return StepResult(loss, BATCH)
 
 
+def set_mode(model: paddle.nn.Layer, training: bool) -> None:
+    """In evaluation mode BatchNorm does not depend on how the images are shared out."""
+    if training:  # train(False) needs Paddle 3
+        model.train()
+    else:
+        model.eval()
+
+
 def main() -> None:
     watch = init_process_group()
     recompute = "recompute" in sys.argv
@@ -47,7 +55,7 @@ def main() -> None:
         checkpoints=CheckpointFolder(Path(), 0),
         metadata={},
     )
-    model.train(recompute)  # in evaluation mode BatchNorm does not depend on how the images are shared out
+    set_mode(model, recompute)
     rng = np.random.default_rng(0)
     shape = (ACCUM_ITER, world_size(), BATCH)
     images = paddle.to_tensor(rng.standard_normal((*shape, 3, 32, 32)).astype("float32"))
@@ -58,7 +66,7 @@ def main() -> None:
 
     reference = create_model("pale_nano", num_classes=CLASSES)  # without the hooks of DataParallel
     reference.set_state_dict(model.state_dict())
-    reference.train(recompute)
+    set_mode(reference, recompute)
     if recompute:
         for index in range(ACCUM_ITER):
             for other in range(world_size()):

@@ -172,8 +172,6 @@ def multiply_adds():
     "settings", [{}, {"runtime": "static"}, {"mode": "train"}, {"mode": "train", "recompute": True}]
 )
 def test_our_models_run(settings, multiply_adds):
-    if "recompute" in settings and paddle.__version__.startswith("2."):
-        pytest.skip("Paddle 2.6 recomputes on GPUs only")
     runner = model(**settings).build()
     forward = 2 * 2 * multiply_adds  # two images, two operations for a multiply-add
     assert runner.images == 2

@@ -65,7 +65,7 @@ def build(monkeypatch, config):
 
         monkeypatch.setattr(prediction, "build_model", lambda config, num_classes: nn.Linear(3, num_classes))
         monkeypatch.setattr(prediction, "detect", detect)
-        state = {"model": weights or numpy_state(nn.Linear(3, len(class_names) or num_classes))}
+        state = {"model": weights or numpy_state(nn.Linear(3, len(class_names) or num_classes or 1))}
         state |= {"class_names": list(class_names)} if class_names else {}
         config.defrost()
         config.num_classes = num_classes

@@ -45,7 +45,7 @@ def test_a_new_head_is_initialised_like_any(drawn):
     model = create_model("pale_nano", num_classes=300, pretrained="mnist5k")
     assert set(drawn) == {(160, 300)}
     weight = model.head.weight.numpy()
-    assert weight.std() == pytest.approx(0.02, rel=0.05)
+    assert weight.std() == pytest.approx(0.02 if paddle.__version__ >= "3" else 0.0176, rel=0.05)  # 2.6 cuts the tails
     assert not model.head.bias.numpy().any()
 
 

@@ -197,7 +197,6 @@ def test_a_model_of_fixed_size_is_exported(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(paddle.__version__ < "3", reason="on 2.6 the launcher needs protobuf below 7")
 def test_two_ranks_end_with_equal_weights(tmp_path):
     config = write_config(make_images(tmp_path), "PaleUPerNet")
     program = tmp_path / "program.py"

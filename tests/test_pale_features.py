@@ -105,7 +105,6 @@ def test_every_parameter_gets_a_gradient():
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trainable(model)
 
 
-@pytest.mark.skipif(paddle.__version__ < "3", reason="recomputation on CPUs needs Paddle 3")
 def test_recompute_reaches_the_blocks():
     model = create_features("pale_nano", recompute=True, depths=(1, 1, 1, 1))
     runs = []

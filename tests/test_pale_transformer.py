@@ -23,10 +23,6 @@ def small_model(seed=0, **overrides):
     return PaleTransformer(**{**SMALL, **overrides})
 
 
-# On CPUs, Paddle 2.6 cannot run a block again with the same random numbers.
-recomputing = pytest.mark.skipif(paddle.__version__ < "3", reason="recomputation on CPUs needs Paddle 3")
-
-
 def evaluating(model):
     """Switch to evaluation mode; ``eval`` returns nothing before Paddle 3."""
     model.eval()
@@ -443,7 +439,6 @@ def test_learned_positions_of_one_value_stay_so_for_other_images(position_encodi
     np.testing.assert_allclose(evaluating(model)(images).numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
-@recomputing
 def test_recompute_with_relative_positions_gives_the_same_gradients():
     settings = {"position_encoding": "relative", "image_size": (40, 32), "attention": "cross"}
     plain, recomputed = (train_twice(randomize(small_model(**settings)), recompute) for recompute in (False, True))
@@ -616,7 +611,6 @@ def test_frozen_parameters_get_no_gradient_and_the_others_get_theirs(frozen):
             np.testing.assert_array_equal(parameter.grad.numpy(), expected[name].grad.numpy(), err_msg=name)
 
 
-@recomputing
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.6])
 def test_recompute_changes_neither_outputs_nor_gradients_nor_statistics(drop_path_rate):
     plain, again, recomputed = (
@@ -632,7 +626,6 @@ def test_recompute_changes_neither_outputs_nor_gradients_nor_statistics(drop_pat
         )
 
 
-@recomputing
 def test_recompute_runs_each_block_again_in_the_backward_pass_of_training_only():
     model = small_model()
     runs = []
@@ -656,7 +649,6 @@ def test_recompute_runs_each_block_again_in_the_backward_pass_of_training_only()
     assert runs_of_forward_and_backward() == (1, 0)
 
 
-@recomputing
 def test_recompute_keeps_the_momentum_of_the_statistics():
     model = small_model()
     model.set_recompute(True)
@@ -666,7 +658,6 @@ def test_recompute_keeps_the_momentum_of_the_statistics():
     assert {norm._momentum for norm in norms} == {0.9}
 
 
-@recomputing
 def test_recompute_gathers_statistics_without_gradients_too():
     """As when the statistics are gathered anew for averaged weights, or the blocks are frozen."""
     states = []

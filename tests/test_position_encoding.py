@@ -3,7 +3,8 @@
 import numpy as np
 import paddle
 
-from common.position_encoding import resample
+from common.flops import count_layer_flops
+from common.position_encoding import ConditionalPositionEncoding, resample
 
 
 def test_a_table_of_its_own_size_stays_itself():
@@ -19,3 +20,7 @@ def test_rows_stay_rows_and_columns_columns():
     inner = np.s_[4:-4, 2:-2]
     np.testing.assert_allclose(found[0][inner], (new_rows / 32)[inner], atol=0.01)
     np.testing.assert_allclose(found[1][inner], (new_columns / 12)[inner], atol=0.01)
+
+
+def test_the_convolution_alone_can_be_traced():
+    assert count_layer_flops(ConditionalPositionEncoding(8), [1, 4, 5, 8]) == 4 * 5 * 8 * 9

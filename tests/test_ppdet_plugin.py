@@ -126,7 +126,6 @@ def test_average_curves_mixed_precision_and_validation_of_whole_batches_work_wit
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(paddle.__version__ < "3", reason="on 2.6 the launcher needs protobuf below 7")
 def test_two_ranks_of_which_one_has_no_objects_end_with_equal_weights(tmp_path):
     make_coco(tmp_path, empty=3)
     path = write_config(tmp_path, "cascade_mask_rcnn", TrainReader={"batch_size": 1, "shuffle": False})

@@ -17,6 +17,7 @@ from test_reliability import assert_same_training
 from common.checkpoint import deployed_state, load_weights, numpy_state
 from common.checkpoint_file import load_file, save_file
 from common.errors import UserError
+from common.flops import count_flops
 from common.pale_features import create_features
 from common.pale_transformer import build_variant, create_model
 from common.sampler import SampleKey
@@ -55,6 +56,12 @@ def model():
     model = build_variant(TokenLabelTransformer, "pale_nano", num_classes=CLASSES)
     model.eval()
     return model
+
+
+def test_it_can_be_traced_without_mixing():
+    """For deployment, and for counting."""
+    model = build_variant(TokenLabelTransformer, "pale_nano", num_classes=CLASSES)
+    assert count_flops(model, 32, 32) == count_flops(create_model("pale_nano", CLASSES), 32, 32)
 
 
 # ---- MixToken

@@ -44,6 +44,16 @@ def test_a_resumed_curve_is_whole_and_never_goes_back(tmp_path):
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
+def test_the_last_evaluation_has_histograms_off_the_interval_too(tmp_path, shapes_config):
+    options = ("HISTOGRAMS", "True", "TRAIN.EPOCHS", "3", "VALIDATE_EPOCHS", "2")
+    result = run_program("image_classification/main_multi_gpu.py", "-cfg", shapes_config, "-opts", *options)
+    assert result.returncode == 0, result.stdout
+    histogram = newest(tmp_path / "out").get_data("histogram", "weights/head.weight")
+    evaluations = [step for step, _ in scalars(tmp_path / "out", "val/top1")]
+    assert len(evaluations) == 2
+    assert [point.id for point in histogram] == evaluations
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["image_classification", "semantic_segmentation", "object_detection"])
 def test_all_tasks_have_one_layout(tmp_path, task, request):

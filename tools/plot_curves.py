@@ -37,7 +37,8 @@ def read_records(folder: Path, kind: str) -> list[dict]:
         raise UserError(f"{file} is damaged: {error}") from error
     chosen = [record for record in records if record["kind"] == kind]
     if not chosen:
-        raise UserError(f"{file} has no {kind} record yet; train longer")
+        shorter = ", or with a shorter LOG_INTERVAL" if kind == "train" else ""
+        raise UserError(f"{file} has no {kind} record yet; train longer{shorter}")
     return chosen
 
 
