@@ -43,8 +43,10 @@ class Exportable:
         preprocessing: what it does, in plain values.
         postprocessing: what is left to whoever uses the exported model, in a few sentences.
         stride: what heights and widths must be a multiple of.
-        fixed_size: height and width, if the model can take no other.
-        usual_size: height and width that its preprocessing gives, if that is always the same.
+        usual_size: height and width that the preprocessing gives, if they are always the same.
+        size_key: of the configuration, which sets them.
+        takes_usual_size_only: the model can take no other.
+        reference: what the task's own model makes of the inputs, where the layer is another: outputs as the layer's.
         same_order: brings outputs into the order of others, where theirs is not certain: ``same_order(expected,
             found)``.
     """
@@ -58,6 +60,8 @@ class Exportable:
     preprocessing: dict[str, Any]
     postprocessing: str
     stride: int = 1
-    fixed_size: tuple[int, int] | None = None
     usual_size: tuple[int, int] | None = None
+    size_key: str = ""
+    takes_usual_size_only: bool = False
+    reference: Callable[[dict[str, Tensor]], Arrays] | None = None
     same_order: Callable[[Arrays, Arrays], Arrays] = field(default=lambda expected, found: found)

@@ -21,9 +21,10 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from common.errors import UserError
-from common.inference_program import load_program
+from common.errors import UserError, one_line
+from common.inference_program import GRAPHS, PROGRAM_FILES, load_program
 from common.onnx_session import open_onnx
+from common.weights import list_weights
 
 __all__ = [
     "CARD",
@@ -34,6 +35,7 @@ __all__ = [
     "ExportedModel",
     "find_exported",
     "open_file",
+    "refuse_foreign_files",
     "replace_exported",
 ]
 
@@ -42,7 +44,6 @@ CONFIG = "config.yaml"
 LABELS = "labels.txt"
 ONNX = "model.onnx"
 PREPROCESSING = "preprocessing.json"
-_GRAPHS = ("inference.json", "inference.pdmodel")
 
 
 def find_exported(source: str) -> Path | None:
@@ -54,14 +55,26 @@ def find_exported(source: str) -> Path | None:
         UserError: a folder holds no exported model.
     """
     path = Path(source).expanduser()
+    if any(row.tag == source for row in list_weights()):
+        return None
     if path.is_dir():
-        file = next((path / name for name in (*_GRAPHS, ONNX) if (path / name).is_file()), None)
+        file = next((path / name for name in (*GRAPHS, ONNX) if (path / name).is_file()), None)
         if file is None:
-            raise UserError(
-                f"{source} holds no exported model ({_GRAPHS[0]} or {ONNX}); write one with tools/export.py"
-            )
+            raise UserError(f"{source} holds no exported model ({GRAPHS[0]} or {ONNX}); write one with tools/export.py")
         return file
-    return path if path.name in (*_GRAPHS, ONNX) or path.suffix == ".onnx" else None
+    return path if path.name in (*GRAPHS, ONNX) or path.suffix == ".onnx" else None
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Refuse a folder in which an export would overwrite what is no export.
+
+    Raises:
+        UserError: it is one.
+    """
+    names = (*PROGRAM_FILES, ONNX, LABELS, PREPROCESSING, CONFIG)
+    foreign = [name for name in names if (folder / name).exists()]
+    if foreign and not (folder / CARD).is_file():
+        raise UserError(f"{folder} has a {foreign[0]} that is of no export; give another -out")
 
 
 def replace_exported(new: Path, folder: Path) -> list[Path]:
@@ -71,11 +84,12 @@ def replace_exported(new: Path, folder: Path) -> list[Path]:
         The files, where they now are.
 
     Raises:
+        UserError: files of such names are there without a card, so that they are somebody else's.
         OSError: one cannot be moved or removed.
     """
-    if (folder / CARD).is_file():  # without a card, files of these names are somebody else's
-        for name in (*_GRAPHS, "inference.pdiparams", "inference.pdiparams.info", ONNX, CARD):
-            (folder / name).unlink(missing_ok=True)
+    refuse_foreign_files(folder)
+    for name in (*PROGRAM_FILES, ONNX, CARD):
+        (folder / name).unlink(missing_ok=True)
     return [file.replace(folder / file.name) for file in sorted(new.iterdir())]
 
 
@@ -134,7 +148,8 @@ class ExportedModel:
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
             taken = ", ".join(f"{row['name']} {row['shape']}" for row in self.card["inputs"])
-            raise UserError(f"{self.file} takes {taken}, and was given {shapes}") from error
+            reason = one_line(error)
+            raise UserError(f"{self.file} takes {taken}, and was given {shapes}: {reason}") from error
         names = [row["name"] for row in self.card["outputs"]]
         return {name: paddle.to_tensor(array) for name, array in zip(names, outputs, strict=True)}
 

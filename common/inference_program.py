@@ -13,9 +13,11 @@ from paddle import nn
 from common.errors import UserError, one_line
 from common.pale_attention import fuse
 
-__all__ = ["load_program", "save_program"]
+__all__ = ["GRAPHS", "PROGRAM_FILES", "load_program", "save_program"]
 
 _NAME = "inference"  # as Paddle's own tools call these files
+GRAPHS = (f"{_NAME}.json", f"{_NAME}.pdmodel")  # since Paddle 3, and before
+PROGRAM_FILES = (*GRAPHS, f"{_NAME}.pdiparams", f"{_NAME}.pdiparams.info")
 
 
 def save_program(model: nn.Layer, folder: str | Path, inputs: Mapping[str, Sequence[int | None]]) -> tuple[Path, Path]:
@@ -38,7 +40,7 @@ def save_program(model: nn.Layer, folder: str | Path, inputs: Mapping[str, Seque
     prefix = Path(folder) / _NAME
     specs = [paddle.static.InputSpec(list(shape), "float32", name) for name, shape in inputs.items()]
     paddle.jit.save(model, str(prefix), input_spec=specs)
-    graphs = (prefix.with_suffix(suffix) for suffix in (".json", ".pdmodel"))
+    graphs = (prefix.with_name(name) for name in GRAPHS)
     return next(graph for graph in graphs if graph.exists()), prefix.with_suffix(".pdiparams")
 
 
@@ -48,6 +50,7 @@ def load_program(
     """Load a saved program into Paddle Inference.
 
     Args:
+        graph, weights: the files that :func:`save_program` gave.
         device: ``cpu``, ``gpu`` or ``gpu:N``.
         precision: on GPUs, the name of one of ``paddle.inference.PrecisionType``.
         threads: on CPUs; None leaves it to Paddle.

@@ -31,6 +31,7 @@ from common.weights import list_weights, resolve_weights
 
 __all__ = [
     "POSITION_ENCODINGS",
+    "STRIDE",
     "VARIANTS",
     "PaleBlock",
     "PaleTransformer",
@@ -39,6 +40,8 @@ __all__ = [
     "list_models",
     "variant_settings",
 ]
+
+STRIDE = 32  # pixels; the last map has a 32nd of the image's height and width
 
 # A row is what distinguishes a variant. Depths and pale size: [U] for Pale-B, [C] for all three.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -287,7 +290,7 @@ class PaleTransformer(nn.Layer):
         if position_encoding in ("cpe", "none"):
             return None
         sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if sides is None or min(sides) < 32:
+        if sides is None or min(sides) < STRIDE:
             raise ValueError(
                 f"image_size is {image_size}; position_encoding {position_encoding!r} needs it, from 32 up"
             )
@@ -296,7 +299,7 @@ class PaleTransformer(nn.Layer):
 
     def _stage_outputs(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the ``[B, H, W, C]`` map of each stage."""
-        if min(images.shape[2:]) < 32 and paddle.in_dynamic_mode():
+        if min(images.shape[2:]) < STRIDE and paddle.in_dynamic_mode():
             raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the model needs at least 32x32")
         x = images.transpose([0, 2, 3, 1])
         for stage in self.stages:

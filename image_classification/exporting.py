@@ -36,6 +36,7 @@ def exportable(classifier: Classifier) -> Exportable:
             "dtype": "float32",
         },
         postprocessing="softmax over the classes",
-        fixed_size=size if learned_positions else None,
         usual_size=size,
+        size_key="DATA.IMAGE_SIZE",
+        takes_usual_size_only=learned_positions,
     )

@@ -41,6 +41,7 @@ from common.config import check_keys, plain
 from common.demo_folders import write_nuclei_detection
 from common.errors import UserError, one_line
 from common.loader import seed_generators
+from common.pale_transformer import STRIDE
 from common.sampler import SampleKey
 
 __all__ = [
@@ -60,7 +61,6 @@ __all__ = [
     "with_object_tensors",
 ]
 
-STRIDE = 32  # pixels; the backbone's last map has a 32nd of the image's height and width
 
 _READER_KEYS = ("sample_transforms", "batch_transforms", "batch_size", "shuffle", "drop_last", "collate_batch")
 _READER_KEYS += ("use_shared_memory",)

@@ -8,7 +8,9 @@ from scipy.optimize import linear_sum_assignment
 
 from common.config import plain
 from common.exportable import Arrays, Exportable, Output
-from object_detection.datasets import STRIDE, find_normalisation
+from common.pale_transformer import STRIDE
+from object_detection.datasets import find_normalisation
+from object_detection.evaluation import detect
 from object_detection.prediction import Detector
 from object_detection.single_image import SingleImageDetector
 
@@ -29,6 +31,21 @@ def exportable(detector: Detector) -> Exportable:
     boxes = Output("boxes", ["objects", 6], "label, score, x1, y1, x2, y2 in pixels of the original image")
     masks = Output("masks", ["objects", "side", "side"], "probabilities, spread evenly over each box")
 
+    def reference(inputs: dict[str, Tensor]) -> Arrays:
+        """What the launcher makes of the image, with the masks as the model gives them."""
+        post_process = getattr(detector.model, "mask_post_process", None)
+        try:
+            if post_process is not None:
+                detector.model.mask_post_process = lambda masks, *_: masks
+            found = detect(detector.model, inputs)
+        finally:
+            if post_process is not None:
+                detector.model.mask_post_process = post_process
+        rows = np.concatenate([found.labels[:, None], found.scores[:, None], found.boxes], axis=1).astype(np.float32)
+        if not layer.has_masks:
+            return [rows]
+        return [rows, np.stack([mask.numpy() for mask in found.masks]) if found.masks else np.zeros((0, 0, 0))]
+
     def inputs_of(file: str) -> dict[str, Tensor]:
         batch = detector.inputs_of(file, detector.read(file))
         return {name: batch[name] for name in _INPUTS}
@@ -48,6 +65,7 @@ def exportable(detector: Detector) -> Exportable:
             "std": (std / 255).tolist(),
             "layout": "NCHW",
             "dtype": "float32",
+            "resize_with": "OpenCV",
             "sides_multiple_of": STRIDE,
             "im_shape": "height and width after resizing, before padding",
             "scale_factor": "by what height and width were multiplied",
@@ -56,11 +74,12 @@ def exportable(detector: Detector) -> Exportable:
         },
         postprocessing=(
             "non-maximum suppression is in the model; cut the scores where you like, enlarge masks to their boxes, "
-            "bilinearly, and cut them at 0.5"
+            f"bilinearly, and cut them at {detector.mask_threshold}"
             if layer.has_masks
             else "non-maximum suppression is in the model; cut the scores where you like"
         ),
         stride=STRIDE,
+        reference=reference,
         same_order=_same_order,
     )
 

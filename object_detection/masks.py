@@ -10,7 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from pycocotools import mask as rle_masks
 
-__all__ = ["RleMasks", "with_rle_masks"]
+__all__ = ["RleMasks", "original_size", "with_rle_masks"]
 
 
 class RleMasks:
@@ -59,6 +59,15 @@ class RleMasks:
         return rle_masks.encode(pasted)
 
 
+def original_size(im_shape: paddle.Tensor, scale_factor: paddle.Tensor) -> paddle.Tensor:
+    """Height and width of images before they were resized: [B, 2] in whole pixels, float32.
+
+    Args:
+        im_shape, scale_factor: [B, 2], what they became, and by what they were multiplied.
+    """
+    return paddle.floor(im_shape / scale_factor + 0.5)
+
+
 def with_rle_masks(
     outputs: Mapping[str, paddle.Tensor], im_shape: paddle.Tensor, scale_factor: paddle.Tensor, binary_thresh: float
 ) -> dict[str, Any]:
@@ -75,5 +84,5 @@ def with_rle_masks(
     boxes = outputs["boxes"]
     if "masks" not in outputs:
         return {"bbox": boxes}
-    size = paddle.floor(im_shape / scale_factor + 0.5).expand([boxes.shape[0], 2])
+    size = original_size(im_shape, scale_factor).expand([boxes.shape[0], 2])
     return {"bbox": boxes, "mask": RleMasks(binary_thresh)(outputs["masks"], boxes, paddle.empty([0]), size)}

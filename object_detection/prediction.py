@@ -55,13 +55,18 @@ class Detector(PicturePredictor):
     @classmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Detector:
         silence_loggers()
-        threshold = plain(config.get("MaskPostProcess", {})).get("binary_thresh", 0.5)
 
         def run(inputs: dict[str, Any]) -> dict[str, Any]:
             outputs = exported(**inputs)
-            return with_rle_masks(outputs, inputs["im_shape"], inputs["scale_factor"], threshold)
+            return with_rle_masks(outputs, inputs["im_shape"], inputs["scale_factor"], detector.mask_threshold)
 
-        return cls(run, config, exported.class_names)
+        detector = cls(run, config, exported.class_names)
+        return detector
+
+    @property
+    def mask_threshold(self) -> float:
+        """The probability from which a pixel belongs to an object."""
+        return plain(self.config.get("MaskPostProcess", {})).get("binary_thresh", 0.5)
 
     def predict_image(
         self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions

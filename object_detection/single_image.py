@@ -7,6 +7,7 @@ together again for a single image.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from ppdet.modeling.bbox_utils import delta2bbox
 from ppdet.modeling.necks.fpn import FPN
 
 from common.errors import UserError
+from object_detection.masks import original_size
 from object_detection.ppdet_compat import THINNEST, Over, seeing
 
 __all__ = ["SingleImageDetector"]
@@ -25,6 +27,7 @@ __all__ = ["SingleImageDetector"]
 _ARCHITECTURES = ("FasterRCNN", "MaskRCNN", "CascadeRCNN", "RetinaNet")
 _ALL = 2**20  # boxes; more than there ever are, where a limit has to be given
 _LEAST = -1e10  # below the score of any proposal, which is a logit
+_STABLE = {"stable": True} if "stable" in inspect.signature(paddle.argsort).parameters else {}
 
 
 class SingleImageDetector(nn.Layer):
@@ -43,13 +46,8 @@ class SingleImageDetector(nn.Layer):
         name = type(model).__name__
         if name not in _ARCHITECTURES:
             raise UserError(f"{name} cannot be exported; known are {', '.join(_ARCHITECTURES)}")
-        head = getattr(model, "bbox_head", None)
-        for setting in ("with_pool", "use_cot"):
-            if getattr(head, setting, False):
-                raise UserError(f"{type(head).__name__}.{setting} cannot be exported; turn it off")
         nms = model.head.nms if name == "RetinaNet" else model.bbox_post_process.nms
-        if type(nms).__name__ != "MultiClassNMS":
-            raise UserError(f"{type(nms).__name__} cannot be exported; choose MultiClassNMS")
+        _refuse_unknown_parts(model, nms)
         self.model, self.nms = model, nms
         generator = model.head.anchor_generator if name == "RetinaNet" else model.rpn_head.anchor_generator
         # As numbers, which a graph can hold: its tensors are no weights of the model.
@@ -76,9 +74,12 @@ class SingleImageDetector(nn.Layer):
             found = self._detect_in_one_stage(maps)
         else:
             found = self._detect_in_two_stages(maps, im_shape)
-        outputs = [self._to_original(found, im_shape, scale_factor)]
+        boxes = self._to_original(found, im_shape, scale_factor)
+        # Nothing is left of a box in the padding or beyond the edge.
+        kept = paddle.nonzero((boxes[:, 4:] > boxes[:, 2:4]).all(axis=1)).reshape([-1])
+        outputs = [boxes.gather(kept)]
         if self.has_masks:
-            outputs.append(self._masks(maps, found))
+            outputs.append(self._masks(maps, found.gather(kept)))
         return outputs
 
     def _pyramid(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -149,7 +150,7 @@ class SingleImageDetector(nn.Layer):
             large = (sides >= max(settings.min_size, 1.0)).all(axis=1)  # as Paddle's kernel has it
             level_scores = paddle.where(large, level_scores, paddle.full_like(level_scores, 2 * _LEAST))
             kept = settings.pre_nms_top_n if settings.topk_after_collect else settings.post_nms_top_n
-            rows = _nms(level_boxes, level_scores, _LEAST, settings.nms_thresh, _ALL)
+            rows = _nms(level_boxes, level_scores, _LEAST, settings.nms_thresh)
             rows = rows.gather(_best(rows[:, 0], kept))
             boxes.append(rows[:, 1:])
             scores.append(rows[:, 0])
@@ -163,8 +164,6 @@ class SingleImageDetector(nn.Layer):
             The boxes that go into the last stage, the mean scores [n, classes + 1], and the last stage's deltas.
         """
         head = self.model.bbox_head
-        if not head.reg_class_agnostic:
-            raise UserError("CascadeHead.reg_class_agnostic: false cannot be exported")
         scores = []
         for stage in range(head.num_cascade_stages):
             features = head.head(_align(head.roi_extractor, maps, rois), stage)
@@ -187,18 +186,22 @@ class SingleImageDetector(nn.Layer):
             [m, 6], label, score and box, the highest score first.
         """
         nms = self.nms
-        top = nms.nms_top_k if nms.nms_top_k > 0 else _ALL
         parts = []
         # One class at a time: paddle2onnx counts on a fixed number of boxes where there are several.
         for label in range(scores.shape[1]):
-            kept = _nms(boxes[:, label], scores[:, label], nms.score_threshold, nms.nms_threshold, top, nms.normalized)
+            class_boxes, class_scores = boxes[:, label], scores[:, label]
+            if nms.nms_top_k > 0:
+                # Here, because the limit of ONNX's operator is on what is left.
+                best = _best(class_scores, nms.nms_top_k)
+                class_boxes, class_scores = class_boxes.gather(best), class_scores.gather(best)
+            kept = _nms(class_boxes, class_scores, nms.score_threshold, nms.nms_threshold, nms.normalized)
             parts.append(paddle.concat([paddle.full_like(kept[:, :1], label), kept], axis=1))
         rows = paddle.concat(parts)
         return rows.gather(_best(rows[:, 1], nms.keep_top_k if nms.keep_top_k > 0 else _ALL))
 
     def _to_original(self, found: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
         """Boxes [n, 6] in the original image, and within it."""
-        size = paddle.floor(im_shape / scale_factor + 0.5)
+        size = original_size(im_shape, scale_factor)
         scale = scale_factor.flip([1]).tile([1, 2])  # y, x to x, y, x, y
         boxes = _clip((found[:, 2:] / scale).unsqueeze(1), size).squeeze(1)
         return paddle.concat([found[:, :2], boxes], axis=1)
@@ -216,6 +219,34 @@ class SingleImageDetector(nn.Layer):
         return F.sigmoid(logits.reshape([-1, side, side]).gather(rows))
 
 
+def _refuse_unknown_parts(model: nn.Layer, nms: Any) -> None:
+    """Refuse what PaddleDetection can do and is not written again here.
+
+    Raises:
+        UserError: the model has such a setting.
+    """
+    if model.neck is None:
+        raise UserError(f"{type(model).__name__} without a neck cannot be exported; set neck: FPN")
+    if type(nms).__name__ != "MultiClassNMS":
+        raise UserError(f"{type(nms).__name__} cannot be exported; choose MultiClassNMS")
+    head, proposals = (
+        getattr(model, "bbox_head", None),
+        getattr(getattr(model, "rpn_head", None), "test_proposal", None),
+    )
+    unknown = {
+        "MultiClassNMS.trt": nms.trt,
+        "MultiClassNMS.nms_eta": nms.nms_eta != 1,
+        "MultiClassNMS.normalized": head is None and not nms.normalized,  # suppressed in the original's pixels
+        "RPNHead.test_proposal.eta": proposals and proposals.eta != 1,
+        "RPNHead.test_proposal.pre_nms_top_n": proposals and proposals.pre_nms_top_n <= 0,
+        **{f"{type(head).__name__}.{name}": getattr(head, name, False) for name in ("with_pool", "use_cot")},
+        "CascadeHead.reg_class_agnostic": not getattr(head, "reg_class_agnostic", True),
+    }
+    for name in unknown:
+        if unknown[name]:
+            raise UserError(f"{name} as it is set cannot be exported; leave it at its default")
+
+
 def _double(x: Tensor, scale_factor: float, mode: str) -> Tensor:
     """NCHW maps of twice the height and width, each value four times."""
     if (scale_factor, mode) != (2.0, "nearest"):
@@ -230,9 +261,10 @@ _fpn = seeing(FPN.forward, F=Over(F, interpolate=_double))
 def _best(scores: Tensor, count: int) -> Tensor:
     """Where the highest of scores [n] are, the highest first, at most so many.
 
-    By sorting, because there may be none, which ``paddle.topk`` refuses.
+    By sorting, because there may be none, which ``paddle.topk`` refuses. Of equal ones the first is the first, as ONNX
+    has it; PaddlePaddle 2 cannot promise that.
     """
-    return paddle.argsort(scores, descending=True)[:count]
+    return paddle.argsort(scores, descending=True, **_STABLE)[:count]
 
 
 def _clip(boxes: Tensor, size: Tensor) -> Tensor:
@@ -241,20 +273,19 @@ def _clip(boxes: Tensor, size: Tensor) -> Tensor:
     return paddle.maximum(paddle.minimum(boxes, sides), paddle.zeros_like(boxes))
 
 
-def _nms(boxes: Tensor, scores: Tensor, least: float, overlap: float, top: int, normalized: bool = True) -> Tensor:
+def _nms(boxes: Tensor, scores: Tensor, least: float, overlap: float, normalized: bool = True) -> Tensor:
     """Boxes that no better one overlaps, [m, 5]: score and box; in no certain order.
 
     Args:
         boxes: [n, 4].
         scores: [n].
-        least: score from which a box is looked at.
+        least: score above which a box is looked at.
         overlap: intersection over union above which the worse one goes.
-        top: how many boxes are looked at.
         normalized: false counts the pixels at both ends.
     """
     settings = {
         "score_threshold": least,
-        "nms_top_k": top,
+        "nms_top_k": _ALL,
         "keep_top_k": -1,  # with a number, paddle2onnx's graph fails where a single box is left
         "nms_threshold": overlap,
         "normalized": normalized,
@@ -307,7 +338,10 @@ def _align_in_pyramid(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> 
 
 
 def _align_in(feature: Tensor, boxes: Tensor, extractor: Any, scale: float, sampling_ratio: int) -> Tensor:
+    if not extractor.aligned:
+        # The same by the aligned form, for which alone paddle2onnx has a counterpart: boxes of at least one position
+        # of the map, half a position further.
+        start = boxes[:, :2]
+        boxes = paddle.concat([start, start + paddle.clip(boxes[:, 2:] - start, min=1 / scale)], axis=1) + 0.5 / scale
     count = paddle.shape(boxes)[:1].astype("int32")
-    return paddle.vision.ops.roi_align(
-        feature, boxes, count, extractor.resolution, scale, sampling_ratio, extractor.aligned
-    )
+    return paddle.vision.ops.roi_align(feature, boxes, count, extractor.resolution, scale, sampling_ratio, True)

@@ -20,11 +20,12 @@ from paddleseg.core import infer
 from PIL import Image
 
 from common.errors import UserError
+from common.pale_transformer import STRIDE
 
 __all__ = ["InferenceSettings", "Model", "predict_bands", "predict_labels", "predict_large", "predict_logits"]
 
 _CHUNK = 2**26  # logits that are brought to the size of the image at once: 256 MB
-MIN_SIZE = 32  # pixels; the backbone's last map has a 32nd of the image's height and width
+MIN_SIZE = STRIDE
 
 Model = Callable[[paddle.Tensor], Sequence[paddle.Tensor]]
 

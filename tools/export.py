@@ -40,12 +40,13 @@ _MOST_IMAGES = 8
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    from common.exported_model import find_exported, replace_exported
+    from common.exported_model import find_exported, refuse_foreign_files, replace_exported
     from tools.exporting.checking import TOLERANCE, make_cases
     from tools.predict import build_predictor
 
     if find_exported(arguments.pretrained):
         raise UserError(f"-pretrained {arguments.pretrained} is exported already; give the weights")
+    refuse_foreign_files(arguments.out)
     images = _find_images(arguments.images)
     task, predictor = build_predictor(arguments, fused=False)
     exportable: Exportable = importlib.import_module(f"{task}.exporting").exportable(predictor)
@@ -131,20 +132,19 @@ def _write_formats(
     for name, file in (("paddle", graph), ("onnx", folder / ONNX)):
         if name not in (formats or FORMATS):
             continue
-        try:
-            if name == "onnx":
-                _tell("converting it to ONNX")
+        if name == "onnx":
+            _tell("converting it to ONNX")
+            try:
                 convert_program(graph, weights, file, [output.name for output in exportable.outputs])
-            checks[name] = check(exportable, open_file(file), cases)
-        except UserError as error:
-            if formats or name == "paddle":
-                raise
-            # Not asked for by name: what can be written is of use without it.
-            left_out[name] = str(error)
-            print(f"warning: no {file.name}: {error}", file=sys.stderr)
-            file.unlink(missing_ok=True)
-        else:
-            _tell(f"{file.name}: {len(cases)} checks, largest difference {max(checks[name].values()):.1e}")
+            except UserError as error:
+                if formats:
+                    raise
+                # Not asked for by name: what can be written is of use without it.
+                left_out[name] = str(error)
+                print(f"warning: no {file.name}: {error}", file=sys.stderr)
+                continue
+        checks[name] = check(exportable, open_file(file), cases, file.name)
+        _tell(f"{file.name}: {len(cases)} checks, largest difference {max(checks[name].values()):.1e}")
     if "paddle" not in checks:
         graph.unlink()
         weights.unlink()
@@ -159,15 +159,19 @@ def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[in
     """
     import paddle
 
+    from common.pale_transformer import STRIDE
+
+    if asked and len(asked) > 2:
+        raise UserError(f"-size {' '.join(map(str, asked))}: give one number, or height and width")
     size = (asked[0], asked[-1]) if asked else None
     shown = "" if size is None else f"-size {size[0]} {size[1]}"
-    if exportable.fixed_size and size not in (None, exportable.fixed_size):
-        height, width = exportable.fixed_size
-        raise UserError(f"{shown}: this model takes {height} by {width} pixels alone")
-    if size and (min(size) < 32 or any(side % exportable.stride for side in size)):
-        raise UserError(f"{shown}: sides must be at least 32 and multiples of {exportable.stride}")
-    if size or exportable.fixed_size:
-        return size or exportable.fixed_size
+    if exportable.usual_size and size not in (None, exportable.usual_size):
+        height, width = exportable.usual_size
+        raise UserError(f"{shown}: images come as {height} by {width} pixels; set {exportable.size_key} to change that")
+    if size and (min(size) < STRIDE or any(side % exportable.stride for side in size)):
+        raise UserError(f"{shown}: sides must be at least {STRIDE} and multiples of {exportable.stride}")
+    if size or exportable.takes_usual_size_only:
+        return size or exportable.usual_size
     if paddle.__version__.startswith("2."):
         if exportable.usual_size is None:
             raise UserError("PaddlePaddle 2 cannot leave the size of images open; give -size HEIGHT WIDTH")
@@ -180,7 +184,10 @@ def _find_images(paths: Sequence[str] | None) -> list[str]:
     from common.prediction import find_images
 
     if paths:
-        return find_images(paths)[0][:_MOST_IMAGES]
+        files = find_images(paths)[0]
+        if len(files) > _MOST_IMAGES:
+            _tell(f"taking the first {_MOST_IMAGES} of {len(files)} images")
+        return files[:_MOST_IMAGES]
     folder = importlib.resources.files("sklearn.datasets") / "images"
     return [str(folder / name) for name in _PHOTOGRAPHS]
 

@@ -59,7 +59,7 @@ def make_card(
         ],
         "postprocessing": exportable.postprocessing,
         "weights": {
-            "source": str(source),
+            "source": str(source) if "://" in str(source) else Path(source).name,
             "sha256": sha256_of(locate_file(open_source(source))),
             "figures": dict(state.get("figures", {})),
             "trained_with": dict(state.get("versions", {})),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import paddle
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.exportable import Exportable
+from common.pale_transformer import STRIDE
 
 __all__ = ["TOLERANCE", "Case", "check", "make_cases"]
 
@@ -44,10 +46,20 @@ def make_cases(exportable: Exportable, files: Sequence[str], size: tuple[int, in
         size: height and width, if the exported model takes no other; images are cut or padded to it.
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: an image cannot be read, there is nothing to compare, or the layer to export differs from the model.
     """
-    all_inputs = [*_all_inputs(exportable, files, size)]
-    return [Case(name, inputs, _run_eagerly(exportable, inputs)) for name, inputs in _with_progress(all_inputs)]
+    cases = []
+    for name, inputs in _with_progress([*_all_inputs(exportable, files, size)]):
+        tensors = {key: paddle.to_tensor(array) for key, array in inputs.items()}
+        case = Case(name, inputs, _run_eagerly(exportable, tensors))
+        if exportable.reference:
+            _compare(exportable, Case(name, inputs, exportable.reference(tensors)), case.expected, "the form to export")
+        cases.append(case)
+    if all(array.size == 0 for case in cases for array in case.expected):
+        raise UserError(
+            f"{exportable.name} finds nothing on the images, so nothing can be compared; give other -images"
+        )
+    return cases
 
 
 def _all_inputs(
@@ -55,17 +67,20 @@ def _all_inputs(
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     name_of_images, shape = next(iter(exportable.inputs.items()))
     for number, file in enumerate(files):
+        shown = f"{Path(file).name} (image {number + 1})"
         inputs = {name: tensor.numpy() for name, tensor in exportable.inputs_of(file).items()}
         inputs = _fit(inputs, name_of_images, size) if size else inputs
-        yield file, inputs
+        yield shown, inputs
         images = inputs[name_of_images]
         if number == 0 and shape[0] is None:
             both = np.concatenate([images, images[..., ::-1]])
-            yield f"{file} and its mirror image", {**inputs, name_of_images: both}
+            yield f"{shown} and its mirror image", {**inputs, name_of_images: both}
         if number == 0 and size is None:
             stride = max(exportable.stride, 8)
-            height, width = (max(32, int(side * share) // stride * stride) for side, share in _shares(images.shape[2:]))
-            yield f"a part of {file}", _fit(inputs, name_of_images, (height, width))
+            height, width = (
+                max(STRIDE, int(side * share) // stride * stride) for side, share in _shares(images.shape[2:])
+            )
+            yield f"a part of {shown}", _fit(inputs, name_of_images, (height, width))
 
 
 def _shares(sides: Sequence[int]) -> Iterator[tuple[int, float]]:
@@ -84,36 +99,57 @@ def _fit(inputs: Mapping[str, np.ndarray], images: str, size: tuple[int, int]) -
 
 
 @paddle.no_grad()
-def _run_eagerly(exportable: Exportable, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    outputs = exportable.layer(*(paddle.to_tensor(inputs[name]) for name in exportable.inputs))
+def _run_eagerly(exportable: Exportable, inputs: Mapping[str, paddle.Tensor]) -> list[np.ndarray]:
+    outputs = exportable.layer(*(inputs[name] for name in exportable.inputs))
     return [output.numpy() for output in (outputs if isinstance(outputs, list) else [outputs])]
 
 
 def check(
-    exportable: Exportable, run: Callable[[Mapping[str, np.ndarray]], list[np.ndarray]], cases: Sequence[Case]
+    exportable: Exportable,
+    run: Callable[[Mapping[str, np.ndarray]], list[np.ndarray]],
+    cases: Sequence[Case],
+    name: str,
 ) -> dict[str, float]:
     """Compare an exported file with the model.
 
     Args:
         run: the file in its runtime.
+        name: of the file, for messages.
 
     Returns:
         The largest difference in each case, as a share of the output where that is more than 1.
 
     Raises:
-        UserError: one is larger than :data:`TOLERANCE`, or the outputs are of other shapes.
+        UserError: one is larger than :data:`TOLERANCE`, the outputs are of other shapes, or the runtime fails.
     """
     differences = {}
     for case in _with_progress(cases):
-        found = run(case.inputs)
-        shapes, expected_shapes = ([list(array.shape) for array in arrays] for arrays in (found, case.expected))
-        if shapes != expected_shapes:
-            raise UserError(f"{case.name}: outputs of {shapes} instead of {expected_shapes}")
-        found = exportable.same_order(case.expected, found)
-        differences[case.name] = max(map(_difference, case.expected, found))
-        if not differences[case.name] <= TOLERANCE:  # nor is a NaN
-            raise UserError(f"{case.name}: a difference of {differences[case.name]:.1e}, more than {TOLERANCE:.0e}")
+        try:
+            found = run(case.inputs)
+        except Exception as error:
+            raise UserError(f"{name} fails on {case.name}: {one_line(error)}") from error
+        differences[case.name] = _compare(exportable, case, found, name)
     return differences
+
+
+def _compare(exportable: Exportable, case: Case, found: list[np.ndarray], name: str) -> float:
+    """The largest difference.
+
+    Raises:
+        UserError: it is too large, or the outputs are of other shapes.
+    """
+    shapes, expected_shapes = ([list(array.shape) for array in arrays] for arrays in (found, case.expected))
+    empty = all(array.size == 0 for array in (*found, *case.expected))
+    if shapes != expected_shapes and not empty:
+        raise UserError(
+            f"{name} gives outputs of {shapes} for {case.name}, the model {expected_shapes}; it is wrong or, if few "
+            "objects of scores near a threshold are missing or added, try other -images"
+        )
+    found = case.expected if empty else exportable.same_order(case.expected, found)
+    difference = max(map(_difference, case.expected, found))
+    if not difference <= TOLERANCE:  # nor is a NaN
+        raise UserError(f"{name} differs from the model by {difference:.1e} for {case.name}, more than {TOLERANCE:.0e}")
+    return difference
 
 
 def _with_progress(items: Sequence[T]) -> Iterable[T]:
