@@ -21,6 +21,10 @@ __all__ = ["TrainingLog"]
 
 _INTERVALS = {"delay": 10.0, "mininterval": 10.0}  # seconds to the first line, and between two
 _BUCKETS = 50  # of a histogram
+_NO_CURVES = {
+    "epoch",  # a straight line
+    "images",  # never changes; and VisualDL's server stops at a curve with the name of the pictures, val/images
+}
 _LINE = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
 
 
@@ -37,7 +41,8 @@ class TrainingLog:
 
     What VisualDL shows has the same names in all tasks: ``train/loss``, its parts, ``train/lr``, ``train/grad_norm``,
     ``train/images_per_second``; ``val/FIGURE`` and, of the averaged weights, ``val_ema/FIGURE``; the pictures
-    ``train/samples`` and ``val/image N``; on request the histograms ``weights/PARAMETER`` and ``gradients/PARAMETER``.
+    ``train/samples`` and ``val/images`` or ``val/image N``; on request the histograms ``weights/PARAMETER`` and
+    ``gradients/PARAMETER``.
 
     Args:
         folder: gets ``log.jsonl`` (one object a record: ``kind``, ``step``, then the figures) and ``visualdl/``.
@@ -73,7 +78,7 @@ class TrainingLog:
 
     def _add_scalars(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            if self._visualdl and name != "epoch":  # a straight line
+            if self._visualdl and name not in _NO_CURVES:
                 self._visualdl.add_scalar(f"{kind}/{name}", value, step)
 
     def histogram(self, name: str, step: int, values: np.ndarray) -> None:

@@ -23,6 +23,7 @@ from common.prediction import IMAGE_SUFFIXES
 SPLITS = ("train", "val")
 CLASS_NAME_FILES = ("class_names.txt", "label_list.txt")
 HELD_OUT_FRACTION = 0.2
+DEBIAN_DATASETS = Path("/usr/share/datasets")  # where its packages dataset-* put theirs, each in a folder of its name
 DIGITS = [str(digit) for digit in range(10)]
 FASHION_MNIST_CLASSES = [
     "T-shirt/top",
@@ -237,7 +238,8 @@ def build_dataset(name: str, path: str | Path | None, split: str, num_classes: i
         if path is None:
             raise UserError(f"dataset {name} needs the directory of its data: give -data_path")
         if not path.is_dir():
-            raise UserError(f"data directory {path} does not exist: give the right one as -data_path")
+            package = f", or apt-get install dataset-{path.name}" if path.parent == DEBIAN_DATASETS else ""
+            raise UserError(f"data directory {path} does not exist: give the right one as -data_path{package}")
     return KINDS[name](path, split, num_classes)
 
 

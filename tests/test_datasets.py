@@ -43,6 +43,7 @@ def test_unknown_kind_lists_the_choices(tmp_path):
 def test_path_is_needed_and_must_exist(tmp_path):
     fails("-data_path", "folder", None, "val")
     fails([str(tmp_path / "none"), "-data_path"], "folder", tmp_path / "none", "val")
+    fails("apt-get install dataset-none", "fashion_mnist", "/usr/share/datasets/none", "val")
 
 
 def test_unknown_split_is_refused(tmp_path):

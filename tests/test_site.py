@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -58,6 +59,8 @@ def test_the_site_has_the_documents_their_sources_and_the_reference(checkout):
     assert (site / "docs" / picture).is_file()
     weights = (site / "reference/common/weights/index.html").read_text(encoding="utf-8")
     assert re.search(r'<a [^>]*href="#common\.weights\.list_weights"[^>]*><code>list_weights</code>', weights)
+    separator = json.loads((site / "search/search_index.json").read_text(encoding="utf-8"))["config"]["separator"]
+    assert list(filter(None, re.split(separator, "(Bonferroni) 消融。"))) == ["Bonferroni", "消", "融"]
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         prose = re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL)

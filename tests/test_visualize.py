@@ -191,6 +191,7 @@ def test_a_classifier_is_shown_in_all_ways(tmp_path, capsys):
     check_pictures(found, tmp_path / "out", ["pale", *stages, "grad_cam", "rollout", "receptive_field"])
     assert found[0]["name"] == "7"
     assert found[0]["pale"][0]["token"] == [1, 5]
+    assert found[0]["grad_cam"] == {"stage": 3}  # the fourth map has one token
     assert [row["stage"] for row in found[1]["receptive_field"]] == [1, 2, 3, 4]
 
 

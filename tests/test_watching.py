@@ -54,6 +54,16 @@ def test_the_last_evaluation_has_histograms_off_the_interval_too(tmp_path, shape
     assert [point.id for point in histogram] == evaluations
 
 
+def test_the_server_reads_figures_and_pictures_of_one_evaluation(tmp_path):
+    """It stops at a name that is a curve first and a picture later."""
+    log = TrainingLog(tmp_path / "run")
+    for step in (1, 2):
+        log.record("val", step, top1=90.0, images=1000)
+        log.picture("val/images", step, np.zeros((8, 8, 3), np.uint8))
+    log.close()
+    assert LogReader(logdir=str(tmp_path)).components() >= {"scalar", "image"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["image_classification", "semantic_segmentation", "object_detection"])
 def test_all_tasks_have_one_layout(tmp_path, task, request):
@@ -75,6 +85,7 @@ def test_all_tasks_have_one_layout(tmp_path, task, request):
     assert "train/epoch" not in found["scalar"]
     assert "train/samples" in found["image"]
     assert any(tag.startswith("val/image") for tag in found["image"])
+    assert LogReader(logdir=str(tmp_path / "run")).components() >= found.keys()  # as the server reads it
     kinds = {tag.partition("/")[0] for tag in found["histogram"]}
     assert kinds == {"weights", "gradients"}
     assert any("attention.projection.weight" in tag for tag in found["histogram"])

@@ -192,13 +192,16 @@ def _draw_attention(subject: Subject, task: str | None, arguments: Namespace):
 
 def _draw_grad_cam(subject: Subject, task: str | None, arguments: Namespace):
     from tools.visualizing.figures import draw_heat
-    from tools.visualizing.gradients import grad_cam
+    from tools.visualizing.gradients import backbone_of, grad_cam
 
     score = _score(subject, task, arguments)
-    stage = arguments.stages[-1]
+    strides = backbone_of(subject.model).out_strides
+    side = max(subject.picture.shape[:2])
+    # A map of one token says nothing about where: the fourth of a 32x32 digit.
+    stage = next((n for n in reversed(arguments.stages) if side > strides[n - 1]), arguments.stages[-1])
     heat = grad_cam(subject.model, lambda: score.of(subject.images), stage - 1)
-    title = f"Grad-CAM of stage {stage}: {score.text}"
-    return _about(score), {"grad_cam": draw_heat(subject.picture, heat, title, "largest")}
+    picture = draw_heat(subject.picture, heat, f"Grad-CAM of stage {stage}: {score.text}", "largest")
+    return {**_about(score), "grad_cam": {"stage": stage}}, {"grad_cam": picture}
 
 
 def _draw_rollout(subject: Subject, task: str | None, arguments: Namespace):
@@ -272,7 +275,7 @@ def _parser() -> ArgumentParser:
         type=int,
         default=[1, 2, 3, 4],
         metavar="N",
-        help="pale, attention: which; grad_cam: the last of them (default: 1 2 3 4)",
+        help="pale, attention: which; grad_cam: the last of them whose map has several tokens (default: 1 2 3 4)",
     )
     parser.add_flag(
         "label",

@@ -129,8 +129,10 @@ def markdown(comparison: Comparison) -> str:
         difference = "" if row is comparison.reference else _difference(comparison, row)
         rows.append([f"`{row.row}`", *costs, str(len(row.top1)), f"{row.mean:.2f}{spread}", difference])
     table = markdown_table(header, rows, right=range(1, len(header)))
-    if comparison.deviation is None or not comparison.others:
+    if not comparison.others:
         return table
+    if comparison.deviation is None:
+        return f"{table}\n\nOne seed a row: how much of a difference is chance, only more -seeds can tell."
     return (
         f"{table}\n\nStandard deviation of a run, pooled over the rows: {comparison.deviation:.2f} "
         f"({comparison.freedom} degrees of freedom). All intervals together hold with a probability of at least "
@@ -167,9 +169,11 @@ def draw(comparison: Comparison, file: Path) -> None:
         colour = "tab:red" if clear else "black"
         axes.errorbar(row.mean, place, xerr=half_width, fmt="|", markersize=12, capsize=3, color=colour)
     axes.set_yticks(range(len(rows)), [row.row for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("top-1 in %: runs (dots), mean, 95 % interval of the difference to the line (red: leaves it out)")
+    intervals = comparison.deviation is not None and comparison.others
+    explanation = f", {100 * _CONFIDENCE:.0f} % interval of the difference to the line (red: leaves it out)"
+    axes.set_xlabel(f"top-1 in %: runs (dots), mean{explanation if intervals else ''}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=110)
