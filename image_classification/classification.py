@@ -17,6 +17,7 @@ from common.distributed import world_size
 from common.measurement import Measurement
 from common.optimizer import build_adamw, warmup_cosine
 from common.paper_figures import VALIDATION
+from common.pictures import original_pixels
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
 from image_classification.config import CONFIG, check_token_labels, model_title
@@ -26,7 +27,7 @@ from image_classification.label_maps import LabelMaps
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, check_batch
 from image_classification.mixup import mixup_or_cutmix, smooth, smooth_one_hot
 from image_classification.pale_backbone import build_model
-from image_classification.pictures import original_pixels, row_of_images
+from image_classification.pictures import row_of_images
 from image_classification.token_labelling import (
     draw_mixed_tokens,
     mix_classes,
