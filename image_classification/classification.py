@@ -96,7 +96,7 @@ class Classification(Task):
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         batches = self.log.over(self._val_loader, kind)
-        show = functools.partial(self._show, kind) if self.log.keeps_pictures else None
+        show = functools.partial(self._show, kind) if self.log.has_visualdl else None
         return Evaluation(evaluate(model, batches, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN, show))
 
     def draw_samples(self, batch: dict[str, Any]) -> np.ndarray | None:

@@ -161,7 +161,7 @@ class Detection(Task):
             self._truth,
             _has_masks(model),
             config.TRAIN.AMP,
-            functools.partial(self._show, kind) if self.log.keeps_pictures else None,
+            functools.partial(self._show, kind) if self.log.has_visualdl else None,
         )
         if is_main_process():
             self._write_results(kind, found.results)

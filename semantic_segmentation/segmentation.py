@@ -161,7 +161,7 @@ class Segmentation(Task):
             self._inference,
             config.TRAIN.AMP,
             config.ABSENT_CLASSES,
-            functools.partial(self._show, kind, sampler.indices) if self.log.keeps_pictures else None,
+            functools.partial(self._show, kind, sampler.indices) if self.log.has_visualdl else None,
         )
         last = config.EVAL or self.step == config.iters
         return Evaluation(figures, per_class_table(val_set.class_names, matrix, kind) if last else "")
