@@ -134,10 +134,11 @@ class Classification(Task):
         is_row = is_papers and data.IMAGE_SIZE == 224 and title == self.config.MODEL.NAME
         folder = Path(data.DATA_PATH).name if in_lists or data.DATASET in ("folder", "idx") else ""
         top1 = "top1_token_labels" if self.config.TOKEN_LABEL.MAPS else "top1"
+        top5 = {"top5": figures["top5"]} if "top5" in figures else {}
         return Measurement(
             model=title,
             data_set=paper_data if is_papers else f"{data.DATASET} {folder}".strip(),
-            figures={top1: figures["top1"], "top5": figures["top5"]},
+            figures={top1: figures["top1"], **top5},
             paper_model=title if is_row else "",
         )
 
