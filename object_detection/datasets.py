@@ -321,7 +321,10 @@ def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict
     try:
         batch = transforms([{key: value for key, value in sample.items() if key != "error"} for sample in samples])
     except Exception as reason:
-        return _no_batch(f"batch_transforms: {one_line(reason)}")
+        remedy = ""
+        if len({sample["image"].shape for sample in samples}) > 1:
+            remedy = f"; add PadBatch: {{pad_to_stride: {STRIDE}}} for images of several sizes"
+        return _no_batch(f"batch_transforms: {one_line(reason)}{remedy}")
     height, width = batch["image"].shape[2:]
     if height % STRIDE or width % STRIDE:
         remedy = f"add PadBatch: {{pad_to_stride: {STRIDE}}} to batch_transforms"

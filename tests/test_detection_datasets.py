@@ -358,7 +358,8 @@ def test_samples_that_make_no_batch_are_told_after_the_reader(boxes_config):
     pairs = ("TrainReader.sample_transforms", PLAIN, "TrainReader.batch_transforms", "[]")
     dataset, batch_of = train_set(options(boxes_config, *pairs))
     (batch,) = build_loader(dataset, ShardedTrainSampler(5, 5, 0), 0, batch_of)
-    assert_told(partial(check_batch, batch), "batch_transforms: all input arrays must have the same shape")
+    told = "batch_transforms: all input arrays must have the same shape"
+    assert_told(partial(check_batch, batch), f"{told}; add PadBatch: {{pad_to_stride: 32}}")
 
 
 def lose(path: Path) -> str:
