@@ -158,7 +158,7 @@ class Task(ABC):
             check_class_order(self.class_names, state.get("class_names"), "the validation data", str(source))
         weights = find_weights(state, str(source))
         if not replace_head:
-            self._refuse_other_task(state, weights, model)
+            self._refuse_other_task(state, weights, model, source)
         of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
         target = model.backbone if of_backbone and replace_head else model
         report = load_weights(target, weights, str(source), replace_head)
@@ -167,9 +167,11 @@ class Task(ABC):
         report.note = compare_attention(model, state)
         return report
 
-    def _refuse_other_task(self, state: Mapping[str, Any], weights: Mapping[str, Any], model: nn.Layer) -> None:
+    def _refuse_other_task(
+        self, state: Mapping[str, Any], weights: Mapping[str, Any], model: nn.Layer, source: Path | str
+    ) -> None:
         """Stop where weights that are to be evaluated have nothing to do this task with."""
-        given = f"-pretrained {self.config.MODEL.PRETRAINED or self.config.RESUME}"
+        given = self.config.MODEL.PRETRAINED or self.config.RESUME or source  # a name, not the file behind it
         task = state.get("task", self.name)
         if task != self.name:
             raise UserError(
