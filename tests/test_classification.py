@@ -78,6 +78,7 @@ def test_the_model_learns(tmp_path, shapes_config):
     assert float(re.search(r"best: top1 ([\d.]+) ", output)[1]) > 90.0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, shapes_config):
     options = ("-opts", "AUG.MIXUP", "0.8", "AUG.CUTMIX", "1.0", "MODEL.DROP_PATH", "0.2", "TRAIN.EMA_DECAY", "0.9",
                "KEEP_CHECKPOINTS", "3", "SAVE_EPOCHS", "1", "TRAIN.EPOCHS", "2")  # fmt: skip
@@ -101,6 +102,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_number_of_workers(tmp
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_other_classes_replaces_the_head_and_says_so(tmp_path, shapes_config):
     train(shapes_config, "-opts", "TRAIN.EPOCHS", "1")
     make_shapes(tmp_path / "two", 6)
