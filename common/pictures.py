@@ -15,6 +15,7 @@ __all__ = [
     "colour_map",
     "font_size",
     "index_png",
+    "original_pixels",
     "overlay",
     "palette",
     "present_classes",
@@ -105,6 +106,20 @@ def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, opacity:
 
 def _known(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     return (labels >= 0) & (labels < len(colours))
+
+
+def original_pixels(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Undo the normalisation of an image.
+
+    Args:
+        image: float [3, h, w].
+        mean, std: what was subtracted from each channel and what it was divided by, for pixels from 0 to 1.
+
+    Returns:
+        RGB uint8 [h, w, 3]; what is outside of its range is clipped.
+    """
+    pixels = image.transpose(1, 2, 0) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    return np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)
 
 
 def present_classes(*labels: np.ndarray, classes: int) -> np.ndarray:

@@ -157,6 +157,8 @@ class Task(ABC):
         if not replace_head:
             check_class_order(self.class_names, state.get("class_names"), "the validation data", str(source))
         weights = find_weights(state, str(source))
+        if not replace_head:
+            self._refuse_other_task(state, weights, model, source)
         of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
         target = model.backbone if of_backbone and replace_head else model
         report = load_weights(target, weights, str(source), replace_head)
@@ -164,6 +166,23 @@ class Task(ABC):
             refuse_other_attention(model, state, source)
         report.note = compare_attention(model, state)
         return report
+
+    def _refuse_other_task(
+        self, state: Mapping[str, Any], weights: Mapping[str, Any], model: nn.Layer, source: Path | str
+    ) -> None:
+        """Stop where weights that are to be evaluated have nothing to do this task with."""
+        given = self.config.MODEL.PRETRAINED or self.config.RESUME or source  # a name, not the file behind it
+        task = state.get("task", self.name)
+        if task != self.name:
+            raise UserError(
+                f"{given} was trained for {task}, not for {self.name}; give weights of this task, or evaluate with "
+                f"{task}/main_multi_gpu.py"
+            )
+        if hasattr(model, "backbone") and any(name.startswith("stages.") for name in weights):
+            raise UserError(
+                f"{given} is a classifier or a backbone alone, which knows nothing of this data; give what this task "
+                f"has trained, such as {self.config.OUTPUT}/best.pdparams, or leave -eval out to train from it"
+            )
 
     def data_reports(self) -> Iterator[DataReport]:
         """What a look at all data finds, for each part of it; tasks that have the key ``CHECK_DATA`` say."""

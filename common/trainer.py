@@ -368,7 +368,7 @@ class Trainer:
 
     def _log_samples(self, batch: Any) -> None:
         """Show what augmentation has made of the first images of an interval."""
-        picture = self.draw_samples(batch) if self.log.keeps_pictures else None
+        picture = self.draw_samples(batch) if self.log.has_visualdl else None
         if picture is not None:
             self.log.picture("train/samples", self.step, picture)
 
@@ -417,7 +417,7 @@ class Trainer:
     def _log_histograms(self) -> None:
         """The weights before this step, and the gradients that it takes, clipped."""
         for name, parameter in self.model.named_parameters():
-            if self.log.keeps_pictures and parameter.grad is not None:
+            if self.log.has_visualdl and parameter.grad is not None:
                 for kind, tensor in (("weights", parameter), ("gradients", parameter.grad)):
                     values = tensor.astype("float32").numpy()
                     if np.isfinite(values).all():

@@ -59,8 +59,8 @@ class TrainingLog:
             self._visualdl = LogWriter(logdir=str(folder / "visualdl"), display_name=folder.name)
 
     @property
-    def keeps_pictures(self) -> bool:
-        """Whether :meth:`picture` does anything here."""
+    def has_visualdl(self) -> bool:
+        """Whether this process writes for VisualDL; without, :meth:`picture` and :meth:`histogram` do nothing."""
         return self._visualdl is not None
 
     def line(self, text: str) -> None:

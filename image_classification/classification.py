@@ -17,6 +17,7 @@ from common.distributed import world_size
 from common.measurement import Measurement
 from common.optimizer import build_adamw, warmup_cosine
 from common.paper_figures import VALIDATION
+from common.pictures import original_pixels
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
 from image_classification.config import CONFIG, check_token_labels, model_title
@@ -26,7 +27,7 @@ from image_classification.label_maps import LabelMaps
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, check_batch
 from image_classification.mixup import mixup_or_cutmix, smooth, smooth_one_hot
 from image_classification.pale_backbone import build_model
-from image_classification.pictures import original_pixels, row_of_images
+from image_classification.pictures import row_of_images
 from image_classification.token_labelling import (
     draw_mixed_tokens,
     mix_classes,
@@ -95,7 +96,7 @@ class Classification(Task):
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         batches = self.log.over(self._val_loader, kind)
-        show = functools.partial(self._show, kind) if self.log.keeps_pictures else None
+        show = functools.partial(self._show, kind) if self.log.has_visualdl else None
         return Evaluation(evaluate(model, batches, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN, show))
 
     def draw_samples(self, batch: dict[str, Any]) -> np.ndarray | None:
@@ -133,10 +134,11 @@ class Classification(Task):
         is_row = is_papers and data.IMAGE_SIZE == 224 and title == self.config.MODEL.NAME
         folder = Path(data.DATA_PATH).name if in_lists or data.DATASET in ("folder", "idx") else ""
         top1 = "top1_token_labels" if self.config.TOKEN_LABEL.MAPS else "top1"
+        top5 = {"top5": figures["top5"]} if "top5" in figures else {}
         return Measurement(
             model=title,
             data_set=paper_data if is_papers else f"{data.DATASET} {folder}".strip(),
-            figures={top1: figures["top1"], "top5": figures["top5"]},
+            figures={top1: figures["top1"], **top5},
             paper_model=title if is_row else "",
         )
 

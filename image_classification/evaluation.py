@@ -34,7 +34,7 @@ def evaluate(
             logits, float32 ``[B, classes]``.
 
     Returns:
-        ``top1`` and ``top5`` in percent (top5 is over min(5, classes)), ``loss`` (mean cross-entropy), ``images``, and
+        ``top1`` and, of more than 5 classes, ``top5`` in percent, ``loss`` (mean cross-entropy), ``images``, and
         ``skipped`` when there were any.
 
     Raises:
@@ -44,6 +44,7 @@ def evaluate(
     model.eval()
     correct1 = correct5 = loss = paddle.zeros([], "float64")
     images = skipped = 0
+    has_top5 = False  # of 5 classes or fewer, it is 100 whatever the model says
     for place, batch in enumerate(loader):
         skipped += len(check_batch(batch, skip_broken))
         labels = batch["labels"]
@@ -53,6 +54,7 @@ def evaluate(
         if on_batch:
             on_batch(place, batch, logits)
         counted = labels != IGNORED_LABEL
+        has_top5 = logits.shape[-1] > 5
         top5 = logits.topk(min(5, logits.shape[-1]), axis=-1)[1]
         hits = top5 == labels.unsqueeze(-1)
         losses = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
@@ -62,9 +64,13 @@ def evaluate(
         images += int(counted.sum())
     if training:
         model.train()
-    sums = sum_over_ranks([float(correct1), float(correct5), float(loss), images, skipped])
-    correct1, correct5, loss, images, skipped = sums.tolist()
+    # A rank without images does not know how many classes there are.
+    sums = sum_over_ranks([float(correct1), float(correct5), float(loss), images, skipped, has_top5])
+    correct1, correct5, loss, images, skipped, ranks_with_top5 = sums.tolist()
     if not images:
         raise UserError(f"none of the {int(skipped)} images could be read; check DATA.DATA_PATH")
-    figures = {"top1": 100.0 * correct1 / images, "top5": 100.0 * correct5 / images, "loss": loss / images}
+    figures = {"top1": 100.0 * correct1 / images}
+    if ranks_with_top5:
+        figures["top5"] = 100.0 * correct5 / images
+    figures["loss"] = loss / images
     return figures | {"images": int(images)} | ({"skipped": int(skipped)} if skipped else {})

@@ -9,23 +9,9 @@ import numpy as np
 
 from common.pictures import side_by_side
 
-__all__ = ["original_pixels", "row_of_images"]
+__all__ = ["row_of_images"]
 
 _LEAST = 128  # pixels; images whose longer side is shorter are enlarged, or their titles would not fit
-
-
-def original_pixels(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Undo the normalisation.
-
-    Args:
-        image: float32 [3, h, w].
-        mean, std: of the three channels, for values from 0 to 1.
-
-    Returns:
-        RGB uint8 [h, w, 3].
-    """
-    values = image.transpose(1, 2, 0) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
-    return np.rint(255 * values.clip(0, 1)).astype(np.uint8)
 
 
 def row_of_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:

@@ -15,11 +15,11 @@ from common.checkpoint import find_weights, head_classes, load_weights, refuse_o
 from common.errors import UserError
 from common.exported_model import ExportedModel
 from common.pale_attention import fuse
+from common.pictures import original_pixels
 from common.prediction import PredictOptions, Predictor
 from image_classification.datasets import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_transform
 from image_classification.pale_backbone import build_model
-from image_classification.pictures import original_pixels
 
 __all__ = ["Classifier"]
 

@@ -116,6 +116,9 @@ def build_schedule(config: CfgNode, steps_per_epoch: int) -> Callable[[int], flo
             milestone.
     """
     section = plain(config.LearningRate)
+    base_lr = section.get("base_lr", 0.0)
+    if not isinstance(base_lr, str) and not _is_number(base_lr):  # text is refused with that of other sections
+        raise UserError(f"LearningRate.base_lr is {base_lr!r}; it must be a number")
     if "schedulers" in section:
         _check_schedulers(section["schedulers"])
     for part in section.get("schedulers", []):
@@ -167,6 +170,32 @@ def _check_schedulers(schedulers: Any) -> None:
         raise UserError(f"LearningRate.schedulers is {schedulers!r}; {remedy}")
     if len(schedulers) < 2 and all(part.get("use_warmup", True) for part in schedulers):
         raise UserError(f"LearningRate.schedulers has no warm-up; {remedy}, or set use_warmup: false in the decay")
+    for number, part in enumerate(schedulers):
+        for key, (holds, rule) in _SCHEDULER_VALUES.items():
+            if part.get(key) is not None and not holds(part[key]):
+                raise UserError(f"LearningRate.schedulers[{number}].{key} is {part[key]!r}; it must be {rule}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+# What PaddleDetection's schedulers can compute with; what they say of other values names no key.
+_SCHEDULER_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("steps", "max_epochs", "last_plateau_epochs"), (_is_whole, "a whole number")),
+    "epochs": (_is_whole, "a whole number; a part of an epoch is written in steps"),
+    **dict.fromkeys(("start_factor", "min_lr_ratio"), (_is_number, "a number")),
+    **dict.fromkeys(("milestones", "values"), (_are_numbers, "a list of numbers, such as [8, 11]")),
+    "gamma": (lambda value: _is_number(value) or _are_numbers(value), "a number, or a list of numbers"),
+}
 
 
 def _create(sections: Mapping[str, Any], name: str, **shared: Any) -> Any:

@@ -225,15 +225,15 @@ def find_normalisation(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarr
     """What ``NormalizeImage`` in ``TrainReader`` or ``EvalReader`` subtracts and divides by.
 
     Returns:
-        Mean and standard deviation of the three channels, float64, for pixels from 0 to 255; 0 and 1 where nothing is
-        normalised.
+        Mean and standard deviation of the three channels, float64, for pixels from 0 to 1; 0 and 1 / 255 where pixels
+        from 0 to 255 stay as they are.
     """
     steps = plain(config[name]).get("sample_transforms", [])
     arguments = next((step["NormalizeImage"] for step in steps if "NormalizeImage" in step), None)
     normalize = transform.NormalizeImage(**(arguments or {}))
-    scale = 255.0 if normalize.is_scale else 1.0
+    scale = 1.0 if normalize.is_scale and arguments is not None else 1 / 255
     if arguments is None or normalize.norm_type == "none":
-        return np.zeros(3), np.full(3, 1.0 if arguments is None else scale)
+        return np.zeros(3), np.full(3, scale)
     return scale * np.array(normalize.mean), scale * np.array(normalize.std)
 
 
@@ -321,7 +321,10 @@ def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict
     try:
         batch = transforms([{key: value for key, value in sample.items() if key != "error"} for sample in samples])
     except Exception as reason:
-        return _no_batch(f"batch_transforms: {one_line(reason)}")
+        remedy = ""
+        if len({sample["image"].shape for sample in samples}) > 1:
+            remedy = f"; add PadBatch: {{pad_to_stride: {STRIDE}}} for images of several sizes"
+        return _no_batch(f"batch_transforms: {one_line(reason)}{remedy}")
     height, width = batch["image"].shape[2:]
     if height % STRIDE or width % STRIDE:
         remedy = f"add PadBatch: {{pad_to_stride: {STRIDE}}} to batch_transforms"

@@ -25,7 +25,7 @@ from common.image_file import read_image
 from common.loader import build_loader
 from common.measurement import Measurement
 from common.paper_figures import VALIDATION, find_figure
-from common.pictures import side_by_side
+from common.pictures import original_pixels, side_by_side
 from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.task import Task, Training
 from common.trainer import Evaluation, StepResult
@@ -161,7 +161,7 @@ class Detection(Task):
             self._truth,
             _has_masks(model),
             config.TRAIN.AMP,
-            functools.partial(self._show, kind) if self.log.keeps_pictures else None,
+            functools.partial(self._show, kind) if self.log.has_visualdl else None,
         )
         if is_main_process():
             self._write_results(kind, found.results)
@@ -176,8 +176,7 @@ class Detection(Task):
         mean, std = find_normalisation(self.config, "TrainReader")
         pictures = []
         for number in range(count):
-            pixels = batch["image"][number].numpy().transpose(1, 2, 0) * std + mean
-            pixels = np.rint(pixels.clip(0, 255)).astype(np.uint8)
+            pixels = original_pixels(batch["image"][number].numpy(), mean, std)
             boxes, labels = (batch[key][number].values for key in ("gt_bbox", "gt_class"))
             pictures.append(draw_detections(pixels, boxes, labels.ravel().astype(int), None, None, self.class_names))
         return side_by_side(pictures, [f"image {number + 1}" for number in range(count)])

@@ -61,8 +61,8 @@ def exportable(detector: Detector) -> Exportable:
         preprocessing={
             "colour_order": "RGB",
             "divide_by": 255,
-            "mean": (mean / 255).tolist(),
-            "std": (std / 255).tolist(),
+            "mean": mean.tolist(),
+            "std": std.tolist(),
             "layout": "NCHW",
             "dtype": "float32",
             "resize_with": "OpenCV",

@@ -32,12 +32,14 @@ class Problem:
         actions: what may be done about it, keys of ``ACTIONS``; the first is the default.
         training_only: whether evaluation keeps what training would change, because figures that others can compare
             need the file's own boxes and masks.
+        training_alone: whether it is no problem at all for evaluation, which then does not even tell of it.
     """
 
     what: str
     remedy: str
     actions: tuple[str, ...]
     training_only: bool = False
+    training_alone: bool = False
 
 
 # The defaults are lenient where COCO 2017 itself needs it: it has a few boxes without area, and boxes that end a
@@ -95,6 +97,7 @@ PROBLEMS: dict[str, Problem] = {
         "outline it by polygons",
         ("convert", "skip", "error"),
         training_only=True,
+        training_alone=True,  # COCO's own evaluation takes them as they are
     ),
     "CATEGORY_UNUSED": Problem("categories have no object", "annotate objects of it, or remove it", ("keep", "error")),
     "IMAGE_MISSING": Problem("images do not exist", "restore it", ("error", "skip")),

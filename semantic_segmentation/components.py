@@ -173,6 +173,8 @@ def _check_weights(values: Any, where: str) -> None:
     for number, value in enumerate(values if isinstance(values, list) else ()):
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise UserError(f"{where}[{number}] is {value!r}; it must be a number from 0 up")
+    if isinstance(values, list) and values and not any(values):
+        raise UserError(f"{where} is {values!r}, with which nothing would be learnt; let one be above 0")
 
 
 def _prepare_loss(item: Any, where: str, ignore_index: int) -> None:

@@ -188,6 +188,11 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         raise UserError(f"{where} is not supported: {_UNSUPPORTED[kind]}; give another type")
     arguments = {key: value for key, value in section.items() if key != "type"}
     require_transforms(section, name)
+    if "num_classes" in arguments and hasattr(component, "NUM_CLASSES"):
+        raise UserError(
+            f"{name}.num_classes is {arguments['num_classes']!r}, but {kind} always has {component.NUM_CLASSES} "
+            "classes; leave num_classes (or -num_classes) out, or give a -cfg with data of type Dataset"
+        )
     mode = check_arguments(component, arguments, where).get("mode", "train")
     if not isinstance(mode, str) or mode.lower() not in (_TRAIN_MODES if training else ("val",)):
         raise UserError(f"{name}.mode is {mode!r}; write mode: {'train' if training else 'val'}")

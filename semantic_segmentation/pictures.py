@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 from paddleseg.core import infer
 
-from common.pictures import overlay, palette, present_classes, side_by_side, with_legend
+from common.pictures import original_pixels, overlay, palette, present_classes, side_by_side, with_legend
 
 __all__ = ["labelled_images", "original_image", "prediction_beside_truth"]
 
@@ -27,8 +27,7 @@ def original_image(
         RGB uint8 [h, w, 3].
     """
     image = infer.reverse_transform(image, trans_info, mode="bilinear")
-    pixels = image[0].numpy().transpose(1, 2, 0) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
-    return np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+    return original_pixels(image[0].numpy(), mean, std)
 
 
 def prediction_beside_truth(

@@ -99,7 +99,11 @@ class Segmentation(Task):
     @staticmethod
     def _try_step(training: Training, samples: list[dict[str, Any]]) -> None:
         """Try a step on what can be read of the first batch; the check of the data says what is wrong with the rest."""
-        batch = collate_train([sample for sample in samples if not sample["error"]] or samples)
+        usable = [sample for sample in samples if not sample["error"]]
+        if not usable:
+            error = samples[0]["error"]
+            raise UserError(f"no image of the first batch can be used: {error} (-check_data looks at all of them)")
+        batch = collate_train(usable)
         check_batch(batch)
         # Masks have not been checked yet, and on GPUs a value that is no class would end the process.
         batch = {"img": batch["img"], "label": np.zeros_like(batch["label"])}
@@ -161,7 +165,7 @@ class Segmentation(Task):
             self._inference,
             config.TRAIN.AMP,
             config.ABSENT_CLASSES,
-            functools.partial(self._show, kind, sampler.indices) if self.log.keeps_pictures else None,
+            functools.partial(self._show, kind, sampler.indices) if self.log.has_visualdl else None,
         )
         last = config.EVAL or self.step == config.iters
         return Evaluation(figures, per_class_table(val_set.class_names, matrix, kind) if last else "")

@@ -191,16 +191,6 @@ def test_a_copy_is_whole_and_its_bytes_are_read_and_written():
     assert all((target == 1).all() for target, _ in pairs)
 
 
-def test_the_profile_is_printed_written_and_drawn(make_study, tmp_path):
-    text, lines = make_study("profile", "-batch", "1", "-image_size", "32", "-threads", "1")
-    assert "pale_nano, eager forward of 1 images of 32x32" in text
-    assert (tmp_path / "performance_profile.png").read_bytes().startswith(PNG)
-    assert len(lines) == 4 * 10 + 2
-    assert text.count("\n| 3 ") == 10
-    assert text.count("\n| stage ") == 2
-    assert {line["rounds"] for line in lines} == {"2"}
-
-
 # ---- growth
 
 
@@ -327,12 +317,17 @@ def test_the_clusters_are_printed_and_written(make_study, monkeypatch):
 # ---- the command line
 
 
-def test_a_document_takes_the_table_and_has_the_picture_beside_it(make_study, tmp_path):
+def test_the_profile_is_printed_and_written_and_a_document_takes_the_table_and_the_picture(make_study, tmp_path):
     document = tmp_path / "docs" / "page.md"
     document.parent.mkdir()
     document.write_text("before\n<!-- begin performance profile -->\nold\n<!-- end performance profile -->\nafter\n")
     flags = ("-batch", "1", "-image_size", "32", "-threads", "1", "-into", str(document))
-    text, _ = make_study("profile", *flags)
+    text, lines = make_study("profile", *flags)
+    assert "pale_nano, eager forward of 1 images of 32x32" in text
+    assert len(lines) == 4 * 10 + 2
+    assert text.count("\n| 3 ") == 10
+    assert text.count("\n| stage ") == 2
+    assert {line["rounds"] for line in lines} == {"2"}
     begin, end = (f"<!-- {mark} performance profile -->" for mark in ("begin", "end"))
     head, table, tail = document.read_text().partition(text.strip())
     assert (head, table) == (f"before\n{begin}\n", text.strip())

@@ -313,6 +313,7 @@ def test_what_is_wrong_after_the_start_is_one_line_on_the_command_line(tmp_path,
 
 FLIP = "TrainReader.sample_transforms.1.RandomFlip.prob"
 ONE_WARM_UP = "[{name: PiecewiseDecay, milestones: [1]}, {name: LinearWarmup, steps: 1000}]"
+ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, steps: 1}]"
 
 
 @pytest.mark.parametrize(
@@ -326,6 +327,7 @@ ONE_WARM_UP = "[{name: PiecewiseDecay, milestones: [1]}, {name: LinearWarmup, st
         (["-accum_iter", "9"], ["9 accumulated batches"]),
         (["-eval"], ["-pretrained"]),
         (["-eval", "-pretrained", "nowhere"], ["nowhere"]),
+        (["-eval", "-pretrained", "mnist5k"], ["mnist5k is a classifier", "leave -eval out"]),
         (["-resume", "nowhere"], ["nowhere"]),
         (["-opts", "epochs", "3"], ["did you mean epoch"]),
         (["-opts", "log_iter", "3"], ["did you mean LOG_INTERVAL"]),
@@ -368,6 +370,10 @@ ONE_WARM_UP = "[{name: PiecewiseDecay, milestones: [1]}, {name: LinearWarmup, st
         ),
         (["-opts", "LearningRate.base_lr", "abc"], ["LearningRate.base_lr is 'abc'"]),
         (["-opts", "LearningRate.base_lr", "-1"], ["LearningRate gives the rate -0.1 for step 0"]),
+        (["-opts", "LearningRate.base_lr", "[0.1]"], ["LearningRate.base_lr is [0.1]", "a number"]),
+        (["-opts", "LearningRate.schedulers.1.epochs", "0.5"], ["schedulers[1].epochs is 0.5", "in steps"]),
+        (["-opts", "LearningRate.schedulers.1.start_factor", "abc"], ["schedulers[1].start_factor is 'abc'"]),
+        (["-opts", "LearningRate.schedulers", ONE_MILESTONE], ["schedulers[0].milestones is 1.5", "[8, 11]"]),
         (["-opts", "LearningRate.schedulers", "5"], ["LearningRate.schedulers is 5", "LinearWarmup"]),
         (["-opts", "LearningRate.schedulers", "[{name: CosineDecay}]"], ["has no warm-up", "use_warmup: false"]),
         (["-opts", "LearningRate.schedulers.0.name", "Cosine"], ["LearningRate", "'Cosine'"]),

@@ -203,8 +203,15 @@ def test_weights_of_a_classifier_go_into_the_backbone(tmp_path):
         loaded, given = (layer.state_dict()[name].numpy() for layer in (model.backbone, source))
         np.testing.assert_array_equal(loaded, given)
     assert len(report.loaded) == len([name for name in model.backbone.state_dict() if "out_norms" not in name])
-    with pytest.raises(UserError, match="a backbone alone"):
+    with pytest.raises(UserError, match=r"classifier\.pdparams is a classifier or a backbone alone"):
         task.load_weights(model, tmp_path / "classifier.pdparams", replace_head=False)
+
+
+def test_weights_of_another_task_are_not_evaluated(tmp_path):
+    model, file = build_model(load(), 2), tmp_path / "best.pdparams"
+    save_file({"model": numpy_state(model), "task": "semantic_segmentation"}, file)
+    told = partial(Detection(load()).load_weights, model, file, replace_head=False)
+    assert_told(told, f"{file} was trained for semantic_segmentation, not for object_detection")
 
 
 def test_weights_of_another_model_are_refused_with_the_cause(tmp_path):

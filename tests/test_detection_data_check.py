@@ -502,8 +502,10 @@ def test_evaluation_keeps_what_the_file_says(coco, folder):
     annotations[3]["area"] = 0
     cleaned, report = check(coco, folder, {"RLE_OF_OBJECT": "skip"}, for_evaluation=True)
     assert cleaned == coco
-    assert kinds(report) == {"BOX_WITHOUT_AREA": 1, "BOX_OUTSIDE": 1, "RLE_OF_OBJECT": 1}
+    assert kinds(report) == {"BOX_WITHOUT_AREA": 1, "BOX_OUTSIDE": 1}  # a run-length encoded mask is fine here
     assert all("(kept)" in line for line in report.warnings())
+    _, report = check(coco, folder, {"RLE_OF_OBJECT": "error"}, for_evaluation=True, list_all=True)
+    assert kinds(report)["RLE_OF_OBJECT"] == 1
     assert len(check(coco, folder, {"RLE_OF_OBJECT": "skip"})[0]["annotations"]) == 4
     # What pycocotools cannot read is mended all the same.
     del annotations[3]["area"], annotations[3]["iscrowd"]

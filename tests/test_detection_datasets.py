@@ -17,10 +17,12 @@ from conftest import ROOT
 from detection_runs import assert_told, load
 from PIL import Image
 from ppdet.data.source import COCODataSet
+from ppdet.data.transform import NormalizeImage
 
 from common import demo_folders
 from common.config import plain
 from common.loader import build_loader
+from common.pictures import original_pixels
 from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from object_detection.datasets import (
     EvalDataset,
@@ -30,6 +32,7 @@ from object_detection.datasets import (
     check_batch,
     collate,
     find_data,
+    find_normalisation,
     index_annotations,
     read_records,
     require_fields,
@@ -355,7 +358,8 @@ def test_samples_that_make_no_batch_are_told_after_the_reader(boxes_config):
     pairs = ("TrainReader.sample_transforms", PLAIN, "TrainReader.batch_transforms", "[]")
     dataset, batch_of = train_set(options(boxes_config, *pairs))
     (batch,) = build_loader(dataset, ShardedTrainSampler(5, 5, 0), 0, batch_of)
-    assert_told(partial(check_batch, batch), "batch_transforms: all input arrays must have the same shape")
+    told = "batch_transforms: all input arrays must have the same shape"
+    assert_told(partial(check_batch, batch), f"{told}; add PadBatch: {{pad_to_stride: 32}}")
 
 
 def lose(path: Path) -> str:
@@ -399,3 +403,25 @@ def test_a_transform_that_cannot_take_an_image_is_told_with_its_name(boxes, boxe
     batch = batch_of([dataset[SampleKey(0, 0, 0)]])
     told = assert_told(partial(check_batch, batch), "cannot read image", "train_0.png (")
     assert told.endswith("; check it and the transforms")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        {},
+        {"is_scale": True, "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3]},
+        {"is_scale": False, "mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]},
+        {"is_scale": True, "norm_type": "none"},
+        {"is_scale": False, "norm_type": "none"},
+    ],
+)
+def test_what_the_transforms_normalise_is_undone(boxes_config, arguments):
+    image = np.random.default_rng(0).integers(0, 256, [4, 5, 3], dtype=np.uint8)
+    steps = [{"Decode": {}}, *([] if arguments is None else [{"NormalizeImage": arguments}]), {"Permute": {}}]
+    config = options(boxes_config, "TrainReader.sample_transforms", json.dumps(steps))
+    seen = {"image": image.astype(np.float32)}
+    if arguments is not None:
+        seen = NormalizeImage(**arguments).apply(seen)
+    mean_and_std = find_normalisation(config, "TrainReader")
+    np.testing.assert_array_equal(original_pixels(seen["image"].transpose(2, 0, 1), *mean_and_std), image)

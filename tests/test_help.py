@@ -59,11 +59,21 @@ def test_a_launcher_shows_what_the_default_file_says():
     assert "[TRAIN.LAST_EPOCH]" in shown  # says what one command is to do: no value of a run
 
 
-def test_help_does_not_wait_for_paddle():
-    command = [sys.executable, "-X", "importtime", ROOT / "image_classification/main_multi_gpu.py", "-h"]
+@pytest.mark.parametrize(
+    ("program", "usage", "needed"),
+    [
+        (
+            "image_classification/main_multi_gpu.py",
+            "python -m paddle.distributed.launch image_classification/main_multi_gpu.py [flags]\n",
+            "common.launcher",
+        ),
+        ("tools/predict.py", "predict.py ", "common.entry_point"),
+        ("tools/visualize.py", "visualize.py ", "common.entry_point"),
+    ],
+)
+def test_help_does_not_wait_for_paddle(program, usage, needed):
+    command = [sys.executable, "-X", "importtime", ROOT / program, "-h"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.startswith(
-        "usage: python -m paddle.distributed.launch image_classification/main_multi_gpu.py [flags]\n"
-    )
-    assert "common.launcher" in result.stderr
+    assert result.stdout.startswith(f"usage: {usage}")
+    assert needed in result.stderr
     assert not re.search(r"\bpaddle$", result.stderr, re.MULTILINE)

@@ -203,6 +203,13 @@ def test_columns_stand_below_each_other():
     cells = (["a", "value"], [["数字", "1"], ["b", "10.25"]])
     assert aligned(*cells, right=(1,)) == "a     value\n数字      1\nb     10.25"
     assert markdown_table(*cells, right=(1,)) == "| a | value |\n|------|-----:|\n| 数字 | 1 |\n| b | 10.25 |"
+    padded = markdown_table(["a", "value", ""], [["name", "1", ""], ["b", "10.25", ""]], right=(1,), padded=True)
+    assert padded.splitlines() == [
+        "| a    | value |     |",
+        "| ---- | ----: | --- |",
+        "| name |     1 |     |",
+        "| b    | 10.25 |     |",
+    ]
 
 
 # ---- the documents

@@ -202,7 +202,8 @@ def test_training_starts_from_a_classifier_a_backbone_or_a_segmenter_of_other_cl
     assert "new decode_head.cls, auxiliary_head.cls" in tuned
     assert load_file(tmp_path / "tuned" / "best")["model"]["decode_head.cls.weight"].shape[0] == 4
     message = fails(LAUNCHER, "-cfg", squares_config, "-eval", "-pretrained", "mnist5k", cwd=tmp_path)
-    assert "backbone alone" in message
+    assert "mnist5k is a classifier" in message
+    assert "leave -eval out" in message
 
 
 def four_classes(folder: Path) -> Path:
@@ -353,6 +354,7 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
         (["-opts", "loss.types.0.weight", "[1, 2]"], "number of weights = 2"),
         (["-eval"], "-pretrained"),
         (["-eval", "-pretrained", "nowhere"], "nowhere"),
+        (["-eval", "-pretrained", "mnist5k"], "mnist5k is a classifier"),
         (["-resume", "nowhere"], "nowhere"),
         (["-opts", "train_dataset.transforms", "[{type: Normalize}]"], "RandomPaddingCrop"),
         (["-opts", "lr_scheduler.learning_rate", "1e30", "lr_scheduler.warmup_iters", "1"], "not finite"),

@@ -100,6 +100,8 @@ BUILDERS = {
         ("loss.types.0.weight", "abc", ["loss.types[0] (CrossEntropyLoss)"]),
         ("loss.types.0.weight", "[1, -2]", ["loss.types[0].weight[1] is -2", "from 0 up"]),
         ("loss.types.0.weight", "[.nan, 1]", ["loss.types[0].weight[0] is nan"]),
+        ("loss.types.0.weight", "[0, 0.0]", ["loss.types[0].weight is [0, 0.0]", "let one be above 0"]),
+        ("loss.coef", "[0, 0]", ["loss.coef is [0, 0]", "let one be above 0"]),
         (
             "loss.types",
             "[{type: MixedLoss, losses: [{type: DiceLoss, weight: [1, -1]}], coef: [1]}]",
@@ -286,7 +288,7 @@ def test_settings_that_do_not_fit_together_end_the_first_trial(options, part):
     sample = {"img": np.zeros((3, side, side), np.float32), "label": np.full((side, side), 9), "error": ""}
     broken = {**sample, "error": "cannot be read"}
     assert_told(lambda: Segmentation._try_step(training, [broken, sample]), part)
-    assert_told(lambda: Segmentation._try_step(training, [broken]), "cannot be read")
+    assert_told(lambda: Segmentation._try_step(training, [broken]), "no image", "cannot be read", "-check_data")
 
 
 # ---- marks

@@ -171,6 +171,7 @@ MISTAKES = [
     ({"num_classes": None}, ["num_classes is None", "integer from 2"]),
     ({"num_classes": "3"}, ["num_classes is '3'"]),
     ({"num_classes": 1}, ["num_classes is 1"]),
+    ({"type": "ADE20K"}, ["train_dataset.num_classes is 3", "ADE20K always has 150 classes; leave num_classes"]),
     ({"ignore_index": -1}, ["ignore_index is -1", "0 to 255"]),
     ({"ignore_index": 65535}, ["ignore_index is 65535"]),
     ({"mode": "val"}, ["train_dataset.mode is 'val'", "mode: train"]),

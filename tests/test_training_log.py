@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from common import training_log
@@ -31,3 +32,13 @@ def test_batches_pass_under_a_bar(capsys):
     assert next(batches) == "a"
     assert list(batches) == ["b"]
     assert "error" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_only_for_visualdl_goes_there_or_nowhere(tmp_path, kept):
+    log = TrainingLog(tmp_path / "run" if kept else None)
+    assert log.has_visualdl == kept
+    log.histogram("weights/a", 1, np.arange(3.0))
+    log.picture("val/images", 1, np.zeros((2, 2, 3), np.uint8))
+    log.close()
+    assert [file.name for file in tmp_path.rglob("*.png")] == ["val_images.png"] * kept

@@ -15,23 +15,17 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ and the folders of the tasks are
 
 from tqdm import tqdm  # noqa: E402
 
 from common.config import add_weights_flags  # noqa: E402
-from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
+from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
-
-if TYPE_CHECKING:
-    from paddle import Tensor
-    from PIL import Image
-
-    from tools.visualizing.subject import ClassScore, Subject
 
 # What can be shown of the models of each task; None is a variant without weights, which has learnt nothing.
 KINDS = {
@@ -54,13 +48,16 @@ def main(argv: Sequence[str]) -> None:
     if any(not 1 <= stage <= 4 for stage in arguments.stages):
         raise UserError(f"-stages {' '.join(map(str, arguments.stages))}: they are numbered from 1 to 4")
 
+    # These import Paddle, for which neither -h nor a mistake should wait.
     from common.picture_folder import PictureFolder
     from common.prediction import find_images
+    from tools.visualizing.kinds import DRAW, draw_receptive_fields
+    from tools.visualizing.opening import open_model
 
     files, left_out = find_images(arguments.images)
     if left_out:
         print(f"left out {left_out} pictures that this project wrote; name such files to have them", file=sys.stderr)
-    task, look = _open_model(arguments)
+    task, look = open_model(arguments)
     kinds = arguments.show or KINDS[task]
     for kind in kinds:
         if kind not in KINDS[task]:
@@ -74,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
             if kind == "receptive_field":
                 inputs.append(subject.images)
             else:
-                about, images = _DRAW[kind](subject, task, arguments)
+                about, images = DRAW[kind](subject, task, arguments)
                 result |= about
                 drawn |= images
         result["pictures"] = pictures.save(file, drawn) if drawn else {}
@@ -82,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         _tell(arguments, result)
     if inputs:
         name = files[0] if len(files) == 1 else f"{len(files)}_images"
-        about, drawn = _draw_receptive_fields(subject, inputs)
+        about, drawn = draw_receptive_fields(subject, inputs)
         results.append({"image": None if len(files) > 1 else name, **about, "pictures": pictures.save(name, drawn)})
         _tell(arguments, results[-1])
     if arguments.json:
@@ -93,154 +90,6 @@ def _tell(arguments: Namespace, result: dict[str, Any]) -> None:
     if not arguments.json:
         for path in result["pictures"].values():
             tqdm.write(f"{result['image'] or 'all images'} -> {path}", file=sys.stdout)
-
-
-def _open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subject]]:
-    """The task of the model, and what puts an image in front of it."""
-    from tools.visualizing.gradients import backbone_of
-    from tools.visualizing.subject import Subject
-
-    if arguments.variant:
-        task, model, names, preprocess = None, *_untrained(arguments)
-    else:
-        from tools.predict import build_predictor
-
-        task, predictor = build_predictor(arguments)
-        model, names, preprocess = predictor.model, predictor.class_names or [], predictor.preprocess
-    backbone_of(model)
-
-    def look(file: str) -> Subject:
-        images, picture = preprocess(file)
-        height, width = picture.shape[:2]
-        pixel = arguments.at or (width / 2, height / 2)
-        if not (0 <= pixel[0] < width and 0 <= pixel[1] < height):
-            raise UserError(f"-at {pixel[0]} {pixel[1]} is outside of {file}, of which the model sees {width}x{height}")
-        return Subject(model, images, picture, tuple(pixel), names)
-
-    return task, look
-
-
-def _untrained(arguments: Namespace) -> tuple[Any, list[str], Callable]:
-    import numpy as np
-    import paddle
-
-    from common.image_file import read_image
-    from common.pale_transformer import create_model
-
-    select_device(arguments.device or "")
-    paddle.seed(0)
-    try:
-        model = create_model(arguments.variant, num_classes=0)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    model.eval()
-
-    def preprocess(file: str) -> tuple[Tensor, np.ndarray]:
-        picture = read_image(file)
-        if picture is None or min(picture.shape[:2]) < 32:
-            raise UserError(f"{file} is no image of 32x32 pixels or more")
-        normalised = (picture / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-        return paddle.to_tensor(normalised.transpose(2, 0, 1)[None]), picture
-
-    return model, [], preprocess
-
-
-def _draw_pales(subject: Subject, task: str | None, arguments: Namespace):
-    from tools.visualizing.figures import draw_groups
-    from tools.visualizing.gradients import backbone_of
-    from tools.visualizing.token_groups import groups_of_stage, token_at
-
-    backbone = backbone_of(subject.model)
-    height, width = subject.picture.shape[:2]
-    stages = [stage - 1 for stage in arguments.stages]
-    strides = [backbone.out_strides[stage] for stage in stages]
-    sides = [(-(-height // stride), -(-width // stride)) for stride in strides]
-    tokens = [token_at(subject.pixel, stride, *side) for stride, side in zip(strides, sides, strict=True)]
-    groups = [
-        groups_of_stage(backbone, stage, *side, *token)
-        for stage, side, token in zip(stages, sides, tokens, strict=True)
-    ]
-    about = [
-        {
-            "stage": stage + 1,
-            "stride": stride,
-            "map": list(side),
-            "token": list(token),
-            "groups": [group.describe() for group in found],
-        }
-        for stage, stride, side, token, found in zip(stages, strides, sides, tokens, groups, strict=True)
-    ]
-    return {"pale": about}, {"pale": draw_groups(subject.picture, stages, strides, tokens, groups)}
-
-
-def _draw_attention(subject: Subject, task: str | None, arguments: Namespace):
-    from tools.visualizing.attention_maps import token_attention
-    from tools.visualizing.figures import draw_attention
-    from tools.visualizing.gradients import backbone_of
-    from tools.visualizing.token_groups import token_at
-
-    backbone = backbone_of(subject.model)
-    found = token_attention(subject.model, lambda: backbone.forward_features(subject.images), subject.pixel)
-    drawn = {}
-    for stage in arguments.stages:
-        stride = backbone.out_strides[stage - 1]
-        blocks = dict(enumerate(found[stage - 1]))
-        token = token_at(subject.pixel, stride, *blocks[0].weights.shape[1:])
-        drawn[f"attention_stage{stage}"] = draw_attention(subject.picture, stage - 1, stride, token, blocks)
-    return {}, drawn
-
-
-def _draw_grad_cam(subject: Subject, task: str | None, arguments: Namespace):
-    from tools.visualizing.figures import draw_heat
-    from tools.visualizing.gradients import backbone_of, grad_cam
-
-    score = _score(subject, task, arguments)
-    strides = backbone_of(subject.model).out_strides
-    side = max(subject.picture.shape[:2])
-    # A map of one token says nothing about where: the fourth of a 32x32 digit.
-    stage = next((n for n in reversed(arguments.stages) if side > strides[n - 1]), arguments.stages[-1])
-    heat = grad_cam(subject.model, lambda: score.of(subject.images), stage - 1)
-    picture = draw_heat(subject.picture, heat, f"Grad-CAM of stage {stage}: {score.text}", "largest")
-    return {**_about(score), "grad_cam": {"stage": stage}}, {"grad_cam": picture}
-
-
-def _draw_rollout(subject: Subject, task: str | None, arguments: Namespace):
-    from tools.visualizing.attention_maps import attention_rollout
-    from tools.visualizing.figures import draw_heat
-
-    score = _score(subject, task, arguments)
-    heat = attention_rollout(subject.model, subject.images, score.of)
-    return _about(score), {"rollout": draw_heat(subject.picture, heat, f"attention rollout: {score.text}", "largest")}
-
-
-def _draw_receptive_fields(subject: Subject, inputs: Sequence[Tensor]) -> tuple[dict[str, Any], dict[str, Image.Image]]:
-    from tools.visualizing.figures import draw_receptive_fields
-    from tools.visualizing.gradients import receptive_fields
-
-    sizes = sorted({tuple(images.shape[2:]) for images in inputs})
-    if len(sizes) > 1:
-        shown = " and ".join(f"{width}x{height}" for height, width in sizes[:2])
-        raise UserError(f"-show receptive_field takes images of one size, not of {shown}; crop them, or give one")
-    fields = receptive_fields(subject.model, tqdm(inputs, disable=not sys.stderr.isatty(), leave=False))
-    about = [
-        {"stage": stage + 1, "radius_50": field.radius(0.5), "radius_95": field.radius(0.95)}
-        for stage, field in enumerate(fields)
-    ]
-    return {"receptive_field": about}, {"receptive_field": draw_receptive_fields(fields, len(inputs))}
-
-
-_DRAW = {"pale": _draw_pales, "attention": _draw_attention, "grad_cam": _draw_grad_cam, "rollout": _draw_rollout}
-
-
-def _score(subject: Subject, task: str | None, arguments: Namespace) -> ClassScore:
-    from tools.visualizing.subject import classification_score, segmentation_score
-
-    of_task = classification_score if task == "image_classification" else segmentation_score
-    return of_task(subject, arguments.label)
-
-
-def _about(score: ClassScore) -> dict[str, Any]:
-    return {"label": score.label, "name": score.name}
 
 
 def _parser() -> ArgumentParser:

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tools.markdown_table import markdown_table
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -26,19 +28,8 @@ def digits(value: float) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[str]) -> str:
     """A Markdown table, its columns as wide as their cells; those with headings in ``words`` stand to the left."""
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = [heading in words for heading in header]
-    rule = ["-" * width if is_left else "-" * (width - 1) + ":" for width, is_left in zip(widths, left, strict=True)]
-    aligned = (
-        [
-            cell.ljust(width) if is_left else cell.rjust(width)
-            for cell, width, is_left in zip(line, widths, left, strict=True)
-        ]
-        for line in lines
-    )
-    first, *others = (f"| {' | '.join(line)} |" for line in aligned)
-    return "\n".join([first, f"| {' | '.join(rule)} |", *others])
+    right = [number for number, heading in enumerate(header) if heading not in words]
+    return markdown_table(header, list(rows), right, padded=True)
 
 
 def write_csv(records: Sequence[Record], machine: Mapping[str, Any], file: Path, columns: Sequence[str]) -> None:
