@@ -281,7 +281,11 @@ class TaskConfig:
             config.RECORD = arguments.record
 
     def _set_options(self, config: CfgNode, options: Sequence[str]) -> None:
-        options = [option for option in options if option not in ("-debug", "--debug")]
+        # What comes behind -opts belongs to it, a second -opts included: messages tell users to add one.
+        options = [option for option in options if option not in ("-debug", "--debug", "-opts", "--opts")]
+        for option in options[::2]:
+            if re.match("--?[a-z]", option):
+                raise UserError(f"{option} stands behind -opts, which comes last: put {option} before -opts")
         if len(options) % 2:
             raise UserError(f"-opts takes pairs of KEY VALUE; {options[-1]!r} stands alone")
         for key, text in zip(options[::2], options[1::2], strict=True):
@@ -331,7 +335,13 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     parser.add_flag("cfg", group, metavar="YAML", help="their configuration (default: the one inside the weights)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].text)
     parser.add_flag(
-        "opts", group, nargs="*", default=[], metavar="KEY VALUE", help="override keys of the configuration"
+        "opts",
+        group,
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="KEY VALUE",
+        help="override keys of the configuration",
     )
     return group
 

@@ -78,7 +78,10 @@ def check_annotations(
     check = _Check(coco, str(path), findings)
     categories = coco["categories"]
     if len(categories) > num_classes:
-        raise UserError(f"{path} has {len(categories)} categories, num_classes is {num_classes}; make them equal")
+        raise UserError(
+            f"{path} has {len(categories)} categories, num_classes is {num_classes}: "
+            f"give -num_classes {len(categories)}, or correct the file"
+        )
     check.duplicates()
     check.references()
     check.boxes()

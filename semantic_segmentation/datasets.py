@@ -338,7 +338,10 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
         return [str(number) for number in range(dataset.num_classes)]
     names, file = found
     if len(names) != dataset.num_classes:
-        raise UserError(f"{file} names {len(names)} classes, num_classes is {dataset.num_classes}; correct one")
+        raise UserError(
+            f"{file} names {len(names)} classes, num_classes is {dataset.num_classes}: "
+            f"give -num_classes {len(names)}, or correct the file"
+        )
     return names
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.config import add_weights_flags
 from common.entry_point import ArgumentParser
 from common.errors import UserError
 from image_classification.classification import Classification
@@ -78,9 +79,24 @@ def test_numbers_that_yaml_reads_as_strings_are_numbers():
     assert load("-opts", "TRAIN.BASE_LR", "1e-3", "TRAIN.GRAD_CLIP", "5").TRAIN.BASE_LR == 1e-3
 
 
+def test_opts_may_be_said_twice():
+    config = load("-opts", "TRAIN.EPOCHS", "3", "-opts", "DATA.SKIP_BROKEN", "True", "--opts", "TRAIN.EPOCHS", "4")
+    assert (config.TRAIN.EPOCHS, config.DATA.SKIP_BROKEN) == (4, True)
+
+
+def test_opts_may_be_said_twice_to_the_tools():
+    for times in (1, 2):  # the second time fails if the first has changed the default
+        parser = ArgumentParser()
+        add_weights_flags(parser)
+        flags = ["-opts", "TRAIN.EPOCHS", "3", "-pretrained", "mnist5k", "-opts", "DATA.SKIP_BROKEN", "True"]
+        assert parser.parse_args(flags).opts == ["TRAIN.EPOCHS", "3", "DATA.SKIP_BROKEN", "True"], times
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
+        (["-opts", "TRAIN.EPOCHS", "3", "-output", "run"], "put -output before -opts"),
+        (["-opts", "TRAIN.EPOCHS", "3", "--eval"], "put --eval before -opts"),
         (["-opts", "TRAIN.EPOCS", "3"], "did you mean TRAIN.EPOCHS"),
         (["-opts", "TRAIN.EPOCHS", "three"], "TRAIN.EPOCHS is 'three'"),
         (["-opts", "TRAIN.EPOCHS", "2.5"], "TRAIN.EPOCHS is 2.5"),

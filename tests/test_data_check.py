@@ -198,7 +198,7 @@ def test_a_folder_of_another_projects_data(capsys):
     masks = [np.asarray(Image.open(root / f"Annotations/{number}.png")) for number in (1, 2, 3)]
     np.testing.assert_array_equal(report.pixels, np.bincount(np.ravel(masks), minlength=3))
     assert report.warnings() == ["no pixel of the train data is of class 2 toy"]
-    with pytest.raises(UserError, match=r"labels\.txt names 3 classes, num_classes is 2"):
+    with pytest.raises(UserError, match=r"labels\.txt names 3 classes, num_classes is 2: give -num_classes 3"):
         build(root, train_path="train_list.txt", num_classes=2)
 
 

@@ -120,7 +120,7 @@ def test_sizes_are_those_of_coco(coco, folder):
 def test_a_model_with_more_classes_is_suspicious(coco, folder):
     _, report = check(coco, folder, num_classes=80)
     assert "the model has 80 classes, the train data 2" in report.warnings()[0]
-    with pytest.raises(UserError, match=r"anns\.json has 2 categories, num_classes is 1"):
+    with pytest.raises(UserError, match=r"anns\.json has 2 categories, num_classes is 1: give -num_classes 2"):
         check(coco, folder, num_classes=1)
 
 

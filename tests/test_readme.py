@@ -82,6 +82,7 @@ CHANGES: dict[str, str | None] = {
     "upernet_own_data.yml -data_path my_data -num_classes 3": SMALL,
     "-eval -pretrained output/upernet_own_data": "",
     "predict.py my_data/images": "",
+    "upernet_pale_nano_nuclei.yml -data_path my_data": "iters 1 VALIDATE_STEPS 1 LOG_INTERVAL 1",
     "upernet_pale_tiny_ade20k_160k.yml -data_path ADEChallengeData2016": SMALL,
     "plot_curves.py output/nuclei_seed0": "",
     # In full by test_detection.py.
@@ -91,6 +92,7 @@ CHANGES: dict[str, str | None] = {
     "mask_rcnn_own_data.yml -data_path my_data": SMALL_DETECTOR,
     "-eval -pretrained output/mask_rcnn_own_data": "",
     "predict.py my_data/val": "",
+    "mask_rcnn_pale_nano_nuclei.yml -data_path my_data": f"epoch 1 VALIDATE_EPOCHS 1 LOG_INTERVAL 1 {FEW_OBJECTS}",
     "mask_rcnn_pale_tiny_1x_coco.yml -data_path coco": SMALL_DETECTOR + " LearningRate.schedulers.1.steps 1",
     "plot_curves.py output/detection_seed0": "",
     "pip install": ELSEWHERE,  # tools/setup.sh does the same
