@@ -15,6 +15,7 @@ from image_classification.pale_backbone import build_model
 
 FOLDER = CONFIG.default_file.parent
 ON_IMAGENET = sorted(FOLDER.glob("ablation/*.yaml"))
+QUICK = ("shape_pale", "shape_window", "sequential")  # those that are always counted
 SMALL = sorted(path for path in FOLDER.glob("ablation_small/*.yaml") if path.stem != "base")
 
 
@@ -25,7 +26,10 @@ def load(path: Path):
 @pytest.mark.parametrize(
     "path",
     [*(pytest.param(path, id=f"imagenet-{path.stem}", marks=pytest.mark.slow) for path in ON_IMAGENET)]
-    + [pytest.param(path, id=f"small-{path.stem}") for path in SMALL],
+    + [
+        pytest.param(path, id=f"small-{path.stem}", marks=[pytest.mark.slow] * (path.stem not in QUICK))
+        for path in SMALL
+    ],
 )
 def test_flops_are_the_closed_form(path):
     config = load(path)

@@ -100,7 +100,9 @@ def test_parameters_are_the_papers(variants, name):
     assert f"{params(variants[name]) / 1e6:.0f}" == find_figure("image_classification", name, "params").text
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "pale_tiny")) for name in PAPER]
+)
 def test_flops_are_the_papers_and_exactly_the_formula(variants, name):
     flops = count_flops(variants[name], 224, 224)
     figure = find_figure("image_classification", name, "flops")

@@ -83,9 +83,7 @@ def model_flops(name, height, width, channels=512, classes=150, pools=(1, 2, 3, 
     return flops + pyramid + laterals + outputs + fusion + areas[0] * channels * classes, norms + 2 * batch_norms
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "pale_tiny")) for name in PAPER]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in PAPER])
 def test_multiply_adds_at_512x2048_without_the_auxiliary_head_are_the_papers(name):
     model = PaleUPerNet(150, create_features(name))
     flops, norms = model_flops(name, 512, 2048)

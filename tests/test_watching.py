@@ -44,6 +44,7 @@ def test_a_resumed_curve_is_whole_and_never_goes_back(tmp_path):
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_last_evaluation_has_histograms_off_the_interval_too(tmp_path, shapes_config):
     options = ("HISTOGRAMS", "True", "TRAIN.EPOCHS", "3", "VALIDATE_EPOCHS", "2")
     result = run_program("image_classification/main_multi_gpu.py", "-cfg", shapes_config, "-opts", *options)
