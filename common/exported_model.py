@@ -117,9 +117,11 @@ class ExportedModel:
     """
 
     def __init__(self, file: Path, device: str = "cpu"):
+        if not file.is_file():
+            raise UserError(f"no such file: {file}; write it with tools/export.py")
         self.file = file
         self.card = self._read_card()
-        self.config, self.class_names = self._read(CONFIG), self._read(LABELS).splitlines()
+        self.config, self.class_names = self._read(CONFIG), self._read_labels()
         self._run = open_file(file, device)
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -134,7 +136,9 @@ class ExportedModel:
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
             taken = ", ".join(f"{row['name']} {row['shape']}" for row in self.card["inputs"])
-            raise UserError(f"{self.file} takes {taken}, and was given {shapes}") from error
+            raise UserError(
+                f"{self.file} takes {taken}, and was given {shapes}; bring such images, or export it without -size"
+            ) from error
         names = [row["name"] for row in self.card["outputs"]]
         return {name: paddle.to_tensor(array) for name, array in zip(names, outputs, strict=True)}
 
@@ -143,7 +147,19 @@ class ExportedModel:
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {path}, which belongs to {self.file.name}: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(
+                f"cannot read {path}, which belongs to {self.file.name}: {reason}; export the model again"
+            ) from error
+
+    def _read_labels(self) -> list[str]:
+        labels = self._read(LABELS).removesuffix("\n").split("\n")  # splitlines knows more ends than files have
+        if len(labels) != self.card["classes"]:
+            raise UserError(
+                f"{self.file.parent / LABELS} has {len(labels)} lines and the model {self.card['classes']} classes; "
+                "export the model again"
+            )
+        return labels
 
     def _read_card(self) -> dict[str, Any]:
         try:
@@ -152,6 +168,10 @@ class ExportedModel:
                 raise ValueError("an input or output has no name or shape")
             if not isinstance(card["task"], str):
                 raise ValueError(f"task is {card['task']!r}")
+            if not isinstance(card["classes"], int):
+                raise ValueError(f"classes is {card['classes']!r}")
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.file.parent / CARD} is no model card of this project: {error}") from error
+            raise UserError(
+                f"{self.file.parent / CARD} is no model card of this project ({error}); export the model again"
+            ) from error
         return card

@@ -60,7 +60,8 @@ class PaleTransformer(PaleFeatures):
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Map ``inputs["image"]``, ``[B, C, H, W]``, to the normalised NCHW maps of ``out_indices``."""
-        return super().forward(inputs["image"])
+        # Not by super(), which the tracing of PaddlePaddle 2 does not know.
+        return PaleFeatures.forward(self, inputs["image"])
 
     @property
     def out_shape(self) -> list[ShapeSpec]:

@@ -163,6 +163,7 @@ def test_a_folder_without_an_export_and_an_export_as_weights(tmp_path):
     [
         ("no json", "is no model card"),
         ('{"task": 1, "inputs": [], "outputs": []}', "task is 1"),
+        ('{"task": "image_classification", "inputs": [], "outputs": [], "classes": "two"}', "classes is 'two'"),
         (
             '{"task": "image_classification", "inputs": [{"name": "", "shape": []}], "outputs": []}',
             "has no name or shape",
@@ -170,8 +171,10 @@ def test_a_folder_without_an_export_and_an_export_as_weights(tmp_path):
     ],
 )
 def test_a_damaged_card(tmp_path, card, problem):
+    with pytest.raises(UserError, match=r"no such file: .*model\.onnx; write it with tools/export\.py"):
+        ExportedModel(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").touch()
-    with pytest.raises(UserError, match=r"cannot read .*model_card\.json, which belongs to model\.onnx"):
+    with pytest.raises(UserError, match=r"cannot read .*model_card\.json, which belongs to model\.onnx: No such"):
         ExportedModel(tmp_path / "model.onnx")
     (tmp_path / "model_card.json").write_text(card)
     with pytest.raises(UserError, match=problem):
@@ -181,7 +184,9 @@ def test_a_damaged_card(tmp_path, card, problem):
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
-        (["-size", "31"], "-size 31 31: sides must be at least 32"),
+        (["-size", "31"], "-size 31 31: sides must be at least 32$"),
+        (["-size", "32", "32", "32"], "-size 32 32 32: give one number, or height and width"),
+        (["-size", "32", "64"], "-size 32 64: .*-opts DATA.IMAGE_SIZE N"),
         (["-images", "nowhere"], "no such image or folder: nowhere"),
     ],
 )
@@ -240,6 +245,15 @@ def test_what_differs_is_refused(doubling, photographs, run, problem):
         check(doubling, lambda inputs: [run(inputs["images"])], cases)
 
 
+def test_a_runtime_that_fails_is_named_with_the_image(doubling, photographs):
+    def fail(inputs):
+        raise ValueError("a matrix\ndoes not fit")
+
+    cases = make_cases(doubling, [str(photographs / "roof.png")], None)
+    with pytest.raises(UserError, match=r"roof\.png: the exported model fails; give -size .*\(a matrix does not fit\)"):
+        check(doubling, fail, cases)
+
+
 def test_a_failed_check_leaves_an_earlier_export_as_it_was(tmp_path, monkeypatch, photographs):
     (tmp_path / "model_card.json").write_text("an earlier one")
     (tmp_path / "inference.json").write_text("its graph")
@@ -251,6 +265,17 @@ def test_a_failed_check_leaves_an_earlier_export_as_it_was(tmp_path, monkeypatch
         "model_card.json": "an earlier one",
         "inference.json": "its graph",
     }
+
+
+def test_what_paddle_cannot_trace_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, photographs):
+    def fail(*arguments):
+        raise ValueError("(InvalidArgument) the width\nmust be the height")
+
+    flags = ["-pretrained", "mnist5k", "-out", str(tmp_path / "new" / "out"), "-images", str(photographs)]
+    monkeypatch.setattr(sys.modules["common.inference_program"], "save_program", fail)
+    with pytest.raises(UserError, match=r"cannot write pale_nano as a program; give -size .*width must be the height"):
+        export.main(flags)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_new_export_replaces_all_of_an_earlier_one_and_nothing_else(tmp_path):
@@ -266,6 +291,19 @@ def test_a_new_export_replaces_all_of_an_earlier_one_and_nothing_else(tmp_path):
         "model_card.json": "new",
         "notes.txt": "folder",
     }
+
+
+def test_names_of_classes_are_read_as_they_were(tmp_path, photographs):
+    names = ("玫瑰 花", "next\u2028line", "", "two\nlines")
+    weights = save_weights(tmp_path / "best.pdparams", "image_classification", class_names=names)
+    out = tmp_path / "out"
+    export.main(
+        ["-pretrained", str(weights), "-out", str(out), "-formats", "paddle", "-images", str(photographs / "roof.png")]
+    )
+    assert ExportedModel(find_exported(str(out))).class_names == [*names[:3], "two lines"]
+    (out / "labels.txt").write_text("one\n")
+    with pytest.raises(UserError, match=r"labels\.txt has 1 lines and the model 4 classes; export the model again"):
+        ExportedModel(find_exported(str(out)))
 
 
 def test_what_cannot_be_converted_is_left_out_unless_it_was_asked_for(tmp_path, capsys, monkeypatch, photographs):

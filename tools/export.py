@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import json
+import re
 import sys
 import tempfile
 from argparse import Namespace
@@ -26,7 +27,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ 
 
 from common.config import add_weights_flags  # noqa: E402
 from common.entry_point import ArgumentParser, run  # noqa: E402
-from common.errors import UserError  # noqa: E402
+from common.errors import UserError, one_line  # noqa: E402
 
 if TYPE_CHECKING:
     from common.exportable import Exportable
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     _tell(f"running {exportable.name} on {', '.join(Path(image).name for image in images)}")
     cases = make_cases(exportable, images, size)
     out: Path = arguments.out
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -60,6 +62,8 @@ def main(argv: Sequence[str]) -> None:
             written = replace_exported(Path(folder), out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another -out") from error
+    finally:
+        _remove_empty(made)
     if arguments.json:
         print(_as_json(card), end="")
         return
@@ -68,6 +72,15 @@ def main(argv: Sequence[str]) -> None:
     found = card["checked_against_eager_mode"]["largest_differences"]
     largest = max(max(differences.values()) for differences in found.values())
     print(f"OK: {' and '.join(found)}, {len(cases)} checks each, largest difference {largest:.1e} of {TOLERANCE:.0e}")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first, up to one that holds something."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _write_all(
@@ -97,7 +110,7 @@ def _write_all(
     files, source = sorted(folder.iterdir()), resolve_weights(None, arguments.pretrained)
     card = make_card(task, exportable, inputs, source, read_checkpoint(source), files, checks, left_out)
     texts = {
-        LABELS: "".join(f"{label}\n" for label in exportable.labels),
+        LABELS: "".join(f"{_in_one_line(label)}\n" for label in exportable.labels),
         PREPROCESSING: _as_json(exportable.preprocessing),
         CONFIG: importlib.import_module(f"{task}.config").CONFIG.dump(predictor.config),
         CARD: _as_json(card),
@@ -127,7 +140,15 @@ def _write_formats(
     checks: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     _tell("writing the program for Paddle Inference")
-    graph, weights = save_program(exportable.layer, folder, inputs)
+    try:
+        graph, weights = save_program(exportable.layer, folder, inputs)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # whatever Paddle's tracing comes upon in a model
+        raise UserError(
+            f"Paddle cannot write {exportable.name} as a program; give -size HEIGHT WIDTH, or another one "
+            f"({one_line(error)})"
+        ) from error
     for name, file in (("paddle", graph), ("onnx", folder / ONNX)):
         if name not in (formats or FORMATS):
             continue
@@ -159,13 +180,19 @@ def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[in
     """
     import paddle
 
+    if asked and len(asked) > 2:
+        raise UserError(f"-size {' '.join(map(str, asked))}: give one number, or height and width")
     size = (asked[0], asked[-1]) if asked else None
     shown = "" if size is None else f"-size {size[0]} {size[1]}"
     if exportable.fixed_size and size not in (None, exportable.fixed_size):
         height, width = exportable.fixed_size
         raise UserError(f"{shown}: this model takes {height} by {width} pixels alone")
     if size and (min(size) < 32 or any(side % exportable.stride for side in size)):
-        raise UserError(f"{shown}: sides must be at least 32 and multiples of {exportable.stride}")
+        multiples = f" and multiples of {exportable.stride}" if exportable.stride > 1 else ""
+        raise UserError(f"{shown}: sides must be at least 32{multiples}")
+    if exportable.usual_size and size not in (None, exportable.usual_size):
+        height, width = exportable.usual_size
+        raise UserError(f"{shown}: images are made {height} by {width} before; for others, -opts DATA.IMAGE_SIZE N")
     if size or exportable.fixed_size:
         return size or exportable.fixed_size
     if paddle.__version__.startswith("2."):
@@ -183,6 +210,10 @@ def _find_images(paths: Sequence[str] | None) -> list[str]:
         return find_images(paths)[0][:_MOST_IMAGES]
     folder = importlib.resources.files("sklearn.datasets") / "images"
     return [str(folder / name) for name in _PHOTOGRAPHS]
+
+
+def _in_one_line(label: str) -> str:
+    return re.sub(r"[\r\n]+", " ", label)
 
 
 def _tell(message: str) -> None:

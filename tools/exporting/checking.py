@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.exportable import Exportable
 
 __all__ = ["TOLERANCE", "Case", "check", "make_cases"]
@@ -98,11 +98,16 @@ def check(
         The largest difference in each case, as a share of the output where that is more than 1.
 
     Raises:
-        UserError: one is larger than :data:`TOLERANCE`, or the outputs are of other shapes.
+        UserError: one is larger than :data:`TOLERANCE`, the outputs are of other shapes, or the file does not run.
     """
     differences = {}
     for case in cases:
-        found = run(case.inputs)
+        try:
+            found = run(case.inputs)
+        except Exception as error:  # runtimes have many
+            raise UserError(
+                f"{case.name}: the exported model fails; give -size HEIGHT WIDTH, or another one ({one_line(error)})"
+            ) from error
         shapes, expected_shapes = ([list(array.shape) for array in arrays] for arrays in (found, case.expected))
         if shapes != expected_shapes:
             raise UserError(f"{case.name}: outputs of {shapes} instead of {expected_shapes}")
