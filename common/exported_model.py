@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,25 +131,30 @@ class ExportedModel:
     """
 
     def __init__(self, file: Path, device: str = "cpu"):
+        if not file.is_file():
+            raise UserError(f"no such file: {file}; write it with tools/export.py")
         self.file = file
         self.card = self._read_card()
-        self.config, self.class_names = self._read(CONFIG), self._read(LABELS).splitlines()
+        self.config, self.class_names = self._read(CONFIG), self._read_labels()
         self._run = open_file(file, device)
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Run it; inputs and outputs by the names in the card.
 
         Raises:
-            UserError: the runtime refuses the inputs, as a model of a fixed size does others.
+            UserError: the inputs are of other shapes than the model takes, or the runtime fails.
         """
         arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        if not all(_fits(arrays[row["name"]].shape, row["shape"]) for row in self.card["inputs"]):
+            taken = ", ".join(f"{row['name']} {row['shape']}" for row in self.card["inputs"])
+            raise UserError(
+                f"{self.file} takes {taken}, and was given {shapes}; bring such images, or export it without -size"
+            )
         try:
             outputs = self._run(arrays)
         except Exception as error:
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-            taken = ", ".join(f"{row['name']} {row['shape']}" for row in self.card["inputs"])
-            reason = one_line(error)
-            raise UserError(f"{self.file} takes {taken}, and was given {shapes}: {reason}") from error
+            raise UserError(f"{self.file} fails on {shapes}: {one_line(error)}") from error
         names = [row["name"] for row in self.card["outputs"]]
         return {name: paddle.to_tensor(array) for name, array in zip(names, outputs, strict=True)}
 
@@ -158,7 +163,19 @@ class ExportedModel:
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {path}, which belongs to {self.file.name}: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(
+                f"cannot read {path}, which belongs to {self.file.name}: {reason}; export the model again"
+            ) from error
+
+    def _read_labels(self) -> list[str]:
+        labels = self._read(LABELS).removesuffix("\n").split("\n")  # splitlines knows more ends than files have
+        if len(labels) != self.card["classes"]:
+            raise UserError(
+                f"{self.file.parent / LABELS} has {len(labels)} lines and the model {self.card['classes']} classes; "
+                "export the model again"
+            )
+        return labels
 
     def _read_card(self) -> dict[str, Any]:
         try:
@@ -167,6 +184,17 @@ class ExportedModel:
                 raise ValueError("an input or output has no name or shape")
             if not isinstance(card["task"], str):
                 raise ValueError(f"task is {card['task']!r}")
+            if not isinstance(card["classes"], int):
+                raise ValueError(f"classes is {card['classes']!r}")
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.file.parent / CARD} is no model card of this project: {error}") from error
+            raise UserError(
+                f"{self.file.parent / CARD} is no model card of this project ({error}); export the model again"
+            ) from error
         return card
+
+
+def _fits(shape: Sequence[int], taken: Sequence[int | str]) -> bool:
+    """Whether an array of a shape can go into an input, some of whose dimensions may be open, and have a name."""
+    return len(shape) == len(taken) and all(
+        side == want or isinstance(want, str) for side, want in zip(shape, taken, strict=True)
+    )

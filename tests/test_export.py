@@ -188,7 +188,7 @@ def test_a_fixed_size_is_said_to_those_who_bring_another(tmp_path, capsys, photo
     assert set(card["files"]) >= {"inference.pdiparams"}
     assert not (out / "model.onnx").exists()
     with pytest.raises(
-        UserError, match=r"takes images \['batch', 3, 64, 96\], and was given images \[1, 3, 96, 128\]: "
+        UserError, match=r"takes images \['batch', 3, 64, 96\], and was given images \[1, 3, 96, 128\]; bring"
     ):
         predictions(capsys, out, photographs, tmp_path)
 
@@ -211,6 +211,7 @@ def test_a_folder_without_an_export_and_an_export_as_weights(tmp_path):
     [
         ("no json", "is no model card"),
         ('{"task": 1, "inputs": [], "outputs": []}', "task is 1"),
+        ('{"task": "image_classification", "inputs": [], "outputs": [], "classes": "two"}', "classes is 'two'"),
         (
             '{"task": "image_classification", "inputs": [{"name": "", "shape": []}], "outputs": []}',
             "has no name or shape",
@@ -218,8 +219,10 @@ def test_a_folder_without_an_export_and_an_export_as_weights(tmp_path):
     ],
 )
 def test_a_damaged_card(tmp_path, card, problem):
+    with pytest.raises(UserError, match=r"no such file: .*model\.onnx; write it with tools/export\.py"):
+        ExportedModel(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").touch()
-    with pytest.raises(UserError, match=r"cannot read .*model_card\.json, which belongs to model\.onnx"):
+    with pytest.raises(UserError, match=r"cannot read .*model_card\.json, which belongs to model\.onnx: No such"):
         ExportedModel(tmp_path / "model.onnx")
     (tmp_path / "model_card.json").write_text(card)
     with pytest.raises(UserError, match=problem):
@@ -231,6 +234,7 @@ def test_a_damaged_card(tmp_path, card, problem):
     [
         (["-size", "31"], "-size 31 31: images come as 32 by 32 pixels; set DATA.IMAGE_SIZE to change that"),
         (["-size", "32", "32", "64"], "-size 32 32 64: give one number, or height and width"),
+        (["-size", "32", "64"], "-size 32 64: images come as 32 by 32"),
         (["-images", "nowhere"], "no such image or folder: nowhere"),
     ],
 )
@@ -305,7 +309,7 @@ def test_every_image_a_batch_and_another_size_are_compared(doubling, photographs
         (lambda images: images * 2.001, r"it differs from the model by 5\.0e-04 for roof\.png \(image 1\), more than"),
         (lambda images: images * np.nan, "differs from the model by nan"),
         (lambda images: images[:, :, 1:], r"it gives outputs of \[\[1, 3, 95, 128\]\] for roof\.png"),
-        (lambda images: images @ images, r"it fails on roof\.png \(image 1\): matmul"),
+        (lambda images: images @ images, r"it fails on roof\.png \(image 1\); give -size .* \(matmul"),
     ],
 )
 def test_what_differs_is_refused(doubling, photographs, run, problem):
@@ -360,6 +364,17 @@ def test_a_failed_check_leaves_an_earlier_export_as_it_was(tmp_path, monkeypatch
     }
 
 
+def test_what_paddle_cannot_trace_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, photographs):
+    def fail(*arguments):
+        raise ValueError("(InvalidArgument) the width\nmust be the height")
+
+    flags = ["-pretrained", "mnist5k", "-out", str(tmp_path / "new" / "out"), "-images", str(photographs)]
+    monkeypatch.setattr(sys.modules["common.inference_program"], "save_program", fail)
+    with pytest.raises(UserError, match=r"cannot write pale_nano as a program; give -size .*width must be the height"):
+        export.main(flags)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_new_export_replaces_all_of_an_earlier_one_and_nothing_else(tmp_path):
     new, folder = tmp_path / "new", tmp_path / "folder"
     for place, names in ((new, ["model.onnx", "model_card.json"]), (folder, ["inference.json", "notes.txt"])):
@@ -375,6 +390,19 @@ def test_a_new_export_replaces_all_of_an_earlier_one_and_nothing_else(tmp_path):
         "model_card.json": "new",
         "notes.txt": "folder",
     }
+
+
+def test_names_of_classes_are_read_as_they_were(tmp_path, photographs):
+    names = ("玫瑰 花", "next\u2028line", "", "two\nlines")
+    weights = save_weights(tmp_path / "best.pdparams", "image_classification", class_names=names)
+    out = tmp_path / "out"
+    export.main(
+        ["-pretrained", str(weights), "-out", str(out), "-formats", "paddle", "-images", str(photographs / "roof.png")]
+    )
+    assert ExportedModel(find_exported(str(out))).class_names == [*names[:3], "two lines"]
+    (out / "labels.txt").write_text("one\n")
+    with pytest.raises(UserError, match=r"labels\.txt has 1 lines and the model 4 classes; export the model again"):
+        ExportedModel(find_exported(str(out)))
 
 
 def test_what_cannot_be_converted_is_left_out_unless_it_was_asked_for(tmp_path, capsys, monkeypatch, photographs):

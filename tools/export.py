@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import json
+import re
 import sys
 import tempfile
 from argparse import Namespace
@@ -26,7 +27,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ 
 
 from common.config import add_weights_flags  # noqa: E402
 from common.entry_point import ArgumentParser, run  # noqa: E402
-from common.errors import UserError  # noqa: E402
+from common.errors import UserError, one_line  # noqa: E402
 
 if TYPE_CHECKING:
     from common.exportable import Exportable
@@ -54,6 +55,7 @@ def main(argv: Sequence[str]) -> None:
     _tell(f"running {exportable.name} on {', '.join(Path(image).name for image in images)}")
     cases = make_cases(exportable, images, size)
     out: Path = arguments.out
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -61,6 +63,8 @@ def main(argv: Sequence[str]) -> None:
             written = replace_exported(Path(folder), out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another -out") from error
+    finally:
+        _remove_empty(made)
     if arguments.json:
         print(_as_json(card), end="")
         return
@@ -69,6 +73,15 @@ def main(argv: Sequence[str]) -> None:
     found = card["checked_against_eager_mode"]["largest_differences"]
     largest = max(max(differences.values()) for differences in found.values())
     print(f"OK: {' and '.join(found)}, {len(cases)} checks each, largest difference {largest:.1e} of {TOLERANCE:.0e}")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first, up to one that holds something."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _write_all(
@@ -98,7 +111,7 @@ def _write_all(
     files, source = sorted(folder.iterdir()), resolve_weights(None, arguments.pretrained)
     card = make_card(task, exportable, inputs, source, read_checkpoint(source), files, checks, left_out)
     texts = {
-        LABELS: "".join(f"{label}\n" for label in exportable.labels),
+        LABELS: "".join(f"{_in_one_line(label)}\n" for label in exportable.labels),
         PREPROCESSING: _as_json(exportable.preprocessing),
         CONFIG: importlib.import_module(f"{task}.config").CONFIG.dump(predictor.config),
         CARD: _as_json(card),
@@ -128,7 +141,15 @@ def _write_formats(
     checks: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     _tell("writing the program for Paddle Inference")
-    graph, weights = save_program(exportable.layer, folder, inputs)
+    try:
+        graph, weights = save_program(exportable.layer, folder, inputs)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # whatever Paddle's tracing comes upon in a model
+        raise UserError(
+            f"Paddle cannot write {exportable.name} as a program; give -size HEIGHT WIDTH, or another one "
+            f"({one_line(error)})"
+        ) from error
     for name, file in (("paddle", graph), ("onnx", folder / ONNX)):
         if name not in (formats or FORMATS):
             continue
@@ -169,7 +190,8 @@ def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[in
         height, width = exportable.usual_size
         raise UserError(f"{shown}: images come as {height} by {width} pixels; set {exportable.size_key} to change that")
     if size and (min(size) < STRIDE or any(side % exportable.stride for side in size)):
-        raise UserError(f"{shown}: sides must be at least {STRIDE} and multiples of {exportable.stride}")
+        multiples = f" and multiples of {exportable.stride}" if exportable.stride > 1 else ""
+        raise UserError(f"{shown}: sides must be at least {STRIDE}{multiples}")
     if size or exportable.takes_usual_size_only:
         return size or exportable.usual_size
     if paddle.__version__.startswith("2."):
@@ -190,6 +212,10 @@ def _find_images(paths: Sequence[str] | None) -> list[str]:
         return files[:_MOST_IMAGES]
     folder = importlib.resources.files("sklearn.datasets") / "images"
     return [str(folder / name) for name in _PHOTOGRAPHS]
+
+
+def _in_one_line(label: str) -> str:
+    return re.sub(r"[\r\n]+", " ", label)
 
 
 def _tell(message: str) -> None:

@@ -53,6 +53,7 @@ def make_card(
         "parameters": params(exportable.layer),
         "inputs": [{"name": key, "dtype": "float32", "shape": _named(shape)} for key, shape in inputs.items()],
         "sides_multiple_of": exportable.stride,
+        "classes": len(exportable.labels),
         "outputs": [
             {"name": output.name, "dtype": "float32", "shape": list(output.shape), "meaning": output.meaning}
             for output in exportable.outputs

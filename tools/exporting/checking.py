@@ -120,14 +120,16 @@ def check(
         The largest difference in each case, as a share of the output where that is more than 1.
 
     Raises:
-        UserError: one is larger than :data:`TOLERANCE`, the outputs are of other shapes, or the runtime fails.
+        UserError: one is larger than :data:`TOLERANCE`, the outputs are of other shapes, or the file does not run.
     """
     differences = {}
     for case in _with_progress(cases):
         try:
             found = run(case.inputs)
-        except Exception as error:
-            raise UserError(f"{name} fails on {case.name}: {one_line(error)}") from error
+        except Exception as error:  # runtimes have many
+            raise UserError(
+                f"{name} fails on {case.name}; give -size HEIGHT WIDTH, or another one ({one_line(error)})"
+            ) from error
         differences[case.name] = _compare(exportable, case, found, name)
     return differences
 
