@@ -21,6 +21,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from common.download import sha256_of
 from common.errors import UserError
 from common.inference_program import load_program
 from common.onnx_session import open_onnx
@@ -34,6 +35,8 @@ __all__ = [
     "ExportedModel",
     "find_exported",
     "open_file",
+    "refuse_exported",
+    "refuse_other_files",
     "replace_exported",
 ]
 
@@ -43,6 +46,7 @@ LABELS = "labels.txt"
 ONNX = "model.onnx"
 PREPROCESSING = "preprocessing.json"
 _GRAPHS = ("inference.json", "inference.pdmodel")
+_BESIDE_GRAPHS = ("inference.pdiparams", "inference.pdiparams.info")
 
 
 def find_exported(source: str) -> Path | None:
@@ -64,6 +68,16 @@ def find_exported(source: str) -> Path | None:
     return path if path.name in (*_GRAPHS, ONNX) or path.suffix == ".onnx" else None
 
 
+def refuse_exported(source: str) -> None:
+    """Stop where weights are needed and a source is an exported model.
+
+    Raises:
+        UserError: it is, or it is a folder.
+    """
+    if find_exported(source):
+        raise UserError(f"-pretrained {source} is exported already; give the weights, which its {CARD} names")
+
+
 def replace_exported(new: Path, folder: Path) -> list[Path]:
     """Move the files of an exported model into a folder, and remove those of an earlier one there.
 
@@ -71,12 +85,27 @@ def replace_exported(new: Path, folder: Path) -> list[Path]:
         The files, where they now are.
 
     Raises:
+        UserError: see :func:`refuse_other_files`.
         OSError: one cannot be moved or removed.
     """
-    if (folder / CARD).is_file():  # without a card, files of these names are somebody else's
-        for name in (*_GRAPHS, "inference.pdiparams", "inference.pdiparams.info", ONNX, CARD):
-            (folder / name).unlink(missing_ok=True)
-    return [file.replace(folder / file.name) for file in sorted(new.iterdir())]
+    refuse_other_files(folder)
+    for name in (*_GRAPHS, *_BESIDE_GRAPHS, ONNX):
+        (folder / name).unlink(missing_ok=True)
+    # The card comes last: should this stop half-way, the old one says that the folder was an export.
+    files = sorted(new.iterdir(), key=lambda file: (file.name == CARD, file.name))
+    return [file.replace(folder / file.name) for file in files]
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Stop where an export would replace files of these names that are of no export, as a run's ``config.yaml``.
+
+    Raises:
+        UserError: the folder has such files, and no card.
+    """
+    names = [] if (folder / CARD).exists() else [*_GRAPHS, *_BESIDE_GRAPHS, ONNX, LABELS, PREPROCESSING, CONFIG]
+    others = [name for name in names if (folder / name).exists()]
+    if others:
+        raise UserError(f"{folder} holds {', '.join(others)} of something else (no {CARD}); give another -out")
 
 
 def open_file(file: Path, device: str = "cpu") -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
@@ -121,6 +150,7 @@ class ExportedModel:
             raise UserError(f"no such file: {file}; write it with tools/export.py")
         self.file = file
         self.card = self._read_card()
+        self._check_files()
         self.config, self.class_names = self._read(CONFIG), self._read_labels()
         self._run = open_file(file, device)
 
@@ -152,6 +182,20 @@ class ExportedModel:
                 f"cannot read {path}, which belongs to {self.file.name}: {reason}; export the model again"
             ) from error
 
+    def _check_files(self) -> None:
+        """Compare with the card what, when it is damaged, need not fail.
+
+        Paddle Inference computes NaN without the file of weights, and half a configuration is one, too.
+        """
+        weights = [] if self.file.suffix == ".onnx" else [f"{self.file.stem}.pdiparams"]
+        for name in [self.file.name, *weights, CONFIG]:
+            path = self.file.parent / name
+            if not path.is_file():
+                raise UserError(f"no such file: {path}, which belongs to {self.file.name}; export the model again")
+            described = self.card["files"].get(name, {}).get("sha256")
+            if described and described != sha256_of(path):
+                raise UserError(f"{path} is not the file that {CARD} describes; export the model again")
+
     def _read_labels(self) -> list[str]:
         labels = self._read(LABELS).removesuffix("\n").split("\n")  # splitlines knows more ends than files have
         if len(labels) != self.card["classes"]:
@@ -168,9 +212,11 @@ class ExportedModel:
                 raise ValueError("an input or output has no name or shape")
             if not isinstance(card["task"], str):
                 raise ValueError(f"task is {card['task']!r}")
+            if not all(isinstance(row, dict) for row in card["files"].values()):
+                raise ValueError("files have no descriptions")
             if not isinstance(card["classes"], int):
                 raise ValueError(f"classes is {card['classes']!r}")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{self.file.parent / CARD} is no model card of this project ({error}); export the model again"
             ) from error

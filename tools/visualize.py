@@ -103,8 +103,10 @@ def _open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subje
     if arguments.variant:
         task, model, names, preprocess = None, *_untrained(arguments)
     else:
+        from common.exported_model import refuse_exported
         from tools.predict import build_predictor
 
+        refuse_exported(arguments.pretrained)
         task, predictor = build_predictor(arguments)
         model, names, preprocess = predictor.model, predictor.class_names or [], predictor.preprocess
     backbone_of(model)
