@@ -21,6 +21,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from common.download import sha256_of
 from common.errors import UserError, one_line
 from common.inference_program import GRAPHS, PROGRAM_FILES, load_program
 from common.onnx_session import open_onnx
@@ -35,7 +36,8 @@ __all__ = [
     "ExportedModel",
     "find_exported",
     "open_file",
-    "refuse_foreign_files",
+    "refuse_exported",
+    "refuse_other_files",
     "replace_exported",
 ]
 
@@ -65,16 +67,14 @@ def find_exported(source: str) -> Path | None:
     return path if path.name in (*GRAPHS, ONNX) or path.suffix == ".onnx" else None
 
 
-def refuse_foreign_files(folder: Path) -> None:
-    """Refuse a folder in which an export would overwrite what is no export.
+def refuse_exported(source: str) -> None:
+    """Stop where weights are needed and a source is an exported model.
 
     Raises:
-        UserError: it is one.
+        UserError: it is, or it is a folder.
     """
-    names = (*PROGRAM_FILES, ONNX, LABELS, PREPROCESSING, CONFIG)
-    foreign = [name for name in names if (folder / name).exists()]
-    if foreign and not (folder / CARD).is_file():
-        raise UserError(f"{folder} has a {foreign[0]} that is of no export; give another -out")
+    if find_exported(source):
+        raise UserError(f"-pretrained {source} is exported already; give the weights, which its {CARD} names")
 
 
 def replace_exported(new: Path, folder: Path) -> list[Path]:
@@ -84,13 +84,27 @@ def replace_exported(new: Path, folder: Path) -> list[Path]:
         The files, where they now are.
 
     Raises:
-        UserError: files of such names are there without a card, so that they are somebody else's.
+        UserError: see :func:`refuse_other_files`.
         OSError: one cannot be moved or removed.
     """
-    refuse_foreign_files(folder)
-    for name in (*PROGRAM_FILES, ONNX, CARD):
+    refuse_other_files(folder)
+    for name in (*PROGRAM_FILES, ONNX):
         (folder / name).unlink(missing_ok=True)
-    return [file.replace(folder / file.name) for file in sorted(new.iterdir())]
+    # The card comes last: should this stop half-way, the old one says that the folder was an export.
+    files = sorted(new.iterdir(), key=lambda file: (file.name == CARD, file.name))
+    return [file.replace(folder / file.name) for file in files]
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Stop where an export would replace files of these names that are of no export, as a run's ``config.yaml``.
+
+    Raises:
+        UserError: the folder has such files, and no card.
+    """
+    names = [] if (folder / CARD).exists() else [*PROGRAM_FILES, ONNX, LABELS, PREPROCESSING, CONFIG]
+    others = [name for name in names if (folder / name).exists()]
+    if others:
+        raise UserError(f"{folder} holds {', '.join(others)} of something else (no {CARD}); give another -out")
 
 
 def open_file(file: Path, device: str = "cpu") -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
@@ -135,6 +149,7 @@ class ExportedModel:
             raise UserError(f"no such file: {file}; write it with tools/export.py")
         self.file = file
         self.card = self._read_card()
+        self._check_files()
         self.config, self.class_names = self._read(CONFIG), self._read_labels()
         self._run = open_file(file, device)
 
@@ -168,6 +183,20 @@ class ExportedModel:
                 f"cannot read {path}, which belongs to {self.file.name}: {reason}; export the model again"
             ) from error
 
+    def _check_files(self) -> None:
+        """Compare with the card what, when it is damaged, need not fail.
+
+        Paddle Inference computes NaN without the file of weights, and half a configuration is one, too.
+        """
+        weights = [] if self.file.suffix == ".onnx" else [f"{self.file.stem}.pdiparams"]
+        for name in [self.file.name, *weights, CONFIG]:
+            path = self.file.parent / name
+            if not path.is_file():
+                raise UserError(f"no such file: {path}, which belongs to {self.file.name}; export the model again")
+            described = self.card["files"].get(name, {}).get("sha256")
+            if described and described != sha256_of(path):
+                raise UserError(f"{path} is not the file that {CARD} describes; export the model again")
+
     def _read_labels(self) -> list[str]:
         labels = self._read(LABELS).removesuffix("\n").split("\n")  # splitlines knows more ends than files have
         if len(labels) != self.card["classes"]:
@@ -184,9 +213,11 @@ class ExportedModel:
                 raise ValueError("an input or output has no name or shape")
             if not isinstance(card["task"], str):
                 raise ValueError(f"task is {card['task']!r}")
+            if not all(isinstance(row, dict) for row in card["files"].values()):
+                raise ValueError("files have no descriptions")
             if not isinstance(card["classes"], int):
                 raise ValueError(f"classes is {card['classes']!r}")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{self.file.parent / CARD} is no model card of this project ({error}); export the model again"
             ) from error

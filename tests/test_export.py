@@ -211,7 +211,10 @@ def test_a_folder_without_an_export_and_an_export_as_weights(tmp_path):
     [
         ("no json", "is no model card"),
         ('{"task": 1, "inputs": [], "outputs": []}', "task is 1"),
-        ('{"task": "image_classification", "inputs": [], "outputs": [], "classes": "two"}', "classes is 'two'"),
+        (
+            '{"task": "image_classification", "inputs": [], "outputs": [], "files": {}, "classes": "two"}',
+            "classes is 'two'",
+        ),
         (
             '{"task": "image_classification", "inputs": [{"name": "", "shape": []}], "outputs": []}',
             "has no name or shape",
@@ -263,7 +266,7 @@ def test_sides_of_a_fixed_size(doubling):
 
 def test_files_of_others_are_not_overwritten(tmp_path, photographs):
     (tmp_path / "config.yaml").write_text("of a training")
-    with pytest.raises(UserError, match=r"has a config\.yaml that is of no export; give another -out"):
+    with pytest.raises(UserError, match=r"holds config\.yaml of something else .* give another -out"):
         export.main(["-pretrained", "mnist5k", "-out", str(tmp_path), "-images", str(photographs)])
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
@@ -364,6 +367,13 @@ def test_a_failed_check_leaves_an_earlier_export_as_it_was(tmp_path, monkeypatch
     }
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("of a training run")
+    with pytest.raises(UserError, match=r"holds config\.yaml of something else .*; give another -out"):
+        export.main(["-pretrained", "mnist5k", "-out", str(tmp_path)])
+    assert (tmp_path / "config.yaml").read_text() == "of a training run"
+
+
 def test_what_paddle_cannot_trace_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, photographs):
     def fail(*arguments):
         raise ValueError("(InvalidArgument) the width\nmust be the height")
@@ -381,7 +391,7 @@ def test_a_new_export_replaces_all_of_an_earlier_one_and_nothing_else(tmp_path):
         place.mkdir()
         for name in names:
             (place / name).write_text(place.name)
-    with pytest.raises(UserError, match=r"inference\.json that is of no export"):
+    with pytest.raises(UserError, match=r"holds inference\.json of something else"):
         replace_exported(new, folder)
     (folder / "model_card.json").write_text("of an export")
     assert replace_exported(new, folder) == [folder / "model.onnx", folder / "model_card.json"]
@@ -403,6 +413,40 @@ def test_names_of_classes_are_read_as_they_were(tmp_path, photographs):
     (out / "labels.txt").write_text("one\n")
     with pytest.raises(UserError, match=r"labels\.txt has 1 lines and the model 4 classes; export the model again"):
         ExportedModel(find_exported(str(out)))
+
+
+def test_files_that_are_gone_or_changed_are_named(tmp_path, photographs):
+    export.main(
+        [
+            "-pretrained",
+            "mnist5k",
+            "-out",
+            str(tmp_path),
+            "-formats",
+            "paddle",
+            "-images",
+            str(photographs / "roof.png"),
+        ]
+    )
+    graph, weights = find_exported(str(tmp_path)), tmp_path / "inference.pdiparams"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\0\0\0\1")
+    with pytest.raises(UserError, match=r"pdiparams is not the file that model_card\.json describes; export the model"):
+        ExportedModel(graph)
+    weights.unlink()
+    with pytest.raises(UserError, match=rf"no such file: .*pdiparams, which belongs to {graph.name}; export the model"):
+        ExportedModel(graph)
+    weights.write_bytes(whole)
+    assert len(ExportedModel(graph).class_names) == 10
+    config = tmp_path / "config.yaml"
+    text = config.read_text()
+    config.write_text(text[: len(text) // 2])
+    with pytest.raises(UserError, match=r"config\.yaml is not the file"):
+        ExportedModel(graph)
+    config.write_text(text)
+    graph.write_text("{}")
+    with pytest.raises(UserError, match=rf"{graph.name} is not the file"):
+        ExportedModel(graph)
 
 
 def test_what_cannot_be_converted_is_left_out_unless_it_was_asked_for(tmp_path, capsys, monkeypatch, photographs):

@@ -250,6 +250,12 @@ def test_mistakes_are_refused(tmp_path, flags, message):
         visualize.main([str(write_image(tmp_path / "i.png")), *map(str, flags), "-out", str(tmp_path / "out")])
 
 
+def test_an_exported_model_is_told_to_be_one(tmp_path):
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(UserError, match=r"is exported already; give the weights, which its model_card\.json names"):
+        visualize.main([str(write_image(tmp_path / "i.png")), "-pretrained", str(tmp_path)])
+
+
 def test_receptive_fields_need_images_of_one_size(tmp_path):
     images = write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png", 40, 40)
     with pytest.raises(UserError, match="images of one size, not of 40x40 and 60x44"):

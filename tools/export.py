@@ -41,13 +41,12 @@ _MOST_IMAGES = 8
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    from common.exported_model import find_exported, refuse_foreign_files, replace_exported
+    from common.exported_model import refuse_exported, refuse_other_files, replace_exported
     from tools.exporting.checking import TOLERANCE, make_cases
     from tools.predict import build_predictor
 
-    if find_exported(arguments.pretrained):
-        raise UserError(f"-pretrained {arguments.pretrained} is exported already; give the weights")
-    refuse_foreign_files(arguments.out)
+    refuse_exported(arguments.pretrained)
+    refuse_other_files(arguments.out)
     images = _find_images(arguments.images)
     task, predictor = build_predictor(arguments, fused=False)
     exportable: Exportable = importlib.import_module(f"{task}.exporting").exportable(predictor)
@@ -108,16 +107,16 @@ def _write_all(
         for name, shape in exportable.inputs.items()
     }
     checks, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
-    files, source = sorted(folder.iterdir()), resolve_weights(None, arguments.pretrained)
-    card = make_card(task, exportable, inputs, source, read_checkpoint(source), files, checks, left_out)
     texts = {
         LABELS: "".join(f"{_in_one_line(label)}\n" for label in exportable.labels),
         PREPROCESSING: _as_json(exportable.preprocessing),
         CONFIG: importlib.import_module(f"{task}.config").CONFIG.dump(predictor.config),
-        CARD: _as_json(card),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
+    files, source = sorted(folder.iterdir()), resolve_weights(None, arguments.pretrained)
+    card = make_card(task, exportable, inputs, source, read_checkpoint(source), files, checks, left_out)
+    (folder / CARD).write_text(_as_json(card), encoding="utf-8")
     return card
 
 

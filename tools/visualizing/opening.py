@@ -12,7 +12,7 @@ from paddle import Tensor
 
 from common.entry_point import select_device
 from common.errors import UserError
-from common.exported_model import find_exported
+from common.exported_model import refuse_exported
 from common.image_file import read_image
 from common.pale_transformer import STRIDE, create_model
 from tools.predict import build_predictor
@@ -32,10 +32,7 @@ def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subjec
     if arguments.variant:
         task, model, names, preprocess = None, *_untrained(arguments)
     else:
-        if find_exported(arguments.pretrained):
-            raise UserError(
-                f"-pretrained {arguments.pretrained} is an exported model, whose layers are gone; give weights"
-            )
+        refuse_exported(arguments.pretrained)
         task, predictor = build_predictor(arguments)
         model, names, preprocess = predictor.model, predictor.class_names or [], predictor.preprocess
     backbone_of(model)
