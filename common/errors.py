@@ -27,5 +27,7 @@ class StoppedBySignal(Exception):
 def one_line(error: BaseException) -> str:
     """What an exception says, in one line: without the stack and the source position that Paddle adds, or its name."""
     text = str(error).rpartition("Error Message Summary:")[2]
+    if "In user code:" in text or "In transformed code:" in text:  # Python's stack, where a graph was built
+        text = re.sub(r'^\s*File ".*", line \d+, in .*\n.*$|In (user|transformed) code:', "", text, flags=re.MULTILINE)
     text = re.sub(r"-{5,}|\(at [^()]*:\d+\)|\[operator < \w+ > error\]", " ", text)
     return " ".join(text.split()) or type(error).__name__

@@ -328,13 +328,16 @@ def _align_in_pyramid(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> 
     # Not by a logarithm, whose rounding would be another in another runtime: one level more for each bound reached.
     bounds = [2.0 ** (level + 2 - extractor.canconical_level) for level in range(lowest + 1, highest + 1)]
     levels = sum((size >= bound).astype("int64") for bound in bounds) + lowest
+    # On each level a box of no use comes first: PaddlePaddle 2 cannot gather where nonzero has found nothing.
+    boxes = paddle.concat([paddle.to_tensor([[0.0, 0.0, 1.0, 1.0]]), boxes])
     features, places = [], []
     for level in range(lowest, highest + 1):
-        here = paddle.nonzero(levels == level).reshape([-1])
+        here = paddle.nonzero(paddle.concat([paddle.full([1], level, "int64"), levels]) == level).reshape([-1])
         scale = extractor.spatial_scale[level]
         features.append(_align_in(maps[level], boxes.gather(here), extractor, scale, extractor.sampling_ratio))
         places.append(here)
-    return paddle.concat(features).gather(paddle.argsort(paddle.concat(places)))
+    order = paddle.argsort(paddle.concat(places))  # the extra boxes are the first ones
+    return paddle.concat(features).gather(order[highest + 1 - lowest :])
 
 
 def _align_in(feature: Tensor, boxes: Tensor, extractor: Any, scale: float, sampling_ratio: int) -> Tensor:
