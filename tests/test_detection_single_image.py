@@ -90,6 +90,7 @@ def test_a_model_without_masks_finds_the_same(tmp_path):
     assert_same(build(tmp_path, "mask_rcnn", **FASTER_RCNN), inputs(96, 64), least=10)
 
 
+@pytest.mark.skipif(paddle.__version__.startswith("2."), reason="Paddle 2 cannot join tensors without elements")
 @pytest.mark.parametrize("name", ["mask_rcnn", "retinanet"])
 def test_there_may_be_nothing_to_find(tmp_path, name):
     detector = SingleImageDetector(build(tmp_path, name))

@@ -338,6 +338,17 @@ def test_what_finds_nothing_is_not_compared(doubling, photographs):
         make_cases(replace(doubling, layer=Nothing()), [str(photographs / "roof.png")], None)
 
 
+def test_images_on_which_the_model_itself_fails_are_named(doubling, photographs):
+    class Failing(nn.Layer):
+        def forward(self, images):
+            raise ValueError("nothing\nto join")
+
+    with pytest.raises(
+        UserError, match=r"doubling fails on roof\.png \(image 1\); give other -images \(nothing to join\)"
+    ):
+        make_cases(replace(doubling, layer=Failing()), [str(photographs / "roof.png")], None)
+
+
 def test_a_file_that_disagrees_is_an_error_though_its_format_was_not_asked_for(tmp_path, monkeypatch, photographs):
     def convert(graph, weights, path, outputs):
         path.touch()
