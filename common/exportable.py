@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from paddle import Tensor, nn
 
-__all__ = ["Exportable", "Output"]
+__all__ = ["Arrays", "Exportable", "Output"]
 
 Arrays = list[np.ndarray]
 

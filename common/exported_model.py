@@ -120,8 +120,6 @@ def open_file(file: Path, device: str = "cpu") -> Callable[[Mapping[str, np.ndar
     Raises:
         UserError: a package is missing, or the runtime cannot load it.
     """
-    if not file.is_file():
-        raise UserError(f"no such file: {file}")
     if file.suffix == ".onnx":
         session = open_onnx(file, device=device)
         return lambda inputs: session.run(None, dict(inputs))

@@ -89,7 +89,7 @@ class SingleImageDetector(nn.Layer):
     def _anchors(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Boxes around each position of each map, row by row: [positions * anchors, 4] each."""
         levels = []
-        for feature, cell, stride in zip(maps, self.cell_anchors, self.anchor_strides):  # noqa: B905 (see below)
+        for feature, cell, stride in zip(maps, self.cell_anchors, self.anchor_strides):  # noqa: B905 (tracing knows no strict)
             height, width = paddle.shape(feature)[2], paddle.shape(feature)[3]
             ys, xs = ((paddle.arange(side) + self.anchor_offset) * stride for side in (height, width))
             y, x = (part.reshape([-1]).astype("float32") for part in paddle.meshgrid(ys, xs))

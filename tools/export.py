@@ -18,8 +18,7 @@ import json
 import re
 import sys
 import tempfile
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +40,18 @@ _MOST_IMAGES = 8
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
+    from common.checkpoint import read_checkpoint
     from common.exported_model import refuse_exported, refuse_other_files, replace_exported
+    from common.weights import resolve_weights
     from tools.exporting.checking import TOLERANCE, make_cases
     from tools.predict import build_predictor
 
     refuse_exported(arguments.pretrained)
     refuse_other_files(arguments.out)
     images = _find_images(arguments.images)
-    task, predictor = build_predictor(arguments, fused=False)
+    source = resolve_weights(None, arguments.pretrained)
+    state = read_checkpoint(source)
+    task, predictor = build_predictor(arguments, fused=False, state=state)
     exportable: Exportable = importlib.import_module(f"{task}.exporting").exportable(predictor)
     size = _fixed_size(arguments.size, exportable)
     _tell(f"running {exportable.name} on {', '.join(Path(image).name for image in images)}")
@@ -58,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out) as folder:
-            card = _write_all(Path(folder), arguments, task, predictor, exportable, size, cases)
+            card = _write_all(Path(folder), arguments.formats, task, predictor, exportable, size, cases, source, state)
             written = replace_exported(Path(folder), out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another -out") from error
@@ -85,28 +88,28 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 def _write_all(
     folder: Path,
-    arguments: Namespace,
+    formats: Sequence[str] | None,
     task: str,
     predictor: Predictor,
     exportable: Exportable,
     size: tuple[int, int] | None,
     cases: Sequence[Case],
+    source: str | Path,
+    state: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the files of an exported model, and check them.
 
     Returns:
         The model card.
     """
-    from common.checkpoint import read_checkpoint
     from common.exported_model import CARD, CONFIG, LABELS, PREPROCESSING
-    from common.weights import resolve_weights
     from tools.exporting.card import make_card
 
     inputs = {
         name: [*shape[:2], *size] if size and len(shape) == 4 else list(shape)
         for name, shape in exportable.inputs.items()
     }
-    checks, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
+    checks, left_out = _write_formats(folder, formats, exportable, inputs, cases)
     texts = {
         LABELS: "".join(f"{_in_one_line(label)}\n" for label in exportable.labels),
         PREPROCESSING: _as_json(exportable.preprocessing),
@@ -114,8 +117,7 @@ def _write_all(
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    files, source = sorted(folder.iterdir()), resolve_weights(None, arguments.pretrained)
-    card = make_card(task, exportable, inputs, source, read_checkpoint(source), files, checks, left_out)
+    card = make_card(task, exportable, inputs, source, state, sorted(folder.iterdir()), checks, left_out)
     (folder / CARD).write_text(_as_json(card), encoding="utf-8")
     return card
 

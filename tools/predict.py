@@ -75,12 +75,15 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{len(errors)} of {len(files)} images could not be predicted: {'; '.join(errors)}")
 
 
-def build_predictor(arguments: Namespace, fused: bool = True) -> tuple[str, Predictor]:
+def build_predictor(
+    arguments: Namespace, fused: bool = True, state: Mapping[str, Any] | None = None
+) -> tuple[str, Predictor]:
     """The task that the weights of ``-pretrained`` are of, and its predictor with them.
 
     Args:
         arguments: those of :func:`common.config.add_weights_flags`.
         fused: see :meth:`common.prediction.Predictor.from_weights`.
+        state: what :func:`common.checkpoint.read_checkpoint` gave for them, where they have been read.
 
     Raises:
         UserError: the weights cannot be had, or do not fit the configuration.
@@ -89,7 +92,8 @@ def build_predictor(arguments: Namespace, fused: bool = True) -> tuple[str, Pred
     from common.weights import resolve_weights
 
     source = arguments.pretrained
-    state = read_checkpoint(resolve_weights(None, source))
+    if state is None:
+        state = read_checkpoint(resolve_weights(None, source))
     task = _find_task(state, arguments.cfg, source)
     config = importlib.import_module(f"{task}.config").CONFIG.of_weights(state, source, arguments)
     select_device(config.DEVICE)
