@@ -31,7 +31,7 @@ def _entry_point(name: str) -> _Callable[..., _PaleTransformer]:
     create.__doc__ = f"""Build {name}: images ``[B, 3, H, W]`` to logits ``[B, num_classes]``.
 
     Args:
-        pretrained: weights to load: the tag of released ones (``common.weights.list_weights``), a file, or
+        pretrained: weights to load: the tag of released ones (``common.checkpoints.released.list_weights``), a file, or
             ``https://...#sha256=...``.
         num_classes: outputs of the head; 0 for none. ``None`` takes the pretrained head's, or 1000.
         overrides: any argument of ``common.pale_transformer.PaleTransformer``.

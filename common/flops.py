@@ -13,7 +13,7 @@ from functools import partial
 import paddle
 from paddle import nn
 
-from common.pale_attention import ScaledDotProductAttention
+from .pale_attention import ScaledDotProductAttention
 
 __all__ = ["count_flops", "count_layer_flops", "flops_by_layer", "params"]
 
@@ -93,7 +93,7 @@ def flops_by_layer(model: nn.Layer, shape: Sequence[int], norms: bool = False) -
 
 
 def main() -> None:
-    from common.pale_transformer import create_model, list_models
+    from .pale_transformer import create_model, list_models
 
     print("| model | params | multiply-adds at 224x224 |\n|-------|-------:|------:|")
     for name in list_models():

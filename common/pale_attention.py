@@ -12,10 +12,10 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from common.depthwise_conv import DepthwiseConv2D, convolve_together
-from common.linear import Linear
-from common.position_encoding import ConditionalPositionEncoding, RelativePositionBias
-from common.token_groups import Along, Grouping, attention_groupings, map_sides, merge, partition, smaller
+from .layers.attention_shapes import Along, Grouping, attention_groupings, map_sides, merge, partition, smaller
+from .layers.depthwise_conv import DepthwiseConv2D, convolve_together
+from .layers.linear import Linear
+from .layers.position_encoding import ConditionalPositionEncoding, RelativePositionBias
 
 __all__ = ["PSAttention", "ScaledDotProductAttention", "SeparableProjection", "fuse"]
 
@@ -115,7 +115,7 @@ class PSAttention(nn.Layer):
         dim: channels C of the map.
         num_heads: heads of all parts together, so a half has ``num_heads / 2`` heads of width ``dim / num_heads``
             [A: CSWin's convention].
-        groupings: how each part groups the tokens, see :func:`common.token_groups.attention_groupings`.
+        groupings: how each part groups the tokens, see :func:`common.layers.attention_shapes.attention_groupings`.
         fused: see :class:`ScaledDotProductAttention`.
         map_size: height and width of the map in training, for a relative position bias; ``None`` for no bias.
 

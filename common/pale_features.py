@@ -8,9 +8,9 @@ from typing import Any
 
 from paddle import Tensor, nn
 
-from common.checkpoint import load_pretrained
-from common.pale_transformer import PaleTransformer, build_variant
-from common.weights import resolve_weights
+from .checkpoints.loading import load_pretrained
+from .checkpoints.released import resolve_weights
+from .pale_transformer import PaleTransformer, build_variant
 
 __all__ = ["PaleFeatures", "create_features"]
 

@@ -21,13 +21,14 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
-from common.checkpoint import compare_attention, find_weights, head_classes, load_weights, read_checkpoint
-from common.distributed import is_main_process
-from common.linear import Linear
-from common.pale_attention import PSAttention, fuse
-from common.position_encoding import AbsolutePositionEmbedding, ConditionalPositionEncoding, PositionTable
-from common.token_groups import Grouping, attention_groupings
-from common.weights import list_weights, resolve_weights
+from .checkpoints.loading import compare_attention, find_weights, head_classes, load_weights, read_checkpoint
+from .checkpoints.released import list_weights, resolve_weights
+from .layers.attention_shapes import Grouping, attention_groupings
+from .layers.linear import Linear
+from .layers.position_encoding import AbsolutePositionEmbedding, ConditionalPositionEncoding, PositionTable
+from .layers.variants import VARIANTS
+from .pale_attention import PSAttention, fuse
+from .runtime.distributed import is_main_process
 
 __all__ = [
     "POSITION_ENCODINGS",
@@ -42,18 +43,6 @@ __all__ = [
 ]
 
 STRIDE = 32  # pixels; the last map has a 32nd of the image's height and width
-
-# A row is what distinguishes a variant. Depths and pale size: [U] for Pale-B, [C] for all three.
-VARIANTS: dict[str, dict[str, Any]] = {
-    # 21.8M parameters, 4.20G multiply-adds at 224x224. Channels [C], heads [A: CSWin].
-    "pale_tiny": {"embed_dim": 64, "depths": (2, 2, 16, 2), "num_heads": (2, 4, 8, 16), "pale_size": 7},
-    # 48.3M, 8.98G. Channels [C], heads [A: CSWin].
-    "pale_small": {"embed_dim": 96, "depths": (2, 2, 16, 2), "num_heads": (2, 4, 8, 16), "pale_size": 7},
-    # 85.3M, 15.53G. Channels [C], heads [U].
-    "pale_base": {"embed_dim": 128, "depths": (2, 2, 16, 2), "num_heads": (4, 8, 16, 32), "pale_size": 7},
-    # Not in the paper: ours, for CPUs, tests and small images. The pale of 4 divides the 8x8 map of a 32x32 image.
-    "pale_nano": {"embed_dim": 20, "depths": (1, 1, 3, 1), "num_heads": (2, 2, 4, 8), "pale_size": 4},
-}
 
 POSITION_ENCODINGS = ("cpe", "absolute", "relative", "none")
 
@@ -180,12 +169,12 @@ class PaleTransformer(nn.Layer):
         depths: blocks in each of the four stages.
         num_heads: heads in each stage, rows and columns together.
         pale_size: pale of every stage, one number or ``(rows, columns)``, or four of these, one for each stage; what it
-            is for other kinds of attention, :func:`common.token_groups.attention_groupings` says.
+            is for other kinds of attention, :func:`common.layers.attention_shapes.attention_groupings` says.
         mlp_ratio: hidden width of the MLP over its input width [U, C].
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over the blocks.
         num_classes: outputs of the head; 0 leaves the head out, ``forward`` then gives the pooled features.
         in_channels: channels of the images.
-        attention: which tokens attend to each other, one of ``common.token_groups.ATTENTIONS``.
+        attention: which tokens attend to each other, one of ``common.layers.attention_shapes.ATTENTIONS``.
         parallel: rows and columns share the channels of every block [R]; otherwise all channels of the first block
             attend in rows, those of the second in columns, and so on. The same where there is one grouping.
         position_encoding: ``cpe``, a depthwise 3x3 convolution in every block [U, C], or in its place ``absolute``, a
@@ -363,9 +352,9 @@ def list_models(pattern: str = "*", pretrained: str | bool = False) -> list[str]
     Args:
         pattern: of the shell, such as ``"pale_s*"``.
         pretrained: ``True`` leaves those that have released weights, a tag those that have weights of that data set;
-            see :func:`common.weights.list_weights`.
+            see :func:`common.checkpoints.released.list_weights`.
     """
-    names = fnmatch.filter(("pale_nano", "pale_tiny", "pale_small", "pale_base"), pattern)
+    names = fnmatch.filter(VARIANTS, pattern)
     if pretrained is False:
         return names
     with_weights = {row.model for row in list_weights() if pretrained in (True, row.tag)}
@@ -413,7 +402,7 @@ def create_model(
     Args:
         name: one of :func:`list_models`.
         num_classes: outputs of the head; 0 for none. ``None`` takes the pretrained head's, or 1000.
-        pretrained: weights to load: the tag of released ones (``common.weights.list_weights``), a file, or
+        pretrained: weights to load: the tag of released ones (``common.checkpoints.released.list_weights``), a file, or
             ``https://...#sha256=...``; ``True`` for ImageNet's. A head for another number of classes is left out, and
             said so.
         overrides: any argument of :class:`PaleTransformer`, in place of the variant's own.

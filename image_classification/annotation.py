@@ -9,10 +9,10 @@ from paddle import Tensor
 from PIL import Image
 from yacs.config import CfgNode
 
-from common.loader import build_loader
 from common.pale_transformer import PaleTransformer
-from common.sampler import ShardedEvalSampler
-from common.training_log import TrainingLog
+from common.training.loader import build_loader
+from common.training.log import TrainingLog
+from common.training.sampler import ShardedEvalSampler
 from image_classification.datasets import Dataset
 from image_classification.label_maps import LabelMapWriter
 from image_classification.loaders import IGNORED_LABEL, TransformedDataset, check_batch, collate

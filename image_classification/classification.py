@@ -13,13 +13,13 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from common.distributed import world_size
-from common.measurement import Measurement
-from common.optimizer import build_adamw, warmup_cosine
-from common.paper_figures import VALIDATION
-from common.pictures import original_pixels
-from common.task import Task, Training
-from common.trainer import Evaluation, StepResult
+from common.pictures.drawing import original_pixels
+from common.runtime.distributed import world_size
+from common.training.measurement import Measurement
+from common.training.optimizer import build_adamw, warmup_cosine
+from common.training.paper_figures import VALIDATION
+from common.training.task import Task, Training
+from common.training.trainer import Evaluation, StepResult
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from common.config import Flag, TaskConfig, require, shared_config
 from common.errors import UserError
-from common.measurement import unlike_defaults
+from common.training.config import Flag, TaskConfig, require, shared_config
+from common.training.measurement import unlike_defaults
 from image_classification.token_sampling import TOKEN_STRIDE
 
 __all__ = ["CONFIG", "check_token_labels", "default_config", "model_title"]

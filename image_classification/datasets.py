@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from common import demo_data
-from common.class_names import read_class_names
+from common.data.class_names import read_class_names
+from common.demo_data import wheels as demo_data
 from common.errors import UserError, one_line
-from common.prediction import IMAGE_SUFFIXES
+from common.inference.predictor import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val")
 CLASS_NAME_FILES = ("class_names.txt", "label_list.txt")
@@ -223,7 +223,7 @@ def build_dataset(name: str, path: str | Path | None, split: str, num_classes: i
             is split: a fixed random 20 % of each class is "val", at least one image of any class with two or more.
         idx, mnist, fashion_mnist: ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their ``t10k-``
             counterparts, each plain or ``.gz``.
-        mnist5k: 4,000 training and 1,000 test digits, downloaded on first use; see ``common.demo_data``.
+        mnist5k: 4,000 training and 1,000 test digits, downloaded on first use; see ``common.demo_data.wheels``.
 
     Raises:
         UserError: an unknown kind; anything missing, malformed or contradictory in the data.

@@ -9,8 +9,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from common.distributed import sum_over_ranks
 from common.errors import UserError
+from common.runtime.distributed import sum_over_ranks
 from image_classification.loaders import IGNORED_LABEL, check_batch
 
 __all__ = ["evaluate"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.exportable import Exportable, Output
+from common.inference.exportable import Exportable, Output
 from image_classification.prediction import Classifier
 
 __all__ = ["exportable"]

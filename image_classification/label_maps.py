@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from common.class_names import check_class_order
+from common.data.class_names import check_class_order
 from common.errors import UserError, one_line
 from image_classification.datasets import Dataset
 

@@ -10,10 +10,10 @@ import paddle
 from PIL import Image
 from yacs.config import CfgNode
 
-from common.distributed import rank, world_size
 from common.errors import UserError
-from common.loader import build_loader
-from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
+from common.runtime.distributed import rank, world_size
+from common.training.loader import build_loader
+from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from image_classification.datasets import Dataset
 from image_classification.geometry import Geometry
 from image_classification.label_maps import LabelMaps
@@ -29,8 +29,8 @@ _TRIES = 10  # images that are tried in place of an unreadable one
 class TransformedDataset(paddle.io.Dataset):
     """Loads and transforms samples; the random numbers of one depend on the seed and its :class:`SampleKey` only.
 
-    As :func:`common.loader.build_loader` demands, it does not raise: an unreadable image becomes an empty one with
-    ``IGNORED_LABEL`` and the message, which :func:`check_batch` turns into an error or a count.
+    As :func:`common.training.loader.build_loader` demands, it does not raise: an unreadable image becomes an empty
+    one with ``IGNORED_LABEL`` and the message, which :func:`check_batch` turns into an error or a count.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from common.pictures import side_by_side
+from common.pictures.drawing import side_by_side
 
 __all__ = ["row_of_images"]
 

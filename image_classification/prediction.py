@@ -11,12 +11,12 @@ import paddle
 import paddle.nn.functional as F
 from yacs.config import CfgNode
 
-from common.checkpoint import find_weights, head_classes, load_weights, refuse_other_attention
+from common.checkpoints.loading import find_weights, head_classes, load_weights, refuse_other_attention
 from common.errors import UserError
-from common.exported_model import ExportedModel
+from common.inference.exported_model import ExportedModel
+from common.inference.predictor import PredictOptions, Predictor
 from common.pale_attention import fuse
-from common.pictures import original_pixels
-from common.prediction import PredictOptions, Predictor
+from common.pictures.drawing import original_pixels
 from image_classification.datasets import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_transform
 from image_classification.pale_backbone import build_model

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.class_table import column_width, pad
+from common.data.class_table import column_width, pad
 from common.errors import UserError
 from object_detection.problems import ACTIONS, PROBLEMS
 

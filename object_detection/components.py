@@ -23,9 +23,9 @@ from ppdet.core.config.schema import SchemaDict
 from ppdet.core.workspace import create, global_config, merge_config
 from yacs.config import CfgNode
 
-from common.config import check_keys, plain
 from common.errors import UserError, one_line
-from common.optimizer import build_adamw, schedule_function
+from common.training.config import check_keys, plain
+from common.training.optimizer import build_adamw, schedule_function
 from object_detection import pale_backbone  # noqa: F401 (registers itself in PaddleDetection)
 from object_detection.config import CONFIG
 from object_detection.masks import RleMasks

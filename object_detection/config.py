@@ -11,8 +11,8 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from common.config import Flag, TaskConfig, require, shared_config
 from common.errors import UserError
+from common.training.config import Flag, TaskConfig, require, shared_config
 from object_detection.problems import default_actions, resolve_actions
 
 __all__ = ["CONFIG", "default_config"]

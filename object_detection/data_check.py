@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from common.check_record import CheckRecord, fingerprint
-from common.distributed import gather_lines, rank, world_size
+from common.data.check_record import CheckRecord, fingerprint
+from common.data.image_file import is_turned, look_at_image
 from common.errors import UserError, one_line
-from common.image_file import is_turned, look_at_image
+from common.runtime.distributed import gather_lines, rank, world_size
 from object_detection.annotation_report import AnnotationReport, Findings
 from object_detection.annotations import is_number
 from object_detection.segmentations import area_of, inspect_segmentation, rle_to_polygons

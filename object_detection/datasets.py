@@ -37,12 +37,12 @@ from ppdet.data.source import COCODataSet
 from pycocotools.coco import COCO
 from yacs.config import CfgNode
 
-from common.config import check_keys, plain
-from common.demo_folders import write_nuclei_detection
+from common.demo_data.folders import write_nuclei_detection
 from common.errors import UserError, one_line
-from common.loader import seed_generators
 from common.pale_transformer import STRIDE
-from common.sampler import SampleKey
+from common.training.config import check_keys, plain
+from common.training.loader import seed_generators
+from common.training.sampler import SampleKey
 
 __all__ = [
     "CocoData",
@@ -69,7 +69,9 @@ _READER_KEYS += ("use_shared_memory",)
 @register
 @serializable
 class NucleiDataSet(COCODataSet):
-    """Nuclei in a fluorescence micrograph, made on first use; see :func:`common.demo_folders.write_nuclei_detection`.
+    """Nuclei in a fluorescence micrograph, made on first use.
+
+    See :func:`common.demo_data.folders.write_nuclei_detection`.
 
     Args:
         dataset_dir: where to make or find the folder; beside the other demo data if None.
@@ -255,7 +257,7 @@ def _build_transform(step: Any, where: str) -> None:
 class _Records(paddle.io.Dataset):
     """Records, read and transformed.
 
-    As :func:`common.loader.build_loader` demands, it does not raise: what cannot be read becomes
+    As :func:`common.training.loader.build_loader` demands, it does not raise: what cannot be read becomes
     ``{"error": message}``.
     """
 

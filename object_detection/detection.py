@@ -18,18 +18,18 @@ from paddle import nn
 from pycocotools.coco import COCO
 from yacs.config import CfgNode
 
-from common.distributed import is_main_process, rank, world_size
+from common.data.image_file import read_image
 from common.errors import UserError, one_line
 from common.flops import params
-from common.image_file import read_image
-from common.loader import build_loader
-from common.measurement import Measurement
-from common.paper_figures import VALIDATION, find_figure
-from common.pictures import original_pixels, side_by_side
-from common.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
-from common.task import Task, Training
-from common.trainer import Evaluation, StepResult
-from common.trial import try_loss
+from common.pictures.drawing import original_pixels, side_by_side
+from common.runtime.distributed import is_main_process, rank, world_size
+from common.training.dry_run import try_loss
+from common.training.loader import build_loader
+from common.training.measurement import Measurement
+from common.training.paper_figures import VALIDATION, find_figure
+from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
+from common.training.task import Task, Training
+from common.training.trainer import Evaluation, StepResult
 from object_detection.annotation_report import AnnotationReport
 from object_detection.annotations import check_same_categories, read_annotations
 from object_detection.components import build_model, build_optimizer, build_schedule, silence_loggers

@@ -15,9 +15,9 @@ from paddle import nn
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from common.class_table import class_table
-from common.distributed import gather_bytes, is_main_process, sum_over_ranks
+from common.data.class_table import class_table
 from common.errors import UserError
+from common.runtime.distributed import gather_bytes, is_main_process, sum_over_ranks
 from object_detection.datasets import check_batch
 
 __all__ = ["CocoFigures", "Detections", "annotated_objects", "detect", "evaluate", "per_class_table"]

@@ -6,9 +6,9 @@ import numpy as np
 from paddle import Tensor
 from scipy.optimize import linear_sum_assignment
 
-from common.config import plain
-from common.exportable import Arrays, Exportable, Output
+from common.inference.exportable import Arrays, Exportable, Output
 from common.pale_transformer import STRIDE
+from common.training.config import plain
 from object_detection.datasets import find_normalisation
 from object_detection.evaluation import detect
 from object_detection.prediction import Detector

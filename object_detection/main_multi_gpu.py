@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher puts this folder there, not the project's
 
-from common.launcher import launch  # noqa: E402
+from common.training.launcher import launch  # noqa: E402
 from object_detection.config import CONFIG  # noqa: E402
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from ppdet.core.config.schema import SchemaDict
 from ppdet.core.workspace import global_config, register, serializable
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from common.checkpoint import load_pretrained
+from common.checkpoints.loading import load_pretrained
+from common.checkpoints.released import resolve_weights
 from common.pale_features import PaleFeatures
 from common.pale_transformer import variant_settings
-from common.weights import resolve_weights
 
 __all__ = ["PaleTransformer"]
 

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle_masks
 
-from common.fonts import choose_font, drawable
-from common.pictures import font_size, palette, side_by_side
-from common.prediction import PredictOptions
+from common.inference.predictor import PredictOptions
+from common.pictures.drawing import font_size, palette, side_by_side
+from common.pictures.fonts import choose_font, drawable
 
 __all__ = ["Objects", "detections_beside_truth", "draw_detections"]
 

@@ -20,7 +20,7 @@ import paddle
 from paddle import Tensor, nn
 from PIL import Image, ImageDraw, ImageFile
 
-from common.mends import GRAD_SCALER, Mend, apply_mends
+from common.toolkits.patches import GRAD_SCALER, Mend, apply_mends
 
 __all__ = ["MENDS", "THINNEST", "Over", "import_ppdet", "seeing"]
 

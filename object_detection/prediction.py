@@ -10,15 +10,15 @@ import paddle
 from PIL import Image
 from yacs.config import CfgNode
 
-from common.checkpoint import find_weights, load_weights
-from common.config import plain
+from common.checkpoints.lazy_model import build_lazily
+from common.checkpoints.loading import find_weights, load_weights
 from common.errors import UserError, one_line
-from common.exported_model import ExportedModel
-from common.lazy_model import build_lazily
+from common.inference.exported_model import ExportedModel
+from common.inference.picture_predictor import PicturePredictor
+from common.inference.predictor import PredictOptions
 from common.pale_attention import fuse
-from common.picture_folder import PictureFolder
-from common.picture_prediction import PicturePredictor
-from common.prediction import PredictOptions
+from common.pictures.picture_folder import PictureFolder
+from common.training.config import plain
 from object_detection.components import build_model, silence_loggers
 from object_detection.datasets import build_transforms, check_batch, collate
 from object_detection.evaluation import detect

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pycocotools import mask as mask_utils
 
-from common.polygons import mask_to_polygons
+from common.data.polygons import mask_to_polygons
 from object_detection.annotations import is_number
 
 __all__ = ["Inspection", "area_of", "inspect_segmentation", "rle_to_polygons"]

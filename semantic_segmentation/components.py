@@ -15,9 +15,9 @@ from paddleseg.cvlibs import SegBuilder, manager
 from paddleseg.cvlibs.manager import ComponentManager
 from yacs.config import CfgNode
 
-from common.config import check_keys, plain
 from common.errors import UserError, one_line
-from common.optimizer import build_adamw, schedule_function
+from common.training.config import check_keys, plain
+from common.training.optimizer import build_adamw, schedule_function
 from semantic_segmentation import pale_backbone, upernet  # noqa: F401 (they register themselves in PaddleSeg)
 
 __all__ = [

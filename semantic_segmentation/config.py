@@ -11,8 +11,8 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from common.config import Flag, TaskConfig, require, shared_config
 from common.errors import UserError
+from common.training.config import Flag, TaskConfig, require, shared_config
 
 __all__ = ["ABSENT_CLASSES", "CONFIG", "default_config", "require_transforms"]
 

@@ -13,12 +13,12 @@ import numpy as np
 from paddleseg.datasets import ADE20K, Dataset
 from PIL import Image
 
-from common import check_record
-from common.check_record import CheckRecord
-from common.class_table import column_width, pad
-from common.distributed import gather_lines, gather_rows, rank, sum_over_ranks, world_size
+from common.data import check_record
+from common.data.check_record import CheckRecord
+from common.data.class_table import column_width, pad
+from common.data.image_file import check_name, is_turned, look_at_image
 from common.errors import UserError, one_line
-from common.image_file import check_name, is_turned, look_at_image
+from common.runtime.distributed import gather_lines, gather_rows, rank, sum_over_ranks, world_size
 
 __all__ = ["DataReport", "check_dataset", "check_once", "fingerprint"]
 
@@ -96,7 +96,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
     """Look at every pair of image and mask; a collective operation that shares them out among the ranks.
 
     Masks are decoded, and all their values compared with the classes; images are looked at as
-    :func:`common.image_file.look_at_image` does.
+    :func:`common.data.image_file.look_at_image` does.
 
     Args:
         dataset: from :func:`semantic_segmentation.datasets.build_dataset`.
@@ -150,7 +150,7 @@ def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | 
     """:func:`check_dataset`, unless the same files have passed it before; a collective operation.
 
     Args:
-        record: file of what has passed; see :class:`common.check_record.CheckRecord`.
+        record: file of what has passed; see :class:`common.data.check_record.CheckRecord`.
 
     Returns:
         The report, or None where the data has passed before.

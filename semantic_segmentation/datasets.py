@@ -27,11 +27,11 @@ import paddle
 from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
-from common import demo_folders
-from common.class_names import read_class_names
+from common.data.class_names import read_class_names
+from common.data.image_file import check_name
+from common.demo_data import folders as demo_folders
 from common.errors import UserError, one_line
-from common.image_file import check_name
-from common.sampler import SampleKey
+from common.training.sampler import SampleKey
 from semantic_segmentation.components import build_component, check_arguments, find_component
 from semantic_segmentation.config import require_transforms
 
@@ -112,7 +112,7 @@ _CLASS_NAMES = {
 
 
 class _Micrograph(paddleseg_datasets.Dataset):
-    """A segmentation folder that :mod:`common.demo_folders` makes on first use.
+    """A segmentation folder that :mod:`common.demo_data.folders` makes on first use.
 
     Args:
         transforms: PaddleSeg's transforms.
@@ -144,7 +144,7 @@ class _Micrograph(paddleseg_datasets.Dataset):
 
 @manager.DATASETS.add_component
 class Nuclei(_Micrograph):
-    """Nuclei in a fluorescence micrograph; see :func:`common.demo_folders.write_nuclei_segmentation`."""
+    """Nuclei in a fluorescence micrograph; see :func:`common.demo_data.folders.write_nuclei_segmentation`."""
 
     class_names = demo_folders.NUCLEI_CLASSES
     NUM_CLASSES = len(class_names)
@@ -153,7 +153,7 @@ class Nuclei(_Micrograph):
 
 @manager.DATASETS.add_component
 class HENuclei(_Micrograph):
-    """Three types of nuclei in H&E-stained tissue; see :func:`common.demo_folders.write_he_segmentation`."""
+    """Three types of nuclei in H&E-stained tissue; see :func:`common.demo_data.folders.write_he_segmentation`."""
 
     class_names = demo_folders.HE_NUCLEI_CLASSES
     NUM_CLASSES = len(class_names)
@@ -352,8 +352,9 @@ class SeededDataset(paddle.io.Dataset):
     """Training samples whose random numbers depend on the seed and the :class:`SampleKey` only.
 
     A sample is ``{"img": float32 [3, h, w], "label": int64 [h, w], "error": ""}``. As
-    :func:`common.loader.build_loader` demands, it does not raise: what cannot be read becomes one pixel and a message
-    in ``error``. PaddleSeg's transforms draw from the global generators of Python and NumPy, which every sample seeds.
+    :func:`common.training.loader.build_loader` demands, it does not raise: what cannot be read becomes one pixel and a
+    message in ``error``. PaddleSeg's transforms draw from the global generators of Python and NumPy, which every sample
+    seeds.
 
     Args:
         dataset: a data set of PaddleSeg's in a training mode.

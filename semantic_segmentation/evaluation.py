@@ -9,9 +9,9 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from common.class_table import class_table
-from common.distributed import sum_over_ranks
+from common.data.class_table import class_table
 from common.errors import UserError
+from common.runtime.distributed import sum_over_ranks
 from semantic_segmentation.config import ABSENT_CLASSES
 from semantic_segmentation.datasets import check_batch
 from semantic_segmentation.inference import InferenceSettings, predict_labels

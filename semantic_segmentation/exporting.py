@@ -7,8 +7,8 @@ import paddle
 from paddle import nn
 from paddleseg.transforms import Normalize
 
-from common.config import plain
-from common.exportable import Exportable, Output
+from common.inference.exportable import Exportable, Output
+from common.training.config import plain
 from semantic_segmentation.inference import MIN_SIZE
 from semantic_segmentation.prediction import Segmenter
 

@@ -18,7 +18,7 @@ from paddleseg.transforms import RandomPaddingCrop
 from paddleseg.transforms.functional import crop
 from paddleseg.utils import metrics
 
-from common.mends import GRAD_SCALER, Mend, apply_mends
+from common.toolkits.patches import GRAD_SCALER, Mend, apply_mends
 
 __all__ = ["MENDS"]
 

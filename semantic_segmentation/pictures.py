@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 from paddleseg.core import infer
 
-from common.pictures import original_pixels, overlay, palette, present_classes, side_by_side, with_legend
+from common.pictures.drawing import original_pixels, overlay, palette, present_classes, side_by_side, with_legend
 
 __all__ = ["labelled_images", "original_image", "prediction_beside_truth"]
 

@@ -13,16 +13,16 @@ from paddleseg.transforms import Compose, Normalize
 from PIL import Image
 from yacs.config import CfgNode
 
-from common.checkpoint import find_weights, load_weights
-from common.config import plain
+from common.checkpoints.lazy_model import build_lazily
+from common.checkpoints.loading import find_weights, load_weights
 from common.errors import UserError
-from common.exported_model import ExportedModel
-from common.lazy_model import build_lazily
+from common.inference.exported_model import ExportedModel
+from common.inference.picture_predictor import PicturePredictor
+from common.inference.predictor import PredictOptions
 from common.pale_attention import fuse
-from common.picture_folder import PictureFolder
-from common.picture_prediction import PicturePredictor
-from common.pictures import colour_map, index_png, overlay, palette, present_classes, with_legend
-from common.prediction import PredictOptions
+from common.pictures.drawing import colour_map, index_png, overlay, palette, present_classes, with_legend
+from common.pictures.picture_folder import PictureFolder
+from common.training.config import plain
 from semantic_segmentation.components import build_component, build_model
 from semantic_segmentation.inference import InferenceSettings, Model, predict_labels, predict_large
 

@@ -20,17 +20,17 @@ from paddleseg.cvlibs import manager
 from paddleseg.utils import logger
 from yacs.config import CfgNode
 
-from common.config import plain
-from common.distributed import rank, world_size
+from common.checkpoints.lazy_model import build_lazily
 from common.errors import UserError
-from common.lazy_model import build_lazily
-from common.loader import build_loader
-from common.measurement import Measurement, unlike_defaults
-from common.paper_figures import VALIDATION
-from common.sampler import IterationSampler, SampleKey, ShardedEvalSampler
-from common.task import Task, Training
-from common.trainer import Evaluation, StepResult
-from common.trial import try_loss
+from common.runtime.distributed import rank, world_size
+from common.training.config import plain
+from common.training.dry_run import try_loss
+from common.training.loader import build_loader
+from common.training.measurement import Measurement, unlike_defaults
+from common.training.paper_figures import VALIDATION
+from common.training.sampler import IterationSampler, SampleKey, ShardedEvalSampler
+from common.training.task import Task, Training
+from common.training.trainer import Evaluation, StepResult
 from semantic_segmentation.components import (
     build_losses,
     build_model,

@@ -14,7 +14,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddleseg.cvlibs import manager
 
-from common.checkpoint import load_pretrained
+from common.checkpoints.loading import load_pretrained
 
 __all__ = ["FCNHead", "PaleUPerNet", "UPerHead"]
 
@@ -117,8 +117,9 @@ class PaleUPerNet(nn.Layer):
         dropout: rate at which whole channels are dropped before the classifiers [A: mmsegmentation].
         aux_in_index: map that the auxiliary head reads, counted from 0.
         align_corners: see ``paddle.nn.functional.interpolate``; for all interpolations.
-        pretrained: weights of a whole model as :func:`common.checkpoint.load_pretrained` takes them. The classifiers
-            are left out if they are for another number of classes. Weights of a backbone go into the backbone.
+        pretrained: weights of a whole model as :func:`common.checkpoints.loading.load_pretrained` takes them. The
+            classifiers are left out if they are for another number of classes. Weights of a backbone go into the
+            backbone.
 
     Raises:
         ValueError: an argument is out of range; the message names it.

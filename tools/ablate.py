@@ -27,8 +27,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tool
 
 from tqdm import tqdm  # noqa: E402
 
-from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from tools.ablation.jobs import Job, exclusive, work  # noqa: E402
 from tools.ablation.results import Result, read_results, write_results  # noqa: E402
 from tools.ablation.rows import Counts, Row, count, default_files, load_rows  # noqa: E402
@@ -88,8 +88,8 @@ def _refuse_changed(jobs: Sequence[Job], results: dict[Key, Result], arguments: 
 
 def _run(jobs: Sequence[Job], results: dict[Key, Result], arguments: Namespace) -> None:
     """Do what is not in the results yet, and write each result as soon as it is there."""
-    from common.entry_point import select_device
-    from common.machine import code_version, describe_device
+    from common.runtime.command_line import select_device
+    from common.runtime.machine import code_version, describe_device
 
     waiting = [job for job in jobs if not _is_current(job.row, results.get((job.row.name, job.seed)))]
     print(f"{len(jobs)} runs: {len(jobs) - len(waiting)} are finished, {len(waiting)} are left", flush=True)

@@ -30,8 +30,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tool
 
 from tqdm import tqdm  # noqa: E402
 
-from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from tools.benchmarking import studies  # noqa: E402
 from tools.benchmarking.documents import require_places, write_table  # noqa: E402
 from tools.benchmarking.output import Record, write_csv  # noqa: E402

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tools/ are
 
-from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.target.suffix not in suffixes:
         raise UserError(f"cannot write {arguments.target} for {arguments.to}; name a {' or '.join(suffixes)} file")
 
-    from common.checkpoint_file import save_file
+    from common.checkpoints.file_format import save_file
     from tools.conversion.unofficial_layout import to_paddle, to_torch
 
     weights = _read(arguments.source, arguments.to)
@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _read(source: Path, to: str) -> dict[str, np.ndarray]:
-    from common.checkpoint import find_weights
-    from common.checkpoint_file import load_file
+    from common.checkpoints.file_format import load_file
+    from common.checkpoints.loading import find_weights
 
     if source.suffix in TORCH_SUFFIXES:
         from tools.conversion.torch_file import load_torch_file

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ and the folders of the tasks are
 
-from common.config import add_weights_flags  # noqa: E402
-from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError, one_line  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.training.config import add_weights_flags  # noqa: E402
 
 if TYPE_CHECKING:
-    from common.exportable import Exportable
-    from common.prediction import Predictor
+    from common.inference.exportable import Exportable
+    from common.inference.predictor import Predictor
     from tools.exporting.checking import Case
 
 FORMATS = ("paddle", "onnx")
@@ -40,9 +40,9 @@ _MOST_IMAGES = 8
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    from common.checkpoint import read_checkpoint
-    from common.exported_model import refuse_exported, refuse_other_files, replace_exported
-    from common.weights import resolve_weights
+    from common.checkpoints.loading import read_checkpoint
+    from common.checkpoints.released import resolve_weights
+    from common.inference.exported_model import refuse_exported, refuse_other_files, replace_exported
     from tools.exporting.checking import TOLERANCE, make_cases
     from tools.predict import build_predictor
 
@@ -102,7 +102,7 @@ def _write_all(
     Returns:
         The model card.
     """
-    from common.exported_model import CARD, CONFIG, LABELS, PREPROCESSING
+    from common.inference.exported_model import CARD, CONFIG, LABELS, PREPROCESSING
     from tools.exporting.card import make_card
 
     inputs = {
@@ -134,9 +134,9 @@ def _write_formats(
     Returns:
         For each, what :func:`tools.exporting.checking.check` gives; and why others were left out.
     """
-    from common.exported_model import ONNX, open_file
-    from common.inference_program import save_program
-    from common.onnx_export import convert_program
+    from common.inference.exported_model import ONNX, open_file
+    from common.inference.inference_program import save_program
+    from common.inference.onnx_export import convert_program
     from tools.exporting.checking import check
 
     checks: dict[str, dict[str, float]] = {}
@@ -204,7 +204,7 @@ def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[in
 
 
 def _find_images(paths: Sequence[str] | None) -> list[str]:
-    from common.prediction import find_images
+    from common.inference.predictor import find_images
 
     if paths:
         files = find_images(paths)[0]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the folders of the tasks are
 
-from common.config import add_weights_flags  # noqa: E402
-from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run, select_device  # noqa: E402
+from common.training.config import add_weights_flags  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
 from image_classification.token_sampling import TOKEN_STRIDE  # noqa: E402
 
@@ -25,13 +25,13 @@ def main(argv: Sequence[str]) -> None:
     if arguments.top < 1:
         raise UserError(f"-top is {arguments.top}; it must be at least 1")
 
-    from common.checkpoint import read_checkpoint
-    from common.checkpoint_file import locate_file
-    from common.class_names import check_class_order
-    from common.distributed import world_size
-    from common.download import sha256_of
-    from common.training_log import TrainingLog
-    from common.weights import open_source, resolve_weights
+    from common.checkpoints.download import sha256_of
+    from common.checkpoints.file_format import locate_file
+    from common.checkpoints.loading import read_checkpoint
+    from common.checkpoints.released import open_source, resolve_weights
+    from common.data.class_names import check_class_order
+    from common.runtime.distributed import world_size
+    from common.training.log import TrainingLog
     from image_classification.annotation import annotate
     from image_classification.datasets import build_dataset
     from image_classification.label_maps import LabelMapInfo, LabelMapWriter

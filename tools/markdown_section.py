@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.errors import UserError
-from common.text_file import write_text
+from common.runtime.text_file import write_text
 
 __all__ = ["read_section", "replace_section"]
 

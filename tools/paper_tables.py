@@ -25,8 +25,8 @@ sys.path[0] = str(ROOT)  # where common/, tools/ and the folders of the tasks ar
 
 from tqdm import tqdm  # noqa: E402
 
-from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     _check_arguments(arguments)
 
-    from common.entry_point import select_device
+    from common.runtime.command_line import select_device
 
     select_device("cpu")
     if arguments.markdown:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ is
 
-from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 
 # The figure that decides which weights of a task are the best -> what its runs are counted in, and its name.
 FIGURES = {"top1": ("epoch", "top-1"), "mIoU": ("step", "mIoU"), "box_AP": ("epoch", "box AP")}

@@ -21,12 +21,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the 
 
 from tqdm import tqdm  # noqa: E402
 
-from common.config import add_weights_flags, read_yaml_with_bases  # noqa: E402
-from common.entry_point import ArgumentParser, run, select_device  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run, select_device  # noqa: E402
+from common.training.config import add_weights_flags, read_yaml_with_bases  # noqa: E402
 
 if TYPE_CHECKING:
-    from common.prediction import Predictor
+    from common.inference.predictor import Predictor
 
 # The class in the task's prediction.py.
 TASKS = {
@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= arguments.threshold <= 1:
         raise UserError(f"-threshold is {arguments.threshold:g}; it must be between 0 and 1")
 
-    from common.exported_model import find_exported
-    from common.prediction import PredictOptions, find_images
+    from common.inference.exported_model import find_exported
+    from common.inference.predictor import PredictOptions, find_images
 
     files, left_out = find_images(arguments.images)
     if left_out:
@@ -81,15 +81,15 @@ def build_predictor(
     """The task that the weights of ``-pretrained`` are of, and its predictor with them.
 
     Args:
-        arguments: those of :func:`common.config.add_weights_flags`.
-        fused: see :meth:`common.prediction.Predictor.from_weights`.
-        state: what :func:`common.checkpoint.read_checkpoint` gave for them, where they have been read.
+        arguments: those of :func:`common.training.config.add_weights_flags`.
+        fused: see :meth:`common.inference.predictor.Predictor.from_weights`.
+        state: what :func:`common.checkpoints.loading.read_checkpoint` gave for them, where they have been read.
 
     Raises:
         UserError: the weights cannot be had, or do not fit the configuration.
     """
-    from common.checkpoint import read_checkpoint
-    from common.weights import resolve_weights
+    from common.checkpoints.loading import read_checkpoint
+    from common.checkpoints.released import resolve_weights
 
     source = arguments.pretrained
     if state is None:
@@ -104,11 +104,11 @@ def _open_exported(file: Path, arguments: Namespace) -> Predictor:
     """The predictor of an exported model.
 
     Args:
-        file: from :func:`common.exported_model.find_exported`.
+        file: from :func:`common.inference.exported_model.find_exported`.
     """
     import paddle
 
-    from common.exported_model import ExportedModel
+    from common.inference.exported_model import ExportedModel
 
     select_device(arguments.device or "")
     exported = ExportedModel(file, paddle.device.get_device())

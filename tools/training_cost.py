@@ -24,8 +24,8 @@ sys.path[0] = str(ROOT)  # where common/, tools/ and the folders of the tasks ar
 
 from tqdm import tqdm  # noqa: E402
 
-from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from tools.markdown_section import read_section, replace_section  # noqa: E402
 from tools.markdown_table import markdown_table  # noqa: E402
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.into:
         read_section(arguments.into, SECTION)  # complains now if there is none, not after minutes of counting
 
-    from common.entry_point import select_device
+    from common.runtime.command_line import select_device
     from tools.costing.counts import count_training
     from tools.costing.gpus import A100, H100
 

@@ -23,9 +23,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ 
 
 from tqdm import tqdm  # noqa: E402
 
-from common.config import add_weights_flags  # noqa: E402
-from common.entry_point import ArgumentParser, run  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.training.config import add_weights_flags  # noqa: E402
 
 # What can be shown of the models of each task; None is a variant without weights, which has learnt nothing.
 KINDS = {
@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"-stages {' '.join(map(str, arguments.stages))}: they are numbered from 1 to 4")
 
     # These import Paddle, for which neither -h nor a mistake should wait.
-    from common.picture_folder import PictureFolder
-    from common.prediction import find_images
+    from common.inference.predictor import find_images
+    from common.pictures.picture_folder import PictureFolder
     from tools.visualizing.kinds import DRAW, draw_receptive_fields
     from tools.visualizing.opening import open_model
 

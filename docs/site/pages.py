@@ -28,7 +28,7 @@ LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s]+)(?=(?:#[^)]*)?\))")
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Complete the navigation: notebooks by the names of their pages, and the reference."""
     config.nav = _with_page_names(config.nav)
-    reference = [{package: [{PurePosixPath(page).stem: page} for page in _pages_of(package)]} for package in PACKAGES]
+    reference = [{package: [{_title(page): page} for page in _pages_of(package)]} for package in PACKAGES]
     config.nav.append({"Reference": reference})
     return config
 
@@ -90,8 +90,13 @@ def _with_page_names(nav: Any) -> Any:
 
 def _pages_of(package: str) -> list[str]:
     """The pages of the reference of one package: its modules but the launcher, which has no names to import."""
-    modules = sorted(file.stem for file in (ROOT / package).glob("*.py"))
-    return [f"reference/{package}/{name}.md" for name in modules if name not in ("__init__", "main_multi_gpu")]
+    modules = sorted(file for file in (ROOT / package).rglob("*.py") if not file.stem.startswith("__"))
+    return [f"reference/{_name(file)[:-3]}.md" for file in modules if file.stem != "main_multi_gpu"]
+
+
+def _title(page: str) -> str:
+    """A module's name below its package."""
+    return ".".join(PurePosixPath(page).with_suffix("").parts[2:])
 
 
 def _resolve(target: str, page: str) -> Path | None:

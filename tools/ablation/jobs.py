@@ -51,7 +51,7 @@ class Job:
 
     def start(self) -> None:
         """Start, or go on after an interruption, on one thread."""
-        from common.stop_request import PR_SET_PDEATHSIG  # imports paddle, as below
+        from common.runtime.signals import PR_SET_PDEATHSIG  # imports paddle, as below
 
         command = [
             *(sys.executable, str(_LAUNCHER)),
@@ -145,7 +145,7 @@ def work(waiting: Sequence[Job], at_once: int, tick: Callable[[], None]) -> Iter
     Raises:
         StoppedBySignal: SIGINT or SIGTERM came; the runs under way have saved their states.
     """
-    from common.stop_request import StopRequest
+    from common.runtime.signals import StopRequest
 
     queue, running, told = list(waiting), [], False
     with StopRequest() as stop:

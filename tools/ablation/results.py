@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.csv_table import read_table, write_table
 from common.errors import UserError
+from common.runtime.csv_table import read_table, write_table
 from tools.ablation.rows import natural
 
 __all__ = ["Result", "read_results", "write_results"]
@@ -24,8 +24,8 @@ class Result:
         params, multiply_adds: see :class:`tools.ablation.rows.Counts`.
         seconds: training, without evaluations, at the median speed of the run.
         fingerprint: see :func:`tools.ablation.rows.fingerprint`.
-        code_version: see :func:`common.machine.code_version`.
-        machine: see :func:`common.machine.describe_device`.
+        code_version: see :func:`common.runtime.machine.code_version`.
+        machine: see :func:`common.runtime.machine.describe_device`.
         date: when it was finished, in UTC.
     """
 
@@ -46,7 +46,7 @@ def read_results(file: Path) -> list[Result]:
     """Read the finished runs; none where there is no file.
 
     Raises:
-        UserError: as :func:`common.csv_table.read_table`, or a run is in it twice.
+        UserError: as :func:`common.runtime.csv_table.read_table`, or a run is in it twice.
     """
     results = read_table(file, Result)
     seen: set[tuple[str, int]] = set()

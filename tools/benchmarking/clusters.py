@@ -12,8 +12,8 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from common.entry_point import select_device
 from common.errors import UserError
+from common.runtime.command_line import select_device
 from tools.benchmarking.interleaving import Measurement
 from tools.benchmarking.output import MACHINE, Record, table
 from tools.benchmarking.subjects import ROOT, Reader, Subject

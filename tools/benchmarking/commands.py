@@ -69,8 +69,8 @@ def build_paddle_import(subject: PaddleImport) -> Runner:
 
 def build_first_prediction(subject: FirstPrediction) -> Runner:
     """Save a checkpoint with random weights and an image for ``tools/predict.py``."""
-    from common.checkpoint import numpy_state
-    from common.checkpoint_file import save_file
+    from common.checkpoints.file_format import save_file
+    from common.checkpoints.loading import numpy_state
     from common.pale_transformer import create_model
     from image_classification.config import CONFIG
 

@@ -7,7 +7,7 @@ import os
 import platform
 from datetime import datetime, timezone
 
-from common.machine import cpu_model, git_state
+from common.runtime.machine import cpu_model, git_state
 
 __all__ = ["describe_machine", "installed_versions"]
 

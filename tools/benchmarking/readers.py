@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.sampler import SampleKey
+from common.training.sampler import SampleKey
 from image_classification.config import CONFIG
 from image_classification.datasets import build_dataset
 from image_classification.loaders import TransformedDataset, build_transform

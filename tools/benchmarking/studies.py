@@ -7,8 +7,8 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from common.entry_point import ArgumentParser
 from common.errors import UserError
+from common.runtime.command_line import ArgumentParser
 from tools.benchmarking.documents import write_table
 from tools.benchmarking.output import Record, write_csv
 from tools.benchmarking.subjects import Subject

@@ -1,7 +1,7 @@
 """Read the files that ``torch.save`` writes, without PyTorch and without running what is in them.
 
 Such a file is a zip of a pickle, ``data.pkl``, and one uncompressed entry of raw numbers for each storage, which the
-pickle names by persistent ids. The pickle is read by ``common.safe_pickle``, which runs nothing.
+pickle names by persistent ids. The pickle is read by ``common.checkpoints.safe_pickle``, which runs nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from common.checkpoints.safe_pickle import Dialect, UnsafePickleError, load_arrays
 from common.errors import UserError, one_line
-from common.safe_pickle import Dialect, UnsafePickleError, load_arrays
 
 __all__ = ["load_torch_file"]
 

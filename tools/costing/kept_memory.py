@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import paddle
 from paddle import Tensor, nn
 
+from common.layers.device import operations_of_gpus
 from common.pale_attention import ScaledDotProductAttention
-from common.placement import operations_of_gpus
 
 __all__ = ["count_kept_bytes"]
 

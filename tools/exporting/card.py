@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from common import __version__
-from common.checkpoint_file import locate_file
-from common.download import sha256_of
-from common.exportable import Exportable
+from common.checkpoints.download import sha256_of
+from common.checkpoints.file_format import locate_file
+from common.checkpoints.released import open_source
 from common.flops import params
-from common.weights import open_source
+from common.inference.exportable import Exportable
 from tools.exporting.checking import TOLERANCE
 
 __all__ = ["make_card"]

@@ -13,7 +13,7 @@ import paddle
 from tqdm import tqdm
 
 from common.errors import UserError, one_line
-from common.exportable import Exportable
+from common.inference.exportable import Exportable
 from common.pale_transformer import STRIDE
 
 __all__ = ["TOLERANCE", "Case", "check", "make_cases"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from common.paper_figures import NEIGHBOURS, figures_of, find_figure
+from common.training.paper_figures import NEIGHBOURS, figures_of, find_figure
 from tools.markdown_section import read_section, replace_section
 from tools.markdown_table import markdown_table
 from tools.paper.metrics import METRICS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.class_table import column_width, pad
+from common.data.class_table import column_width, pad
 
 __all__ = ["aligned"]
 

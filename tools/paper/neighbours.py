@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from common.paper_figures import SOURCES, PaperFigure
+from common.training.paper_figures import SOURCES, PaperFigure
 from tools.paper.metrics import METRICS
 
 __all__ = ["neighbour_cells"]

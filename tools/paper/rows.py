@@ -10,8 +10,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from common.paper_figures import NEIGHBOURS, SOURCES, VALIDATION, PaperFigure, figures_of
-from common.results import Result, read_results, results_file
+from common.training.paper_figures import NEIGHBOURS, SOURCES, VALIDATION, PaperFigure, figures_of
+from common.training.results import Result, read_results, results_file
 from tools.costing.counts import count_training
 from tools.costing.gpus import A100, training_hours
 from tools.paper.metrics import COUNTED

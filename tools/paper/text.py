@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from common.paper_figures import PaperFigure
+from common.training.paper_figures import PaperFigure
 from tools.paper.layout import aligned
 from tools.paper.metrics import METRICS, Metric
 from tools.paper.neighbours import neighbour_cells

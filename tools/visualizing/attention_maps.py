@@ -12,9 +12,9 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from common.layers.attention_shapes import merge, partition
 from common.pale_attention import PSAttention
 from common.pale_transformer import PaleTransformer
-from common.token_groups import merge, partition
 from tools.visualizing.gradients import backbone_of, gradients_of
 from tools.visualizing.token_groups import group_indices, token_at
 

@@ -14,7 +14,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, Patch, Rectangle
 from PIL import Image
 
-from common.fonts import choose_font, drawable
+from common.pictures.fonts import choose_font, drawable
 from tools.visualizing.attention_maps import TokenAttention
 from tools.visualizing.gradients import ReceptiveField
 from tools.visualizing.token_groups import TokenGroup

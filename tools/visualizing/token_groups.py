@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import paddle
 
+from common.layers.attention_shapes import Along, Grouping, partition
 from common.pale_attention import PSAttention
 from common.pale_transformer import PaleTransformer
-from common.token_groups import Along, Grouping, partition
 
 __all__ = ["TokenGroup", "group_indices", "groups_of_stage", "token_at"]
 

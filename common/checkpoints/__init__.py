@@ -1,0 +1,1 @@
+"""Weights: files, downloads, released ones, and loading them into models."""

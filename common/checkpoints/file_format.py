@@ -1,0 +1,238 @@
+"""Checkpoint files: read without trust, written so that no crash leaves half of one behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import UserError
+from .safe_pickle import UnsafePickleError, load_arrays
+
+__all__ = ["SUFFIXES", "load_file", "locate_file", "remove_leftovers", "save_file"]
+
+SUFFIXES = (".pdparams", ".safetensors")
+
+# After the pickle, where readers of pickles no longer look: the CRC-32 of all bytes before this trailer.
+_TRAILER = struct.Struct("<8sI")
+_MAGIC = b"PALE-CRC"
+_CHUNK = 1 << 22  # bytes
+
+
+def locate_file(path: str | Path) -> Path:
+    """Find a checkpoint named with or without its suffix.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path).expanduser()
+    for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"no checkpoint at {path}; give the path of a {' or '.join(SUFFIXES)} file")
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """Read a ``.pdparams`` or ``.safetensors`` file as nested dicts of NumPy arrays, running nothing that is in it.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds something other than weights.
+    """
+    path = locate_file(path)
+    try:
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path)
+        return _load_pickle(path)
+    except UnsafePickleError as error:
+        raise UserError(f"refused to load {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def save_file(state: Mapping[str, Any], path: str | Path) -> None:
+    """Write a nested dict of NumPy arrays and plain values as ``.pdparams``, or a flat one as ``.safetensors``.
+
+    The bytes go to a temporary file beside the target, are flushed to the disk, read back and compared with their
+    checksum; only then does the file get its name, in one step. ``paddle.load`` reads the result, too.
+
+    Raises:
+        UserError: the file cannot be written; an older one of that name is as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            writer = _ChecksumWriter(file)
+            if path.suffix == ".safetensors":
+                writer.write(_safetensors_bytes(state))
+            else:
+                pickle.dump(dict(state), writer, protocol=4)
+                trailer = _TRAILER.pack(_MAGIC, writer.checksum)
+                writer.write(trailer)
+            file.flush()
+            os.fsync(file.fileno())
+        with temporary.open("rb") as file:
+            if _checksum(file, temporary.stat().st_size) != writer.checksum:
+                raise OSError("what was read back differs from what was written; the disk may be failing")
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; it needs {_array_bytes(state) / 1e6:.1f} MB beside the "
+            "old one: free some space or choose another -output. "
+            "The checkpoints written before are intact"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of writes that were killed."""
+    for leftover in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def _array_bytes(value: Any) -> int:
+    """Bytes of all arrays in nested containers, which is nearly all that a checkpoint takes."""
+    if isinstance(value, Mapping):
+        return sum(map(_array_bytes, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(_array_bytes, value))
+    return value.nbytes if isinstance(value, np.ndarray) else 0
+
+
+class _ChecksumWriter:
+    """A file that knows the CRC-32 of what was written to it."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.checksum = file, 0
+
+    def write(self, data: Any) -> int:
+        self.checksum = zlib.crc32(data, self.checksum)
+        return self._file.write(data)
+
+
+def _checksum(file: BinaryIO, size: int) -> int:
+    """CRC-32 of the next ``size`` bytes."""
+    checksum = 0
+    while size > 0 and (chunk := file.read(min(_CHUNK, size))):
+        checksum = zlib.crc32(chunk, checksum)
+        size -= len(chunk)
+    return checksum
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power failure, where the system can (Windows cannot open folders)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _open_twice(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Open a file at two positions: the same file, even if a training replaces it at this moment."""
+    while True:
+        with path.open("rb") as first, path.open("rb") as second:
+            if os.path.sameopenfile(first.fileno(), second.fileno()):
+                yield first, second
+                return
+
+
+def _load_pickle(path: Path) -> dict[str, Any]:
+    with _open_twice(path) as (file, again):
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - _TRAILER.size))
+        trailer = file.read()
+        expected = None
+        if len(trailer) == _TRAILER.size and trailer.startswith(_MAGIC):
+            expected = _TRAILER.unpack(trailer)[1]
+            size -= _TRAILER.size
+        file.seek(0)
+        with _checked(again, size, expected):
+            state = load_arrays(file, size)
+            if file.tell() != size:
+                raise UnsafePickleError(f"it is damaged: {size - file.tell()} bytes follow its end")
+            if not isinstance(state, dict):
+                raise UnsafePickleError(f"it holds a {type(state).__name__}, not a dict of weights")
+            return _join_slices(state, size)
+
+
+@contextlib.contextmanager
+def _checked(file: BinaryIO, size: int, expected: int | None) -> Iterator[None]:
+    """Compare the checksum on another thread while the body reads, and let its verdict win over the body's error."""
+    if expected is None:
+        yield
+        return
+    found: list[int] = []
+
+    def work() -> None:
+        found.append(_checksum(file, size))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    failure = None
+    try:
+        yield
+    except UnsafePickleError as error:
+        failure = error
+    finally:
+        thread.join()
+    if found != [expected]:
+        raise UnsafePickleError("its checksum does not fit: the file is damaged; use an older checkpoint or a new copy")
+    if failure:
+        raise failure
+
+
+def _join_slices(state: dict[str, Any], size: int) -> dict[str, Any]:
+    """Undo what ``paddle.save`` does with protocols 2 and 3 to arrays above 1 GiB, and drop its table of names.
+
+    The arrays may be one array under many names, so that what is joined is held against the size of the file.
+    """
+    state.pop("StructuredToParameterName@@", None)
+    try:
+        for name, entry in state.pop("UnpackBigParamInfor@@", {}).items():
+            parts = [state.pop(part) for part in entry["slices"] if isinstance(part, str)]
+            size -= sum(part.nbytes for part in parts)
+            if size < 0 or any(part.dtype != parts[0].dtype for part in parts):
+                raise ValueError("slices of different arrays")
+            state[name] = np.concatenate(parts).reshape(entry["OriginShape"])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UnsafePickleError("its table of sliced arrays is damaged") from error
+    return state
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file as load
+
+    try:
+        return dict(load(path))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UnsafePickleError(f"it is damaged or holds no arrays that NumPy knows ({error})") from error
+
+
+def _safetensors_bytes(state: Mapping[str, Any]) -> bytes:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save
+
+    others = [name for name, value in state.items() if not isinstance(value, np.ndarray)]
+    if others:
+        raise UserError(f"a .safetensors file holds arrays only, not {others[0]!r}; save as .pdparams")
+    try:
+        return save({name: np.asarray(array, order="C") for name, array in state.items()})
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"a .safetensors file cannot hold these arrays ({error}); save as .pdparams") from error

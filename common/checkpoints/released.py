@@ -1,0 +1,120 @@
+"""Released weights, by the name of the model and the data they were trained on."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .download import download
+from .file_format import SUFFIXES
+
+__all__ = ["ReleasedWeights", "list_weights", "resolve_weights"]
+
+_FOLDER = Path(__file__).parent / "released_weights"
+
+
+@dataclass(frozen=True)
+class ReleasedWeights:
+    """One row of the table.
+
+    Attributes:
+        model: name of the variant.
+        tag: the data set; ``create_model(model, pretrained=tag)``.
+        location: a file of this package, an absolute path, or ``https://...#sha256=...``.
+        top1: measured top-1 accuracy in percent on ``tested_on``.
+    """
+
+    model: str
+    tag: str
+    location: str
+    top1: float
+    tested_on: str
+
+
+# There are no official weights: the paper's authors released none, and we have not trained on ImageNet. What stands
+# here was trained by this project on a CPU; docs/results.md has the commands.
+_RELEASED: tuple[ReleasedWeights, ...] = (
+    ReleasedWeights("pale_nano", "mnist5k", "pale_nano_mnist5k.pdparams", 97.4, "1,000 held-out digits of MNIST-5k"),
+    ReleasedWeights(
+        "pale_nano", "fashion_mnist", "pale_nano_fashion_mnist.pdparams", 90.06, "10,000 test images of Fashion-MNIST"
+    ),
+)
+
+
+def list_weights(model: str | None = None) -> list[ReleasedWeights]:
+    """The released weights and those of the user's registry, of one model or of all.
+
+    The registry is a JSON file named by ``$PALE_WEIGHTS``: a list of objects with the fields of
+    :class:`ReleasedWeights`; relative locations are relative to the file.
+
+    Raises:
+        UserError: the registry cannot be read.
+    """
+    rows = [*_RELEASED, *_read_registry(os.environ.get("PALE_WEIGHTS", ""))]
+    return [row for row in rows if model in (None, row.model)]
+
+
+def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | Path:
+    """Turn what ``create_model`` was given into something to load.
+
+    Args:
+        model: name of the variant; ``None`` looks among the weights of all.
+        pretrained: ``True`` for ImageNet weights, a tag of :func:`list_weights`, a path, or an address with its hash.
+
+    Returns:
+        A path, or an address for :func:`common.checkpoints.loading.load_pretrained`.
+
+    Raises:
+        UserError: there are no such weights; the message says which there are.
+    """
+    rows = {row.tag: row for row in list_weights(model)}
+    if pretrained is True:
+        if "imagenet" in rows:
+            return _locate(rows["imagenet"])
+        raise UserError(f"there are no ImageNet weights of {model}: the paper's authors released none; {_offer(rows)}")
+    if str(pretrained) in rows:
+        return _locate(rows[str(pretrained)])
+    text = str(pretrained)
+    if os.sep in text or "." in text or any(Path(text + suffix).is_file() for suffix in ("", *SUFFIXES)):
+        return pretrained if isinstance(pretrained, Path) else text
+    raise UserError(f"no file and no released weights {str(pretrained)!r}; {_offer(rows)}")
+
+
+def open_source(source: str | Path) -> Path | str:
+    """Return a local path for a path or an address, downloading if need be."""
+    return download(str(source)) if "://" in str(source) else source
+
+
+def _locate(row: ReleasedWeights) -> str | Path:
+    return row.location if "://" in row.location else _FOLDER / row.location
+
+
+def _offer(rows: dict[str, ReleasedWeights]) -> str:
+    if not rows:
+        return "give the path of a .pdparams file, or extend the table with a registry ($PALE_WEIGHTS)"
+    return f"there are {', '.join(rows)}, and paths of .pdparams files"
+
+
+def _read_registry(file: str) -> list[ReleasedWeights]:
+    if not file:
+        return []
+    path = Path(file).expanduser()
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return [_read_row(entry, path.resolve().parent) for entry in entries]
+    except OSError as error:
+        raise UserError(f"cannot read the registry {path} ($PALE_WEIGHTS): {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the registry {path} ($PALE_WEIGHTS) is no list of weights: {error}") from error
+
+
+def _read_row(entry: dict[str, Any], folder: Path) -> ReleasedWeights:
+    row = ReleasedWeights(**entry)
+    for name in ("model", "tag", "location", "tested_on"):
+        if not isinstance(entry[name], str):
+            raise TypeError(f"{name} is {entry[name]!r}, not a text")
+    return row if "://" in row.location else replace(row, location=str(folder / row.location))

@@ -1,0 +1,391 @@
+"""Read the pickles that weights come in without running anything that is written in them.
+
+A ``.pdparams`` file is a pickle, and a pickle is a program: ``pickle.load`` and ``paddle.load`` run what a stranger put
+into it. This reader executes only the opcodes that build numbers, strings, lists, tuples, dicts and NumPy arrays, knows
+only the few constructors that NumPy and ``paddle.save`` write, each replaced by a function of its own that checks its
+arguments, and refuses everything else before anything runs. It copies no more bytes than the file is long and makes
+no more than ``_MAX_VALUES`` values, however the file repeats itself.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import one_line
+
+__all__ = ["Dialect", "UnsafePickleError", "load_arrays"]
+
+_MAX_DEPTH = 100  # of nested containers; weights have two or three levels
+_MAX_VALUES = 1_000_000  # and operations; an array takes about 40, a training state of Pale-B 100,000
+_MAX_NUMBER_KEYS = 1_000  # per dict; unlike those of strings, the hashes of numbers can be made to collide
+
+
+class UnsafePickleError(Exception):
+    """The file holds something other than weights, or is damaged; the message says what."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What another library's pickles of weights contain besides NumPy's arrays.
+
+    Attributes:
+        constructors: by module and name, a function in place of each constructor, called with the file's arguments. It
+            checks them, raises :class:`UnsafePickleError`, and returns a finished value.
+        load_persistent: makes a value of the persistent id of data that lie outside the pickle. A constructor that the
+            id names comes as an object whose ``name`` is ``"module.name"``.
+    """
+
+    constructors: Mapping[tuple[str, str], Callable[..., Any]]
+    load_persistent: Callable[[Any], Any]
+
+
+def load_arrays(file: BinaryIO, size: int, dialect: Dialect | None = None) -> Any:
+    """Read one pickle of plain containers, numbers, strings, ``None`` and numeric NumPy arrays.
+
+    Args:
+        file: the open file, at the start of the pickle. What follows the pickle is left unread.
+        size: bytes that the file can give; nothing larger is ever allocated.
+        dialect: what else may be in it. The attributes that it gives to dicts are then left out.
+
+    Returns:
+        The object. Arrays share the memory that was read and are not writable; ``(name, array)``, as ``paddle.save``
+        writes tensors inside nested containers, becomes the array.
+
+    Raises:
+        UnsafePickleError: anything else is in the file, or it is damaged.
+    """
+    if not size:
+        raise UnsafePickleError("it is empty")
+    try:
+        return _resolve(_Unpickler(file, size, dialect).load())
+    except UnsafePickleError:
+        raise
+    except Exception as error:  # a damaged stream fails anywhere in the reader, with almost any type
+        raise UnsafePickleError(f"it is damaged or no pickle ({one_line(error)})") from error
+
+
+class _Bounded(io.RawIOBase):
+    """A file that refuses to be asked for more than it has, before memory is allocated for it."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self._file, self._left = file, size
+
+    def read(self, count: int = -1) -> bytes:
+        if count < 0 or count > self._left:
+            raise UnsafePickleError(f"it is truncated: {count} bytes should follow, {self._left} are left")
+        self._left -= count
+        return self._file.read(count)
+
+    def readline(self, limit: int = -1) -> bytes:
+        line = self._file.readline(min(self._left, 1000))
+        self._left -= len(line)
+        return line
+
+    def readinto(self, buffer: memoryview) -> int:
+        buffer[:] = self.read(len(buffer))
+        return len(buffer)
+
+
+class _Constructor:
+    """What stands in for a constructor named in a pickle; REDUCE may call it, and nothing can change it."""
+
+    __slots__ = ("_build", "name")
+
+    def __init__(self, name: str, build: Callable[..., Any]):
+        self.name, self._build = name, build
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._build(*arguments)
+
+
+class _Dtype:
+    """A numeric dtype: its code, completed by the byte order that BUILD brings."""
+
+    def __init__(self, code: Any, *_: Any):
+        numeric = isinstance(code, str) and len(code) <= 4 and code.lstrip("<>=|")[:1] in tuple("biufc?")
+        if not numeric or np.dtype(code).kind not in "biufc":  # "i,i" is a structured dtype
+            raise UnsafePickleError(f"it holds an array of dtype {_shorten(code)}, not of numbers")
+        self.dtype = np.dtype(code)
+
+    def set_state(self, state: Any) -> None:
+        order = state[1] if isinstance(state, tuple) and len(state) >= 2 else None
+        if order not in ("<", ">", "=", "|") or any(part is not None for part in state[2:5]):
+            raise UnsafePickleError("it holds an array of a structured dtype, not of numbers")
+        if order in "<>":
+            self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """An array on its way: made by ``_reconstruct``, filled by BUILD."""
+
+    def __init__(self, *_: Any):
+        self.array: np.ndarray | None = None
+
+    def set_state(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise UnsafePickleError("it holds an array of unknown layout")
+        _, shape, dtype, fortran, data = state
+        self.array = _make_array(data, dtype, shape, "F" if fortran else "C")
+
+
+def _shorten(value: Any) -> str:
+    """Show a string of the file in a message; a tuple that holds itself many times over has no end of a text."""
+    return ascii(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _make_array(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
+    """View bytes as an array, after checking that they are as many as the shape says."""
+    if not isinstance(dtype, _Dtype):
+        raise UnsafePickleError("it holds an array without a numeric dtype")
+    if not isinstance(data, (bytes, bytearray)):
+        raise UnsafePickleError("it holds an array of Python objects, not of numbers")
+    if not isinstance(shape, tuple) or len(shape) > 32:
+        raise UnsafePickleError("it holds an array of unknown shape")
+    if not all(isinstance(side, int) and 0 <= side < 1 << 63 for side in shape):
+        raise UnsafePickleError("it holds an array of an impossible shape")
+    expected = math.prod(shape) * dtype.dtype.itemsize
+    if expected != len(data):
+        raise UnsafePickleError(f"it holds an array of shape {shape} ({expected} bytes) with {len(data)} bytes of data")
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+
+
+def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> np.ndarray:
+    """NumPy's ``_frombuffer``, which protocol 5 uses."""
+    if order not in ("C", "F", "K"):
+        raise UnsafePickleError(f"it holds an array in the order {_shorten(order)}")
+    if axes is None:
+        return _make_array(data, dtype, shape, "F" if order == "F" else "C")
+    if not isinstance(axes, tuple) or not all(isinstance(axis, int) for axis in axes):
+        raise UnsafePickleError("it holds an array of unknown order of axes")
+    return _make_array(data, dtype, shape).transpose(axes)
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    return _make_array(data, dtype, ())[()]
+
+
+def _tuple(items: Any = ()) -> tuple:
+    """``tuple``, by which ``paddle.save`` writes tensors."""
+    if not isinstance(items, (tuple, list)):
+        raise UnsafePickleError("it calls tuple with something other than items")
+    return tuple(items)
+
+
+def _evaluate(expression: Any, names: Any = None) -> Any:
+    """``eval``, which ``paddle.save`` writes for one kind of tensor, always as ``eval('data', {'data': array})``."""
+    if expression != "data" or not isinstance(names, dict) or list(names) != ["data"]:
+        raise UnsafePickleError(f"it wants to run eval({_shorten(expression)})")
+    return names["data"]
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """``_codecs.encode``, by which protocol 2 writes bytes."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise UnsafePickleError("it encodes a text in an unusual way")
+    return text.encode("latin1")
+
+
+def _ordered_dict(*items: Any) -> dict:
+    if items:
+        raise UnsafePickleError("it builds an OrderedDict from something other than items")
+    return {}
+
+
+def _class_only(*_: Any) -> None:
+    raise UnsafePickleError("it calls numpy.ndarray itself")
+
+
+_NDARRAY = _Constructor("numpy.ndarray", _class_only)  # named as the class of _reconstruct, never called
+_CONSTRUCTORS: dict[tuple[str, str], _Constructor] = {
+    (module, name): _Constructor(f"{module}.{name}", build)
+    for modules, name, build in (
+        # NumPy 1 and NumPy 2 spell their private modules differently.
+        (("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct", _Array),
+        (("numpy.core.multiarray", "numpy._core.multiarray"), "scalar", _scalar),
+        (("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer", _array_from_buffer),
+        (("numpy",), "dtype", _Dtype),
+        (("collections",), "OrderedDict", _ordered_dict),
+        (("_codecs",), "encode", _encode),
+        (("builtins", "__builtin__"), "tuple", _tuple),
+        (("builtins", "__builtin__"), "eval", _evaluate),
+        (("builtins", "__builtin__"), "bytes", lambda: b""),  # protocol 2 writes an empty one so
+    )
+    for module in modules
+} | {("numpy", "ndarray"): _NDARRAY}
+
+
+class _Operations(dict):
+    """What to do for each opcode, handed out so many times and no more."""
+
+    _left = _MAX_VALUES
+
+    def __getitem__(self, opcode: int) -> Callable[[_Unpickler], None]:
+        self._left -= 1
+        if self._left < 0:
+            raise UnsafePickleError(f"it has more than {_MAX_VALUES:,} operations, which no weights need")
+        return super().__getitem__(opcode)
+
+
+class _Unpickler(pickle._Unpickler):
+    """The standard library's reader in Python, reduced to the opcodes of weights.
+
+    The one in C grows its memo to whatever index a file names, and has no way to leave opcodes out.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, dialect: Dialect | None = None):
+        super().__init__(_Bounded(file, size))
+        self.dispatch = _Operations(_Unpickler.dispatch)
+        self._copies_left = size
+        self._dialect = dialect
+        self._constructors = dict(_CONSTRUCTORS)
+        if dialect:
+            self.dispatch[_code("BINPERSID")] = _Unpickler.load_binpersid
+            for (module, name), build in dialect.constructors.items():
+                self._constructors[module, name] = _Constructor(f"{module}.{name}", build)
+
+    def find_class(self, module: str, name: str) -> _Constructor:
+        try:
+            return self._constructors[module, name]
+        except KeyError:
+            raise UnsafePickleError(f"it wants to use {_shorten(f'{module}.{name}')}, which no weights need") from None
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        constructor = self.stack[-1]
+        if not isinstance(constructor, _Constructor) or not isinstance(arguments, tuple):
+            raise UnsafePickleError("it calls something that is no constructor of weights")
+        built = constructor(*arguments)
+        if isinstance(built, (bytes, tuple)):  # a copy, of what the file may name again and again
+            self._copies_left -= len(built)
+            if self._copies_left < 0:
+                raise UnsafePickleError("it copies more than the file is long")
+        self.stack[-1] = built
+
+    def load_binpersid(self) -> None:
+        self.append(self._dialect.load_persistent(self.stack.pop()))
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if self._dialect and isinstance(self.stack[-1], dict):
+            return
+        if not isinstance(self.stack[-1], (_Array, _Dtype)):
+            raise UnsafePickleError(f"it sets the state of a {type(self.stack[-1]).__name__}")
+        self.stack[-1].set_state(state)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items([key, value])
+
+    def load_setitems(self) -> None:
+        self._set_items(self.pop_mark())
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set_items(items)
+
+    def _set_items(self, items: list) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
+            raise UnsafePickleError(f"it sets items of a {type(target).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Hashing a tuple of tuples of the same tuple takes exponential time.
+            if not isinstance(key, (str, int, float, bytes, type(None))):
+                raise UnsafePickleError(f"it has a {type(key).__name__} as a key")
+            if len(target) >= _MAX_NUMBER_KEYS and not isinstance(key, str):
+                raise UnsafePickleError(f"it has more than {_MAX_NUMBER_KEYS:,} keys that are no names")
+            target[key] = value
+
+    def load_append(self) -> None:
+        value = self.stack.pop()
+        self._extend([value])
+
+    def load_appends(self) -> None:
+        self._extend(self.pop_mark())
+
+    def _extend(self, values: list) -> None:
+        if not isinstance(self.stack[-1], list):
+            raise UnsafePickleError(f"it appends to a {type(self.stack[-1]).__name__}")
+        self.stack[-1].extend(values)
+
+    def load_bytearray8(self) -> None:
+        (length,) = np.frombuffer(self.read(8), "<u8").tolist()
+        self.append(self.read(length))
+
+
+_STANDARD_OPCODES = """
+    PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINSTRING
+    SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_LIST LIST
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT GLOBAL STACK_GLOBAL BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE
+"""
+_OWN_OPCODES = "REDUCE BUILD SETITEM SETITEMS DICT APPEND APPENDS BYTEARRAY8"
+
+
+def _refuse(opcode: int) -> Callable[[_Unpickler], None]:
+    def load(self: _Unpickler) -> None:
+        if not self.proto:  # nothing but a pickle begins like one
+            raise UnsafePickleError("it is another kind of file, no pickle")
+        raise UnsafePickleError(f"it uses the pickle operation {bytes([opcode])!r}, which no weights need")
+
+    return load
+
+
+def _code(name: str) -> int:
+    return getattr(pickle, name)[0]
+
+
+_Unpickler.dispatch = {
+    **{opcode: _refuse(opcode) for opcode in range(256)},
+    **{_code(name): pickle._Unpickler.dispatch[_code(name)] for name in _STANDARD_OPCODES.split()},
+    **{_code(name): getattr(_Unpickler, f"load_{name.lower()}") for name in _OWN_OPCODES.split()},
+}
+
+
+def _resolve(root: Any) -> Any:
+    """Replace the arrays on their way by the finished ones, visiting a container that is shared only once."""
+    done: dict[int, tuple[Any, int] | None] = {}  # finished, and as how many values it is seen; None: not yet
+    kept = []  # keeps the originals alive, so that no id is used twice
+
+    def visit(value: Any, depth: int) -> tuple[Any, int]:
+        if isinstance(value, _Array):
+            if value.array is None:
+                raise UnsafePickleError("it holds an array without data")
+            return value.array, 1
+        if isinstance(value, (_Dtype, _Constructor)):
+            raise UnsafePickleError(f"it holds a {getattr(value, 'name', 'dtype')} instead of a value")
+        if not isinstance(value, (dict, list, tuple)):
+            return value, 1
+        if depth > _MAX_DEPTH:
+            raise UnsafePickleError(f"its containers are nested more than {_MAX_DEPTH} deep")
+        if id(value) not in done:
+            kept.append(value)
+            done[id(value)] = None
+            visited = [visit(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
+            seen = 1 + sum(count for _, count in visited)
+            if seen > _MAX_VALUES:
+                raise UnsafePickleError(f"its containers repeat one another into more than {_MAX_VALUES:,} values")
+            done[id(value)] = _rebuild(value, [item for item, _ in visited]), seen
+        finished = done[id(value)]
+        if finished is None:
+            raise UnsafePickleError(f"it holds a {type(value).__name__} inside itself")
+        return finished
+
+    return visit(root, 0)[0]
+
+
+def _rebuild(container: dict | list | tuple, items: list) -> Any:
+    """The container with other items; ``(name, array)`` becomes the array."""
+    if isinstance(container, dict):
+        return dict(zip(container, items, strict=True))
+    if isinstance(container, list):
+        return items
+    if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], np.ndarray):
+        return items[1]
+    return tuple(items)

@@ -1,0 +1,1 @@
+"""Image files, class names, and records of data checks."""

@@ -1,0 +1,1 @@
+"""Prediction with trained and with exported models."""

@@ -1,0 +1,1 @@
+"""Layers of the model and what their variants need."""

@@ -1,0 +1,65 @@
+"""What a figure was computed by: the processor or GPU, and the state of this project's code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from .. import __version__
+
+__all__ = ["code_version", "cpu_model", "describe_device", "git_state"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def cpu_model() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def describe_device(device: str) -> str:
+    """GPU or processor, cores of the machine, and Paddle's version, such as ``AMD EPYC, 2 cores, Paddle 3.3.1``.
+
+    Args:
+        device: ``cpu``, ``gpu`` or ``gpu:N``.
+    """
+    import paddle
+
+    name = cpu_model() if device == "cpu" else paddle.device.cuda.get_device_name()
+    return f"{name}, {os.cpu_count()} cores, Paddle {paddle.__version__}"
+
+
+def git_state(*without: str) -> str:
+    """The commit of this project's checkout, with ``-dirty`` where files differ from it; empty outside a checkout.
+
+    Args:
+        without: folders whose files may differ.
+    """
+    if not (_ROOT / ".git").exists():  # installed; a repository further up is another project's
+        return ""
+    try:
+        commit = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in without))
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + "-dirty" * bool(changed)
+
+
+def code_version() -> str:
+    """The project's version and, in a checkout, its commit: ``0.1.0+48f1370``, or ``0.1.0+48f1370-dirty``.
+
+    Files in ``results/`` do not make it dirty, because an evaluation that is recorded changes them.
+    """
+    commit = git_state("results")
+    return f"{__version__}+{commit}" if commit else __version__
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)
+    return result.stdout.strip()

@@ -1,0 +1,1 @@
+"""What PaddleSeg and PaddleDetection have in common for this project."""

@@ -1,0 +1,140 @@
+"""AdamW with the model's own parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import paddle
+from paddle import nn
+
+from ..errors import UserError, one_line
+
+__all__ = ["build_adamw", "clip_gradients", "parameter_groups", "schedule_function", "warmup_cosine"]
+
+
+def warmup_cosine(
+    step: int, total_steps: int, warmup_steps: int, base_lr: float, warmup_lr: float, end_lr: float
+) -> float:
+    """Learning rate of an optimizer step.
+
+    It rises linearly from ``warmup_lr`` to ``base_lr`` during ``warmup_steps``, then falls along half a cosine to
+    ``end_lr``, which the last step, ``total_steps - 1``, reaches if it lies behind the warm-up's end.
+
+    Args:
+        step: 0 for the first optimizer step.
+    """
+    if step < warmup_steps:
+        return warmup_lr + (base_lr - warmup_lr) * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    return end_lr + (base_lr - end_lr) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def schedule_function(scheduler: paddle.optimizer.lr.LRScheduler, steps: int, name: str) -> Callable[[int], float]:
+    """Paddle's schedule as a function of the optimizer step, the first of which is 0.
+
+    Args:
+        steps: of the run.
+        name: of the section that describes the schedule, for messages.
+
+    Raises:
+        UserError: it gives no rate, or an impossible one, at the beginning, in the middle or at the end of the run.
+    """
+
+    def learning_rate(step: int) -> float:
+        scheduler.step(step)
+        return float(scheduler())
+
+    for step in (0, steps // 2, steps - 1):
+        try:
+            rate = learning_rate(step)
+        except Exception as error:
+            raise UserError(f"{name} gives no rate for step {step}: {one_line(error)}") from error
+        if not 0 <= rate < math.inf:
+            raise UserError(f"{name} gives the rate {rate} for step {step}; rates must be numbers from 0 up")
+    return learning_rate
+
+
+def parameter_groups(model: nn.Layer, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+    """Group the trainable parameters by what the model, or its backbone, says of them.
+
+    Parameters named by ``no_weight_decay()`` get no decay; around a backbone, these are biases and norms. With
+    ``layer_decay`` below 1 a parameter's rate is ``layer_decay ** (last layer - its layer)``, by ``layer_id`` (BEiT's
+    fine-tuning recipe); what is around a backbone counts as its last layer. Where neither says anything, everything
+    counts as around a backbone.
+
+    Returns:
+        Groups as Paddle's optimizers take them: ``params``, an absolute ``weight_decay``, a relative ``learning_rate``.
+
+    Raises:
+        UserError: ``layer_decay`` is not 1, and nobody says which layer a parameter belongs to.
+    """
+    backbone = getattr(model, "backbone", None)
+    described = next((layer for layer in (model, backbone) if hasattr(layer, "layer_id")), None)
+    if described is None:
+        if layer_decay != 1.0:
+            name = type(backbone or model).__name__
+            raise UserError(f"TRAIN.LAYER_DECAY is {layer_decay}, but {name} does not number its layers; set it to 1")
+        prefix, last_layer, undecayed = None, 0, set()
+    else:
+        prefix = "" if described is model else "backbone."
+        last_layer, undecayed = described.num_layers - 1, described.no_weight_decay()
+    groups = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.stop_gradient:
+            continue
+        own = name[len(prefix) :] if prefix is not None and name.startswith(prefix) else None
+        decayed = own not in undecayed if own else parameter.ndim > 1
+        scale = layer_decay ** (last_layer - (described.layer_id(own) if described and own else last_layer))
+        groups[weight_decay if decayed else 0.0, scale].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "learning_rate": scale}
+        for (decay, scale), parameters in groups.items()
+    ]
+
+
+def build_adamw(
+    model: nn.Layer, base_lr: float, weight_decay: float, betas: tuple[float, float], layer_decay: float = 1.0
+) -> paddle.optimizer.AdamW:
+    """AdamW over :func:`parameter_groups`; the caller sets the rate of each step and clips the gradients.
+
+    Paddle would clip each parameter group by its own norm, so the optimizer is given no ``grad_clip``.
+
+    Raises:
+        ValueError: ``weight_decay`` or one of ``betas`` is out of range; the message names it.
+        UserError: see :func:`parameter_groups`.
+    """
+    _require_number("weight_decay", weight_decay, math.inf)
+    for name, value in zip(("beta1", "beta2"), betas, strict=True):
+        _require_number(name, value, 1.0)
+    return paddle.optimizer.AdamW(
+        learning_rate=base_lr,
+        beta1=betas[0],
+        beta2=betas[1],
+        parameters=parameter_groups(model, weight_decay, layer_decay),
+        weight_decay=weight_decay,
+    )
+
+
+@paddle.no_grad()
+def clip_gradients(parameters: Iterable[paddle.Tensor], limit: float = 0.0) -> float:
+    """Scale all gradients, in place, so that their global norm is at most ``limit``; 0 leaves them as they are.
+
+    ``paddle.nn.utils.clip_grad_norm_`` does the same; on CPUs its norms take about ten times as long.
+
+    Returns:
+        The global norm before; NaN or infinite if a gradient is, or if the sum of squares overflows.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = float(paddle.stack([(gradient * gradient).sum() for gradient in gradients]).sum().sqrt())
+    if limit and not norm <= limit:
+        for gradient in gradients:
+            gradient.scale_(limit / (norm + 1e-6))
+    return norm
+
+
+def _require_number(name: str, value: Any, limit: float) -> None:
+    if type(value) not in (int, float) or not 0 <= value < limit:
+        raise ValueError(f"{name} is {value!r}; it must be a number from 0 to below {limit}")

@@ -1,0 +1,192 @@
+"""Downloads against a server on this machine: verified, cached, continued, refused."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from common.checkpoints.download import download, split_hash
+from common.checkpoints.file_format import save_file
+from common.checkpoints.loading import read_checkpoint
+from common.errors import UserError
+from tests.helpers.programs import ROOT
+
+CONTENT = np.random.default_rng(0).bytes(700_000)
+HASH = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server():
+    """Serves ``content`` at every address, with ranges unless told otherwise, up to ``breaks_off_after`` bytes.
+
+    ``raw`` is sent in place of everything, ``delay`` seconds pass before anything.
+    """
+    state = SimpleNamespace(
+        content=CONTENT, ranges=True, breaks_off_after=None, status=None, raw=None, delay=0.0, requests=[]
+    )
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            wanted = self.headers.get("Range")
+            state.requests.append(wanted)
+            time.sleep(state.delay)
+            if state.raw:
+                self.wfile.write(state.raw)
+                return
+            if state.status:
+                self.send_error(state.status)
+                return
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and state.ranges else 0
+            if wanted and state.ranges and start >= len(state.content):
+                self.send_error(416)
+                return
+            body = state.content[start:]
+            self.send_response(206 if wanted and state.ranges else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: state.breaks_off_after])
+
+        def log_message(self, *_):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    state.url = f"http://127.0.0.1:{http.server_port}/pale.pdparams#sha256={HASH}"
+    yield state
+    http.shutdown()
+    http.server_close()
+
+
+def test_a_file_is_fetched_verified_and_then_cached(server, tmp_path):
+    first = download(server.url, tmp_path)
+    assert first.read_bytes() == CONTENT
+    assert first.suffix == ".pdparams"
+    assert download(server.url, tmp_path) == first
+    assert server.requests == [None]
+
+
+def test_a_download_that_broke_off_is_continued(server, tmp_path):
+    server.breaks_off_after = 300_000
+    with pytest.raises(UserError, match="again to go on"):
+        download(server.url, tmp_path)
+    server.breaks_off_after = None
+    assert download(server.url, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=300000-"]
+
+
+def test_a_download_that_broke_off_starts_anew_where_the_server_knows_no_ranges(server, tmp_path):
+    server.ranges, server.breaks_off_after = False, 300_000
+    with pytest.raises(UserError):
+        download(server.url, tmp_path)
+    server.breaks_off_after = None
+    assert download(server.url, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_complete_part_that_was_not_renamed_is_taken(server, tmp_path):
+    target = download(server.url, tmp_path)
+    target.rename(target.with_name(target.name + ".part"))
+    assert download(server.url, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_wrong_hash_deletes_the_file(server, tmp_path):
+    server.content = CONTENT[:-1] + b"x"
+    with pytest.raises(UserError, match=f"not {HASH}"):
+        download(server.url, tmp_path)
+    assert not list(tmp_path.glob("*.pdparams*part")) + list(tmp_path.glob("*.pdparams"))
+
+
+def test_downloads_of_the_same_file_at_the_same_time_do_not_spoil_it(server, tmp_path):
+    results: list = []
+    threads = [threading.Thread(target=lambda: results.append(download(server.url, tmp_path))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert all(path.read_bytes() == CONTENT for path in results)
+
+
+def test_processes_that_want_the_same_file_wait_for_the_one_that_fetches_it(server, tmp_path):
+    server.delay = 1.0
+    program = (
+        "import sys; from pathlib import Path; "
+        "from common.checkpoints.download import download; download(sys.argv[1], Path())"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {program}", server.url]
+    processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert server.requests == [None]
+    (target,) = tmp_path.iterdir()
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_that_is_longer_than_the_file_is_deleted(server, tmp_path):
+    target = download(server.url, tmp_path)
+    target.with_name(target.name + ".part").write_bytes(CONTENT + b"x")
+    target.unlink()
+    with pytest.raises(UserError, match=f"not {HASH}"):
+        download(server.url, tmp_path)
+    assert download(server.url, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"no HTTP at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\ntoo short",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\ntoo short",
+    ],
+    ids=["no HTTP", "broken chunk", "broken body"],
+)
+def test_an_answer_that_is_none_is_one_line(server, tmp_path, raw):
+    server.raw = raw
+    with pytest.raises(UserError, match="again to go on") as caught:
+        download(server.url, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_far_away_is_not_asked_without_encryption(server, tmp_path):
+    with pytest.raises(UserError, match="only https"):
+        download(server.url.replace("127.0.0.1", "example.invalid"), tmp_path)
+    assert not server.requests
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_the_server_are_one_line(server, tmp_path):
+    server.status = 404
+    with pytest.raises(UserError, match="404") as caught:
+        download(server.url, tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1"):
+        download(f"http://127.0.0.1:9/x#sha256={HASH}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("https://host/file.pdparams", "#sha256="),
+        ("https://host/file.pdparams#sha256=123", "#sha256="),
+        (f"http://host/file.pdparams#sha256={HASH}", "only https"),
+        (f"ftp://host/file.pdparams#sha256={HASH}", "only https"),
+        (f"file:///etc/passwd#sha256={HASH}", "only https"),
+    ],
+)
+def test_addresses_without_hash_or_encryption_are_refused(url, named):
+    with pytest.raises(UserError, match=named):
+        split_hash(url)
+
+
+def test_a_checkpoint_is_read_from_an_address(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("PALE_HOME", str(tmp_path / "cache"))
+    save_file({"a": np.arange(3.0)}, tmp_path / "a.pdparams")
+    server.content = (tmp_path / "a.pdparams").read_bytes()
+    url = server.url.replace(HASH, hashlib.sha256(server.content).hexdigest())
+    np.testing.assert_array_equal(read_checkpoint(url)["a"], [0.0, 1.0, 2.0])

@@ -1,0 +1,89 @@
+"""Weights by name: what is released, what is not, and the user's own table."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from common.checkpoints.file_format import save_file
+from common.checkpoints.loading import numpy_state
+from common.checkpoints.released import list_weights, resolve_weights
+from common.errors import UserError
+from common.pale_transformer import create_model
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\nb", "a\x1b[2J"])
+def test_names_that_would_spoil_the_terminal_are_refused(tmp_path, name):
+    save_file({name: np.zeros(3)}, tmp_path / "odd.pdparams")
+    with pytest.raises(UserError, match="unprintable") as caught:
+        create_model("pale_nano", pretrained=tmp_path / "odd.pdparams")
+    assert str(caught.value).isprintable()
+
+
+def test_a_head_of_no_known_shape_does_not_fit(tmp_path):
+    save_file({"head.weight": np.zeros(3), "stages.0.merging.conv.bias": np.zeros(())}, tmp_path / "odd.pdparams")
+    with pytest.raises(UserError, match="does not fit"):
+        create_model("pale_nano", pretrained=tmp_path / "odd.pdparams")
+
+
+def test_there_are_no_imagenet_weights_and_the_error_says_so():
+    with pytest.raises(UserError, match="no ImageNet weights of pale_tiny: the paper's authors released none"):
+        create_model("pale_tiny", pretrained=True)
+
+
+def test_an_unknown_tag_lists_the_known_ones():
+    with pytest.raises(UserError, match="mnist5k, fashion_mnist"):
+        create_model("pale_nano", pretrained="mnist6k")
+
+
+@pytest.mark.parametrize("row", list_weights(), ids=lambda row: row.tag)
+def test_released_weights_load_with_the_classes_they_were_trained_on(row, capsys):
+    assert create_model(row.model, pretrained=row.tag).num_classes == 10
+    assert "0 missing, 0 unexpected" in capsys.readouterr().out
+
+
+def test_another_number_of_classes_makes_a_new_head_and_says_so(capsys):
+    assert create_model("pale_nano", num_classes=3, pretrained="mnist5k").num_classes == 3
+    assert "new head" in capsys.readouterr().out
+
+
+def test_a_path_wins_with_and_without_suffix(tmp_path):
+    save_file(numpy_state(create_model("pale_nano", num_classes=4)), tmp_path / "own.pdparams")
+    for path in (tmp_path / "own.pdparams", tmp_path / "own", str(tmp_path / "own")):
+        assert create_model("pale_nano", pretrained=path).num_classes == 4
+
+
+def test_a_registry_adds_rows(tmp_path, monkeypatch):
+    save_file(numpy_state(create_model("pale_nano", num_classes=4)), tmp_path / "flowers.pdparams")
+    row = {"model": "pale_nano", "tag": "flowers", "location": "flowers.pdparams", "top1": 91.5, "tested_on": "mine"}
+    remote = {**row, "tag": "remote", "location": "https://host/x.pdparams#sha256=" + 64 * "0"}
+    (tmp_path / "registry.json").write_text(json.dumps([row, remote]))
+    monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "registry.json"))
+    assert create_model("pale_nano", pretrained="flowers").num_classes == 4
+    assert resolve_weights("pale_nano", "remote") == remote["location"]
+    assert "flowers" not in [row.tag for row in list_weights("pale_tiny")]
+
+
+def test_a_registry_named_by_a_relative_path_finds_its_files(tmp_path, monkeypatch):
+    save_file(numpy_state(create_model("pale_nano", num_classes=4)), tmp_path / "tables" / "flowers.pdparams")
+    row = {"model": "pale_nano", "tag": "flowers", "location": "flowers.pdparams", "top1": 91.5, "tested_on": "mine"}
+    (tmp_path / "tables" / "registry.json").write_text(json.dumps([row]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PALE_WEIGHTS", "tables/registry.json")
+    assert create_model("pale_nano", pretrained="flowers").num_classes == 4
+
+
+WRONG_TYPES = json.dumps([{"model": "pale_nano", "tag": ["a"], "location": "b", "top1": 1, "tested_on": "b"}])
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"model": "pale_nano"}]', "5", WRONG_TYPES, '{"model": {}}'])
+def test_a_damaged_registry_is_named(tmp_path, monkeypatch, text):
+    (tmp_path / "registry.json").write_text(text)
+    monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "registry.json"))
+    with pytest.raises(UserError, match=r"registry\.json"):
+        list_weights()
+    monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "missing.json"))
+    with pytest.raises(UserError, match=r"missing\.json"):
+        list_weights()

@@ -1,0 +1,247 @@
+"""Models, schedules and optimizers out of the configurations of object detection, and what is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import partial
+
+import numpy as np
+import paddle
+import pytest
+from ppdet.core.workspace import create, global_config, load_config
+
+from common.checkpoints.file_format import save_file
+from common.checkpoints.loading import load_weights, numpy_state
+from common.errors import UserError
+from common.pale_transformer import create_model
+from common.training.optimizer import parameter_groups
+from object_detection.components import build_model, build_optimizer, build_schedule, scoped_config
+from object_detection.config import CONFIG
+from object_detection.datasets import build_transforms
+from object_detection.detection import Detection
+from tests.helpers.config_marks import read_marks
+from tests.helpers.detection_runs import CONFIGS, assert_told, load
+from tests.helpers.tiny_detection import make_batch
+
+COCO = [path for path in CONFIGS if path.stem.endswith("_coco")]
+each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+NANO = ("-opts", "PaleTransformer.variant", "pale_nano")
+
+
+def snapshot() -> dict:
+    """What PaddleDetection's one configuration holds, as it is now."""
+    return {
+        name: copy.deepcopy(dict(value)) if isinstance(value, dict) else value for name, value in global_config.items()
+    }
+
+
+@pytest.fixture
+def untouched():
+    """PaddleDetection's one configuration, which a test may change."""
+    before = {name: value.copy() if hasattr(value, "copy") else value for name, value in global_config.items()}
+    yield
+    global_config.clear()
+    global_config.update(before)
+
+
+# ---- the configurations
+
+
+def test_every_configuration_is_here():
+    assert len(COCO) == 8
+    assert {path.stem for path in CONFIGS} - {path.stem for path in COCO} == {
+        "mask_rcnn_own_data",
+        "mask_rcnn_pale_nano_nuclei",
+    }
+    assert {load("-cfg", path).OUTPUT for path in CONFIGS} == {f"output/{path.stem}" for path in CONFIGS}
+
+
+@each_config
+def test_every_configuration_is_whole(path):
+    config = load("-cfg", path, *NANO)
+    assert CONFIG.from_text(CONFIG.dump(config), "dump") == config
+    model = build_model(config, 3)
+    assert type(model).__name__ == config.architecture
+    # Heads go over maps of very different statistics, of which BatchNorm would keep one average.
+    assert not [name for name in model.state_dict() if name.endswith("._mean") and not name.startswith("backbone.")]
+    for reader in ("TrainReader", "EvalReader"):
+        build_transforms(config, reader, 3)
+    rate = build_schedule(config, 100)
+    assert rate(0) < rate(99) <= config.LearningRate.base_lr
+    assert rate(100 * config.epoch - 1) < 0.011 * config.LearningRate.base_lr
+    optimizer = build_optimizer(config, model, rate(0))
+    assert optimizer.get_lr() == pytest.approx(rate(0))
+    assert {group["weight_decay"] for group in optimizer._param_groups} == {0.0, 0.05}
+
+
+@each_config
+def test_paddledetection_reads_the_same_of_every_configuration(path, untouched):
+    ours, theirs = load("-cfg", path), load_config(str(path))
+    assert theirs.architecture == ours.architecture
+    assert (theirs.epoch, theirs.get("num_classes", 0)) == (ours.epoch, ours.num_classes)
+    for name in ours:
+        if name in CONFIG.open_sections:
+            assert {key: theirs[name][key] for key in ours[name]} == ours[name], name
+    theirs.PaleTransformer["variant"] = "pale_nano"
+    theirs["num_classes"] = ours.num_classes or 1
+    shapes = {name: tensor.shape for name, tensor in create(theirs.architecture).state_dict().items()}
+    model = build_model(load("-cfg", path, *NANO), theirs["num_classes"])
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+    if path in COCO:  # elsewhere the cosine of theirs has another end
+        rate, scheduler = build_schedule(ours, 100), create("LearningRate")(100)
+        for step in (0, 250, 600, 100 * ours.epoch - 1):
+            scheduler.step(step)
+            assert rate(step) == pytest.approx(scheduler())
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.default_file.parent.glob("*.yml")), ids=lambda path: path.stem)
+def test_every_value_of_a_configuration_carries_a_mark(path):
+    header, unmarked = read_marks(path, "_BASE_|variant|num_classes|name|dataset_dir|image_dir|anno_path|data_fields")
+    whole = re.search(r"all of it is \[A: \w+\]|[Mm]odel, data and recipe are ours|Model and recipe are ours", header)
+    assert whole or not unmarked
+
+
+# ---- models
+
+
+def test_models_are_built_one_after_another_and_nothing_is_left_behind(untouched):
+    scoped = load("-opts", "FPN.out_channel", "48", "BBoxPostProcess.nms.keep_top_k", "7")
+    before = snapshot()
+    first = build_model(load(), 1)
+    assert first.neck.out_channel == 64
+    assert build_model(scoped, 2).neck.out_channel == 48
+    retina = build_model(load("-cfg", CONFIG.default_file.with_name("retinanet_pale_tiny_1x_coco.yml"), *NANO), 3)
+    assert retina.neck.out_channel == 256
+    assert snapshot() == before
+    again = build_model(load(), 1)
+    assert {name: tensor.shape for name, tensor in again.state_dict().items()} == {
+        name: tensor.shape for name, tensor in first.state_dict().items()
+    }
+    assert again.bbox_post_process.nms.keep_top_k == 100
+
+
+def test_what_paddledetection_had_before_comes_back_to_the_last_value(untouched):
+    """Also where it was loaded from a file, and is then changed below the first level, or by an error."""
+    load_config(str(CONFIG.default_file))
+    before = snapshot()
+    with scoped_config({"RPNHead": {"anchor_generator": {"strides": [1]}}, "new": 1}):
+        assert global_config["RPNHead"]["anchor_generator"]["strides"] == [1]
+    assert snapshot() == before
+    with pytest.raises(UserError):
+        build_model(load("-opts", "RPNHead.anchor_generator.strides", "5"), 2)
+    assert snapshot() == before
+
+
+def test_the_number_of_classes_reaches_every_head():
+    for name in ("mask_rcnn_pale_tiny_1x_coco", "cascade_mask_rcnn_pale_tiny_1x_coco", "retinanet_pale_tiny_1x_coco"):
+        model = build_model(load("-cfg", CONFIG.default_file.with_name(f"{name}.yml"), *NANO), 5)
+        assert model.head_prefixes
+        for prefix in model.head_prefixes:
+            found = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith(prefix)}
+            assert found, prefix
+        sizes = [shape[-1] for name, shape in found.items() if name.endswith("bias")]
+        assert all(size in (5, 45) for size in sizes), "one for each class, or one for each class and anchor"
+
+
+def test_weights_of_the_backbone_are_needed_only_where_they_are_wanted():
+    config = load("-opts", "PaleTransformer.pretrained", "nowhere.pdparams")
+    build_model(config, 2)
+    assert_told(lambda: build_model(config, 2, load_pretrained=True), "nowhere.pdparams")
+
+
+def test_a_backbone_of_paddledetection_is_trained_by_plain_rules():
+    config = load("-opts", "MaskRCNN.backbone", "ResNet", "ResNet", "{depth: 18, freeze_at: -1, norm_type: bn}")
+    model = build_model(config, 2)
+    groups = build_optimizer(config, model, 0.1)._param_groups
+    decay = {parameter.name: group["weight_decay"] for group in groups for parameter in group["params"]}
+    trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+    assert {parameter.ndim > 1: decay[parameter.name] for parameter in trained} == {True: 0.05, False: 0.0}
+    assert len(decay) == len(trained)
+    decayed = load("-opts", "TRAIN.LAYER_DECAY", "0.5")
+    assert_told(lambda: build_optimizer(decayed, model, 0.1), "TRAIN.LAYER_DECAY is 0.5", "ResNet")
+
+
+def test_layer_decay_and_weight_decay_reach_the_backbone():
+    model = build_model(load(), 2)
+    groups = parameter_groups(model, 0.05, layer_decay=0.5)
+    scale = {
+        parameter.name: (group["learning_rate"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+    }
+    names = dict(model.named_parameters())
+    assert scale[names["bbox_head.bbox_score.weight"].name] == (1.0, 0.05)
+    assert scale[names["bbox_head.bbox_score.bias"].name] == (1.0, 0.0)
+    assert scale[names["backbone.stages.0.merging.conv.weight"].name] == (0.5**7, 0.05)
+
+
+def test_recomputation_gives_the_same_gradients():
+    batch, gradients = make_batch([2, 1], classes=2), []
+    for recompute in ("false", "true"):
+        paddle.seed(0)
+        model = build_model(load("-opts", "PaleTransformer.recompute", recompute), 2)
+        assert model.backbone._recompute == (recompute == "true")
+        paddle.seed(1)
+        loss = model(batch)["loss"]
+        loss.backward()
+        gradients.append([parameter.grad.numpy() for parameter in model.backbone.parameters() if parameter.trainable])
+    for first, second in zip(*gradients, strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6)
+
+
+# ---- weights
+
+
+def test_weights_of_a_classifier_go_into_the_backbone(tmp_path):
+    source = create_model("pale_nano", num_classes=7)
+    save_file({"model": numpy_state(source)}, tmp_path / "classifier.pdparams")
+    task, model = Detection(load()), build_model(load(), 2)
+    report = task.load_weights(model, tmp_path / "classifier.pdparams", replace_head=True)
+    assert report.new_parts == ["out_norms"]
+    for name in report.loaded:
+        loaded, given = (layer.state_dict()[name].numpy() for layer in (model.backbone, source))
+        np.testing.assert_array_equal(loaded, given)
+    assert len(report.loaded) == len([name for name in model.backbone.state_dict() if "out_norms" not in name])
+    with pytest.raises(UserError, match=r"classifier\.pdparams is a classifier or a backbone alone"):
+        task.load_weights(model, tmp_path / "classifier.pdparams", replace_head=False)
+
+
+def test_weights_of_another_task_are_not_evaluated(tmp_path):
+    model, file = build_model(load(), 2), tmp_path / "best.pdparams"
+    save_file({"model": numpy_state(model), "task": "semantic_segmentation"}, file)
+    told = partial(Detection(load()).load_weights, model, file, replace_head=False)
+    assert_told(told, f"{file} was trained for semantic_segmentation, not for object_detection")
+
+
+def test_weights_of_another_model_are_refused_with_the_cause(tmp_path):
+    task = Detection(load())
+    other = "retinanet_pale_tiny_1x_coco"
+    retina = build_model(load("-cfg", CONFIG.default_file.with_name(f"{other}.yml"), *NANO), 2)
+    tiny = create_model("pale_tiny", num_classes=2)
+    for name, source in (("other", retina), ("tiny", tiny)):
+        save_file({"model": numpy_state(source)}, tmp_path / f"{name}.pdparams")
+        model = build_model(load(), 2)
+        before = numpy_state(model)
+        told = partial(task.load_weights, model, tmp_path / f"{name}.pdparams", replace_head=True)
+        assert_told(told, f"{name}.pdparams does not fit the model")
+        assert all((before[key] == tensor.numpy()).all() for key, tensor in model.state_dict().items())
+
+
+def test_the_heads_of_a_model_of_other_classes_are_replaced_and_the_report_says_so():
+    mask = "mask_head.mask_fcn_logits"
+    for name, parts in (
+        ("mask_rcnn_pale_nano_nuclei", ["bbox_head.bbox_delta", "bbox_head.bbox_score", mask]),
+        ("cascade_mask_rcnn_pale_tiny_1x_coco", ["bbox_head.bbox_score_stage", mask]),
+        ("retinanet_pale_tiny_1x_coco", ["head.retina_cls"]),
+    ):
+        config = load("-cfg", CONFIG.default_file.with_name(f"{name}.yml"), *NANO)
+        arrays = numpy_state(build_model(config, 5))
+        model = build_model(config, 2)
+        report = load_weights(model, arrays, "weights of five classes", replace_head=True)
+        for key in report.loaded:
+            np.testing.assert_array_equal(model.state_dict()[key].numpy(), arrays[key])
+        new = sorted({key.rpartition(".")[0].rstrip("012") for key in set(arrays) - set(report.loaded)})
+        assert new == sorted(report.new_parts) == parts
+        assert f"new {', '.join(report.new_parts)}: to be trained" in str(report)
+        assert_told(partial(load_weights, model, arrays, "weights of five classes"), "weights of five classes")

@@ -1,0 +1,427 @@
+"""COCO data out of a configuration, samples that depend on their keys only, and batches of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from functools import partial
+from numbers import Number
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+from ppdet.data.source import COCODataSet
+from ppdet.data.transform import NormalizeImage
+
+from common.demo_data import folders as demo_folders
+from common.pictures.drawing import original_pixels
+from common.training.config import plain
+from common.training.loader import build_loader
+from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
+from object_detection.datasets import (
+    EvalDataset,
+    NucleiDataSet,
+    SeededDataset,
+    build_transforms,
+    check_batch,
+    collate,
+    find_data,
+    find_normalisation,
+    index_annotations,
+    read_records,
+    require_fields,
+)
+from tests.helpers.detection_runs import assert_told, load
+from tests.helpers.programs import ROOT
+
+NORMALIZE = "{NormalizeImage: {is_scale: true, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}, {Permute: {}}"
+# Whatever draws random numbers in a recipe of detection, on samples and on batches.
+HEAVY = f"""[{{Decode: {{}}}}, {{RandomDistort: {{}}}}, {{RandomExpand: {{fill_value: [9, 9, 9]}}}},
+    {{RandomCrop: {{}}}}, {{RandomFlip: {{}}}},
+    {{RandomResize: {{target_size: [[40, 60], [56, 80]], interp: 1, keep_ratio: true}}}}, {NORMALIZE}]"""
+RESIZE = "{BatchRandomResize: {target_size: [64, 96, 128], random_size: true, random_interp: true, keep_ratio: false}}"
+BATCHES = f"[{RESIZE}, {{PadBatch: {{pad_to_stride: 32}}}}]"
+PLAIN = f"[{{Decode: {{}}}}, {NORMALIZE}]"
+HEAVY_OPTIONS = ("TrainReader.sample_transforms", HEAVY, "TrainReader.batch_transforms", BATCHES)
+
+
+def options(boxes_config: Path, *pairs: object):
+    return load("-cfg", boxes_config, "-opts", *pairs)
+
+
+def read(config, name: str = "TrainDataset"):
+    """The records of a part, out of its file as it is."""
+    data = find_data(config, name)
+    return read_records(data, index_annotations(json.loads(data.file.read_text())), config.SEED)
+
+
+def train_set(config, seed: int = 0) -> tuple[SeededDataset, partial]:
+    transforms, batches = build_transforms(config, "TrainReader", 3)
+    return SeededDataset(read(config), transforms, seed), partial(collate, transforms=batches)
+
+
+def arrays(value) -> list[np.ndarray]:
+    """Every array and number below a sample or batch, in its order."""
+    if isinstance(value, dict):
+        return [array for key in sorted(value) for array in arrays(value[key])]
+    if isinstance(value, (list, tuple)):
+        return [array for item in value for array in arrays(item)]
+    return [np.asarray(value if isinstance(value, (paddle.Tensor, np.ndarray, Number, str)) else value.values)]
+
+
+def assert_same(first, second) -> None:
+    first, second = arrays(first), arrays(second)
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def differ(first, second) -> bool:
+    first, second = arrays(first), arrays(second)
+    return len(first) != len(second) or any(
+        one.shape != other.shape or (one != other).any() for one, other in zip(first, second, strict=True)
+    )
+
+
+# ---- from a configuration to records
+
+
+def test_a_folder_in_cocos_form_becomes_records_in_the_order_of_the_image_ids(boxes, boxes_config):
+    data = find_data(load("-cfg", boxes_config), "TrainDataset")
+    assert type(data.dataset) is COCODataSet
+    assert (data.name, data.file, data.images) == ("TrainDataset", boxes / "annotations/train.json", boxes / "train")
+    records = read(load("-cfg", boxes_config))
+    assert [record["im_file"] for record in records] == [f"{boxes}/train/train_{number}.png" for number in range(5)]
+    assert [int(record["im_id"][0]) for record in records] == list(range(100, 105))
+    coco = json.loads(data.file.read_text())
+    first = records[0]
+    for number, annotation in enumerate(coco["annotations"][:2]):
+        x, y, width, height = annotation["bbox"]
+        np.testing.assert_array_equal(first["gt_bbox"][number], [x, y, x + width, y + height])
+        assert first["gt_poly"][number] == annotation["segmentation"]
+    assert first["gt_class"].ravel().tolist() == [0, 1], "classes are numbered in the order of the file, not of the ids"
+    assert records[4]["gt_bbox"].shape == (0, 4)
+
+
+def test_images_without_objects_teach_if_allowed_and_are_always_validated(boxes, boxes_config):
+    assert len(read(options(boxes_config, "TrainDataset.allow_empty", "false"))) == 4
+    assert len(read(options(boxes_config, "TrainDataset.repeat", "3"))) == 15
+    assert len(read(options(boxes_config, "TrainDataset.sample_num", "2"))) == 2
+    path = boxes / "annotations" / "val.json"
+    coco = json.loads(path.read_text())
+    coco["annotations"] = coco["annotations"][:2]
+    path.write_text(json.dumps(coco))
+    assert len(read(load("-cfg", boxes_config), "EvalDataset")) == 3
+    coco["annotations"] = []
+    path.write_text(json.dumps(coco))
+    none = options(boxes_config, "EvalDataset.empty_ratio", "0")
+    assert_told(lambda: read(none, "EvalDataset"), "EvalDataset: no image of", "val.json", "allow_empty: true")
+
+
+def test_which_empty_images_are_drawn_depends_on_the_seed_alone(boxes, boxes_config):
+    path = boxes / "annotations" / "train.json"
+    coco = json.loads(path.read_text())
+    coco["annotations"] = [entry for entry in coco["annotations"] if entry["image_id"] == 100]
+    path.write_text(json.dumps(coco))
+    drawn = {}
+    for seed in range(8):
+        config = options(boxes_config, "SEED", seed, "TrainDataset.empty_ratio", "0.7")
+        draws = []
+        for _ in range(2):
+            random.seed()  # nobody's seed
+            draws.append([int(record["im_id"][0]) for record in read(config)])
+        assert draws[0] == draws[1]
+        drawn[seed] = tuple(draws[0])
+    assert len(set(drawn.values())) > 1
+
+
+def test_the_section_is_left_as_it_was(boxes_config):
+    config = load("-cfg", boxes_config)
+    before = plain(config)
+    read(config, "EvalDataset")
+    build_transforms(config, "TrainReader", 3)
+    assert plain(config) == before
+
+
+def test_paths_may_begin_with_a_tilde(boxes, boxes_config, monkeypatch):
+    monkeypatch.setenv("HOME", str(boxes.parent))
+    assert len(read(options(boxes_config, "TrainDataset.dataset_dir", "~/boxes"))) == 5
+
+
+def test_nothing_but_the_demo_data_is_fetched(boxes_config, monkeypatch):
+    def fetch(*_, **__):
+        raise AssertionError("PaddleDetection would download")
+
+    monkeypatch.setattr("ppdet.data.source.dataset.get_dataset_path", fetch)
+    for options_ in (("dataset_dir", "nowhere"), ("image_dir", "nowhere")):
+        config = options(boxes_config, f"TrainDataset.{options_[0]}", options_[1])
+        assert_told(lambda config=config: find_data(config, "TrainDataset"), "TrainDataset", "nowhere")
+
+
+def test_demo_data_is_made_on_first_use_beside_the_other_by_default(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(demo_folders, "data_root", lambda: tmp_path)
+    monkeypatch.setattr(demo_folders, "_write_detection", lambda folder, _: made.append(folder) or folder)
+    assert NucleiDataSet(image_dir="train").dataset_dir == str(tmp_path / "nuclei_detection")
+    assert NucleiDataSet(str(tmp_path / "own")).dataset_dir == str(tmp_path / "own")
+    assert made == [tmp_path / "nuclei_detection", tmp_path / "own"]
+
+
+@pytest.mark.parametrize(("masks", "needed"), [(True, 5), (False, 4)])
+def test_the_fields_that_the_model_learns_from_must_be_there(boxes_config, masks, needed):
+    fields = ["image", "gt_bbox", "gt_class", "is_crowd", "gt_poly"]
+    for number in range(needed):
+        data = find_data(load("-cfg", boxes_config), "TrainDataset")
+        data.dataset.data_fields = fields[:number] + fields[number + 1 :]
+        told = assert_told(lambda data=data: require_fields(data, masks), "TrainDataset.data_fields is")
+        assert fields[number] in told.rpartition("needs")[2]
+    data = find_data(load("-cfg", boxes_config), "TrainDataset")
+    require_fields(data, masks)
+    assert ("gt_poly" in data.dataset.data_fields) == masks
+
+
+# ---- samples
+
+
+def test_a_sample_is_an_image_and_its_objects(boxes, boxes_config):
+    dataset, _ = train_set(options(boxes_config, "TrainReader.sample_transforms", PLAIN))
+    sample = dataset[SampleKey(1, 0, 0)]
+    pixels = np.asarray(Image.open(boxes / "train" / "train_1.png"))
+    assert sample["image"].dtype == np.float32
+    np.testing.assert_allclose(sample["image"], (pixels.transpose(2, 0, 1) / 255 - 0.5) / 0.25, atol=1e-6)
+    np.testing.assert_array_equal(sample["im_shape"], [48, 64])
+    np.testing.assert_array_equal(sample["scale_factor"], [1, 1])
+    assert sample["im_id"].tolist() == [101]
+    assert (sample["gt_bbox"].dtype, sample["gt_class"].dtype, sample["is_crowd"].dtype) == (
+        "float32",
+        "int32",
+        "int32",
+    )
+    assert sample["error"] == ""
+
+
+def test_a_sample_depends_on_its_key_and_the_seed_only(boxes_config):
+    dataset, _ = train_set(options(boxes_config, *HEAVY_OPTIONS), seed=1)
+    keys = [SampleKey(index, epoch, position) for index in (0, 4) for epoch in (0, 5) for position in (0, 1)]
+    first = {key: dataset[key] for key in keys}
+    assert not [sample["error"] for sample in first.values() if sample["error"]]
+    np.random.seed(99)
+    random.seed(99)
+    for key in reversed(keys):
+        assert_same(dataset[key], first[key])
+    for one, other in ((keys[0], keys[1]), (keys[0], keys[2]), (keys[1], keys[3])):
+        assert differ(first[one], first[other]), "another place in the run is another augmentation"
+    again, _ = train_set(options(boxes_config, *HEAVY_OPTIONS), seed=2)
+    assert differ(again[keys[0]], first[keys[0]])
+
+
+def test_what_a_transform_does_to_a_sample_does_not_reach_the_record(boxes_config):
+    flip = f"[{{Decode: {{}}}}, {{RandomFlip: {{prob: 1.0}}}}, {NORMALIZE}]"  # which turns boxes where they are
+    dataset, _ = train_set(options(boxes_config, "TrainReader.sample_transforms", flip))
+    before = repr(dataset.records)
+    for position in range(5):
+        dataset[SampleKey(position, 0, position)]
+    assert repr(dataset.records) == before
+
+
+def epoch(config, workers: int = 0) -> list[dict]:
+    dataset, batch_of = train_set(config)
+    sampler = ShardedTrainSampler(len(dataset), 2, 0)
+    return list(build_loader(dataset, sampler, workers, batch_of))
+
+
+def test_batches_are_the_same_whatever_was_drawn_before(boxes_config):
+    """Those of BatchRandomResize too, which draws once for a whole batch."""
+    config = options(boxes_config, *HEAVY_OPTIONS)
+    first = epoch(config)
+    np.random.seed(99)
+    random.seed(99)
+    assert_same(epoch(config), first)
+    dataset, batch_of = train_set(config)
+    sizes = set()
+    for position in range(0, 16, 2):
+        keys = [SampleKey(number, 0, position + number) for number in (0, 1)]
+        batch = batch_of([dataset[key] for key in keys])
+        assert batch["error"] == ""
+        sizes.add(batch["image"].shape)
+        batch_of([dataset[SampleKey(2, 3, 4)]])
+        assert_same(batch_of([dataset[key] for key in keys]), batch)
+    assert len(sizes) > 1
+
+
+@pytest.mark.slow
+def test_batches_are_the_same_in_any_process(boxes_config):
+    program = (
+        "import sys\n"
+        f"sys.path[:0] = {[str(ROOT)]!r}\n"
+        "from hashlib import sha256\n"
+        "from pathlib import Path\n"
+        "from tests.detection.test_datasets import HEAVY_OPTIONS, arrays, epoch, options\n"
+        f"config = options(Path({str(boxes_config)!r}), *HEAVY_OPTIONS)\n"
+        "for workers in (0, 1, 2):\n"
+        "    batches = b''.join(array.tobytes() for array in arrays(epoch(config, workers)))\n"
+        "    print('digest', len(batches), sha256(batches).hexdigest())\n"
+    )
+    printed = []
+    for _ in range(2):
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        printed += [line for line in result.stdout.splitlines() if line.startswith("digest")]
+    assert len(printed) == 6
+    assert len(set(printed)) == 1, printed
+
+
+# ---- transforms
+
+
+def test_transforms_learn_the_number_of_classes(boxes_config):
+    mixup = "[{Decode: {}}, {BboxXYXY2XYWH: {}}, {Gt2YoloTarget: {anchors: [[1, 1]], anchor_masks: [[0]], "
+    mixup += "downsample_ratios: [32], num_classes: 80}}]"
+    config = options(boxes_config, "TrainReader.batch_transforms", mixup)
+    _, batches = build_transforms(config, "TrainReader", 3)
+    assert batches.transforms_cls[-1].num_classes == 3
+
+
+@pytest.mark.parametrize("reader", ["TrainReader", "EvalReader"])
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("sample_transform", "[]", ["has an unknown key, sample_transform", "sample_transforms"]),
+        ("sample_transforms", "5", ["sample_transforms is 5", "list"]),
+        ("sample_transforms", "[5]", ["sample_transforms[0] is 5", "NAME: {argument: value}"]),
+        ("sample_transforms", "[{Decode: {}, Permute: {}}]", ["sample_transforms[0] is"]),
+        ("sample_transforms", "[{Decod: {}}]", ["no Decod; did you mean Decode?"]),
+        ("sample_transforms", "[{np: {}}]", ["sample_transforms[0]: PaddleDetection has no np"]),
+        ("sample_transforms", "[{Decode: {}}, {Resize: {size: 3}}]", ["sample_transforms[1] (Resize)", "'size'"]),
+        ("sample_transforms", "[{Decode: {}}, {Resize: {}}]", ["sample_transforms[1] (Resize)", "target_size"]),
+        ("sample_transforms", "[{Decode: 5}]", ["sample_transforms[0] (Decode)"]),
+        ("batch_transforms", "[{PadBatch: {stride: 32}}]", ["batch_transforms[0] (PadBatch)", "'stride'"]),
+        ("batch_transforms", "{PadBatch: {}}", ["batch_transforms is {'PadBatch': {}}"]),
+    ],
+)
+def test_wrong_transforms_are_told_with_their_place(boxes_config, reader, key, value, parts):
+    config = options(boxes_config, f"{reader}.{key}", value)
+    assert_told(lambda: build_transforms(config, reader, 3), reader, *parts)
+
+
+# ---- batches
+
+
+def test_a_batch_is_padded_and_keeps_the_objects_of_each_image(boxes_config):
+    dataset, batch_of = train_set(options(boxes_config, "TrainReader.sample_transforms", PLAIN))
+    samples = [dataset[SampleKey(index, 0, 0)] for index in (0, 1, 4)]
+    batch = batch_of(samples)
+    check_batch(batch)
+    assert batch["image"].shape == (3, 3, 64, 64)
+    np.testing.assert_array_equal(batch["image"][0, :, :, :48], samples[0]["image"])
+    assert not batch["image"][0, :, :, 48:].any()
+    np.testing.assert_array_equal(batch["im_shape"], [[64, 48], [48, 64], [64, 48]])
+    np.testing.assert_array_equal(batch["im_id"], [[100], [101], [104]])
+    for key, width in (("gt_bbox", 4), ("gt_class", 1), ("is_crowd", 1)):
+        assert [arrays(value)[0].shape for value in batch[key]] == [(2, width), (2, width), (0, width)]
+    assert [len(image) for image in batch["gt_poly"]] == [2, 2, 0]
+    assert all(type(number) is float for image in batch["gt_poly"] for one in image for part in one for number in part)
+
+
+def test_a_batch_to_validate_is_one_image_with_what_undoes_its_resizing(boxes_config):
+    resize = f"[{{Decode: {{}}}}, {{Resize: {{target_size: [72, 200], interp: 1, keep_ratio: true}}}}, {NORMALIZE}]"
+    config = options(boxes_config, "EvalReader.sample_transforms", resize)
+    transforms, batches = build_transforms(config, "EvalReader", 3)
+    dataset = EvalDataset(read(config, "EvalDataset"), transforms)
+    loader = build_loader(dataset, ShardedEvalSampler(3, 1), 0, partial(collate, transforms=batches))
+    for number, batch in enumerate(loader):
+        check_batch(batch)
+        height, width = (96, 72) if number != 1 else (72, 96)
+        assert batch["image"].shape == [1, 3, 96, 96]
+        np.testing.assert_array_equal(batch["im_shape"].numpy(), [[height, width]])
+        original = batch["im_shape"].numpy() / batch["scale_factor"].numpy()
+        np.testing.assert_allclose(original, [[64, 48] if number != 1 else [48, 64]], rtol=1e-6)
+        assert batch["im_id"].numpy().ravel().tolist() == [100 + number]
+        assert all(isinstance(batch[key], paddle.Tensor) for key in ("image", "im_shape", "scale_factor"))
+
+
+@pytest.mark.parametrize("batches", ["[]", "[{PadBatch: {}}]", "[{PadBatch: {pad_to_stride: 16}}]"])
+def test_sizes_that_are_no_multiples_of_the_stride_are_told_after_the_reader(boxes_config, batches):
+    pairs = ("TrainReader.sample_transforms", PLAIN, "TrainReader.batch_transforms", batches)
+    dataset, batch_of = train_set(options(boxes_config, *pairs))
+    loaded = list(build_loader(dataset, ShardedTrainSampler(5, 1, 0), 0, batch_of))
+    assert len(loaded) == 5
+    for batch in loaded:
+        assert_told(partial(check_batch, batch), "no multiples of 32; add PadBatch: {pad_to_stride: 32}")
+
+
+def test_samples_that_make_no_batch_are_told_after_the_reader(boxes_config):
+    pairs = ("TrainReader.sample_transforms", PLAIN, "TrainReader.batch_transforms", "[]")
+    dataset, batch_of = train_set(options(boxes_config, *pairs))
+    (batch,) = build_loader(dataset, ShardedTrainSampler(5, 5, 0), 0, batch_of)
+    told = "batch_transforms: all input arrays must have the same shape"
+    assert_told(partial(check_batch, batch), f"{told}; add PadBatch: {{pad_to_stride: 32}}")
+
+
+def lose(path: Path) -> str:
+    path.unlink()
+    return "does not exist; restore it"
+
+
+def empty(path: Path) -> str:
+    path.write_bytes(b"")
+    return "read"
+
+
+def spoil(path: Path) -> str:
+    path.write_bytes(b"no image")
+    return "cannot be read; replace it"
+
+
+@pytest.mark.parametrize("damage", [lose, empty, spoil])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_cannot_be_read_is_told_after_the_reader(boxes, boxes_config, split, damage):
+    """Every batch arrives, the broken one with the name of the image."""
+    path, config = boxes / split / f"{split}_1.png", load("-cfg", boxes_config)
+    reader, kind = ("TrainReader", "TrainDataset") if split == "train" else ("EvalReader", "EvalDataset")
+    transforms, batches = build_transforms(config, reader, 3)
+    records, expected = read(config, kind), damage(path)
+    dataset = SeededDataset(records, transforms, 0) if split == "train" else EvalDataset(records, transforms)
+    sampler = ShardedEvalSampler(len(records), 1)
+    loaded = list(build_loader(dataset, sampler, 0, partial(collate, transforms=batches)))
+    assert len(loaded) == len(records)
+    for number, batch in enumerate(loaded):
+        if number == 1:
+            assert_told(lambda batch=batch: check_batch(batch), str(path), expected)
+        else:
+            check_batch(batch)
+
+
+def test_a_transform_that_cannot_take_an_image_is_told_with_its_name(boxes, boxes_config):
+    Image.new("RGB", (900, 1)).save(boxes / "train" / "train_0.png")
+    transforms = "[{Decode: {}}, {Resize: {target_size: [40, 40], keep_ratio: true, interp: 1}}]"
+    dataset, batch_of = train_set(options(boxes_config, "TrainReader.sample_transforms", transforms))
+    batch = batch_of([dataset[SampleKey(0, 0, 0)]])
+    told = assert_told(partial(check_batch, batch), "cannot read image", "train_0.png (")
+    assert told.endswith("; check it and the transforms")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        {},
+        {"is_scale": True, "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3]},
+        {"is_scale": False, "mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]},
+        {"is_scale": True, "norm_type": "none"},
+        {"is_scale": False, "norm_type": "none"},
+    ],
+)
+def test_what_the_transforms_normalise_is_undone(boxes_config, arguments):
+    image = np.random.default_rng(0).integers(0, 256, [4, 5, 3], dtype=np.uint8)
+    steps = [{"Decode": {}}, *([] if arguments is None else [{"NormalizeImage": arguments}]), {"Permute": {}}]
+    config = options(boxes_config, "TrainReader.sample_transforms", json.dumps(steps))
+    seen = {"image": image.astype(np.float32)}
+    if arguments is not None:
+        seen = NormalizeImage(**arguments).apply(seen)
+    mean_and_std = find_normalisation(config, "TrainReader")
+    np.testing.assert_array_equal(original_pixels(seen["image"].transpose(2, 0, 1), *mean_and_std), image)

@@ -1,0 +1,434 @@
+"""Object detection through the front door."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+from pycocotools import mask as rle_masks
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from common.checkpoints.file_format import load_file
+from common.checkpoints.loading import read_checkpoint
+from common.inference.predictor import PredictOptions
+from common.training.log import TrainingLog
+from object_detection import detection
+from object_detection.config import CONFIG
+from object_detection.detection import Detection
+from object_detection.pictures import detections_beside_truth
+from object_detection.prediction import Detector
+from tests.helpers.detection_runs import LAUNCHER, assert_told, load, run
+from tests.helpers.made_up_data import COLOURS
+from tests.helpers.programs import ROOT, cpu_seconds, fails, run_program
+
+RESULTS = {"bbox": "box", "segm": "mask"}
+
+
+def records(folder: Path, kind: str) -> list[dict]:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def score(truth: Path, results: Path, kind: str) -> dict[str, float]:
+    """What pycocotools says of COCO's files, by the names of the log."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(truth))
+        evaluator = COCOeval(coco, coco.loadRes(str(results)), kind)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    names = [f"{RESULTS[kind]}_{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
+    return {name: 100 * value for name, value in zip(names, evaluator.stats.tolist(), strict=False) if value >= 0}
+
+
+# ---- a run
+
+
+@pytest.mark.slow
+def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(tmp_path, boxes, boxes_config):
+    backbone = tmp_path / "backbone.pdparams"
+    shutil.copy(ROOT / "common" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
+    options = ("-opts", "TRAIN.EMA_DECAY", "0.9", "PaleTransformer.pretrained", backbone)
+    output = run_program(LAUNCHER, "-cfg", boxes_config, *options, cwd=tmp_path).stdout
+    assert "Traceback" not in output
+    backbone.unlink()  # from now on, the weights come from elsewhere
+    folder = tmp_path / "out"
+    assert {path.name for path in folder.iterdir()} == {
+        "best.pdparams", "latest.pdparams", "epoch_0001.pdparams", "epoch_0002.pdparams", "config.yaml", "log.jsonl",
+        "visualdl", "pictures", "data_check.json", "val_bbox.json", "val_segm.json", "val_ema_bbox.json",
+        "val_ema_segm.json",
+    }  # fmt: skip
+    steps = records(folder, "train")
+    assert [record["step"] for record in steps] == [1, 2, 3, 4]
+    parts = {"loss_rpn_cls", "loss_rpn_reg", "loss_bbox_cls", "loss_bbox_reg", "loss_mask"}
+    for record in steps:
+        assert record["loss"] == pytest.approx(sum(record[name] for name in parts), rel=1e-5)
+    validations = {kind: records(folder, kind) for kind in ("val", "val_ema")}
+    for kind, rows in validations.items():
+        assert [(row["epoch"], row["images"]) for row in rows] == [(1.0, 3), (2.0, 3)]
+        for result, name in RESULTS.items():
+            figures = score(boxes / "annotations" / "val.json", folder / f"{kind}_{result}.json", result)
+            assert {key: rows[-1][key] for key in rows[-1] if key.startswith(name)} == pytest.approx(figures)
+    best = max(row["box_AP"] for rows in validations.values() for row in rows)
+    assert f"best: box_AP {best:.2f} after epoch" in output
+    table = (
+        r"each class, AP in percent\nclass +objects +box AP +mask AP\n"
+        r"red +3 +[\d.]+ +[\d.]+\ngreen +2 +[\d.]+ +[\d.]+\nblue +0 +- +-\n"
+    )
+    assert re.search(rf"epoch 2/2 val +box_AP .*\nval, {table}", output), "the table of the classes below their mean"
+    assert re.search(rf"epoch 2/2 EMA +box_AP .*\nval_ema, {table}", output)
+    events = next((folder / "visualdl").glob("vdlrecords.*")).read_bytes()
+    assert all(tag in events for tag in (b"train/loss_mask", b"val/box_AP50", b"val_ema/mask_AP", b"val/image 100"))
+    drawn = {"train_samples.png", "val_image_100.png", "val_ema_image_100.png"}
+    assert {path.name for path in (folder / "pictures").iterdir()} == drawn
+    state = load_file(folder / "best")
+    assert (state["task"], state["class_names"]) == ("object_detection", ["red", "green", "blue"])
+    assert CONFIG.from_text(state["config"], "best") == CONFIG.from_text((folder / "config.yaml").read_text(), "file")
+
+    commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
+    strip = f"-m paddle.distributed.launch {LAUNCHER} "
+    for result in RESULTS:
+        (folder / f"val_{result}.json").unlink()
+    evaluated = run_program(LAUNCHER, *commands["evaluate"].replace(strip, "").split(), cwd=tmp_path).stdout
+    assert re.search(rf"box_AP {best:.6g} .*\nval, {table}", evaluated), evaluated
+    figures = score(boxes / "annotations" / "val.json", folder / "val_bbox.json", "bbox")
+    assert figures["box_AP"] == pytest.approx(best)
+    assert len(records(folder, "val")) == 2, "an evaluation is no part of the run"
+
+    image = boxes / "val" / "val_1.png"
+    flags = commands["predict"].removeprefix("tools/predict.py IMAGE... ").split()
+    predicted = run_program(
+        "tools/predict.py", image, *flags, "--json", "-threshold", "0.05", "-out", tmp_path / "found", cwd=tmp_path
+    )
+    (entry,) = json.loads(predicted.stdout)
+    assert entry["detections"]
+    rows = [row for row in json.loads((folder / "val_bbox.json").read_text()) if row["image_id"] == 101]
+    for row, ours in zip(rows, entry["detections"], strict=True):
+        x1, y1, x2, y2 = ours["box"]
+        assert row["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.01)
+        assert (row["score"], row["category_id"]) == (pytest.approx(ours["score"], abs=1e-4), [7, 3, 12][ours["label"]])
+        assert rle_masks.decode(ours["segmentation"]).shape == (48, 64)
+
+    shorter = fails(LAUNCHER, "-cfg", boxes_config, "-resume", "auto", "-epochs", "1", cwd=tmp_path)
+    assert "has 4 steps behind it, this run has 2; raise epoch" in shorter
+    resumed = run_program(LAUNCHER, *commands["resume"].replace(strip, "").split(), cwd=tmp_path).stdout
+    assert "after epoch 2/4" in resumed, resumed
+    assert "step 5/8" in resumed
+    assert not re.search(r"^(RESUME|EVAL|CHECK_DATA):", (folder / "config.yaml").read_text(), re.MULTILINE)
+    assert "length of the run: 4 then, 8 now" in resumed
+
+
+def test_flags_reach_the_run(tmp_path, boxes, boxes_config):
+    shutil.move(boxes, tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved" / "train", tmp_path / "more" / "train")  # a folder of other images
+    flags = (
+        "-data_path",
+        tmp_path / "moved",
+        "-batch_size",
+        "1",
+        "-accum_iter",
+        "2",
+        "-epochs",
+        "3",
+        "-num_classes",
+        "4",
+    )
+    best = run(boxes_config, *flags, "-seed", "5", "-amp", "bfloat16", "-output", tmp_path / "flags")
+    assert best["images"] == 3
+    assert [record["step"] for record in records(tmp_path / "flags", "train")] == [1, 2, 3, 4, 5, 6]
+    state = load_file(tmp_path / "flags" / "latest")
+    assert state["class_names"] == ["red", "green", "blue", "3"]
+    assert state["model"]["bbox_head.bbox_score.weight"].shape[1] == 5
+    assert state["conditions"]["seed"] == 5
+    assert "AMP: bfloat16" in state["config"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "kinds"),
+    [
+        (
+            "cascade_mask_rcnn",
+            "CascadeTwoFCHead: {out_channel: 32}\nMaskFeat: {num_convs: 1, out_channel: 16}\n"
+            "architecture: CascadeRCNN\n",
+            ["box", "mask"],
+        ),
+        (
+            "retinanet",
+            "RetinaHead: {conv_feat: {feat_in: 32, feat_out: 32, num_convs: 1}}\narchitecture: RetinaNet\n",
+            ["box"],
+        ),
+    ],
+)
+def test_the_other_models_train_evaluate_and_predict(tmp_path, boxes, boxes_config, name, sections, kinds):
+    path = tmp_path / "other.yml"
+    bases = f"_BASE_: [{boxes_config}, {CONFIG.default_file.with_name(name)}.yml]\n"
+    path.write_text(f"{bases}FPN: {{out_channel: 32}}\nBBoxAssigner: {{batch_size_per_im: 16}}\n{sections}")
+    best = run(path, "-epochs", "1")
+    assert all(f"{kind}_AP" in best for kind in kinds)
+    assert ("mask_AP" in best) == ("mask" in kinds)
+    assert run(path, "-eval", "-pretrained", tmp_path / "out" / "best")["box_AP"] == best["box_AP"]
+    state = read_checkpoint(tmp_path / "out" / "best.pdparams")
+    detector = Detector.from_weights(state, "best", CONFIG.from_text(state["config"], "best"))
+    options = PredictOptions(threshold=0.0, out=tmp_path / "found")
+    (entry,) = detector.predict([str(boxes / "val" / "val_0.png")], options)
+    assert all(row["name"] in COLOURS and ("segmentation" in row) == ("mask" in kinds) for row in entry["detections"])
+
+
+def test_recomputation_and_layer_decay_are_options_of_a_run(tmp_path, boxes_config):
+    options = ("-opts", "PaleTransformer.recompute", "true", "TRAIN.LAYER_DECAY", "0.5", "TRAIN.EMA_DECAY", "0.5")
+    assert run(boxes_config, "-epochs", "1", *options)["at"] == "epoch 1/1"
+    state = load_file(tmp_path / "out" / "latest")
+    assert state["ema_updates"] == 2
+    assert any((state["model"][name] != state["model_ema"][name]).any() for name in state["model"])
+
+
+@pytest.mark.slow
+def test_the_bare_command_finds_the_nuclei_within_ten_minutes(tmp_path):
+    """One of the three seeds of docs/results.md."""
+    began = cpu_seconds()
+    result = run_program(LAUNCHER, "-output", tmp_path / "out", ranks=1, cwd=tmp_path, timeout=900)
+    assert result.returncode == 0, result.stdout
+    assert cpu_seconds() - began < 600
+    last = records(tmp_path / "out", "val")[-1]
+    assert last["box_AP50"] >= 60.0
+    assert last["mask_AP50"] >= 55.0
+
+
+# ---- pictures
+
+
+def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_without_a_log(
+    tmp_path, boxes, boxes_config, monkeypatch
+):
+    task = Detection(load("-cfg", boxes_config, "-opts", "PICTURES", "4"))
+    model, drawn = task.build_evaluation(), []
+
+    def draw(image, found, truth, *arguments):
+        drawn.append((image, truth))
+        return detections_beside_truth(image, found, truth, *arguments)
+
+    monkeypatch.setattr(detection, "detections_beside_truth", draw)
+    task.validate(model, "val")
+    assert not drawn
+
+    # As rank 0 of 2, whose share is images 0 and 2.
+    monkeypatch.setattr(detection, "world_size", lambda: 2)
+    task.log = TrainingLog(tmp_path / "log")
+    task.validate(model, "val")
+    task.log.close()
+    names = {path.name for path in (tmp_path / "log" / "pictures").iterdir()}
+    assert names == {"val_image_100.png", "val_image_102.png"}
+    for number, (image, truth) in zip((0, 2), drawn, strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.open(boxes / "val" / f"val_{number}.png")))
+        for box, label in zip(truth.boxes.astype(int), truth.labels, strict=True):
+            assert tuple(image[box[1], box[0]]) == COLOURS[["red", "green", "blue"][label]]
+    assert len(truth.labels) == 1, "the other is a crowd"
+
+
+# ---- bad input
+
+
+def change(path: Path, **values) -> None:
+    """Change the keys of the first annotation of a file."""
+    coco = json.loads(path.read_text())
+    coco["annotations"][0] |= values
+    path.write_text(json.dumps(coco))
+
+
+def spoil_image(boxes: Path) -> str:
+    (boxes / "train" / "train_1.png").write_bytes(b"no image")
+    return "train_1.png"
+
+
+def lose_image(boxes: Path) -> str:
+    (boxes / "val" / "val_2.png").unlink()
+    return "val_2.png"
+
+
+def spoil_size(boxes: Path) -> str:
+    Image.new("RGB", (40, 40)).save(boxes / "train" / "train_0.png")
+    return "train_0.png"
+
+
+def spoil_box(boxes: Path) -> str:
+    change(boxes / "annotations" / "train.json", bbox=[1, 2, 3])
+    return "train.json: annotation 1"
+
+
+def spoil_category(boxes: Path) -> str:
+    change(boxes / "annotations" / "val.json", category_id=99)
+    return "val.json: annotation 1"
+
+
+def spoil_file(boxes: Path) -> str:
+    (boxes / "annotations" / "train.json").write_text("{")
+    return "train.json"
+
+
+def reorder_categories(boxes: Path) -> str:
+    path = boxes / "annotations" / "val.json"
+    coco = json.loads(path.read_text())
+    coco["categories"].reverse()
+    path.write_text(json.dumps(coco))
+    return "category 1 is 7 'red'"
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_image, lose_image, spoil_size, spoil_box, spoil_category, spoil_file, reorder_categories]
+)
+def test_wrong_data_is_one_line_that_names_the_file_before_training_starts(tmp_path, boxes, boxes_config, spoil):
+    assert_told(partial(run, boxes_config), spoil(boxes))
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_path, boxes, boxes_config):
+    output = run_program(LAUNCHER, "-cfg", boxes_config, "-check_data", cwd=tmp_path).stdout
+    assert "train data: 5 images of 48x48 to 64x64 pixels (1 without objects), 8 objects, 0 crowds" in output
+    assert re.search(r"1 +green +2 +2 +0 +0\n", output)
+    assert not (tmp_path / "out").exists()
+    names = [spoil(boxes) for spoil in (spoil_image, lose_image, spoil_box, spoil_category)]
+    result = run_program(LAUNCHER, "-cfg", boxes_config, "-check_data", cwd=tmp_path)
+    assert result.returncode == 2
+    assert all(name in result.stdout for name in names), result.stdout
+    assert "error: 4 problems in the data" in result.stdout
+
+
+def test_what_is_wrong_after_the_start_is_one_line_on_the_command_line(tmp_path, boxes_config):
+    assert "TrainReader.batch_size is 0" in fails(LAUNCHER, "-cfg", boxes_config, "-batch_size", "0", cwd=tmp_path)
+    options = ("-opts", "LearningRate.base_lr", "1e30", "LearningRate.schedulers.1.start_factor", "1.0")
+    told = fails(LAUNCHER, "-cfg", boxes_config, *options, cwd=tmp_path)
+    assert "is not finite at step 2" in told
+    assert "Last good checkpoint: none" in told
+
+
+FLIP = "TrainReader.sample_transforms.1.RandomFlip.prob"
+ONE_WARM_UP = "[{name: PiecewiseDecay, milestones: [1]}, {name: LinearWarmup, steps: 1000}]"
+ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, steps: 1}]"
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["-cfg", "nowhere.yml"], ["nowhere.yml"]),
+        (["-data_path", "nowhere"], ["TrainDataset.dataset_dir: nowhere is no folder"]),
+        (["-epochs", "0"], ["epoch is 0"]),
+        (["-num_classes", "2"], ["has 3 categories, num_classes is 2"]),
+        (["-batch_size", "9"], ["5 training images are too few", "batch size 9"]),
+        (["-accum_iter", "9"], ["9 accumulated batches"]),
+        (["-eval"], ["-pretrained"]),
+        (["-eval", "-pretrained", "nowhere"], ["nowhere"]),
+        (["-eval", "-pretrained", "mnist5k"], ["mnist5k is a classifier", "leave -eval out"]),
+        (["-resume", "nowhere"], ["nowhere"]),
+        (["-opts", "epochs", "3"], ["did you mean epoch"]),
+        (["-opts", "log_iter", "3"], ["did you mean LOG_INTERVAL"]),
+        (["-opts", "metric", "VOC"], ["metric is 'VOC'"]),
+        (["-opts", "PICTURE_THRESHOLD", "2"], ["PICTURE_THRESHOLD is 2.0"]),
+        (["-opts", "ON_PROBLEM.IMAGE_LOST", "skip"], ["ON_PROBLEM.IMAGE_LOST"]),
+        (["-opts", "ON_PROBLEM.IMAGE_MISSING", "maybe"], ["IMAGE_MISSING is 'maybe'", "error, skip"]),
+        (["-opts", "architecture", "YOLOv3"], ["YOLOv3 is missing"]),
+        (["-opts", "architecture", "BBoxHead"], ["BBoxHead"]),
+        (["-opts", "MaskRCN", "{neck: FPN}"], ["no component MaskRCN; did you mean MaskRCNN?"]),
+        (["-opts", "MaskRCNN.nek", "FPN"], ["MaskRCNN has no nek; did you mean neck?", "rpn_head"]),
+        (["-opts", "MaskRCNN.backbone", "ResNett"], ["ResNett"]),
+        (["-opts", "PaleTransformer.variant", "pale_huge"], ["'pale_huge'", "pale_nano, pale_tiny"]),
+        (["-opts", "PaleTransformer.drop_path_rate", "abc"], ["PaleTransformer.drop_path_rate is 'abc'", "a number"]),
+        (["-opts", "PaleTransformer.in_channels", "4"], ["a first step fails", "channels"]),
+        (["-opts", "BBoxPostProcess.nms.keep_topk", "1"], ["nms (MultiClassNMS) has no keep_topk", "keep_top_k"]),
+        (["-opts", "RPNHead.anchor_generator.sizes", "[1]"], ["'sizes'"]),
+        (["-opts", "MaskPostProcess.binary_thresh", "0.2"], ["binary_thresh is 0.2", "from 0.5"]),
+        (["-opts", "TrainDataset.name", "VOCDataSet"], ["TrainDataset.name is 'VOCDataSet'", "COCODataSet"]),
+        (["-opts", "EvalDataset.image_dir", "lost"], ["EvalDataset.image_dir", "boxes/lost"]),
+        (["-opts", "EvalDataset.anno_path", "lost.json"], ["EvalDataset: the annotations", "boxes/lost.json"]),
+        (["-opts", "TrainDataset.anno_path", "null"], ["TrainDataset.anno_path is None"]),
+        (["-opts", "TrainDataset.annopath", "x"], ["unknown key, annopath", "anno_path"]),
+        (["-opts", "TrainDataset.repeat", "1.5"], ["TrainDataset.repeat is 1.5", "of type int"]),
+        (["-opts", "TrainDataset.repeat", "0"], ["TrainDataset.repeat is 0"]),
+        (["-opts", "TrainDataset.allow_empty", "maybe"], ["TrainDataset.allow_empty is 'maybe'"]),
+        (["-opts", "TrainDataset.data_fields", "[image, gt_bbox]"], ["TrainDataset.data_fields is", "gt_poly"]),
+        (["-opts", "TrainReader.batch_size", "1.5"], ["TrainReader.batch_size is 1.5"]),
+        (["-opts", "TrainReader.batchsize", "1"], ["TrainReader has an unknown key, batchsize"]),
+        (["-opts", "TrainReader.collate_batch", "true"], ["TrainReader.collate_batch must be False"]),
+        (["-opts", "TrainReader.sample_transforms", "[Decode]"], ["sample_transforms[0] is 'Decode'"]),
+        (["-opts", "TrainReader.sample_transforms", "[{Decod: {}}]"], ["no Decod; did you mean Decode?"]),
+        (["-opts", "TrainReader.sample_transforms", "[]"], ["sample_transforms read no image", "Decode"]),
+        (["-opts", FLIP, "abc"], ["sample_transforms[1] (RandomFlip)"]),
+        (["-opts", "TrainReader.batch_transforms", "[]"], ["no multiples of 32", "PadBatch"]),
+        (["-opts", "EvalReader.batch_transforms", "[]"], ["no multiples of 32", "PadBatch"]),
+        (
+            ["-opts", "EvalReader.sample_transforms", "[{Decode: {}}]"],
+            ["the first validation image fails", "EvalReader"],
+        ),
+        (["-opts", "LearningRate.base_lr", "abc"], ["LearningRate.base_lr is 'abc'"]),
+        (["-opts", "LearningRate.base_lr", "-1"], ["LearningRate gives the rate -0.1 for step 0"]),
+        (["-opts", "LearningRate.base_lr", "[0.1]"], ["LearningRate.base_lr is [0.1]", "a number"]),
+        (["-opts", "LearningRate.schedulers.1.epochs", "0.5"], ["schedulers[1].epochs is 0.5", "in steps"]),
+        (["-opts", "LearningRate.schedulers.1.start_factor", "abc"], ["schedulers[1].start_factor is 'abc'"]),
+        (["-opts", "LearningRate.schedulers", ONE_MILESTONE], ["schedulers[0].milestones is 1.5", "[8, 11]"]),
+        (["-opts", "LearningRate.schedulers", "5"], ["LearningRate.schedulers is 5", "LinearWarmup"]),
+        (["-opts", "LearningRate.schedulers", "[{name: CosineDecay}]"], ["has no warm-up", "use_warmup: false"]),
+        (["-opts", "LearningRate.schedulers.0.name", "Cosine"], ["LearningRate", "'Cosine'"]),
+        (["-opts", "LearningRate.schedulers", ONE_WARM_UP], ["warm-up goes on after the first milestone", "shorten"]),
+        (["-opts", "OptimizerBuilder.optimizer", "5"], ["OptimizerBuilder.optimizer is 5"]),
+        (["-opts", "OptimizerBuilder.optimizer.type", "SGD"], ["optimizer.type is 'SGD'", "AdamW"]),
+        (["-opts", "OptimizerBuilder.optimizer.lr", "1"], ["unknown key, lr", "weight_decay"]),
+        (["-opts", "OptimizerBuilder.optimizer.weight_decay", "abc"], ["weight_decay is 'abc'"]),
+        (["-opts", "OptimizerBuilder.clip_grad_by_norm", "1"], ["clip_grad_by_norm is not used", "TRAIN.GRAD_CLIP"]),
+    ],
+    ids=" ".join,
+)
+def test_wrong_settings_are_one_line_that_names_them(tmp_path, boxes_config, flags, parts):
+    assert_told(partial(run, boxes_config, *flags), *parts)
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_a_wrong_reader_of_the_validation_is_told_where_only_that_is_asked_for(tmp_path, boxes_config):
+    run(boxes_config, "-epochs", "1")
+    flags = (
+        "-eval",
+        "-pretrained",
+        tmp_path / "out" / "best",
+        "-opts",
+        "EvalReader.sample_transforms",
+        "[{Decode: {}}]",
+    )
+    assert_told(partial(run, boxes_config, *flags), "the first validation image fails")
+
+
+def test_an_image_that_breaks_after_the_check_ends_the_run_with_its_name(boxes, boxes_config):
+    """Not the epoch, as if it were the last: Paddle's loader takes what holds no array for its end."""
+    run(boxes_config, "-epochs", "1")
+    for split, number in (("train", 0), ("val", 2)):
+        image = boxes / split / f"{split}_{number}.png"
+        intact = image.read_bytes()
+
+        def start(image=image):
+            task = Detection(load("-cfg", boxes_config, "-epochs", "1"))
+            check, task.check = task.check, lambda training: (check(training), image.write_bytes(b"no image"))
+            task.run()
+
+        assert_told(start, image.name)
+        image.write_bytes(intact)
+
+
+def test_weights_that_number_the_classes_otherwise_are_not_evaluated(tmp_path, boxes_config):
+    task, weights = Detection(load("-cfg", boxes_config)), tmp_path / "weights.pdparams"
+    model = task.build_evaluation()
+
+    def evaluate(*names):
+        paddle.save({"model": model.state_dict(), "class_names": names}, str(weights))
+        return run(boxes_config, "-eval", "-pretrained", weights)
+
+    place = f"class 1 is 'green' in the validation data and 'blue' in {weights}"
+    assert_told(lambda: evaluate("red", "blue", "green"), place, "order")
+    assert evaluate("another", "green", "blue")["images"] == 3  # the same class by another name

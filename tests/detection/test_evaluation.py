@@ -1,0 +1,346 @@
+"""COCO's average precision: against PaddleDetection's and by brute force, and the same on any number of ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from ppdet.metrics import COCOMetric
+from pycocotools import mask as rle_masks
+from pycocotools.coco import COCO
+
+from common.errors import UserError
+from common.runtime import distributed
+from common.training.sampler import ShardedEvalSampler
+from object_detection import evaluation
+from object_detection.datasets import index_annotations
+from object_detection.evaluation import Detections, annotated_objects, coco_results, detect, evaluate, per_class_table
+from tests.helpers.thread_ranks import run_ranks
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
+
+HEIGHT, WIDTH = 60, 80
+CATEGORIES = [{"id": 7, "name": "red"}, {"id": 3, "name": "green"}, {"id": 12, "name": "blue"}, {"id": 1, "name": "no"}]
+IMAGES = 7  # image 2 has no object, and on image 4 nothing is found
+
+
+def encode(box) -> dict:
+    """A box as a mask, without a corner, so that overlaps of boxes and masks differ."""
+    x, y, w, h = map(int, np.ceil(box))
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[y : y + h, x : x + w] = 1
+    mask[y : y + h // 3, x : x + w // 3] = 0
+    return rle_masks.encode(np.asfortranarray(mask))
+
+
+def text(rle: dict) -> dict:
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def random_box(rng) -> list[float]:
+    w, h = rng.integers(60, 160, 2) / 4  # quarters are exact in the two decimals of COCO's results
+    return [
+        float(rng.integers(0, 4 * (WIDTH - w)) / 4),
+        float(rng.integers(0, 4 * (HEIGHT - h)) / 4),
+        float(w),
+        float(h),
+    ]
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Annotations, and for each image rows ``[n, 6]`` as PaddleDetection's models give them with their masks."""
+    rng, annotations, found = np.random.default_rng(3), [], {}
+    for image in range(IMAGES):
+        rows = []
+        for number in range(0 if image == 2 else 4):
+            box, label = random_box(rng), int(rng.integers(0, 3))
+            crowd = int(number == 3 and image % 2)
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": 10 * image, "category_id": CATEGORIES[label]["id"]}
+                | {"bbox": box, "area": box[2] * box[3], "iscrowd": crowd, "segmentation": text(encode(box))}
+            )
+            for _ in range(int(rng.integers(0, 3)) if image != 4 else 0):
+                moved = np.clip(np.array(box) + rng.integers(-8, 9, 4) / 4, [0, 0, 4, 4], [WIDTH, HEIGHT, 40, 40])
+                rows.append((label if rng.random() < 0.9 else 3, moved))
+        if image != 4:
+            rows += [(int(rng.integers(0, 3)), np.array(random_box(rng))) for _ in range(2)]
+        corners = [[x, y, min(x + w, WIDTH), min(y + h, HEIGHT)] for _, (x, y, w, h) in rows]
+        scores = rng.integers(1, 32, len(rows)) / 32
+        array = np.array([[label, s, *c] for (label, _), s, c in zip(rows, scores, corners, strict=True)], np.float32)
+        boxes = [[x, y, u - x, v - y] for x, y, u, v in corners]
+        found[10 * image] = array.reshape(-1, 6), [encode(box) for box in boxes]
+    images = [{"id": 10 * n, "file_name": f"{n}.png", "height": HEIGHT, "width": WIDTH} for n in range(IMAGES)]
+    return {"images": images, "annotations": annotations, "categories": CATEGORIES}, found
+
+
+class Oracle(nn.Layer):
+    """Gives what it is told to; the image holds its own number."""
+
+    def __init__(self, found, with_masks=True):
+        super().__init__()
+        self.found, self.with_masks = found, with_masks
+
+    def forward(self, inputs):
+        assert not self.training
+        rows, masks = self.found[int(inputs["image"][0, 0, 0, 0])]
+        if not len(rows):  # as PaddleDetection stands in for nothing
+            rows, masks = np.array([[0, 0, 0, 0, 1, 1]], np.float32), [encode([0, 0, 1, 1])]
+        outputs = {"bbox": paddle.to_tensor(rows), "bbox_num": paddle.to_tensor([len(rows)], "int32")}
+        return outputs | ({"mask": masks} if self.with_masks else {})
+
+
+def batch_of(image_id: int, error: str = "") -> dict:
+    if error:
+        return {"error": error}
+    shape, scale = paddle.to_tensor([[2.0 * HEIGHT, 2.0 * WIDTH]]), paddle.full([1, 2], 2.0)
+    image = paddle.full([1, 3, 1, 1], float(image_id))
+    return {
+        "image": image,
+        "im_shape": shape,
+        "scale_factor": scale,
+        "im_id": paddle.to_tensor([[image_id]]),
+        "error": "",
+    }
+
+
+def run_evaluate(world, with_masks=True, **options):
+    annotations, found = world
+    loader = [batch_of(image["id"]) for image in annotations["images"]]
+    return evaluate(Oracle(found, with_masks), loader, index_annotations(annotations), with_masks, **options)
+
+
+# ---- figures against others
+
+
+def test_figures_are_those_of_paddledetections_own_metric(world, tmp_path):
+    annotations, found = world
+    file = tmp_path / "all.json"
+    file.write_text(json.dumps(annotations))
+    with contextlib.redirect_stdout(io.StringIO()):
+        metric = COCOMetric(str(file), output_eval=str(tmp_path))
+        for image_id, (rows, masks) in found.items():
+            if len(rows):
+                outputs = {
+                    "bbox": rows,
+                    "bbox_num": [len(rows)],
+                    "mask": np.stack([rle_masks.decode(m) for m in masks]),
+                }
+                metric.update({"im_id": np.array([[image_id]])}, outputs)
+        metric.accumulate()
+    figures = run_evaluate(world).figures
+    assert figures["images"] == IMAGES
+    for theirs, ours in (("bbox", "box"), ("mask", "mask")):
+        for name, value in zip(("AP", "AP50", "AP75", "APs", "APm"), metric.eval_results[theirs], strict=False):
+            assert figures[f"{ours}_{name}"] == 100.0 * value, (ours, name)
+    assert 5 < figures["box_AP"] < 95
+    assert figures["box_AP"] != figures["mask_AP"]
+    assert "box_APl" not in figures, "there is no large object"
+
+
+def overlap(detection, truth, crowd):
+    both = np.logical_and(detection, truth).sum()
+    return both / (detection.sum() if crowd else np.logical_or(detection, truth).sum())
+
+
+def average_precision(annotations, results, category, threshold):
+    """COCO's definition written out: precision at 101 recalls of masks, matched greedily; crowds do not count."""
+    matches, positives = [], 0
+    for image in annotations["images"]:
+        mine = [a for a in annotations["annotations"] if (a["image_id"], a["category_id"]) == (image["id"], category)]
+        truths = sorted(mine, key=lambda a: a["iscrowd"])
+        positives += sum(not a["iscrowd"] for a in truths)
+        taken = set()
+        rows = [r for r in results if (r["image_id"], r["category_id"]) == (image["id"], category)]
+        for row in sorted(rows, key=lambda r: -r["score"]):
+            best, chosen = threshold, None
+            for number, truth in enumerate(truths):
+                if chosen is not None and not truths[chosen]["iscrowd"] and truth["iscrowd"]:
+                    break
+                masks = (rle_masks.decode(item["segmentation"]) for item in (row, truth))
+                value = overlap(*masks, truth["iscrowd"])
+                if (number not in taken or truth["iscrowd"]) and value >= best:
+                    best, chosen = value, number
+            if chosen is None or not truths[chosen]["iscrowd"]:
+                matches.append((row["score"], chosen is not None))
+                taken.add(chosen)
+    if not positives:
+        return None
+    hits = np.cumsum([hit for _, hit in sorted(matches, key=lambda match: -match[0])])
+    recall, precision = hits / positives, hits / np.arange(1, len(hits) + 1)
+    best = [max(precision[recall >= r - 1e-12], default=0.0) for r in np.linspace(0, 1, 101)]
+    return float(np.mean(best))
+
+
+def test_masks_have_the_average_precision_of_its_definition(world):
+    annotations, _ = world
+    found = run_evaluate(world)
+    by_class = {}
+    for threshold in np.linspace(0.5, 0.95, 10):
+        for category in CATEGORIES:
+            value = average_precision(annotations, found.results["segm"], category["id"], threshold)
+            by_class.setdefault(category["id"], []).append(np.nan if value is None else 100.0 * value)
+    expected = [np.mean(by_class[category["id"]]) for category in CATEGORIES]
+    np.testing.assert_allclose(found.per_class["mask"], expected, rtol=1e-9)
+    assert np.isnan(found.per_class["mask"][3]), "nothing is of the last class, and its detections spoil nothing"
+    assert found.figures["mask_AP"] == pytest.approx(np.nanmean(expected))
+    assert found.figures["mask_AP50"] == pytest.approx(np.nanmean([values[0] for values in by_class.values()]))
+
+
+def test_results_are_in_cocos_form_and_give_the_figures_again(world):
+    annotations, found_rows = world
+    found = run_evaluate(world)
+    coco = index_annotations(annotations)
+    assert [row["image_id"] for row in found.results["bbox"]] == sorted(
+        row["image_id"] for row in found.results["bbox"]
+    )
+    for kind, ours in (("bbox", "box"), ("segm", "mask")):
+        rows = json.loads(json.dumps(found.results[kind]))
+        assert len(rows) == sum(len(rows) for rows, _ in found_rows.values())
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator = evaluation.COCOeval(coco, coco.loadRes(rows), kind)
+            evaluator.evaluate()
+            evaluator.accumulate()
+            evaluator.summarize()
+        assert found.figures[f"{ours}_AP"] == pytest.approx(100.0 * evaluator.stats[0], rel=1e-12)
+
+
+def test_the_truth_itself_has_all_figures_of_a_hundred(world):
+    annotations, _ = world
+    coco = index_annotations(annotations)
+    truth = {image["id"]: annotated_objects(coco, image["id"], True) for image in annotations["images"]}
+    rows = {
+        key: (
+            np.column_stack([objects.labels, objects.scores, objects.boxes]).astype(np.float32),
+            [{**mask, "counts": mask["counts"].encode()} for mask in objects.masks],
+        )
+        for key, objects in truth.items()
+    }
+    figures = run_evaluate((annotations, rows)).figures
+    assert {value for name, value in figures.items() if name != "images"} == {100.0}
+
+
+def test_a_model_without_masks_is_evaluated_by_its_boxes(world):
+    boxes, both = run_evaluate(world, with_masks=False), run_evaluate(world)
+    assert set(boxes.results) == {"bbox"}
+    assert boxes.figures == {name: value for name, value in both.figures.items() if not name.startswith("mask")}
+
+
+def test_nothing_found_at_all_is_zero(world):
+    annotations, found = world
+    nothing = run_evaluate((annotations, {key: (np.zeros((0, 6), np.float32), []) for key in found}))
+    assert {value for name, value in nothing.figures.items() if name != "images"} == {0.0}
+    assert nothing.results == {"bbox": [], "segm": []}
+
+
+def test_the_model_returns_to_training_and_each_image_is_shown_once(world):
+    annotations, found = world
+    model, shown = Oracle(found), []
+    loader = [batch_of(image["id"]) for image in annotations["images"]]
+    for training in (True, False):
+        model.train() if training else model.eval()
+        evaluate(model, loader, index_annotations(annotations), True, on_image=lambda *seen: shown.append(seen[:2]))
+        assert model.training is training
+    assert shown == [(place, 10 * place) for place in range(IMAGES)] * 2
+
+
+# ---- ranks
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 9])
+def test_figures_are_the_same_on_any_number_of_ranks(world, monkeypatch, ranks):
+    annotations, found = world
+    expected = run_evaluate(world)
+    ids = [image["id"] for image in annotations["images"]]
+
+    def share():
+        sampler = ShardedEvalSampler(len(ids), 1, distributed.rank(), distributed.world_size())
+        loader = [batch_of(ids[number]) for (number,) in map(_numbers, sampler)]
+        return evaluate(Oracle(found), loader, index_annotations(annotations), True)
+
+    results = run_ranks(monkeypatch, [evaluation], share, ranks)
+    assert all(result.figures == expected.figures for result in results)
+    assert results[0].results == expected.results
+    np.testing.assert_array_equal(results[0].per_class["box"], expected.per_class["box"])
+
+
+def _numbers(keys):
+    return [key.index for key in keys]
+
+
+# ---- what cannot be evaluated
+
+
+def test_an_image_that_cannot_be_read_is_named(world):
+    annotations, found = world
+    with pytest.raises(UserError, match=r"^image a\.png cannot be read$"):
+        evaluate(Oracle(found), [batch_of(0, "image a.png cannot be read")], index_annotations(annotations), True)
+
+
+def test_data_without_an_object_to_be_found_is_told(world):
+    annotations, found = world
+    crowds = [annotation for annotation in annotations["annotations"] if annotation["iscrowd"]]
+    assert crowds
+    with pytest.raises(UserError, match="no object to be found; check EvalDataset"):
+        run_evaluate(({**annotations, "annotations": crowds}, found))
+
+
+# ---- one image
+
+
+def test_detections_are_sorted_clipped_and_real():
+    rows = [
+        [1, 0.3, -5, -5, 20, 10],
+        [-1, 0.9, 0, 0, 5, 5],
+        [0, 0.0, 0, 0, 5, 5],
+        [2, 0.8, 70, 50, 90, 70],
+        [0, 0.7, 85, 0, 90, 9],
+        [0, 0.3, 4, 4, 8, 8],
+    ]
+    masks = [{"number": number} for number in range(len(rows))]
+    model = Oracle({0: (np.array(rows, np.float32), masks)})
+    model.eval()
+    found = detect(model, batch_of(0))
+    assert found.boxes.tolist() == [[70, 50, 80, 60], [0, 0, 20, 10], [4, 4, 8, 8]]
+    assert found.labels.tolist() == [2, 1, 0]
+    assert found.scores.tolist() == pytest.approx([0.8, 0.3, 0.3])
+    assert [mask["number"] for mask in found.masks] == [3, 0, 5]
+    assert (found.boxes.dtype, found.labels.dtype, found.scores.dtype) == (np.float32, np.int64, np.float32)
+
+
+def test_a_class_that_no_category_has_is_left_out_of_the_results():
+    boxes = np.array([[1, 2, 4, 8], [0, 0, 3, 3]], np.float32)
+    found = Detections(boxes, np.array([1, 2]), np.array([0.123456, 0.5], np.float32), None)
+    assert coco_results(found, 5, [7, 3]) == {
+        "bbox": [{"image_id": 5, "category_id": 3, "score": 0.12346, "bbox": [1.0, 2.0, 3.0, 6.0]}]
+    }
+
+
+def test_the_table_counts_objects_without_crowds_and_marks_classes_without(world):
+    annotations, _ = world
+    coco, found = index_annotations(annotations), run_evaluate(world)
+    lines = per_class_table(coco, found.per_class, "val").splitlines()
+    assert lines[0] == "val, each class, AP in percent"
+    for number, category in enumerate(CATEGORIES):
+        values = lines[2 + number].split()
+        ids = [a["category_id"] for a in annotations["annotations"] if not a["iscrowd"]]
+        assert values[:2] == [category["name"], str(ids.count(category["id"]))]
+        assert values[2:] == (
+            ["-", "-"] if number == 3 else [f"{found.per_class[k][number]:.2f}" for k in ("box", "mask")]
+        )
+
+
+def test_the_annotated_objects_are_numbered_in_the_order_of_the_categories(world):
+    annotations, _ = world
+    coco: COCO = index_annotations(annotations)
+    for image in annotations["images"]:
+        real = [a for a in annotations["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
+        truth = annotated_objects(coco, image["id"], with_masks=False)
+        assert [CATEGORIES[label]["id"] for label in truth.labels] == [a["category_id"] for a in real]
+        assert truth.masks is None
+        assert len(truth.boxes) == len(real)

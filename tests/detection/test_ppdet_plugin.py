@@ -1,0 +1,268 @@
+"""PaddleDetection builds, trains and evaluates what the yaml files of docs/paddledetection.md describe."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+from tests.helpers.programs import ROOT
+from tests.helpers.tiny_detection import (
+    DOCUMENT,
+    FILES,
+    MODELS,
+    build,
+    make_batch,
+    make_coco,
+    scoped_config,
+    write_config,
+)
+
+# isort: split
+from PIL import ImageFile
+from ppdet.core.workspace import create, global_config, register
+from ppdet.engine import Trainer
+
+from common.checkpoints.file_format import save_file
+from common.checkpoints.loading import load_pretrained, numpy_state
+from common.pale_features import PaleFeatures, create_features
+from common.pale_transformer import create_model
+from common.training.optimizer import parameter_groups
+from object_detection.pale_backbone import PaleTransformer
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # ppdet.engine has set it for the whole process
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+def train(config: Path, validate: bool = False) -> tuple[paddle.nn.Layer, dict[str, np.ndarray]]:
+    """Train as PaddleDetection's own script does; return the model and its first weights."""
+    with scoped_config(config) as settings:
+        paddle.seed(0)
+        trainer = Trainer(settings, mode="train")
+        before = numpy_state(trainer.model)
+        trainer.train(validate)
+    return trainer.model, before
+
+
+def trainable(model: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+
+
+def saved(folder: Path, name: str) -> Path:
+    return folder / "out" / f"small_{name}" / "model_final.pdparams"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """PaddleDetection writes the results of an evaluation into the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+# ---- training and evaluation
+
+
+def test_the_documented_models_are_the_papers_and_three_others():
+    assert list(FILES) == ["coco.yml", *(f"{name}.yml" for name in MODELS)]
+    assert MODELS == ["mask_rcnn", "cascade_mask_rcnn", "retinanet", "fcos"]
+
+
+@each_model
+def test_paddledetection_trains_the_documented_model_and_what_it_saves_is_read_back(tmp_path, name):
+    make_coco(tmp_path)
+    config = write_config(tmp_path, name)
+    model, before = train(config)
+    assert set(model.state_dict()) == set(before)
+    moved = {key for key, tensor in trainable(model).items() if (tensor.numpy() != before[key]).any()}
+    assert set(trainable(model)) == moved
+    assert all(np.isfinite(array).all() for array in numpy_state(model).values())
+
+    features = create_features("pale_nano", out_indices=model.backbone.out_indices)
+    report = load_pretrained(features, saved(tmp_path, name))
+    assert not report.missing + report.mismatched
+    for key, array in numpy_state(features).items():
+        np.testing.assert_array_equal(array, model.state_dict()[f"backbone.{key}"].numpy(), err_msg=key)
+    assert load_pretrained(create_model("pale_nano"), saved(tmp_path, name)).new_parts == ["head", "norm"]
+
+    with scoped_config(config) as settings:
+        again = create(settings.architecture)
+    assert len(load_pretrained(again, saved(tmp_path, name)).loaded) == len(again.state_dict())
+    outputs = []
+    for twin in (model, again):
+        twin.eval()
+        with paddle.no_grad():
+            outputs.append(twin(make_batch([0]))["bbox"].numpy())
+    np.testing.assert_array_equal(*outputs)
+
+
+@each_model
+def test_paddledetection_evaluates_and_predicts(tmp_path, name):
+    make_coco(tmp_path)
+    config, results = write_config(tmp_path, name), {}
+    paddle.save(build(tmp_path, name).state_dict(), str(tmp_path / "weights.pdparams"))
+    with scoped_config(config) as settings:
+        trainer = Trainer(settings, mode="eval")
+        trainer.load_weights(str(tmp_path / "weights.pdparams"))
+        for head in ("bbox_post_process", "head", "fcos_head"):  # what is not trained finds little
+            if hasattr(trainer.model, head):
+                getattr(trainer.model, head).nms.score_threshold = 0.0
+        trainer._reset_metrics = lambda: results.update(trainer._metrics[0].get_results())
+        trainer.evaluate()
+    assert set(results) == ({"bbox", "mask"} if "mask" in name else {"bbox"})
+    assert all(0.0 <= values[0] <= 1.0 for values in results.values())
+
+    with scoped_config(config) as settings:
+        trainer = Trainer(settings, mode="test")
+        trainer.load_weights(str(tmp_path / "weights.pdparams"))
+        trainer.predict([str(tmp_path / "1.png")], draw_threshold=0.0, output_dir=str(tmp_path / "drawn"))
+    assert (tmp_path / "drawn" / "1.png").exists()
+
+
+def test_average_curves_mixed_precision_and_validation_of_whole_batches_work_with_empty_images(tmp_path):
+    make_coco(tmp_path, empty=2)
+    curves = {"use_vdl": True, "vdl_log_dir": str(tmp_path / "curves")}
+    settings = {"use_ema": True, "amp": True, "EvalReader": {"batch_size": 2}, **curves}
+    model, _ = train(write_config(tmp_path, "cascade_mask_rcnn", **settings), validate=True)
+    assert list((tmp_path / "curves").glob("vdlrecords*.log"))
+    average = build(tmp_path, "cascade_mask_rcnn")
+    load_pretrained(average, saved(tmp_path, "cascade_mask_rcnn"))
+    last, mean = (numpy_state(twin)["neck.fpn_res5_sum.weight"] for twin in (model, average))
+    assert (mean != last).any()
+    np.testing.assert_allclose(mean, last, rtol=0.03, atol=2e-3)  # of three steps, PaddleDetection's mean is not exact
+
+
+@pytest.mark.slow
+def test_two_ranks_of_which_one_has_no_objects_end_with_equal_weights(tmp_path):
+    make_coco(tmp_path, empty=3)
+    path = write_config(tmp_path, "cascade_mask_rcnn", TrainReader={"batch_size": 1, "shuffle": False})
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        f"sys.path[:0] = {[str(ROOT)]!r}\n"
+        "from pathlib import Path\n"
+        "import numpy as np, paddle\n"
+        "from ppdet.engine import init_parallel_env\n"
+        "from tests.detection.test_ppdet_plugin import train, trainable\n"
+        "init_parallel_env()\n"
+        f"model, _ = train(Path({str(path)!r}))\n"
+        "weights = np.concatenate([tensor.numpy().ravel() for tensor in trainable(model).values()])\n"
+        f"np.save({str(tmp_path)!r} + f'/{{paddle.distributed.get_rank()}}.npy', weights)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", "log", str(program)],
+        cwd=tmp_path,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    first, second = (np.load(tmp_path / f"{rank}.npy") for rank in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+# ---- the backbone
+
+
+def test_the_document_starts_with_code_that_prints_what_it_says(capsys):
+    code = re.search(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)[1]
+    exec(code, {})
+    printed = capsys.readouterr().out.splitlines()[-2:]
+    assert printed == [line.rpartition("# ")[2] for line in code.splitlines() if "# [" in line]
+
+
+def test_the_backbone_describes_its_maps_to_paddledetection():
+    backbone = PaleTransformer("pale_nano", drop_path_rate=0.2, in_channels=1, out_indices=[1, 3])
+    assert isinstance(backbone, PaleFeatures)
+    assert [(shape.channels, shape.stride) for shape in backbone.out_shape] == [(40, 8), (160, 32)]
+    maps = backbone({"image": paddle.zeros([1, 1, 64, 64])})
+    assert [list(x.shape) for x in maps] == [[1, 40, 8, 8], [1, 160, 2, 2]]
+    assert backbone.stages[3].blocks[0].drop_path.rate == pytest.approx(0.2)
+    assert PaleTransformer("pale_nano", recompute=True)._recompute
+
+
+@each_model
+def test_optimizer_groups_and_depths_are_the_backbones(tmp_path, name):
+    model = build(tmp_path, name)
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
+    decays, rates = (
+        {id(parameter): group[key] for group in groups for parameter in group["params"]}
+        for key in ("weight_decay", "learning_rate")
+    )
+    assert len(decays) == len(trainable(model))
+    last = model.backbone.num_layers - 1
+    for key, parameter in trainable(model).items():
+        assert decays[id(parameter)] == (0.05 if parameter.ndim > 1 else 0.0), key
+        own = key.removeprefix("backbone.")
+        assert rates[id(parameter)] == 0.5 ** (last - model.backbone.layer_id(own) if own != key else 0), key
+
+
+def test_the_documented_parameter_groups_decay_what_the_backbone_says():
+    names = dict(PaleTransformer("pale_nano").named_parameters())
+    assert {name for name in names if "norm" in name or "bias" in name} == PaleTransformer(
+        "pale_nano"
+    ).no_weight_decay()
+    assert "param_groups: [{params: [norm, bias], weight_decay: 0.0}]\n" in FILES["coco.yml"]
+
+
+def test_a_yaml_file_names_pretrained_weights(tmp_path):
+    source = create_features("pale_nano")
+    save_file(numpy_state(source), tmp_path / "source.pdparams")
+    backbone = {"variant": "pale_nano", "pretrained": str(tmp_path / "source.pdparams")}
+    model = build(tmp_path, "retinanet", PaleTransformer=backbone)
+    for name, tensor in model.backbone.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), source.state_dict()[name].numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"variant": "pale_huge"}, ["'pale_huge'", "pale_nano, pale_tiny"]),
+        ({"drop_path_rate": 2.0}, ["drop_path_rate is 2.0"]),
+        ({"out_indices": [0, 1]}, ["out_indices is [0, 1]", "with 3 among them"]),
+        ({"pretrained": "no/such/file.pdparams"}, ["no checkpoint at", "no/such/file.pdparams"]),
+    ],
+)
+def test_mistakes_in_a_yaml_file_are_named(tmp_path, changes, parts):
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (a ValueError or a UserError)
+        build(tmp_path, "mask_rcnn", PaleTransformer={"variant": "pale_nano", **changes})
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_importing_the_module_under_a_second_name_changes_nothing():
+    before = global_config["PaleTransformer"]
+    spec = importlib.util.spec_from_file_location("backbone_again", ROOT / "object_detection" / "pale_backbone.py")
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    assert global_config["PaleTransformer"] is before
+    with pytest.raises(ValueError, match="already registered"):
+        register(again.PaleTransformer)
+
+
+@pytest.mark.slow
+def test_one_import_in_a_fresh_process_is_all():
+    program = (
+        "import object_detection.pale_backbone\n"
+        "from ppdet.core.workspace import global_config\n"
+        "from ppdet.modeling import RoIAlign\n"
+        "assert 'PaleTransformer' in global_config\n"
+        "assert RoIAlign.forward.__module__ == 'object_detection.ppdet_compat'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "package", ["visualdl", "Cython", "lap", "motmetrics", "pyclipper", "shapely", "terminaltables", "typeguard"]
+)
+def test_packages_that_paddledetection_asks_for_but_does_not_import_may_be_missing(package):
+    program = f"import sys\nsys.modules[{package!r}] = None\nimport object_detection.pale_backbone\n"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

@@ -1,0 +1,240 @@
+"""Training of object detection that is killed or told to stop, and what several ranks share."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import paddle
+import psutil
+import pytest
+
+from common.checkpoints.file_format import load_file
+from object_detection.components import build_model
+from object_detection.datasets import check_batch, with_object_tensors
+from object_detection.detection import Detection
+from tests.helpers.detection_runs import LAUNCHER, load
+from tests.helpers.programs import ROOT, fails, run_program, start_program
+from tests.helpers.tiny_detection import make_batch
+from tests.training.test_reliability import assert_same_training, kill, wait_for_steps
+
+# Random numbers in samples, batches, model and sampling; accumulation; an interval that leaves unsaved steps behind.
+BATCHES = (
+    "[{BatchRandomResize: {target_size: [[64, 64], [96, 96], [64, 96]], keep_ratio: false, random_interp: true}}, "
+    "{NormalizeImage: {is_scale: true, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}, {Permute: {}}, "
+    "{PadBatch: {pad_to_stride: 32}}]"
+)
+OPTIONS = (
+    "-accum_iter", "2", "-batch_size", "1", "-opts", "PaleTransformer.drop_path_rate", "0.2", "TRAIN.EMA_DECAY", "0.9",
+    "TrainReader.sample_transforms", "[{Decode: {}}, {RandomFlip: {prob: 0.5}}]",
+    "TrainReader.batch_transforms", BATCHES, "VALIDATE_EPOCHS", "4", "SAVE_EPOCHS", "4", "PICTURES", "0",
+)  # fmt: skip
+
+
+def run(config: Path, *flags: object, ranks: int = 0) -> str:
+    result = run_program(LAUNCHER, "-cfg", config, *flags, ranks=ranks, cwd=config.parent)
+    assert result.returncode == 0, result.stdout
+    assert "Traceback" not in result.stdout
+    return result.stdout
+
+
+def keep_objects(folder: Path, images: set[int]) -> None:
+    """Leave only these training images their objects."""
+    file = folder / "annotations" / "train.json"
+    coco = json.loads(file.read_text())
+    coco["annotations"] = [row for row in coco["annotations"] if row["image_id"] in images]
+    file.write_text(json.dumps(coco))
+
+
+# ---- one process
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A model of each kind, as small as the demo's."""
+    sections = ("FPN.out_channel", "32", "TwoFCHead.out_channel", "32", "MaskFeat.num_convs", "1")
+    cascade = ("-cfg", ROOT / "object_detection" / "configs" / "cascade_mask_rcnn_pale_tiny_1x_coco.yml", "-opts")
+    retina = ("-cfg", ROOT / "object_detection" / "configs" / "retinanet_pale_tiny_1x_coco.yml", "-opts")
+    nano = ("PaleTransformer.variant", "pale_nano", "FPN.out_channel", "32")
+    head = ("RetinaHead.conv_feat.feat_in", "32", "RetinaHead.conv_feat.feat_out", "32")
+    configs = {
+        "mask_rcnn": load("-opts", *sections),
+        "cascade_mask_rcnn": load(*cascade, *nano, "CascadeTwoFCHead.out_channel", "32", "MaskFeat.out_channel", "16"),
+        "retinanet": load(*retina, *nano, *head),
+    }
+    paddle.seed(0)
+    return {name: build_model(config, 3) for name, config in configs.items()}
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn", "retinanet"])
+@pytest.mark.parametrize(
+    "batch",
+    [{"objects": [2, 0]}, {"objects": [0, 0]}, {"objects": [2, 1], "flat": True}, {"objects": [1, 1], "crowds": 1}],
+    ids=["one image without", "none", "no area", "crowds"],
+)
+def test_images_without_objects_and_boxes_without_area_give_finite_gradients(models, name, batch):
+    model = models[name]
+    model.train()
+    batch = {**make_batch(**batch), "error": ""}
+    if "mask" not in name:
+        del batch["gt_poly"]
+    paddle.seed(0)
+    result = Detection._loss(model, batch, np.random.default_rng(0))
+    result.loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert np.isfinite(float(result.loss))
+    assert float(result.loss) == pytest.approx(sum(map(float, result.figures.values())), rel=1e-5)
+    assert len(gradients) > 100
+    assert all(np.isfinite(gradient.numpy()).all() for gradient in gradients)
+    model.clear_gradients()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_readers_hand_on_images_without_objects(boxes_config, workers):
+    task = Detection(load("-cfg", boxes_config, "-batch_size", "5", "-opts", "DATA.NUM_WORKERS", workers))
+    training = task.build_training(resumed=False)
+    (batch,) = training.loader
+    check_batch(batch)
+    batch = with_object_tensors(batch)
+    counts = {len(rows) for rows in batch["gt_bbox"]}
+    assert counts == {0, 2}, "one of the images is empty"
+    for key, width, dtype in (("gt_bbox", 4, "float32"), ("gt_class", 1, "int32"), ("is_crowd", 1, "int32")):
+        assert {(rows.shape[1], str(rows.numpy().dtype)) for rows in batch[key]} == {(width, dtype)}, key
+        assert [len(rows) for rows in batch[key]] == [len(polygons) for polygons in batch["gt_poly"]]
+
+
+# ---- interruptions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(tmp_path, boxes_config, ranks):
+    workers = "2" if ranks == 0 else "0"
+    options = (*OPTIONS, "DATA.NUM_WORKERS", workers, "SAVE_STEPS", "1" if ranks else "3")
+    flags = ("-cfg", boxes_config, "-epochs", "8", *options)
+    run(boxes_config, "-output", tmp_path / "a", *flags[2:], ranks=ranks)
+    process = start_program(LAUNCHER, "-output", tmp_path / "b", *flags, ranks=ranks, cwd=tmp_path)
+    wait_for_steps(process, tmp_path / "b", 5)
+    kill(process)
+    resumed = run(boxes_config, "-resume", "auto", "-output", tmp_path / "b", *flags[2:], ranks=ranks)
+    assert re.search(r"resuming .*latest\.pdparams after epoch \d/8, step [1-9]", resumed), resumed
+    assert "differs from" not in resumed
+    assert_same_training(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_a_signal_saves_and_leaves_and_the_run_goes_on_exactly(tmp_path, boxes_config):
+    flags = ("-epochs", "8", *OPTIONS, "DATA.NUM_WORKERS", "2")
+    run(boxes_config, "-output", tmp_path / "a", *flags)
+    process = start_program(LAUNCHER, "-cfg", boxes_config, "-output", tmp_path / "b", *flags, cwd=tmp_path)
+    wait_for_steps(process, tmp_path / "b", 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "-resume auto" in output
+    run(boxes_config, "-resume", "auto", "-output", tmp_path / "b", *flags)
+    assert_same_training(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_other(tmp_path, boxes_config):
+    flags = ("-cfg", boxes_config, "-epochs", "500", *OPTIONS)
+    process = start_program(LAUNCHER, *flags, ranks=2, cwd=tmp_path)
+    wait_for_steps(process, tmp_path / "out", 2)
+    ranks = {child.environ().get("PADDLE_TRAINER_ID"): child for child in psutil.Process(process.pid).children(True)}
+    ranks["1"].kill()
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert process.returncode != 0
+    assert re.search(r"rank 1 (is lost|status failed)", output), output
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_all_ranks_with_one_line(tmp_path, boxes_config):
+    options = ("LearningRate.base_lr", "1e30", "LearningRate.schedulers.1.steps", "0", "TRAIN.GRAD_CLIP", "0.0")
+    message = fails(LAUNCHER, "-cfg", boxes_config, "-epochs", "20", "-opts", *options, ranks=2, cwd=tmp_path)
+    assert re.search(r"(the loss on rank [01, ]+|the gradient) is not finite at step [2-9]; lower", message)
+
+
+# ---- several ranks
+
+
+@pytest.mark.slow
+def test_evaluation_on_any_number_of_ranks_gives_exactly_the_figures_of_one(tmp_path, boxes_config):
+    run(
+        boxes_config,
+        "-epochs",
+        "20",
+        "-opts",
+        "VALIDATE_EPOCHS",
+        "20",
+        "SAVE_EPOCHS",
+        "20",
+        "LearningRate.base_lr",
+        "0.005",
+    )
+    outputs, results = [], []
+    for ranks in (1, 3, 4):  # there are three images
+        flags = ("-eval", "-pretrained", tmp_path / "out" / "best", "-output", tmp_path / f"ranks_{ranks}")
+        output = run(boxes_config, *flags, ranks=ranks)
+        outputs.append(re.findall(r"^.*box_AP .*|^(?:red|green|blue) .*", output, re.MULTILINE))
+        results.append([(tmp_path / f"ranks_{ranks}" / f"val_{kind}.json").read_text() for kind in ("bbox", "segm")])
+    assert len(outputs[0]) == 4, outputs
+    assert float(re.search(r"box_AP ([\d.]+)", outputs[0][0])[1]) > 0
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert results[0] == results[1] == results[2]
+
+
+RANK = """\
+import sys
+sys.path[:0] = [{root!r}]
+import numpy as np
+from tests.helpers.detection_runs import load
+from common.runtime.distributed import rank
+from common.runtime.command_line import run
+from object_detection.detection import Detection
+
+class Kept(Detection):
+    def build_training(self, resumed):
+        self.training, self.seen = super().build_training(resumed), []
+        loss = self.training.loss_function
+        def count(model, batch, rng):
+            self.seen.append(sum(map(len, batch["gt_poly"])))
+            return loss(model, batch, rng)
+        self.training.loss_function = count
+        return self.training
+
+def main(argv):
+    task = Kept(load(*{flags!r}))
+    task.run()
+    weights = np.concatenate([p.numpy().ravel() for p in task.training.model.parameters() if not p.stop_gradient])
+    np.savez({folder!r} + f"/{{rank()}}.npz", weights=weights, seen=task.seen)
+
+if __name__ == "__main__":
+    run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_ranks_end_with_equal_weights_where_one_has_no_object(tmp_path, boxes, boxes_config, accumulated):
+    keep_objects(boxes, {100, 101})
+    flags = ["-cfg", str(boxes_config), "-batch_size", "1", "-accum_iter", str(accumulated), "-epochs", "4"]
+    program = tmp_path / "program.py"
+    program.write_text(RANK.format(root=str(ROOT), flags=flags, folder=str(tmp_path)))
+    result = run_program(str(program), ranks=2, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout[-3000:]
+    first, second = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
+    assert (np.array([first["seen"], second["seen"]]) > 0).sum(0).tolist().count(1) >= 2, (
+        "steps of one rank with objects"
+    )
+    assert np.isfinite(first["weights"]).all()
+    np.testing.assert_array_equal(first["weights"], second["weights"])
+    kept = load_file(tmp_path / "out" / "latest.pdparams")["model"]
+    assert all(np.isfinite(array).all() for array in kept.values())

@@ -1,0 +1,87 @@
+"""Run by test_classification.py on two ranks: the trainer's gradients are those of all ranks' batches together."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+import paddle.nn.functional as F  # noqa: E402
+
+from common.checkpoints.loading import CheckpointFolder  # noqa: E402
+from common.pale_transformer import create_model  # noqa: E402
+from common.runtime.distributed import barrier, init_process_group, rank, world_size  # noqa: E402
+from common.training.log import TrainingLog  # noqa: E402
+from common.training.optimizer import build_adamw  # noqa: E402
+from common.training.sampler import ShardedTrainSampler  # noqa: E402
+from common.training.trainer import StepResult, Trainer, TrainSettings  # noqa: E402
+
+ACCUM_ITER, BATCH, CLASSES = 2, 3, 5
+
+
+def loss_function(model, batch, rng) -> StepResult:
+    loss = F.cross_entropy(model(batch["images"]), batch["labels"])
+    return StepResult(loss, BATCH)
+
+
+def set_mode(model: paddle.nn.Layer, training: bool) -> None:
+    """In evaluation mode BatchNorm does not depend on how the images are shared out."""
+    if training:  # train(False) needs Paddle 3
+        model.train()
+    else:
+        model.eval()
+
+
+def main() -> None:
+    watch = init_process_group()
+    recompute = "recompute" in sys.argv
+    paddle.seed(rank())  # ranks start apart; DataParallel must bring rank 0's weights to all
+    model = create_model("pale_nano", num_classes=CLASSES)
+    model.set_recompute(recompute)
+    trainer = Trainer(
+        model=model,
+        loss_function=loss_function,
+        loader=None,
+        sampler=ShardedTrainSampler(100, BATCH, 0, rank(), world_size()),
+        optimizer=build_adamw(model, 1e-3, 0.0, (0.9, 0.999)),
+        learning_rate=lambda step: 1e-3,
+        evaluate=None,
+        criterion="",
+        settings=TrainSettings(total_steps=1, validate_steps=1, keep_steps=1, accum_iter=ACCUM_ITER),
+        log=TrainingLog(None),
+        checkpoints=CheckpointFolder(Path(), 0),
+        metadata={},
+    )
+    set_mode(model, recompute)
+    rng = np.random.default_rng(0)
+    shape = (ACCUM_ITER, world_size(), BATCH)
+    images = paddle.to_tensor(rng.standard_normal((*shape, 3, 32, 32)).astype("float32"))
+    labels = paddle.to_tensor(rng.integers(CLASSES, size=shape))
+    for index in range(ACCUM_ITER):
+        batch = {"images": images[index, rank()], "labels": labels[index, rank()]}
+        trainer._backward(batch, 0, index, synchronise=index == ACCUM_ITER - 1)
+
+    reference = create_model("pale_nano", num_classes=CLASSES)  # without the hooks of DataParallel
+    reference.set_state_dict(model.state_dict())
+    set_mode(reference, recompute)
+    if recompute:
+        for index in range(ACCUM_ITER):
+            for other in range(world_size()):
+                (F.cross_entropy(reference(images[index, other]), labels[index, other]) / 4).backward()
+    else:
+        F.cross_entropy(reference(images.flatten(0, 2)), labels.flatten()).backward()
+    for (name, parameter), other in zip(model.named_parameters(), reference.parameters(), strict=True):
+        if not parameter.stop_gradient:
+            own, expected = parameter.grad.numpy(), other.grad.numpy()
+            # Shifting all keys changes nothing, so the gradients of their biases are rounding errors about 0.
+            assert np.allclose(own, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max() + 1e-7), name
+    print(f"rank {rank()}: gradients equal", flush=True)
+    barrier()  # the store of the group ends with rank 0
+    watch.close()
+
+
+if __name__ == "__main__":
+    main()

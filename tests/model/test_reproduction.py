@@ -1,0 +1,120 @@
+"""What docs/reproduction.md names exists, and the values that it gives are the configurations'."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.pale_transformer import PaleTransformer
+from image_classification.config import CONFIG, default_config
+from tests.helpers.programs import ROOT
+
+TEXT = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """The text between a heading and the next."""
+    return re.search(rf"^#+ {title}\n(.*?)(?=^#|\Z)", TEXT, re.DOTALL | re.MULTILINE)[1]
+
+
+def rows(title: str) -> list[list[str]]:
+    """The cells of the first table of a section, without its heading."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def names_defined(path: Path) -> set[str]:
+    """Classes, functions and variables of a module, and ``Class.method``."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+MAP = rows("From the paper to the code")
+
+
+@pytest.mark.parametrize("row", MAP, ids=lambda row: "-".join(quoted(row[1]) + quoted(row[2])[:1]))
+def test_part_of_the_paper_is_where_the_map_says(row):
+    ((path,), names) = quoted(row[1]), quoted(row[2])
+    assert names
+    assert set(names) <= names_defined(ROOT / path)
+
+
+def config_keys(node, prefix=""):
+    for key, value in node.items():
+        yield from config_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+
+
+@pytest.mark.parametrize("row", rows("The model"), ids=lambda row: row[0])
+def test_option_of_the_model_exists(row):
+    arguments = set(inspect.signature(PaleTransformer).parameters)
+    options = quoted(row[3].partition(":")[0])
+    assert options or row[3].startswith("none")
+    for option in options:
+        assert option in (set(config_keys(default_config())) if option.isupper() else arguments), option
+
+
+RECIPES = {
+    "Training on ImageNet": "pale_tiny_224.yaml",
+    "Training with token labels": "pale_tiny_224_token_label.yaml",
+}
+
+
+@pytest.mark.parametrize(("title", "row"), [(title, row) for title in RECIPES for row in rows(title)])
+def test_value_of_the_recipe_is_the_configurations(title, row):
+    (key,) = quoted(row[3])
+    value, written = value_of(load_config(RECIPES[title]), key), yaml.safe_load(row[1])
+    assert value == (float(written) if isinstance(value, float) else written)  # YAML takes 1e-3 for a text
+
+
+def load_config(name):
+    path = ROOT / "image_classification/configs" / name
+    return CONFIG.load(Namespace(cfg=str(path), opts=[]))
+
+
+def value_of(config, key):
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def test_token_labels_differ_from_the_plain_recipe_in_the_table_only():
+    plain, token_label = (load_config(name) for name in RECIPES.values())
+    different = {key for key in config_keys(plain) if value_of(plain, key) != value_of(token_label, key)}
+    listed = {key for row in rows("Training with token labels") for key in quoted(row[3])}
+    assert different - listed == {"TOKEN_LABEL.MAPS", "OUTPUT"}
+
+
+@pytest.mark.parametrize("variant", ["small", "base"])
+def test_other_variants_differ_in_stochastic_depth_only(variant):
+    tiny, other = load_config("pale_tiny_224.yaml"), load_config(f"pale_{variant}_224.yaml")
+    different = {key for key in config_keys(tiny) if value_of(tiny, key) != value_of(other, key)}
+    assert different == {"MODEL.NAME", "MODEL.DROP_PATH", "OUTPUT"}
+
+
+def test_every_file_and_configuration_that_is_named_exists():
+    folders = "common|image_classification|semantic_segmentation|object_detection|tools|tests"
+    named = re.findall(rf"\b(?:{folders})/[\w/.{{}},*]+", TEXT)
+    assert len(named) > 20
+    for name in named:
+        name = name.rstrip(".,")
+        variants = re.search(r"\{(.*?)\}", name)
+        for choice in variants[1].split(",") if variants else [""]:
+            path = name.replace(variants[0], choice) if variants else name
+            assert list(ROOT.glob(path)), path

@@ -1,0 +1,305 @@
+"""Figures out of confusion matrices, against PaddleSeg's and by hand, and the evaluation that counts them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from paddleseg.utils import metrics
+
+from common.errors import UserError
+from common.training.loader import build_loader
+from common.training.sampler import ShardedEvalSampler
+from semantic_segmentation.datasets import collate_eval
+from semantic_segmentation.evaluation import (
+    class_figures,
+    confusion_matrix,
+    evaluate,
+    mean_figures,
+    per_class_table,
+)
+from semantic_segmentation.inference import InferenceSettings, predict_labels
+from tests.helpers.programs import ROOT, run_program
+
+# Labels down, predictions across; class 2 is in the labels only, class 3 in the predictions only, class 4 in neither.
+BY_HAND = np.array([[6, 1, 0, 1, 0], [2, 8, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+
+
+def test_confusion_matrix_counts_each_pair_and_leaves_out_the_ignored_value():
+    rng = np.random.default_rng(0)
+    label, prediction = rng.integers(0, 4, (2, 30, 40))
+    label[rng.random(label.shape) < 0.2] = 255
+    matrix = confusion_matrix(label.astype(np.uint8), prediction.astype(np.uint16), 4, ignore_index=255)
+    assert matrix.dtype == np.int64
+    assert matrix.sum() == (label != 255).sum() < label.size
+    for i, j in np.ndindex(4, 4):
+        assert matrix[i, j] == ((label == i) & (prediction == j)).sum()
+
+
+def test_confusion_matrix_of_more_pairs_than_a_byte_holds():
+    label = np.array([[254, 0, 255]], np.uint8)
+    matrix = confusion_matrix(label, label, 256, ignore_index=-1)
+    assert matrix[254, 254] == matrix[255, 255] == matrix[0, 0] == 1
+    assert matrix.sum() == 3
+
+
+@pytest.mark.parametrize("wrong", [3, 7, -2])
+def test_a_label_of_a_class_that_there_is_not_is_named(wrong):
+    label = np.zeros((4, 4), np.int64)
+    label[2, 2] = wrong
+    label[0, 0] = 255
+    with pytest.raises(UserError, match=f"a pixel of class {wrong}, but there are 3 classes, 0 to 2, and 255"):
+        confusion_matrix(label, np.zeros((4, 4), np.uint8), 3, ignore_index=255)
+
+
+def test_a_label_of_another_size_is_named():
+    with pytest.raises(UserError, match="has 4x5 pixels, its image 5x4"):
+        confusion_matrix(np.zeros((4, 5), int), np.zeros((5, 4), int), 3, ignore_index=255)
+
+
+def test_figures_by_hand_without_absent_classes():
+    figures = mean_figures(BY_HAND)
+    assert figures["aAcc"] == pytest.approx(100 * 14 / 20)
+    assert figures["mIoU"] == pytest.approx(100 * (6 / 11 + 8 / 12 + 0 + 0) / 4)
+    assert figures["mAcc"] == pytest.approx(100 * (6 / 8 + 8 / 10 + 0) / 3)  # class 3 has no pixel to recognise
+    assert figures["mDice"] == pytest.approx(100 * (12 / 17 + 16 / 20 + 0 + 0) / 4)
+
+
+def test_figures_by_hand_with_absent_classes_as_zero():
+    figures = mean_figures(BY_HAND, absent_classes="zero")
+    assert figures["aAcc"] == pytest.approx(100 * 14 / 20)
+    assert figures["mIoU"] == pytest.approx(100 * (6 / 11 + 8 / 12) / 5)
+    assert figures["mAcc"] == pytest.approx(100 * (6 / 8 + 8 / 10) / 5)
+    assert figures["mDice"] == pytest.approx(100 * (12 / 17 + 16 / 20) / 5)
+
+
+def test_figures_of_each_class():
+    figures = class_figures(BY_HAND)
+    np.testing.assert_allclose(figures["IoU"], [600 / 11, 800 / 12, 0, 0, np.nan])
+    np.testing.assert_allclose(figures["Acc"], [75, 80, 0, np.nan, np.nan])
+    np.testing.assert_allclose(figures["share"], [40, 50, 10, 0, 0])
+
+
+def test_a_perfect_prediction_is_100_percent():
+    figures = mean_figures(np.diag([5, 0, 7]))
+    assert figures == {"mIoU": 100.0, "aAcc": 100.0, "mAcc": 100.0, "mDice": 100.0}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_absent_classes_as_zero_the_figures_are_paddlesegs(seed):
+    rng = np.random.default_rng(seed)
+    classes = 9
+    label, prediction = rng.integers(0, classes - 1, (2, 50, 60))  # the last class is absent
+    label[rng.random(label.shape) < 0.1] = 255
+    prediction[rng.random(label.shape) < 0.5] = 2
+    counted = label != 255
+    areas = [
+        paddle.to_tensor(np.array([area(i).sum() for i in range(classes)]))
+        for area in (
+            lambda i: (label == i) & (prediction == i),
+            lambda i: (prediction == i) & counted,
+            lambda i: label == i,
+        )
+    ]
+    class_iou, mean_iou = metrics.mean_iou(*areas)
+    accuracy, _, recall = metrics.class_measurement(*areas)
+    matrix = confusion_matrix(label, prediction, classes, ignore_index=255)
+    figures = mean_figures(matrix, absent_classes="zero")
+    np.testing.assert_allclose(np.nan_to_num(class_figures(matrix)["IoU"]), 100 * class_iou, rtol=1e-12)
+    assert figures["mIoU"] == pytest.approx(100 * mean_iou, rel=1e-12)
+    assert figures["mDice"] == pytest.approx(100 * metrics.dice(*areas)[1], rel=1e-12)
+    assert figures["aAcc"] == pytest.approx(100 * accuracy, rel=1e-12)
+    assert figures["mAcc"] == pytest.approx(100 * recall.mean(), rel=1e-12)
+    assert mean_figures(matrix)["mIoU"] == pytest.approx(100 * mean_iou * classes / (classes - 1), rel=1e-12)
+
+
+def test_impossible_requests_are_named():
+    with pytest.raises(UserError, match="absent_classes is 'nan'; it must be exclude or zero"):
+        mean_figures(BY_HAND, absent_classes="nan")
+    with pytest.raises(UserError, match="no pixel of the validation labels has a class"):
+        mean_figures(np.zeros((3, 3), np.int64))
+
+
+def test_table_is_aligned_also_with_chinese_names():
+    text = per_class_table(["wall", "traffic light", "天空", "né", "x"], BY_HAND, "val")
+    assert text.splitlines() == [
+        "val, each class, in percent",
+        "class              IoU      Acc   pixels",
+        "wall             54.55    75.00    40.00",
+        "traffic light    66.67    80.00    50.00",
+        "天空              0.00     0.00    10.00",
+        "né                0.00        -     0.00",
+        "x                    -        -     0.00",
+    ]
+
+
+# ---- evaluation
+
+CLASSES = 4
+
+
+class FakeModel(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2D(3, CLASSES, 3, padding=1)
+        weight = np.random.default_rng(0).standard_normal(self.conv.weight.shape)
+        self.conv.weight.set_value(weight.astype("float32"))
+
+    def forward(self, images):
+        assert not self.training
+        return [self.conv(images)]
+
+
+class FakeDataset(paddle.io.Dataset):
+    """Images of different sizes, some of which were resized for the model."""
+
+    def __init__(self, broken=()):
+        self.broken = broken
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, key):
+        rng = np.random.default_rng(key.index)
+        height, width = 33 + 2 * key.index, 60 - 3 * key.index
+        label = rng.integers(0, CLASSES, (height, width))
+        label[:5] = 255
+        trans_info = [("resize", (height, width))] if key.index % 2 else []
+        size = (40, 50) if trans_info else (height, width)
+        return {
+            "img": rng.standard_normal((3, *size)).astype("float32"),
+            "label": label,
+            "trans_info": trans_info,
+            "path": f"image{key.index}.png",
+            "error": f"image image{key.index}.png cannot be read" if key.index in self.broken else "",
+        }
+
+
+def build(rank=0, world_size=1, broken=(), workers=0):
+    dataset = FakeDataset(broken)
+    return build_loader(dataset, ShardedEvalSampler(len(dataset), 1, rank, world_size), workers, collate_eval)
+
+
+def run(loader, settings=None, model=None, **others):
+    return evaluate(model or FakeModel(), loader, CLASSES, 255, settings or InferenceSettings(), **others)
+
+
+def test_evaluation_counts_every_labelled_pixel_of_every_image():
+    seen = []
+    figures, matrix = run(build(), on_image=lambda *arguments: seen.append(arguments))
+    expected = np.zeros((CLASSES, CLASSES), np.int64)
+    model = FakeModel()
+    model.eval()
+    for batch in build():
+        labels = predict_labels(model, batch["img"], InferenceSettings(), batch["trans_info"])
+        label = batch["label"].numpy()[0]
+        np.add.at(expected, (label[5:], labels[5:]), 1)
+    np.testing.assert_array_equal(matrix, expected)
+    assert matrix.dtype == np.int64
+    assert figures == mean_figures(matrix) | {"images": 7}
+    assert [index for index, *_ in seen] == list(range(7))
+    for index, batch, label, prediction in seen:
+        assert label.shape == prediction.shape == (33 + 2 * index, 60 - 3 * index)
+        assert batch["img"].shape == [1, 3, *((40, 50) if index % 2 else label.shape)]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_the_result_does_not_depend_on_how_the_images_are_shared(world_size):
+    settings = InferenceSettings(is_slide=True, crop_size=(32, 32), stride=(20, 21))
+    _, whole = run(build(), settings)
+    shares = [run(build(rank, world_size), settings)[1] for rank in range(world_size)]
+    np.testing.assert_array_equal(sum(shares), whole)
+
+
+def test_labels_may_have_a_dimension_for_their_channel_and_readers_of_their_own():
+    _, expected = run(build())
+    with_channel = [{**batch, "label": batch["label"].unsqueeze(1)} for batch in build()]
+    np.testing.assert_array_equal(run(with_channel)[1], expected)
+    np.testing.assert_array_equal(run(build(workers=1))[1], expected)
+
+
+def test_absent_classes_reach_the_figures():
+    batch = {**next(iter(build())), "label": paddle.zeros([1, 33, 60], "uint8")}
+    figures, matrix = run([batch], absent_classes="zero")
+    assert figures["mAcc"] == pytest.approx(run([batch])[0]["mAcc"] / CLASSES)
+    assert figures["aAcc"] == pytest.approx(100 * matrix[0, 0] / (33 * 60))
+
+
+def test_an_unreadable_image_ends_the_evaluation_with_its_name():
+    with pytest.raises(UserError, match=r"image image3\.png cannot be read"):
+        run(build(broken=(3,)))
+
+
+def test_a_label_that_does_not_fit_is_named_with_its_image():
+    batch = {**next(iter(build())), "label": paddle.full([1, 33, 60], 9, "int64")}
+    with pytest.raises(UserError, match=r"^image0\.png: the label has a pixel of class 9"):
+        run([batch])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_stays_in_its_mode(training):
+    model = FakeModel()
+    if training:
+        model.train()
+    else:
+        model.eval()
+    run(build(), model=model)
+    assert model.training == training
+
+
+@pytest.mark.parametrize("windows", [{}, {"is_slide": True, "crop_size": (32, 32), "stride": (20, 21)}])
+def test_mixed_precision_reaches_the_model_and_its_logits_are_averaged_in_full(monkeypatch, windows):
+    requested = []
+
+    class HalfModel(FakeModel):
+        def forward(self, images):
+            return [super().forward(images)[0].astype("bfloat16")]
+
+    class RoundingModel(FakeModel):
+        def forward(self, images):
+            return [super().forward(images)[0].astype("bfloat16").astype("float32")]
+
+    def auto_cast(enable, dtype):
+        requested.append((enable, dtype))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(paddle.amp, "auto_cast", auto_cast)
+    settings = InferenceSettings(**windows)
+    _, matrix = run(build(), settings, HalfModel(), amp="bfloat16")
+    assert set(requested) == {(True, "bfloat16")}
+    assert len(requested) == 7 if not windows else len(requested) > 7
+    requested.clear()
+    np.testing.assert_array_equal(matrix, run(build(), settings, RoundingModel())[1])
+    assert set(requested) == {(False, "float16")}
+
+
+@pytest.mark.slow
+def test_two_ranks_add_up_to_the_same_matrix_and_large_counts_stay_exact(tmp_path):
+    script = tmp_path / "two_ranks.py"
+    script.write_text(
+        f"""\
+import json, sys
+sys.path[:0] = [{str(ROOT)!r}]
+import numpy as np
+from common.runtime.distributed import init_process_group, is_main_process, rank, sum_over_ranks, world_size
+from tests.segmentation.test_evaluation import build, run
+watch = init_process_group()
+figures, matrix = run(build(rank(), world_size()))
+large = sum_over_ranks(np.array([2**52 - 1, 2**52 - 3]) + rank())
+if is_main_process():
+    with open({str(tmp_path / "result.json")!r}, "w") as file:
+        json.dump([figures, matrix.tolist(), large.tolist()], file)
+watch.close()
+"""
+    )
+    result = run_program(str(script), ranks=2, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    figures, matrix, large = json.loads((tmp_path / "result.json").read_text())
+    expected_figures, expected = run(build())
+    assert matrix == expected.tolist()
+    assert figures == expected_figures
+    assert large == [2**53 - 1, 2**53 - 5]

@@ -1,0 +1,195 @@
+"""The configuration: order of precedence, types, and errors that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from common.runtime.command_line import ArgumentParser
+from common.training.config import add_weights_flags
+from image_classification.classification import Classification
+from image_classification.config import CONFIG, default_config
+from image_classification.loaders import build_transform
+from image_classification.pale_backbone import build_model
+
+CONFIGS = sorted(CONFIG.default_file.parent.rglob("*.yaml"))
+
+
+def load(*flags: object):
+    parser = ArgumentParser()
+    CONFIG.add_flags(parser)
+    return CONFIG.load(parser.parse_args([str(flag) for flag in flags]))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_without_cfg_the_digits_are_trained():
+    config = load()
+    assert config.DATA.DATASET == "mnist5k"
+    assert config.MODEL.NAME == "pale_nano"
+
+
+def test_defaults_then_base_then_file_then_flags_then_opts(tmp_path):
+    write(tmp_path / "base.yaml", "TRAIN: {EPOCHS: 1, BASE_LR: 0.1, WEIGHT_DECAY: 0.1, ACCUM_ITER: 2, GRAD_CLIP: 1.0}")
+    child = write(
+        tmp_path / "child.yaml",
+        "BASE: base.yaml\nTRAIN: {BASE_LR: 0.2, WEIGHT_DECAY: 0.2, ACCUM_ITER: 3, GRAD_CLIP: 2}",
+    )
+    config = load("-cfg", child, "-accum_iter", 4, "-opts", "TRAIN.GRAD_CLIP", "4")
+    train = config.TRAIN
+    assert (train.WARMUP_EPOCHS, train.EPOCHS, train.BASE_LR) == (20.0, 1, 0.2)
+    assert (train.ACCUM_ITER, train.GRAD_CLIP) == (4, 4.0)
+
+
+@pytest.mark.parametrize("value", [[], [5], [2, 2, 4, 4]])
+def test_a_list_of_any_length_takes_another_length_in_place_of_a_files(tmp_path, value):
+    path = write(tmp_path / "own.yaml", "MODEL: {PALE_SIZE: [3], NUM_HEADS: [2, 2, 2, 2]}")
+    model = load("-cfg", path, "-opts", "MODEL.PALE_SIZE", value, "MODEL.NUM_HEADS", "[]").MODEL
+    pale_size, num_heads = model.PALE_SIZE, model.NUM_HEADS
+    assert pale_size == value
+    assert num_heads == []
+
+
+@pytest.mark.parametrize("dash", ["-", "--"])
+def test_flags_of_paddlevit_work_with_one_dash_and_two(dash):
+    values = {
+        "dataset": "folder", "data_path": "d", "batch_size": 3, "batch_size_eval": 5, "image_size": 64, "accum_iter": 2,
+        "pretrained": "p", "resume": "r", "last_epoch": 7, "output": "o",
+    }  # fmt: skip
+    flags = [part for name, value in values.items() for part in (dash + name, value)]
+    config = load(*flags, f"{dash}amp", f"{dash}eval")
+    data = config.DATA
+    assert (data.DATASET, data.DATA_PATH, data.BATCH_SIZE, data.BATCH_SIZE_EVAL, data.IMAGE_SIZE) == (
+        "folder", "d", 3, 5, 64,
+    )  # fmt: skip
+    assert (config.TRAIN.ACCUM_ITER, config.TRAIN.LAST_EPOCH, config.TRAIN.AMP) == (2, 7, "float16")
+    assert (config.MODEL.PRETRAINED, config.RESUME, config.OUTPUT, config.EVAL) == ("p", "r", "o", True)
+
+
+def test_amp_takes_a_type():
+    assert load("-amp", "bfloat16").TRAIN.AMP == "bfloat16"
+
+
+def test_numbers_that_yaml_reads_as_strings_are_numbers():
+    assert load("-opts", "TRAIN.BASE_LR", "1e-3", "TRAIN.GRAD_CLIP", "5").TRAIN.BASE_LR == 1e-3
+
+
+def test_opts_may_be_said_twice():
+    config = load("-opts", "TRAIN.EPOCHS", "3", "-opts", "DATA.SKIP_BROKEN", "True", "--opts", "TRAIN.EPOCHS", "4")
+    assert (config.TRAIN.EPOCHS, config.DATA.SKIP_BROKEN) == (4, True)
+
+
+def test_opts_may_be_said_twice_to_the_tools():
+    for times in (1, 2):  # the second time fails if the first has changed the default
+        parser = ArgumentParser()
+        add_weights_flags(parser)
+        flags = ["-opts", "TRAIN.EPOCHS", "3", "-pretrained", "mnist5k", "-opts", "DATA.SKIP_BROKEN", "True"]
+        assert parser.parse_args(flags).opts == ["TRAIN.EPOCHS", "3", "DATA.SKIP_BROKEN", "True"], times
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["-opts", "TRAIN.EPOCHS", "3", "-output", "run"], "put -output before -opts"),
+        (["-opts", "TRAIN.EPOCHS", "3", "--eval"], "put --eval before -opts"),
+        (["-opts", "TRAIN.EPOCS", "3"], "did you mean TRAIN.EPOCHS"),
+        (["-opts", "TRAIN.EPOCHS", "three"], "TRAIN.EPOCHS is 'three'"),
+        (["-opts", "TRAIN.EPOCHS", "2.5"], "TRAIN.EPOCHS is 2.5"),
+        (["-opts", "TRAIN", "3"], "TRAIN is 3"),
+        (["-opts", "TRAIN.EPOCHS"], "'TRAIN.EPOCHS' stands alone"),
+        (["-opts", "AUG.CROP_SCALE", "[0.1]"], "AUG.CROP_SCALE is [0.1]"),
+        (["-opts", "DATA.SKIP_BROKEN", "1"], "DATA.SKIP_BROKEN is 1"),
+        (["-opts", "MODEL.PALE_SIZE", "7"], "MODEL.PALE_SIZE is 7; it must be a list of whole numbers"),
+        (["-opts", "MODEL.PALE_SIZE", "[2.5]"], "MODEL.PALE_SIZE is [2.5]"),
+        (["-opts", "MODEL.PALE_SIZE", "[7, 7, 7]"], "MODEL.PALE_SIZE is [7, 7, 7]"),
+        (["-opts", "MODEL.NUM_HEADS", "[2, 4]"], "MODEL.NUM_HEADS is [2, 4]; it must be a list of four numbers"),
+        (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
+        (["-image_size", "16"], "DATA.IMAGE_SIZE is 16"),
+        (["-opts", "TRAIN.EMA_DECAY", "1.0"], "TRAIN.EMA_DECAY is 1.0"),
+        (["-opts", "TRAIN.WEIGHT_DECAY", "-1"], "TRAIN.WEIGHT_DECAY is -1.0"),
+        (["-no_such_flag"], "-no_such_flag"),
+        (["-batch_size", "many"], "many"),
+        (["-amp", "int8"], "int8"),
+        (["-cfg", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_it(flags, named):
+    with pytest.raises(UserError) as caught:
+        load(*flags)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("DATA: {BATCHSIZE: 3}", "did you mean DATA.BATCH_SIZE"),
+        ("NOTHING: 3", "unknown key NOTHING"),
+        ("DATA: 3", "DATA is 3"),
+        ("- a\n- b", "holds a list"),
+        ("a: [", "no yaml file"),
+        ("BASE: self.yaml", "its own BASE"),
+        ("BASE: other.yaml", "other.yaml"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(tmp_path, text, named):
+    with pytest.raises(UserError, match=r"self\.yaml|other\.yaml") as caught:
+        load("-cfg", write(tmp_path / "self.yaml", text))
+    assert named in str(caught.value)
+
+
+def test_the_result_is_frozen():
+    with pytest.raises(AttributeError):
+        load().SEED = 3
+
+
+def test_a_dump_reads_back_as_the_same_configuration():
+    config = load("-opts", "TRAIN.BASE_LR", "1e-5")
+    assert CONFIG.from_text(config.dump(), "dump") == config
+
+
+def test_what_is_kept_of_a_run_does_not_say_what_one_command_did():
+    config = load("-eval", "-resume", "auto", "-last_epoch", 3, "-seed", 4)
+    text = CONFIG.dump(config)
+    assert not {"EVAL", "RESUME", "LAST_EPOCH"} & {line.split(":")[0].strip() for line in text.splitlines()}
+    kept = CONFIG.from_text(text, "dump")
+    assert (kept.EVAL, kept.RESUME, kept.TRAIN.LAST_EPOCH, kept.SEED) == (False, "", -1, 4)
+    assert config.RESUME == "auto"
+    assert CONFIG.differences(kept, config) == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_configuration_builds_its_model_and_transforms(path):
+    config = load("-cfg", path)
+    build_transform(config, training=True)
+    build_transform(config, training=False)
+    if config.MODEL.NAME == "pale_nano" or path.stem == "pale_tiny_224":
+        build_model(config, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["MODEL.ATTENTION", "swin"], "attention is 'swin'"),
+        (["MODEL.POSITION_ENCODING", "sine"], "position_encoding is 'sine'"),
+        (["MODEL.PALE_SIZE", "[0]"], "pale_size is 0"),
+    ],
+)
+def test_a_model_that_cannot_be_is_named(options, named):
+    with pytest.raises(UserError, match=named):
+        build_model(load("-opts", *options), 3)
+
+
+def test_the_rates_scale_with_the_batch_where_the_configuration_says_so():
+    flags = ("-cfg", CONFIG.default_file.parent / "pale_tiny_224.yaml", "-batch_size", 64, "-device", "cpu")
+    rate = Classification(load(*flags))._learning_rate(steps_per_epoch=10)
+    assert rate(10 * 20) == pytest.approx(1e-3 * 64 / 1024)
+
+
+def test_every_key_is_explained_or_plain():
+    assert set(default_config()) >= {"DATA", "AUG", "MODEL", "TRAIN", "OUTPUT", "RESUME", "SEED"}
