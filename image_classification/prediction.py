@@ -15,7 +15,7 @@ from common.checkpoints.loading import find_weights, head_classes, load_weights,
 from common.errors import UserError
 from common.inference.exported_model import ExportedModel
 from common.inference.predictor import PredictOptions, Predictor
-from common.pale_attention import fuse
+from common.fuse import fuse
 from common.pictures.drawing import original_pixels
 from image_classification.datasets import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_transform

@@ -16,7 +16,7 @@ from common.errors import UserError, one_line
 from common.inference.exported_model import ExportedModel
 from common.inference.picture_predictor import PicturePredictor
 from common.inference.predictor import PredictOptions
-from common.pale_attention import fuse
+from common.fuse import fuse
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
 from object_detection.components import build_model, silence_loggers

@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.inference.exported_model import ExportedModel
 from common.inference.picture_predictor import PicturePredictor
 from common.inference.predictor import PredictOptions
-from common.pale_attention import fuse
+from common.fuse import fuse
 from common.pictures.drawing import colour_map, index_png, overlay, palette, present_classes, with_legend
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain

@@ -14,7 +14,7 @@ from paddle import nn
 from paddle.base import unique_name
 
 from ..errors import UserError
-from ..layers.position_encoding import resample
+from ..layers.learned_positions import resample
 from ..layers.variants import VARIANTS
 from ..runtime.distributed import is_main_process
 from .file_format import SUFFIXES, load_file, remove_leftovers, save_file

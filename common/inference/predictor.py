@@ -98,7 +98,7 @@ class Predictor(ABC):
         Args:
             state: what :func:`common.checkpoints.loading.read_checkpoint` gives.
             source: where it comes from, for messages.
-            fused: make its attention cheaper, see :func:`common.pale_attention.fuse`.
+            fused: make its attention cheaper, see :func:`common.fuse.fuse`.
 
         Raises:
             UserError: the weights do not fit the configuration.
