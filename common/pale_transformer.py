@@ -21,14 +21,13 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
-from .checkpoints.loading import compare_attention, find_weights, head_classes, load_weights, read_checkpoint
-from .checkpoints.released import list_weights, resolve_weights
+from .checkpoints.loading import build_lazily, load_pretrained, read_checkpoint
+from .checkpoints.released import list_weights
 from .layers.attention_shapes import Grouping, attention_groupings
 from .layers.linear import Linear
 from .layers.position_encoding import AbsolutePositionEmbedding, ConditionalPositionEncoding, PositionTable
 from .layers.variants import VARIANTS
 from .pale_attention import PSAttention, fuse
-from .runtime.distributed import is_main_process
 
 __all__ = [
     "POSITION_ENCODINGS",
@@ -412,18 +411,17 @@ def create_model(
         common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
     variant_settings(name)  # whether there is one, before weights of it are looked for
-    source = resolve_weights(name, pretrained) if pretrained else None
-    state = read_checkpoint(source) if source else {}
-    weights = find_weights(state, str(source)) if source else {}
+    checkpoint = read_checkpoint(pretrained, name) if pretrained else None
     if num_classes is None:
-        num_classes = head_classes(weights) or 1000
-    with paddle.LazyGuard() if source else nullcontext():  # random numbers take longer than reading the weights
-        model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
-    if source:
-        report = load_weights(model, weights, str(source), replace_head=True)
-        report.note = compare_attention(model, state)
-        if is_main_process():
-            print(report, flush=True)
+        num_classes = (checkpoint and checkpoint.num_classes) or 1000
+
+    def build() -> PaleTransformer:
+        return build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
+
+    if checkpoint is None:
+        return build()
+    model = build_lazily(build)
+    load_pretrained(model, checkpoint)
     return model
 
 
