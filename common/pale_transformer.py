@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +18,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from .ablation import vary
-from .checkpoints.loading import compare_attention, find_weights, head_classes, load_weights, read_checkpoint
-from .checkpoints.released import list_weights, resolve_weights
+from .checkpoints.loading import build_lazily, load_pretrained, read_checkpoint
+from .checkpoints.released import list_weights
 from .fuse import fuse
 from .layers.channels_last import Linear
 from .layers.drop_path import DropPath
@@ -28,7 +27,6 @@ from .layers.position_encoding import ConditionalPositionEncoding
 from .layers.recompute import run_recomputed
 from .layers.variants import VARIANTS
 from .pale_attention import PSAttention
-from .runtime.distributed import is_main_process
 
 __all__ = [
     "STRIDE",
@@ -344,18 +342,17 @@ def create_model(
         common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
     variant_settings(name)  # whether there is one, before weights of it are looked for
-    source = resolve_weights(name, pretrained) if pretrained else None
-    state = read_checkpoint(source) if source else {}
-    weights = find_weights(state, str(source)) if source else {}
+    checkpoint = read_checkpoint(pretrained, name) if pretrained else None
     if num_classes is None:
-        num_classes = head_classes(weights) or 1000
-    with paddle.LazyGuard() if source else nullcontext():  # random numbers take longer than reading the weights
-        model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
-    if source:
-        report = load_weights(model, weights, str(source), replace_head=True)
-        report.note = compare_attention(model, state)
-        if is_main_process():
-            print(report, flush=True)
+        num_classes = (checkpoint and checkpoint.num_classes) or 1000
+
+    def build() -> PaleTransformer:
+        return build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
+
+    if checkpoint is None:
+        return build()
+    model = build_lazily(build)
+    load_pretrained(model, checkpoint)
     return model
 
 

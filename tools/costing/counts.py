@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from paddle import nn
 
 from common.flops import count_layer_flops, params
-from tools.configured_model import build_configured, task_of
 from tools.costing.kept_memory import count_kept_bytes
+from tools.helpers.configured_model import build_configured, task_of
 
 if TYPE_CHECKING:
     from object_detection.flops import DetectorPart
