@@ -12,15 +12,14 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import one_line
 
-__all__ = ["Dialect", "UnsafePickleError", "load_arrays"]
+__all__ = ["UnsafePickleError", "load_arrays"]
 
 _MAX_DEPTH = 100  # of nested containers; weights have two or three levels
 _MAX_VALUES = 1_000_000  # and operations; an array takes about 40, a training state of Pale-B 100,000
@@ -31,28 +30,12 @@ class UnsafePickleError(Exception):
     """The file holds something other than weights, or is damaged; the message says what."""
 
 
-@dataclass(frozen=True)
-class Dialect:
-    """What another library's pickles of weights contain besides NumPy's arrays.
-
-    Attributes:
-        constructors: by module and name, a function in place of each constructor, called with the file's arguments. It
-            checks them, raises :class:`UnsafePickleError`, and returns a finished value.
-        load_persistent: makes a value of the persistent id of data that lie outside the pickle. A constructor that the
-            id names comes as an object whose ``name`` is ``"module.name"``.
-    """
-
-    constructors: Mapping[tuple[str, str], Callable[..., Any]]
-    load_persistent: Callable[[Any], Any]
-
-
-def load_arrays(file: BinaryIO, size: int, dialect: Dialect | None = None) -> Any:
+def load_arrays(file: BinaryIO, size: int) -> Any:
     """Read one pickle of plain containers, numbers, strings, ``None`` and numeric NumPy arrays.
 
     Args:
         file: the open file, at the start of the pickle. What follows the pickle is left unread.
         size: bytes that the file can give; nothing larger is ever allocated.
-        dialect: what else may be in it. The attributes that it gives to dicts are then left out.
 
     Returns:
         The object. Arrays share the memory that was read and are not writable; ``(name, array)``, as ``paddle.save``
@@ -64,7 +47,7 @@ def load_arrays(file: BinaryIO, size: int, dialect: Dialect | None = None) -> An
     if not size:
         raise UnsafePickleError("it is empty")
     try:
-        return _resolve(_Unpickler(file, size, dialect).load())
+        return _resolve(_Unpickler(file, size).load())
     except UnsafePickleError:
         raise
     except Exception as error:  # a damaged stream fails anywhere in the reader, with almost any type
@@ -239,20 +222,14 @@ class _Unpickler(pickle._Unpickler):
     The one in C grows its memo to whatever index a file names, and has no way to leave opcodes out.
     """
 
-    def __init__(self, file: BinaryIO, size: int, dialect: Dialect | None = None):
+    def __init__(self, file: BinaryIO, size: int):
         super().__init__(_Bounded(file, size))
         self.dispatch = _Operations(_Unpickler.dispatch)
         self._copies_left = size
-        self._dialect = dialect
-        self._constructors = dict(_CONSTRUCTORS)
-        if dialect:
-            self.dispatch[_code("BINPERSID")] = _Unpickler.load_binpersid
-            for (module, name), build in dialect.constructors.items():
-                self._constructors[module, name] = _Constructor(f"{module}.{name}", build)
 
     def find_class(self, module: str, name: str) -> _Constructor:
         try:
-            return self._constructors[module, name]
+            return _CONSTRUCTORS[module, name]
         except KeyError:
             raise UnsafePickleError(f"it wants to use {_shorten(f'{module}.{name}')}, which no weights need") from None
 
@@ -268,13 +245,8 @@ class _Unpickler(pickle._Unpickler):
                 raise UnsafePickleError("it copies more than the file is long")
         self.stack[-1] = built
 
-    def load_binpersid(self) -> None:
-        self.append(self._dialect.load_persistent(self.stack.pop()))
-
     def load_build(self) -> None:
         state = self.stack.pop()
-        if self._dialect and isinstance(self.stack[-1], dict):
-            return
         if not isinstance(self.stack[-1], (_Array, _Dtype)):
             raise UnsafePickleError(f"it sets the state of a {type(self.stack[-1]).__name__}")
         self.stack[-1].set_state(state)
