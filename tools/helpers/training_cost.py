@@ -96,7 +96,15 @@ def _detection(config: Any, model: nn.Layer) -> tuple[int, int]:
 
 def training_cost_table() -> str:
     """A Markdown table with a row for each task and variant of the paper."""
-    header = ["configuration", "forward multiply-adds", "images", "FLOPs", "GB of state", "A100-hours", "hours on 8 A100"]
+    header = [
+        "configuration",
+        "forward multiply-adds",
+        "images",
+        "FLOPs",
+        "GB of state",
+        "A100-hours",
+        "hours on 8 A100",
+    ]
     rows = []
     for task in ("image_classification", "semantic_segmentation", "object_detection"):
         for variant in ("pale_tiny", "pale_small", "pale_base"):
