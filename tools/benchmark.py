@@ -14,6 +14,7 @@ one model, with its first runtime.
 from __future__ import annotations
 
 import csv
+import gc
 import importlib.metadata
 import os
 import platform
@@ -131,6 +132,7 @@ class Subject:
     def build(cls, case: Case) -> Subject:
         from tools.helpers.benchmark_runtimes import RUNTIMES
 
+        gc.collect()  # what earlier subjects left must not be freed while this one is counted
         before = _memory(case, "current_value")
         step = RUNTIMES[case.runtime](case)
         for _ in range(WARMUP):
