@@ -14,8 +14,7 @@ from ppdet.core.config.schema import SchemaDict
 from ppdet.core.workspace import global_config, register, serializable
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from common.checkpoints.loading import load_pretrained
-from common.checkpoints.released import resolve_weights
+from common.checkpoints.loading import load_pretrained, read_checkpoint
 from common.pale_features import PaleFeatures
 from common.pale_transformer import variant_settings
 
@@ -56,7 +55,7 @@ class PaleTransformer(PaleFeatures):
         )
         self.set_recompute(recompute)
         if pretrained:
-            load_pretrained(self, resolve_weights(variant, pretrained))
+            load_pretrained(self, read_checkpoint(pretrained, variant))
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Map ``inputs["image"]``, ``[B, C, H, W]``, to the normalized NCHW maps of ``out_indices``."""
