@@ -11,7 +11,7 @@ from common.flops import count_flops
 from common.pale_transformer import VARIANTS
 from image_classification.config import CONFIG
 from image_classification.pale_backbone import build_model
-from tests.model.test_pale_transformer import expected_flops
+from tests.helpers.small_models import expected_flops
 
 FOLDER = CONFIG.default_file.parent
 ON_IMAGENET = sorted(FOLDER.glob("ablation/*.yaml"))
