@@ -143,14 +143,14 @@ def _grad_cam(subject: Subject, arguments: Namespace) -> Drawn:
     from tools.helpers.visualize_gradients import backbone_of, grad_cam
     from tools.helpers.visualize_model import class_score
 
-    score = class_score(subject, arguments.label)
+    name, text, score = class_score(subject, arguments.label)
     strides = backbone_of(subject.model).out_strides
     side = max(subject.picture.shape[:2])
     # A map of one token, such as the fourth of a 32x32 digit, does not locate anything.
     stage = next((n for n in reversed(arguments.stages) if side > strides[n - 1]), arguments.stages[-1])
-    heat = grad_cam(subject.model, lambda: score.of(subject.images), stage - 1)
-    about = {"label": score.label, "name": score.name, "grad_cam": {"stage": stage}}
-    return about, {"grad_cam": draw_heat(subject.picture, heat, f"Grad-CAM of stage {stage}: {score.text}")}
+    heat = grad_cam(subject.model, lambda: score(subject.images), stage - 1)
+    picture = draw_heat(subject.picture, heat, f"Grad-CAM of stage {stage}: {text}")
+    return {"name": name, "grad_cam": {"stage": stage}}, {"grad_cam": picture}
 
 
 def _rollout(subject: Subject, arguments: Namespace) -> Drawn:
@@ -158,10 +158,9 @@ def _rollout(subject: Subject, arguments: Namespace) -> Drawn:
     from tools.helpers.visualize_figures import draw_heat
     from tools.helpers.visualize_model import class_score
 
-    score = class_score(subject, arguments.label)
-    heat = attention_rollout(subject.model, subject.images, score.of)
-    picture = draw_heat(subject.picture, heat, f"attention rollout: {score.text}")
-    return {"label": score.label, "name": score.name}, {"rollout": picture}
+    name, text, score = class_score(subject, arguments.label)
+    heat = attention_rollout(subject.model, subject.images, score)
+    return {"name": name}, {"rollout": draw_heat(subject.picture, heat, f"attention rollout: {text}")}
 
 
 # The pictures of single images.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from common.layers.attention_shapes import partition
+from common.ablation import ShapedAttention, groupings
+from common.layers.padding import pad_to_groups
 from common.pale_transformer import PaleTransformer
 from tools.helpers.visualize_gradients import backbone_of, gradients_of
 
@@ -31,11 +33,14 @@ def _group_indices(attention: nn.Layer, height: int, width: int) -> tuple[list[n
         For each part of the channels, the tokens of its groups, int64 ``[N, L]``, as indices of the flattened padded
         map; and the sides of that map.
     """
-    pad_bottom, pad_right = attention.padding(height, width)
-    padded = height + pad_bottom, width + pad_right
-    index = paddle.arange(padded[0] * padded[1]).reshape([1, *padded, 1])
-    groupings = [grouping.at_most(height, width) for grouping in attention.groupings]
-    return [partition(index, grouping)[:, 0, :, 0].numpy() for grouping in groupings], padded
+    if isinstance(attention, ShapedAttention):
+        kinds, sizes = attention.groupings, attention.multiples
+    else:
+        kinds, sizes = groupings("pale", attention.pale_size), attention.pale_size
+    padded, rows, columns = pad_to_groups(paddle.zeros([1, height, width, 1]), *sizes)
+    sides = tuple(padded.shape[1:3])
+    index = paddle.arange(math.prod(sides)).reshape([1, *sides, 1])
+    return [kind.fitted(rows, columns).group(index, heads=1)[:, 0, :, 0].numpy() for kind in kinds], sides
 
 
 # ---- groups

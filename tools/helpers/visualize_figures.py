@@ -30,6 +30,7 @@ _HEAT = "magma"
 
 def _new_figure(height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 

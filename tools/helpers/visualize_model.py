@@ -16,9 +16,9 @@ from common.inference.exported_model import refuse_exported
 from common.pale_transformer import STRIDE, create_model
 from common.runtime.command_line import select_device
 from tools.helpers.visualize_gradients import backbone_of
-from tools.predict import build_predictor
+from tools.predict import open_weights
 
-__all__ = ["ClassScore", "Subject", "class_score", "open_model"]
+__all__ = ["Subject", "class_score", "open_model"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Subject:
         images: the input, float32 ``[1, 3, H, W]``.
         picture: the input as a picture, RGB uint8 ``[H, W, 3]``.
         pixel: x and y of the chosen pixel.
-        class_names: of the model; may be empty.
+        class_names: of the model's outputs; none for a variant with random weights.
     """
 
     task: str | None
@@ -57,8 +57,8 @@ def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subjec
         model, preprocess = _random_model(arguments)
     else:
         refuse_exported(arguments.pretrained)
-        task, predictor = build_predictor(arguments)
-        model, class_names, preprocess = predictor.model, predictor.class_names or [], predictor.preprocess
+        task, predictor, _ = open_weights(arguments)
+        model, class_names, preprocess = predictor.model, predictor.class_names, predictor.preprocess
     backbone_of(model)
 
     def read(file: str) -> Subject:
@@ -91,62 +91,42 @@ def _random_model(arguments: Namespace) -> tuple[nn.Layer, Callable[[str], tuple
     return model, preprocess
 
 
-@dataclass(frozen=True)
-class ClassScore:
-    """A differentiable score of a class.
-
-    Attributes:
-        label, name: of the class.
-        text: for titles.
-        of: runs the model on ``images`` and returns a scalar.
-    """
-
-    label: int
-    name: str
-    text: str
-    of: Callable[[Tensor], Tensor]
-
-
-def class_score(subject: Subject, chosen: str | None) -> ClassScore:
-    """The score of a class, which is chosen by name or number.
+def class_score(subject: Subject, chosen: str | None) -> tuple[str, str, Callable[[Tensor], Tensor]]:
+    """A differentiable score of a class, which is chosen by name or number.
 
     Of a classifier it is the logit, by default of the most probable class. Of a segmenter it is the sum of the logits
     over the pixels predicted as the class (Vinogradova et al., arXiv 2002.11434), by default the class at the chosen
     pixel.
 
+    Returns:
+        The name of the class, a text for titles, and a function that runs the model on images and returns the scalar.
+
     Raises:
         UserError: there is no such class, or no pixel is predicted as it.
     """
-    return (_classifier_score if subject.task == "image_classification" else _segmenter_score)(subject, chosen)
-
-
-def _classifier_score(subject: Subject, chosen: str | None) -> ClassScore:
+    model, names = subject.model, subject.class_names
     with paddle.no_grad():
-        probabilities = paddle.nn.functional.softmax(subject.model(subject.images))[0]
-    label = int(probabilities.argmax()) if chosen is None else _find_label(subject, chosen, len(probabilities))
-    name = subject.class_names[label] if subject.class_names else str(label)
-    text = f"{name}, {100 * float(probabilities[label]):.1f} %"
-    return ClassScore(label, name, text, lambda images: subject.model(images)[0, label])
-
-
-def _segmenter_score(subject: Subject, chosen: str | None) -> ClassScore:
-    with paddle.no_grad():
-        labels = subject.model(subject.images)[0][0].argmax(0)
+        output = model(subject.images)
+    if subject.task == "image_classification":
+        probabilities = paddle.nn.functional.softmax(output)[0]
+        label = int(probabilities.argmax()) if chosen is None else _find_label(names, chosen)
+        text = f"{names[label]}, {100 * float(probabilities[label]):.1f} %"
+        return names[label], text, lambda images: model(images)[0, label]
+    labels = output[0][0].argmax(0)
     x, y = map(int, subject.pixel)
-    label = int(labels[y, x]) if chosen is None else _find_label(subject, chosen, len(subject.class_names))
-    name, mask = subject.class_names[label], (labels == label).astype("float32")
+    label = int(labels[y, x]) if chosen is None else _find_label(names, chosen)
+    mask = (labels == label).astype("float32")
     share = float(mask.mean())
     if share == 0:
-        raise UserError(f"no pixel is predicted as {name}; choose another -label")
-    text = f"{name}, {100 * share:.1f} % of the pixels"
-    return ClassScore(label, name, text, lambda images: (subject.model(images)[0][0, label] * mask).sum())
+        raise UserError(f"no pixel is predicted as {names[label]}; choose another -label")
+    text = f"{names[label]}, {100 * share:.1f} % of the pixels"
+    return names[label], text, lambda images: (model(images)[0][0, label] * mask).sum()
 
 
-def _find_label(subject: Subject, chosen: str, classes: int) -> int:
-    names = list(subject.class_names)
+def _find_label(names: Sequence[str], chosen: str) -> int:
     if chosen in names:
-        return names.index(chosen)
-    if chosen.isdecimal() and int(chosen) < classes:
+        return list(names).index(chosen)
+    if chosen.isdecimal() and int(chosen) < len(names):
         return int(chosen)
     known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    raise UserError(f"-label {chosen} is not a class; the classes are {known or f'0 to {classes - 1}'}")
+    raise UserError(f"-label {chosen} is not a class; the classes are {known}")
