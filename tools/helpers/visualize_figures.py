@@ -30,7 +30,6 @@ _HEAT = "magma"
 
 def _new_figure(height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -88,6 +87,7 @@ def draw_groups(
         _mark(axes, token, stride)
         lines = [f"stage {stage + 1}: {height}x{width} tokens of {stride} pixels", *(g.describe() for g in found)]
         axes.set_title("\n".join(lines), fontsize=8)
+        axes.set_anchor("N")
     kinds = dict.fromkeys(group.kind for found in groups for group in found)
     handles = [Patch(color=_COLORS[kind], label=f"its {kind}") for kind in kinds]
     handles.append(Patch(facecolor=_TOKEN, label="the token"))
