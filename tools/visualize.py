@@ -40,12 +40,6 @@ KINDS = {
     "object_detection": ("pale", "attention", "receptive_field"),
     None: ("pale", "receptive_field"),
 }
-_WHY_NOT = {
-    "semantic_segmentation": "a segmenter predicts a class for each pixel",
-    "object_detection": "a detector scores boxes, which are selected after the scores",
-    None: "a -variant has random weights",
-}
-
 # What -json prints of a picture, and the pictures by kind.
 Drawn = tuple[dict[str, Any], dict[str, "Image.Image"]]
 
@@ -69,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
     kinds = arguments.show or KINDS[task]
     for kind in kinds:
         if kind not in KINDS[task]:
-            raise UserError(f"-show {kind}: {_WHY_NOT[task]}; choose from {', '.join(KINDS[task])}")
+            of = task or "a variant with random weights"
+            raise UserError(f"-show {kind} is not available for {of}; choose from {', '.join(KINDS[task])}")
     pictures = PictureFolder(arguments.out, files)
     results: list[dict[str, Any]] = []
 
@@ -101,9 +96,8 @@ def main(argv: Sequence[str]) -> None:
 def _pale(subject: Subject, arguments: Namespace) -> Drawn:
     from tools.helpers.visualize_attention import groups_of_token, token_at
     from tools.helpers.visualize_figures import draw_groups
-    from tools.helpers.visualize_gradients import backbone_of
 
-    backbone = backbone_of(subject.model)
+    backbone = subject.backbone
     stages = [stage - 1 for stage in arguments.stages]
     strides = [backbone.out_strides[stage] for stage in stages]
     sides = [tuple(-(-side // stride) for side in subject.picture.shape[:2]) for stride in strides]
@@ -123,9 +117,8 @@ def _attention(subject: Subject, arguments: Namespace) -> Drawn:
 
     from tools.helpers.visualize_attention import observed_attention, token_at
     from tools.helpers.visualize_figures import draw_attention
-    from tools.helpers.visualize_gradients import backbone_of
 
-    backbone = backbone_of(subject.model)
+    backbone = subject.backbone
     with paddle.no_grad(), observed_attention(subject.model) as blocks:
         backbone.forward_features(subject.images)
     drawn = {}
@@ -140,11 +133,11 @@ def _attention(subject: Subject, arguments: Namespace) -> Drawn:
 
 def _grad_cam(subject: Subject, arguments: Namespace) -> Drawn:
     from tools.helpers.visualize_figures import draw_heat
-    from tools.helpers.visualize_gradients import backbone_of, grad_cam
+    from tools.helpers.visualize_gradients import grad_cam
     from tools.helpers.visualize_model import class_score
 
     name, text, score = class_score(subject, arguments.label)
-    strides = backbone_of(subject.model).out_strides
+    strides = subject.backbone.out_strides
     side = max(subject.picture.shape[:2])
     # A map of one token, such as the fourth of a 32x32 digit, does not locate anything.
     stage = next((n for n in reversed(arguments.stages) if side > strides[n - 1]), arguments.stages[-1])

@@ -211,7 +211,7 @@ def test_a_segmenter_is_shown_by_its_backbone_and_classes(tmp_path, capsys, squa
     found = show(capsys, *flags, "-stages", 2, "-show", "attention", "grad_cam")
     check_pictures(found, ["attention_stage2", "grad_cam"])
     assert found[0]["name"] in "abc"
-    with pytest.raises(UserError, match="-show rollout: a segmenter predicts a class for each pixel"):
+    with pytest.raises(UserError, match="-show rollout is not available for semantic_segmentation; choose from pale"):
         show(capsys, *flags, "-show", "rollout")
     with pytest.raises(UserError, match="-label d is not a class; the classes are a, b, c"):
         show(capsys, *flags, "-show", "grad_cam", "-label", "d")
@@ -235,7 +235,10 @@ def test_a_detector_is_shown_by_its_backbone(tmp_path, capsys, boxes_config):
         (["-variant", "pale_tony"], "pale_tony"),
         (["-variant", "pale_nano", "-stages", 5], "numbered from 1 to 4"),
         (["-variant", "pale_nano", "-at", 100, 2], "the model sees 60x44"),
-        (["-variant", "pale_nano", "-show", "attention"], "has random weights; choose from pale"),
+        (
+            ["-variant", "pale_nano", "-show", "attention"],
+            "not available for a variant with random weights; choose from pale",
+        ),
     ],
 )
 def test_mistakes_are_refused(tmp_path, flags, message):

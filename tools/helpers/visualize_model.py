@@ -13,7 +13,7 @@ from paddle import Tensor, nn
 from common.data.image_file import read_image
 from common.errors import UserError
 from common.inference.exported_model import refuse_exported
-from common.pale_transformer import STRIDE, create_model
+from common.pale_transformer import STRIDE, PaleTransformer, create_model
 from common.runtime.command_line import select_device
 from tools.helpers.visualize_gradients import backbone_of
 from tools.predict import open_weights
@@ -40,6 +40,10 @@ class Subject:
     picture: np.ndarray
     pixel: tuple[float, float]
     class_names: Sequence[str]
+
+    @property
+    def backbone(self) -> PaleTransformer:
+        return backbone_of(self.model)
 
 
 def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subject]]:
