@@ -237,7 +237,7 @@ def test_a_detector_is_shown_by_its_backbone(tmp_path, capsys, boxes_config):
         (["-variant", "pale_nano", "-at", 100, 2], "the model sees 60x44"),
         (
             ["-variant", "pale_nano", "-show", "attention"],
-            "not available for a variant with random weights; choose from pale",
+            "for a variant with random weights; choose from pale",
         ),
     ],
 )
