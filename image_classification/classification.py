@@ -13,7 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from common.pictures.drawing import original_pixels
+from common.pictures.drawing import denormalize
 from common.runtime.distributed import world_size
 from common.training.measurement import Measurement
 from common.training.optimizer import build_adamw, warmup_cosine
@@ -119,7 +119,7 @@ class Classification(Task):
     def _row(self, images: paddle.Tensor, titles: Sequence[str]) -> np.ndarray:
         data = self.config.DATA
         shown = images[: len(titles)].astype("float32").numpy()
-        return row_of_images([original_pixels(image, data.MEAN, data.STD) for image in shown], titles)
+        return row_of_images([denormalize(image, data.MEAN, data.STD) for image in shown], titles)
 
     def _class_name(self, label: int) -> str:
         if label == IGNORED_LABEL:

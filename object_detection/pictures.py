@@ -13,7 +13,7 @@ from pycocotools import mask as rle_masks
 
 from common.inference.predictor import PredictOptions
 from common.pictures.drawing import font_size, palette, side_by_side
-from common.pictures.fonts import choose_font, drawable
+from common.pictures.fonts import choose_font, printable
 
 __all__ = ["Objects", "detections_beside_truth", "draw_detections"]
 
@@ -164,7 +164,7 @@ def _texts(
 ) -> Iterator[str]:
     """What to write at each object, in at most so many pixels; a name that is too long ends in dots."""
     for number, label in enumerate(labels):
-        name = drawable(names[label], font) if len(names) > 1 else ""
+        name = printable(names[label]) if len(names) > 1 else ""
         score = "" if scores is None else f"{scores[number]:.2f}"
         text, letters = f"{name} {score}".strip(), len(name)
         while letters and font.getlength(text) > room:

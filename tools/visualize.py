@@ -54,9 +54,7 @@ def main(argv: Sequence[str]) -> None:
     from tools.visualizing.kinds import DRAW, draw_receptive_fields
     from tools.visualizing.opening import open_model
 
-    files, left_out = find_images(arguments.images)
-    if left_out:
-        print(f"left out {left_out} pictures that this project wrote; name such files to have them", file=sys.stderr)
+    files = find_images(arguments.images, arguments.out)
     task, look = open_model(arguments)
     kinds = arguments.show or KINDS[task]
     for kind in kinds:

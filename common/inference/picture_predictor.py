@@ -23,8 +23,7 @@ _PADDING = 127  # grey, in pictures of what a model sees
 class PicturePredictor(Predictor):
     """A predictor that writes pictures of each image into ``options.out``.
 
-    Pictures of an earlier run are replaced. Where that would overwrite one of the images, or a file that this project
-    did not write, their name gets a number.
+    Existing files of the same names are replaced; input images never are, see :class:`PictureFolder`.
     """
 
     @paddle.no_grad()

@@ -14,7 +14,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, Patch, Rectangle
 from PIL import Image
 
-from common.pictures.fonts import choose_font, drawable
+from common.pictures.fonts import choose_font, printable
 from tools.visualizing.attention_maps import TokenAttention
 from tools.visualizing.gradients import ReceptiveField
 from tools.visualizing.token_groups import TokenGroup
@@ -43,7 +43,7 @@ def _write(setter, text: str, **options: Any) -> None:
     """Set a text in a font that has its letters, which names of classes may need."""
     font = choose_font([text], 12)
     properties = FontProperties(fname=font.path, size=options.pop("fontsize", 9))
-    setter(drawable(text, font) if "\n" not in text else text, fontproperties=properties, **options)
+    setter(printable(text) if "\n" not in text else text, fontproperties=properties, **options)
 
 
 def _show(axes, picture: np.ndarray, sides: tuple[int, int] | None = None) -> None:
