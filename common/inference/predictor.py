@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PredictOptions", "Predictor", "find_images"]
 
+
 def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
     """Replace each folder by the images in and below it (:func:`common.data.image_file.list_images`).
 

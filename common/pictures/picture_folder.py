@@ -20,8 +20,9 @@ class CannotWrite(UserError):
 class PictureFolder:
     """Writes ``NAME_KIND.png`` for images called ``NAME.*``.
 
-    Files of these names are replaced, so that a second run with the same images gives the same files. Input images, and
-    pictures written before in this run, are never overwritten: ``NAME_2``, ``NAME_3``, ... is used in place of ``NAME``.
+    Existing files of these names are replaced, so that a second run with the same images gives the same files. Input
+    images, and pictures written before in this run, are never overwritten: ``NAME_2_KIND.png``, ``NAME_3_KIND.png``,
+    ... is written instead.
 
     Args:
         folder: created if it does not exist.
