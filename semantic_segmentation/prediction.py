@@ -20,7 +20,7 @@ from common.inference.exported_model import ExportedModel
 from common.inference.picture_predictor import PicturePredictor
 from common.inference.predictor import PredictOptions
 from common.pale_attention import fuse
-from common.pictures.drawing import colour_map, index_png, overlay, palette, present_classes, with_legend
+from common.pictures.drawing import color_map, index_png, overlay, palette, present_classes, with_legend
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
 from semantic_segmentation.components import build_component, build_model
@@ -40,7 +40,7 @@ class Segmenter(PicturePredictor):
 
     def __init__(self, model: Model, config: CfgNode, class_names: list[str]):
         self.model, self.config, self.class_names = model, config, class_names
-        self.colours = palette(len(class_names))
+        self.colors = palette(len(class_names))
         self.settings = InferenceSettings.from_test_config(plain(config.test_config))
         self.transforms = [
             build_component(item, f"val_dataset.transforms[{number}]")
@@ -64,7 +64,7 @@ class Segmenter(PicturePredictor):
     def predict_image(
         self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions
     ) -> dict[str, Any]:
-        """Write ``NAME_overlay.png``, ``NAME_colours.png`` and ``NAME_labels.png`` (class numbers).
+        """Write ``NAME_overlay.png``, ``NAME_colors.png`` and ``NAME_labels.png`` (class numbers).
 
         Returns:
             The paths of the three, and ``classes``: ``label``, ``name`` and ``share`` (0 to 1) of those that occur, the
@@ -76,11 +76,11 @@ class Segmenter(PicturePredictor):
         """
         labels = self.label(image)
         present = present_classes(labels, classes=len(self.class_names))
-        legend = [self.class_names[number] for number in present], self.colours[present]
+        legend = [self.class_names[number] for number in present], self.colors[present]
         drawn = {
-            "overlay": Image.fromarray(with_legend(overlay(image, labels, self.colours), *legend)),
-            "colours": Image.fromarray(with_legend(colour_map(labels, self.colours), *legend)),
-            "labels": index_png(labels, self.colours),
+            "overlay": Image.fromarray(with_legend(overlay(image, labels, self.colors), *legend)),
+            "colors": Image.fromarray(with_legend(color_map(labels, self.colors), *legend)),
+            "labels": index_png(labels, self.colors),
         }
         shares = [float((labels == number).mean()) for number in present]
         classes = [
