@@ -23,19 +23,19 @@ from common.training.trainer import Evaluation, StepResult
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
+from image_classification.label_map_alignment import TOKEN_STRIDE
 from image_classification.label_maps import LabelMaps
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, check_batch
 from image_classification.mixup import mixup_or_cutmix, smooth, smooth_one_hot
 from image_classification.pale_backbone import build_model
 from image_classification.pictures import row_of_images
-from image_classification.token_labelling import (
+from image_classification.token_labeling import (
     draw_mixed_tokens,
     mix_classes,
     mix_tokens,
     token_label_loss,
     token_targets,
 )
-from image_classification.token_sampling import TOKEN_STRIDE
 
 __all__ = ["Classification"]
 
