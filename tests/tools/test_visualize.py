@@ -14,7 +14,6 @@ from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import numpy_state
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer, create_model
-from common.pictures.own_pictures import is_own_picture
 from tests.helpers.programs import ROOT
 from tools import visualize
 from tools.visualizing.attention_maps import attention_rollout, token_attention
@@ -179,7 +178,6 @@ def check_pictures(found, folder, kinds):
     assert list(written) == kinds
     for path in map(type(folder), written.values()):
         assert path.parent == folder
-        assert is_own_picture(path)
         with Image.open(path) as image:
             assert image.width == 990
             assert 150 < image.height < 3000
