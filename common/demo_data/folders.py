@@ -153,7 +153,8 @@ def _write_detection(folder: Path, micrograph: _Micrograph) -> Path:
         (content / "annotations").mkdir(parents=True)
         for split, columns, step in (("train", micrograph.train, size / 2), ("val", micrograph.val, size)):
             (content / split).mkdir()
-            images, annotations = [], []
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
             for tile in _tiles(_VAL_TILES * size, columns, size, step):
                 name = f"{split}_{len(images)}.png"
                 Image.fromarray(image[tile]).save(content / split / name)
