@@ -174,7 +174,7 @@ def _check_weights(values: Any, where: str) -> None:
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise UserError(f"{where}[{number}] is {value!r}; it must be a number from 0 up")
     if isinstance(values, list) and values and not any(values):
-        raise UserError(f"{where} is {values!r}, which trains nothing; one must be above 0")
+        raise UserError(f"{where} is {values!r}, which trains nothing; let one be above 0")
 
 
 def _prepare_loss(item: Any, where: str, ignore_index: int) -> None:

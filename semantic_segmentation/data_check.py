@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from paddleseg.datasets import ADE20K, Dataset
@@ -17,7 +18,7 @@ from common.data.check_record import CheckRecord
 from common.data.class_table import class_table
 from common.data.image_file import check_name, is_turned, look_at_image
 from common.errors import UserError, one_line
-from common.runtime.distributed import gather_lines, rank, sum_over_ranks, world_size
+from common.runtime.distributed import gather_lines, gather_rows, rank, sum_over_ranks, world_size
 
 __all__ = ["DataReport", "check_dataset", "check_once", "fingerprint"]
 
@@ -35,6 +36,7 @@ class DataReport:
         split: ``"train"`` or ``"val"``.
         class_names: of all classes.
         num_images: pairs of image and mask.
+        sizes: smallest and largest width and height, such as ``30x10 to 50x20``.
         pixels: of each class: int64 [classes].
         images: that contain each class: int64 [classes].
         ignored: ignored pixels.
@@ -45,6 +47,7 @@ class DataReport:
     split: str
     class_names: list[str]
     num_images: int
+    sizes: str
     pixels: np.ndarray
     images: np.ndarray
     ignored: int
@@ -56,7 +59,7 @@ class DataReport:
         lines = []
         absent = [f"{number} {self.class_names[number]}" for number in np.flatnonzero(self.pixels == 0)]
         if absent:
-            lines.append(f"no pixel of the {self.split} data has class {_first(absent)}")
+            lines.append(f"no pixel of the {self.split} data is of class {_first(absent)}")
         if self.ignored and np.count_nonzero(self.pixels) == 1:
             lines.append(
                 f"except for ignored pixels, the {self.split} data has only one class: if the masks are drawn in 0 and "
@@ -74,7 +77,8 @@ class DataReport:
         table = class_table(
             [f"{number} {name}" for number, name in enumerate(self.class_names)],
             {"pixels": self.pixels, "share, %": 100.0 * self.pixels / total, "images": self.images},
-            f"{self.split} data: {self.num_images:,} images, {100 * self.ignored / total:.2f} % of the pixels ignored",
+            f"{self.split} data: {self.num_images:,} images of {self.sizes} pixels, "
+            f"{100 * self.ignored / total:.2f} % of the pixels ignored",
         )
         return "\n".join([table, *(f"warning: {line}" for line in self.warnings()), *self.problems])
 
@@ -96,7 +100,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
     """
     classes = dataset.num_classes
     counts, images, deep_images = np.zeros(classes + 1, np.int64), np.zeros(classes, np.int64), 0
-    problems = []
+    problems, sizes = [], []
     numbers = range(rank(), len(dataset.file_list), world_size())
     pairs = [dataset.file_list[number] for number in numbers]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -104,9 +108,10 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
             if isinstance(found, str):
                 problems.append(f"{numbers[done - 1]:09d} {found}")
             else:
-                counts += found[0]
-                images += found[0][:-1] > 0
-                deep_images += found[1]
+                counts += found.counts
+                images += found.counts[:-1] > 0
+                sizes.append(found.size)
+                deep_images += found.deep
             if progress:
                 progress(done, len(pairs))
 
@@ -121,6 +126,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
         split=split,
         class_names=list(getattr(dataset, "class_names", map(str, range(classes)))),
         num_images=len(dataset.file_list),
+        sizes=_size_range(sizes),
         pixels=totals[:classes],
         images=totals[classes + 1 : -1],
         ignored=int(totals[classes]),
@@ -159,11 +165,14 @@ def fingerprint(dataset: Dataset) -> str:
 # ---- one pair
 
 
-def _check_pair(dataset: Dataset, pair: Sequence[str]) -> tuple[np.ndarray, bool] | str:
-    """Return pixels of each class and, last, ignored ones, int64 [classes + 1], and whether the image has 16 bits.
+class _Pair(NamedTuple):
+    counts: np.ndarray  # pixels of each class and, last, ignored ones: int64 [classes + 1]
+    size: tuple[int, int]  # width, height
+    deep: bool  # more than 8 bits per channel
 
-    If the pair cannot be used, return the reason.
-    """
+
+def _check_pair(dataset: Dataset, pair: Sequence[str]) -> _Pair | str:
+    """Return the content of a pair, or the reason why it cannot be used."""
     image, mask = pair
     try:
         check_name(image)
@@ -176,7 +185,7 @@ def _check_pair(dataset: Dataset, pair: Sequence[str]) -> tuple[np.ndarray, bool
                 f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {mask_width}x{mask_height}; "
                 "make them the same size"
             )
-        return _count_classes(dataset, mask, values, counts), deep
+        return _Pair(_count_classes(dataset, mask, values, counts), size, deep)
     except UserError as error:
         return str(error)
     except Exception as error:
@@ -228,6 +237,15 @@ def _count_classes(dataset: Dataset, path: str, values: np.ndarray, counts: np.n
     totals = np.zeros(classes + 1, np.int64)
     np.add.at(totals, np.where(labels == ignored, classes, labels), counts)
     return totals
+
+
+def _size_range(sizes: Sequence[tuple[int, int]]) -> str:
+    """Smallest and largest width and height over all ranks; 0 if no image could be read."""
+    own = np.array(sizes or [(0, 0)])
+    rows = gather_rows([len(sizes), *own.min(axis=0), *own.max(axis=0)]).astype(int)
+    if rows[:, 0].any():
+        rows = rows[rows[:, 0] > 0]
+    return "{}x{} to {}x{}".format(*rows[:, 1:3].min(axis=0), *rows[:, 3:].max(axis=0))
 
 
 def _first(items: Sequence[str]) -> str:

@@ -78,9 +78,9 @@ def test_the_report_counts_pixels_and_images(folder):
     assert (report.ignored, report.problems) == (6 * 150, [])
     assert progress == [(done, 7) for done in range(1, 8)]
     lines = str(report).splitlines()
-    assert lines[0] == "train data: 7 images, 21.43 % of the pixels ignored"
+    assert lines[0] == "train data: 7 images of 30x20 to 30x20 pixels, 21.43 % of the pixels ignored"
     assert lines[2].split() == ["0", "ground", "1,200", "28.57", "7"]
-    assert lines[6:] == ["warning: no pixel of the train data has class 3 sea"]
+    assert lines[6:] == ["warning: no pixel of the train data is of class 3 sea"]
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("palette", np.uint8), ("16 bits", np.uint16), ("32 bits", np.int32)])
