@@ -1,6 +1,6 @@
 """Transforms from a Pillow RGB image to the model's input, for training (random) and evaluation (fixed).
 
-A transform is a callable ``transform(image, rng) -> float32 [3, height, width]``. All random numbers come from ``rng``:
+A transform is a callable ``transform(image, rng) -> float32 [3, size, size]``. All random numbers come from ``rng``:
 equal generator states give bitwise equal arrays.
 """
 
@@ -44,13 +44,6 @@ AugmentOp = Callable[[Image.Image, float, np.random.Generator, Color, Geometry],
 
 
 # ---- checks of the arguments
-
-
-def _pair(image_size: int | Sequence[int]) -> tuple[int, int]:
-    pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
-        raise ValueError(f"image_size {image_size!r} is neither a positive integer nor two of them (height, width)")
-    return pair
 
 
 def _range(name: str, value: Sequence[float], upper: float = math.inf) -> tuple[float, float]:
@@ -339,7 +332,7 @@ class TrainTransform:
     """Random resized crop, flip, rotation, RandAugment or color jitter, normalization, random erasing.
 
     Args:
-        image_size: pixels of the output, one number or (height, width).
+        image_size: side of the output in pixels.
         scale: limits of the crop's share of the image area.
         ratio: limits of the crop's width / height.
         interpolation: a key of INTERPOLATIONS.
@@ -359,7 +352,7 @@ class TrainTransform:
 
     def __init__(
         self,
-        image_size: int | Sequence[int],
+        image_size: int,
         scale: Sequence[float] = (0.08, 1.0),
         ratio: Sequence[float] = (3 / 4, 4 / 3),
         interpolation: str = "bicubic",
@@ -372,7 +365,7 @@ class TrainTransform:
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ):
-        self._height, self._width = _pair(image_size)
+        self._size = image_size
         self._scale = _range("scale", scale, 1.0)
         self._ratio = _range("ratio", ratio)
         self._resample = _resampling(interpolation)
@@ -391,14 +384,14 @@ class TrainTransform:
     def min_size(self) -> int:
         """Smallest side of an image, in pixels, with which no crop is enlarged: the argument of ``Dataset.load``."""
         low, high = self._ratio
-        return math.ceil(max(self._width / math.sqrt(low), self._height * math.sqrt(high)) / math.sqrt(self._scale[0]))
+        return math.ceil(self._size * max(1 / math.sqrt(low), math.sqrt(high)) / math.sqrt(self._scale[0]))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, geometry: Geometry | None = None) -> np.ndarray:
-        """Transform an RGB image to float32 [3, height, width]; ``geometry`` records crop, flip and warps."""
+        """Transform an RGB image to float32 [3, size, size]; ``geometry`` records crop, flip and warps."""
         geometry = geometry or Geometry()
         box = random_crop_box(*image.size, self._scale, self._ratio, rng)
         geometry.crop(box, image.size)
-        image = image.resize((self._width, self._height), self._resample, box=box)
+        image = image.resize((self._size, self._size), self._resample, box=box)
         if rng.random() < self._flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             geometry.flip()
@@ -419,11 +412,11 @@ class TrainTransform:
 class EvalTransform:
     """Resize, center crop, normalize.
 
-    The image is resized, keeping its proportions, to the smallest size that covers ``image_size / crop_pct`` (for a
-    square: until its shorter side is that long), and the center is cropped.
+    The image is resized, keeping its proportions, until its shorter side is ``image_size / crop_pct``, and the center
+    is cropped.
 
     Args:
-        image_size: pixels of the output, one number or (height, width).
+        image_size: side of the output in pixels.
         crop_pct: share of the resized side that the crop keeps, 0 < crop_pct <= 1.
         interpolation: a key of INTERPOLATIONS.
         mean, std: of each channel, for pixels from 0 to 1.
@@ -434,28 +427,27 @@ class EvalTransform:
 
     def __init__(
         self,
-        image_size: int | Sequence[int],
+        image_size: int,
         crop_pct: float = 0.875,
         interpolation: str = "bicubic",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ):
-        self._height, self._width = _pair(image_size)
+        self._size = image_size
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct {crop_pct!r} is not within 0 < crop_pct <= 1")
-        self._cover_height, self._cover_width = round(self._height / crop_pct), round(self._width / crop_pct)
+        self._shorter_side = round(image_size / crop_pct)
         self._resample = _resampling(interpolation)
         self._normalize = Normalize(mean, std)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Size (width, height) to which an image is resized before the crop."""
-        if width * self._cover_height >= height * self._cover_width:
-            return max(self._cover_width, width * self._cover_height // height), self._cover_height
-        return self._cover_width, max(self._cover_height, height * self._cover_width // width)
+        shorter = min(width, height)
+        return width * self._shorter_side // shorter, height * self._shorter_side // shorter
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Transform an RGB image to float32 [3, height, width]; ``rng`` is not used."""
+        """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used."""
         width, height = self.resized(*image.size)
         image = image.resize((width, height), self._resample)
-        left, top = round((width - self._width) / 2), round((height - self._height) / 2)
-        return self._normalize(image.crop((left, top, left + self._width, top + self._height)))
+        left, top = round((width - self._size) / 2), round((height - self._size) / 2)
+        return self._normalize(image.crop((left, top, left + self._size, top + self._size)))

@@ -61,22 +61,6 @@ def model():
 # ---- MixToken
 
 
-def test_the_box_is_as_large_as_cutmix_makes_it():
-    generator, shares = rng(), []
-    for _ in range(2000):
-        mixed = draw_mixed_tokens(7, 5, 1.0, generator)
-        assert (mixed.shape, mixed.dtype) == ((7, 5), bool)
-        rows, columns = mixed.any(1), mixed.any(0)
-        np.testing.assert_array_equal(mixed, rows[:, None] & columns)  # a box
-        for side in (rows, columns):
-            assert np.abs(np.diff(side.astype(int))).sum() <= 2
-        shares.append(mixed.mean())
-    assert min(shares) == 0
-    assert max(shares) > 0.6
-    assert 0.2 < np.mean(shares) < 0.5  # boxes that the border cuts are smaller than their half
-    assert not draw_mixed_tokens(7, 5, 0.0, generator).any()
-
-
 def test_tokens_in_the_box_are_those_of_the_previous_sample():
     stride = 8
     x = rng().standard_normal((3, 4 * stride, 6 * stride, 2)).astype(np.float32)

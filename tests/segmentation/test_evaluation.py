@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 
 import numpy as np
 import paddle
@@ -23,7 +22,6 @@ from semantic_segmentation.evaluation import (
     per_class_table,
 )
 from semantic_segmentation.inference import InferenceSettings, predict_labels
-from tests.helpers.programs import ROOT, run_program
 
 # Labels down, predictions across; class 2 is in the labels only, class 3 in the predictions only, class 4 in neither.
 BY_HAND = np.array([[6, 1, 0, 1, 0], [2, 8, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
@@ -228,31 +226,3 @@ def test_mixed_precision_reaches_the_model_and_its_logits_are_averaged_in_float3
     _, matrix = run(build(), settings, HalfModel(), amp="bfloat16")
     assert set(requested) == {(True, "bfloat16")}
     np.testing.assert_array_equal(matrix, run(build(), settings, RoundingModel())[1])
-
-
-@pytest.mark.slow
-def test_two_ranks_add_up_to_the_same_matrix_and_large_counts_stay_exact(tmp_path):
-    script = tmp_path / "two_ranks.py"
-    script.write_text(
-        f"""\
-import json, sys
-sys.path[:0] = [{str(ROOT)!r}]
-import numpy as np
-from common.runtime.distributed import init_process_group, is_main_process, rank, sum_over_ranks, world_size
-from tests.segmentation.test_evaluation import build, run
-watch = init_process_group()
-figures, matrix = run(build(rank(), world_size()))
-large = sum_over_ranks(np.array([2**52 - 1, 2**52 - 3]) + rank())
-if is_main_process():
-    with open({str(tmp_path / "result.json")!r}, "w") as file:
-        json.dump([figures, matrix.tolist(), large.tolist()], file)
-watch.close()
-"""
-    )
-    result = run_program(str(script), ranks=2, cwd=tmp_path)
-    assert result.returncode == 0, result.stdout
-    figures, matrix, large = json.loads((tmp_path / "result.json").read_text())
-    expected_figures, expected = run(build())
-    assert matrix == expected.tolist()
-    assert figures == expected_figures
-    assert large == [2**53 - 1, 2**53 - 5]
