@@ -57,13 +57,13 @@ def class_figures(matrix: np.ndarray) -> dict[str, np.ndarray]:
     Args:
         matrix: from :func:`confusion_matrix`.
     """
-    correct, labelled, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    correct, labeled, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     with np.errstate(invalid="ignore"):
         return {
-            "IoU": 100.0 * correct / (labelled + predicted - correct),
-            "Acc": 100.0 * correct / labelled,
-            "Dice": 200.0 * correct / (labelled + predicted),
-            "share": 100.0 * labelled / labelled.sum(),
+            "IoU": 100.0 * correct / (labeled + predicted - correct),
+            "Acc": 100.0 * correct / labeled,
+            "Dice": 200.0 * correct / (labeled + predicted),
+            "share": 100.0 * labeled / labeled.sum(),
         }
 
 

@@ -32,7 +32,7 @@ LARGE = 2048 * 2048  # pixels; above this many, the logits of a whole image woul
 class Segmenter(PicturePredictor):
     """The class of every pixel, with the transforms and the inference of the validation data.
 
-    Images of more than ``LARGE`` pixels are labelled in sliding windows: those of ``test_config`` or, where it has
+    Images of more than ``LARGE`` pixels are labeled in sliding windows: those of ``test_config`` or, where it has
     none, of 512 pixels that overlap by a third. The memory is then that of one row of windows.
     """
 
@@ -95,12 +95,12 @@ class Segmenter(PicturePredictor):
             UserError: the transforms or the scales of the inference cannot take an image of this size.
         """
         height, width = image.shape[:2]
-        only_normalised = all(isinstance(transform, Normalize) for transform in self.transforms)
-        if height * width > LARGE and only_normalised and not self.settings.aug_eval:
+        only_normalized = all(isinstance(transform, Normalize) for transform in self.transforms)
+        if height * width > LARGE and only_normalized and not self.settings.aug_eval:
             windows = self.settings
             if not windows.is_slide:
                 windows = replace(windows, is_slide=True, crop_size=(512, 512), stride=(341, 341))
-            return predict_large(self.model, image, self._normalise, windows)
+            return predict_large(self.model, image, self._normalize, windows)
         data = self._transform(image)
         return predict_labels(self.model, paddle.to_tensor(data["img"][None]), self.settings, data["trans_info"])
 
@@ -113,7 +113,7 @@ class Segmenter(PicturePredictor):
         lines = [f"  {100 * row['share']:6.2f} %  {row['name']}" for row in result["classes"]]
         return "\n".join([f"{result['image']} -> {result['overlay']}", *lines])
 
-    def _normalise(self, window: np.ndarray) -> np.ndarray:
+    def _normalize(self, window: np.ndarray) -> np.ndarray:
         return self._transform(window)["img"].astype(np.float32)
 
     def _transform(self, image: np.ndarray) -> dict[str, Any]:

@@ -141,9 +141,9 @@ class PaleUPerNet(nn.Layer):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("channels", channels), ("aux_channels", aux_channels)):
             if not _is_positive(value):
-                raise ValueError(f"{name} is {value!r}; it must be a positive whole number")
+                raise ValueError(f"{name} is {value!r}; it must be a positive integer")
         if not isinstance(pool_sizes, list | tuple) or not pool_sizes or not all(map(_is_positive, pool_sizes)):
-            raise ValueError(f"pool_sizes is {pool_sizes!r}; give a list of positive whole numbers")
+            raise ValueError(f"pool_sizes is {pool_sizes!r}; give a list of positive integers")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
         widths = getattr(backbone, "feat_channels", None) or backbone.out_channels

@@ -114,7 +114,7 @@ def test_pictures_of_the_run_before_are_replaced_and_images_are_not(tmp_path, bu
 # ---- transforms
 
 
-def test_an_image_that_the_transforms_cannot_take_is_one_line_and_the_others_are_labelled(tmp_path, build):
+def test_an_image_that_the_transforms_cannot_take_is_one_line_and_the_others_are_labeled(tmp_path, build):
     random_image(1, 9000).save(tmp_path / "long.png")
     random_image().save(tmp_path / "a.png")
     long, other = predict(build(SHORT), tmp_path / "long.png", tmp_path / "a.png", out=tmp_path / "out")
@@ -123,7 +123,7 @@ def test_an_image_that_the_transforms_cannot_take_is_one_line_and_the_others_are
     assert "labels" in other
 
 
-def test_an_image_that_takes_too_much_memory_is_one_line_and_the_others_are_labelled(tmp_path, build, monkeypatch):
+def test_an_image_that_takes_too_much_memory_is_one_line_and_the_others_are_labeled(tmp_path, build, monkeypatch):
     segmenter, label = build(), Segmenter.label
 
     def label_small(self, image):
