@@ -16,7 +16,7 @@ from common.checkpoints.loading import Checkpoint
 from common.errors import UserError
 from common.inference.exported_model import ExportedModel
 from common.inference.predictor import PredictOptions, Predictor
-from common.pictures.drawing import original_pixels
+from common.pictures.drawing import denormalize
 from image_classification.datasets import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_transform
 from image_classification.pale_backbone import build_model
@@ -73,7 +73,7 @@ class Classifier(Predictor):
     def preprocess(self, file: str) -> tuple[paddle.Tensor, np.ndarray]:
         image = FileDataset(Path(), [file], np.zeros(1, np.int64), None, 1).load(0)
         array = build_transform(self.config, training=False)(image)
-        return paddle.to_tensor(array[None]), original_pixels(array, self.config.DATA.MEAN, self.config.DATA.STD)
+        return paddle.to_tensor(array[None]), denormalize(array, self.config.DATA.MEAN, self.config.DATA.STD)
 
     def describe(self, result: Mapping[str, Any]) -> str:
         lines = [f"  {100 * row['score']:6.2f} %  {row['name']}" for row in result["predictions"]]

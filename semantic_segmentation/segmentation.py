@@ -51,7 +51,7 @@ from semantic_segmentation.datasets import (
 )
 from semantic_segmentation.evaluation import evaluate, per_class_table
 from semantic_segmentation.inference import InferenceSettings
-from semantic_segmentation.pictures import labelled_images, original_image, prediction_beside_truth
+from semantic_segmentation.pictures import labeled_images, original_image, prediction_beside_truth
 
 __all__ = ["Segmentation"]
 
@@ -176,7 +176,7 @@ class Segmentation(Task):
             return None
         images = [original_image(image.unsqueeze(0), [], *self._normalisation()) for image in batch["img"][:count]]
         labels = batch["label"][:count].numpy()
-        return labelled_images(images, labels.reshape([len(images), *labels.shape[-2:]]), self.class_names)
+        return labeled_images(images, labels.reshape([len(images), *labels.shape[-2:]]), self.class_names)
 
     def measurement(self, model: nn.Layer, figures: Mapping[str, float]) -> Measurement:
         section, data = plain(self.config.model), self.config.val_dataset

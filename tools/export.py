@@ -203,7 +203,7 @@ def _find_images(paths: Sequence[str] | None) -> list[str]:
     from common.inference.predictor import find_images
 
     if paths:
-        files = find_images(paths)[0]
+        files = find_images(paths)
         if len(files) > _MOST_IMAGES:
             _tell(f"taking the first {_MOST_IMAGES} of {len(files)} images")
         return files[:_MOST_IMAGES]

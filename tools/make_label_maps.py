@@ -17,7 +17,7 @@ from common.errors import UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run, select_device  # noqa: E402
 from common.training.config import add_weights_flags  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
-from image_classification.token_sampling import TOKEN_STRIDE  # noqa: E402
+from image_classification.label_map_alignment import TOKEN_STRIDE  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,8 +30,8 @@ def main(argv: Sequence[str]) -> None:
     from common.data.class_names import check_class_order
     from common.runtime.distributed import world_size
     from common.training.log import TrainingLog
-    from image_classification.annotation import annotate
     from image_classification.datasets import build_dataset
+    from image_classification.label_map_annotator import annotate
     from image_classification.label_maps import LabelMapInfo, LabelMapWriter
     from image_classification.prediction import Classifier
 
