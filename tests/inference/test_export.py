@@ -20,10 +20,9 @@ from PIL import Image
 from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import numpy_state
 from common.errors import UserError
+from common.inference.export_formats import convert_program, save_program
 from common.inference.exportable import Exportable, Output
 from common.inference.exported_model import ExportedModel, find_exported, open_file, replace_exported
-from common.inference.inference_program import save_program
-from common.inference.onnx_export import convert_program
 from object_detection.exporting import _same_order
 from object_detection.single_image import SingleImageDetector
 from semantic_segmentation.upernet import _region_weights

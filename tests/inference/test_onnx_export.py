@@ -10,8 +10,7 @@ import pytest
 from paddle import nn
 
 from common.errors import UserError
-from common.inference.inference_program import save_program
-from common.inference.onnx_export import export_onnx
+from common.inference.export_formats import export_onnx, save_program
 from common.pale_transformer import create_model
 
 

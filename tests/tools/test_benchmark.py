@@ -17,7 +17,7 @@ import pytest
 
 from common.errors import UserError
 from common.flops import count_flops
-from common.inference.onnx_export import export_onnx
+from common.inference.export_formats import export_onnx
 from common.pale_transformer import create_model
 from tests.helpers.programs import ROOT, fails, run_program
 from tools import benchmark

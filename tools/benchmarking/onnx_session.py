@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.inference.onnx_session import open_onnx
+from common.inference.export_formats import open_onnx
 
 __all__ = ["load_onnx", "quantize"]
 

@@ -13,8 +13,7 @@ import paddle.nn.functional as F
 
 from common.errors import UserError
 from common.flops import count_flops
-from common.inference.inference_program import load_program, save_program
-from common.inference.onnx_export import export_onnx
+from common.inference.export_formats import export_onnx, load_program, save_program
 from common.pale_attention import fuse
 from common.pale_transformer import create_model, list_models
 from common.runtime.command_line import select_device
