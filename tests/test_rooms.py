@@ -12,7 +12,7 @@ from tests.helpers.programs import ROOT
 
 TASKS = {"image_classification", "semantic_segmentation", "object_detection"}
 FOUNDATION = {"errors", "runtime"}
-MODEL = {"layers", "pale_attention", "fuse", "pale_transformer", "pale_features", "flops"}
+MODEL = {"layers", "pale_attention", "ablation", "fuse", "pale_transformer", "pale_features", "flops"}
 # What each room of common may import besides itself.
 ALLOWED = {
     "errors": set(),

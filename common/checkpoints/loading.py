@@ -15,11 +15,11 @@ from paddle.base import unique_name
 
 from ..data.class_names import check_class_order
 from ..errors import UserError
-from ..layers.position_encoding import resample
+from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
 from .file_format import SUFFIXES, load_file, remove_leftovers, save_file
 from .released import local_path, resolve_weights
-from .renames import rename_keys
+from .renames import rename_keys, reorder_statistics
 from .report import LoadReport, any_starts_with, likely_cause
 
 __all__ = [
@@ -155,7 +155,10 @@ def read_state(source: str | Path) -> dict[str, Any]:
     if "model" not in state:
         return rename_keys(state)
     parts = [name for name in ("model", "model_ema", "optimizer") if isinstance(state.get(name), dict)]
-    return {**state, **{name: rename_keys(state[name]) for name in parts}}
+    renamed = {**state, **{name: rename_keys(state[name]) for name in parts}}
+    if isinstance(rows := state.get("rank_statistics"), np.ndarray) and "model" in parts:
+        renamed["rank_statistics"] = reorder_statistics(rows, state["model"])
+    return renamed
 
 
 def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bool = False) -> Checkpoint:

@@ -117,6 +117,6 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
 
 def _position_encoding(names: Iterable[str]) -> str:
     """The position encoding of a model with parameters of these names."""
-    parts = {part for name in names for part in name.split(".")}
-    kinds = {"position_encoding": "cpe", "position_embedding": "absolute", "position_biases": "relative"}
-    return next((kind for part, kind in kinds.items() if part in parts), "none")
+    names = set(names)
+    kinds = {"position_biases.": "relative", "position_encoding.table": "absolute", "position_encoding.": "cpe"}
+    return next((kind for part, kind in kinds.items() if any(part in name for name in names)), "none")

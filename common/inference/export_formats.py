@@ -22,7 +22,7 @@ import paddle
 from paddle import nn
 
 from ..errors import UserError, one_line
-from ..pale_attention import fuse
+from ..fuse import fuse
 
 __all__ = [
     "FORMATS",
@@ -63,7 +63,7 @@ class ExportFormat:
 
 
 def save_program(model: nn.Layer, folder: str | Path, inputs: Mapping[str, Sequence[int | None]]) -> tuple[Path, Path]:
-    """Save a copy of a model, fused (:func:`common.pale_attention.fuse`), as a program in evaluation mode.
+    """Save a copy of a model, fused (:func:`common.fuse.fuse`), as a program in evaluation mode.
 
     Args:
         model: takes tensors, and returns a tensor or a list of them.

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from ..checkpoints.loading import Checkpoint, build_lazily, load_weights
 from ..data.image_file import read_image
 from ..errors import UserError
-from ..pale_attention import fuse
+from ..fuse import fuse
 from ..pictures.own_pictures import is_own_picture
 from ..pictures.picture_folder import CannotWrite, PictureFolder
 
@@ -101,7 +101,7 @@ class Predictor(ABC):
         """Build the model of a configuration, and load weights into it.
 
         Args:
-            fused: make its attention cheaper, see :func:`common.pale_attention.fuse`.
+            fused: make its attention cheaper, see :func:`common.fuse.fuse`.
 
         Raises:
             UserError: the weights do not fit the configuration.
