@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from common.checkpoints.file_format import save_file
-from common.checkpoints.loading import numpy_state
+from common.checkpoints.loading import Checkpoint, numpy_state
 from common.data.image_file import check_name, read_image
 from common.errors import UserError
 from common.inference.predictor import PredictOptions, find_images
@@ -42,7 +42,7 @@ def build(squares_config):
         config = load("-cfg", squares_config, "-opts", "val_dataset.transforms", transforms)
         paddle.seed(0)
         state = {"model": numpy_state(build_model(config, 3)), "class_names": ["background", "天空", "green"]}
-        return Segmenter.from_weights(state, "random", config)
+        return Segmenter.from_checkpoint(Checkpoint.from_state(state, "random"), config)
 
     return build
 
@@ -124,7 +124,7 @@ def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(tmp_path, 
     random_image().save(folder / NOT_UTF8)
     monkeypatch.setattr(sys, "path", [*sys.path])
     predict_program = importlib.import_module("tools.predict")
-    monkeypatch.setattr(predict_program, "build_predictor", lambda arguments: ("semantic_segmentation", segmenter))
+    monkeypatch.setattr(predict_program, "open_weights", lambda arguments: ("semantic_segmentation", segmenter, None))
     stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
     monkeypatch.setattr(sys, "stdout", stdout)
     monkeypatch.setattr(entry_point, "_leave", lambda code: pytest.fail(f"exit code {code}"))  # it would end the tests
@@ -209,7 +209,7 @@ def test_an_image_that_takes_too_much_memory_is_one_line_and_the_others_are_labe
     random_image(41, 30).save(tmp_path / "large.png")
     random_image().save(tmp_path / "a.png")
     large, other = predict(segmenter, tmp_path / "large.png", tmp_path / "a.png", out=tmp_path / "out")
-    assert large["error"] == f"image {tmp_path}/large.png of 30x41 pixels takes too much memory; cut it in parts"
+    assert large["error"] == f"image {tmp_path}/large.png of 30x41 pixels takes too much memory; cut it into parts"
     assert "labels" in other
 
 
@@ -237,6 +237,6 @@ def test_the_program_says_what_it_left_out_and_what_it_could_not_predict(tmp_pat
 
 
 def test_weights_for_another_number_of_classes_are_named_with_the_remedy(squares_config):
-    state = {"model": {"cls.weight": np.zeros(1, np.float32)}, "class_names": ["a", "b"]}
+    checkpoint = Checkpoint("other.pdparams", {"cls.weight": np.zeros(1, np.float32)}, class_names=["a", "b"])
     with pytest.raises(UserError, match=r"num_classes is 3, but other\.pdparams has 2 classes; set it to 2"):
-        Segmenter.from_weights(state, "other.pdparams", load("-cfg", squares_config, "-opts", "model.num_classes", "3"))
+        Segmenter.from_checkpoint(checkpoint, load("-cfg", squares_config, "-opts", "model.num_classes", "3"))
