@@ -1,4 +1,4 @@
-"""Classes of single images."""
+"""Classification of images of a user."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Classifier"]
 
 
 class Classifier(Predictor):
-    """The most probable classes of each image."""
+    """Finds the most probable classes of each image."""
 
     model: Callable[[paddle.Tensor], paddle.Tensor]
 
@@ -50,11 +50,11 @@ class Classifier(Predictor):
     def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:
         """Yield for each file, in order, ``image`` and ``predictions`` (most probable first) or ``error``.
 
-        A prediction has ``label`` (index), ``name`` (the label where the classes have no names) and ``score``, the
-        softmax probability in 0..1.
+        A prediction has ``label`` (index), ``name`` (the index if the classes have no names) and ``score``, the softmax
+        probability in 0..1.
         """
         dataset = FileDataset(Path(), list(files), np.zeros(len(files), np.int64), None, 1)
-        workers = 0 if len(files) <= self.config.DATA.BATCH_SIZE_EVAL else None  # one batch comes sooner without
+        workers = 0 if len(files) <= self.config.DATA.BATCH_SIZE_EVAL else None  # a single batch is faster without
         files = iter(files)
         for batch in build_eval_loader(self.config, dataset, workers):
             errors = iter(batch["errors"].splitlines())

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without trust, written so that no crash leaves half of one behind."""
+"""Checkpoint files: untrusted files are read safely, and files are written atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["SUFFIXES", "load_file", "locate_file", "remove_leftovers", "save_fil
 
 SUFFIXES = (".pdparams", ".safetensors")
 
-# After the pickle, where readers of pickles no longer look: the CRC-32 of all bytes before this trailer.
+# After the pickle, where pickle readers have stopped: the CRC-32 of all bytes before this trailer.
 _TRAILER = struct.Struct("<8sI")
 _MAGIC = b"PALE-CRC"
 _CHUNK = 1 << 22  # bytes
@@ -41,7 +41,7 @@ def locate_file(path: str | Path) -> Path:
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
-    """Read a ``.pdparams`` or ``.safetensors`` file as nested dicts of NumPy arrays, running nothing that is in it.
+    """Read a ``.pdparams`` or ``.safetensors`` file as nested dicts of NumPy arrays, without executing code.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds something other than weights.
@@ -60,11 +60,11 @@ def load_file(path: str | Path) -> dict[str, Any]:
 def save_file(state: Mapping[str, Any], path: str | Path) -> None:
     """Write a nested dict of NumPy arrays and plain values as ``.pdparams``, or a flat one as ``.safetensors``.
 
-    The bytes go to a temporary file beside the target, are flushed to the disk, read back and compared with their
-    checksum; only then does the file get its name, in one step. ``paddle.load`` reads the result, too.
+    The bytes are written to a temporary file beside the target, flushed to the disk, read back and compared with their
+    checksum; then the file is renamed atomically. ``paddle.load`` can read it, too.
 
     Raises:
-        UserError: the file cannot be written; an older one of that name is as it was.
+        UserError: the file cannot be written; an older file of that name is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -97,14 +97,14 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of writes that were killed."""
+    """Delete the temporary files of killed processes."""
     for leftover in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()
 
 
 def _array_bytes(value: Any) -> int:
-    """Bytes of all arrays in nested containers, which is nearly all that a checkpoint takes."""
+    """Bytes of all arrays in nested containers, nearly the size of a checkpoint."""
     if isinstance(value, Mapping):
         return sum(map(_array_bytes, value.values()))
     if isinstance(value, (list, tuple)):
@@ -113,7 +113,7 @@ def _array_bytes(value: Any) -> int:
 
 
 class _ChecksumWriter:
-    """A file that knows the CRC-32 of what was written to it."""
+    """A file with the CRC-32 of the written bytes."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.checksum = file, 0
@@ -133,7 +133,7 @@ def _checksum(file: BinaryIO, size: int) -> int:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power failure, where the system can (Windows cannot open folders)."""
+    """Make a rename survive a power failure (not on Windows, which cannot open folders)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -144,7 +144,7 @@ def _flush_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _open_twice(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Open a file at two positions: the same file, even if a training replaces it at this moment."""
+    """Open a file at two positions; the same file, even if a training replaces it at this moment."""
     while True:
         with path.open("rb") as first, path.open("rb") as second:
             if os.path.sameopenfile(first.fileno(), second.fileno()):
@@ -173,7 +173,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _checked(file: BinaryIO, size: int, expected: int | None) -> Iterator[None]:
-    """Compare the checksum on another thread while the body reads, and let its verdict win over the body's error."""
+    """Compute the checksum in another thread while the body reads; a wrong one replaces the body's error."""
     if expected is None:
         yield
         return
@@ -198,9 +198,9 @@ def _checked(file: BinaryIO, size: int, expected: int | None) -> Iterator[None]:
 
 
 def _join_slices(state: dict[str, Any], size: int) -> dict[str, Any]:
-    """Undo what ``paddle.save`` does with protocols 2 and 3 to arrays above 1 GiB, and drop its table of names.
+    """Join the slices in which ``paddle.save`` writes arrays above 1 GiB with protocols 2 and 3; drop its name table.
 
-    The arrays may be one array under many names, so that what is joined is held against the size of the file.
+    Several names may stand for the same array, so the joined bytes are limited to the size of the file.
     """
     state.pop("StructuredToParameterName@@", None)
     try:
@@ -222,7 +222,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(load(path))
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UnsafePickleError(f"it is damaged or holds no arrays that NumPy knows ({error})") from error
+        raise UnsafePickleError(f"it is damaged or has arrays that NumPy does not support ({error})") from error
 
 
 def _safetensors_bytes(state: Mapping[str, Any]) -> bytes:

@@ -18,6 +18,7 @@ from common.pale_features import PaleFeatures, create_features
 from common.pale_transformer import PaleTransformer
 from common.training.optimizer import parameter_groups
 from semantic_segmentation.upernet import PaleUPerNet
+from tools.helpers.paper_figures import find_figure
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")
 SMALL = {"embed_dim": 4, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 2, 2), "pale_size": 2}
