@@ -12,7 +12,7 @@ from common.checkpoints.loading import numpy_state, save_file
 from common.flops import count_flops, params
 from common.layers.attention_shapes import ATTENTIONS, attention_groupings
 from common.pale_transformer import VARIANTS, DropPath, PaleTransformer, create_model, list_models
-from common.training.paper_figures import find_figure
+from tools.helpers.paper_figures import find_figure
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")
 SMALL = {"embed_dim": 4, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 2, 2), "pale_size": 2, "num_classes": 5}

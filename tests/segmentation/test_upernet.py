@@ -17,7 +17,7 @@ from common.flops import count_flops, params
 from common.pale_features import PaleFeatures, create_features
 from common.pale_transformer import VARIANTS, PaleTransformer
 from common.training.optimizer import parameter_groups
-from common.training.paper_figures import find_figure
+from tools.helpers.paper_figures import find_figure
 from semantic_segmentation.upernet import PaleUPerNet
 from tests.model.test_pale_transformer import expected_flops
 

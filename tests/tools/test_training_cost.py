@@ -18,7 +18,7 @@ from tools.costing import counts
 from tools.costing.counts import TrainingCounts, count_training
 from tools.costing.gpus import A100, H100, training_flops, training_gigabytes, training_hours
 from tools.costing.kept_memory import count_kept_bytes
-from tools.markdown_section import read_section
+from tools.helpers.markdown import read_section
 
 CONFIGS = ROOT / "image_classification/configs"
 

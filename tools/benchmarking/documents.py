@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tools.benchmarking.output import Record
-from tools.markdown_section import read_section, replace_section
+from tools.helpers.markdown import read_section, replace_section
 
 __all__ = ["require_places", "write_table"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tools.markdown_table import markdown_table
+from tools.helpers.markdown import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
