@@ -9,12 +9,7 @@ import pytest
 from common.runtime.cpu_settings import use_fast_gemm
 from tests.helpers.made_up_data import make_boxes, make_shapes, make_squares
 from tests.helpers.programs import ROOT
-from tests.helpers.scheduling import (  # noqa: F401 (pytest finds its hooks and fixtures here)
-    pytest_collection_modifyitems,
-    pytest_configure,
-    pytest_xdist_auto_num_workers,
-    turn,
-)
+from tests.helpers.scheduling import pytest_collection_modifyitems, pytest_xdist_auto_num_workers  # noqa: F401 (hooks)
 
 use_fast_gemm()  # as the programs do: a test may compare with what one of them computed
 

@@ -17,9 +17,9 @@ from common.flops import count_flops, params
 from common.pale_features import PaleFeatures, create_features
 from common.pale_transformer import VARIANTS, PaleTransformer
 from common.training.optimizer import parameter_groups
-from tools.helpers.paper_figures import find_figure
 from semantic_segmentation.upernet import PaleUPerNet
 from tests.model.test_pale_transformer import expected_flops
+from tools.helpers.paper_figures import find_figure
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")
 SMALL = {"embed_dim": 4, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 2, 2), "pale_size": 2}
