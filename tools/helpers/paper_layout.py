@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from tools.helpers.paper_results import (
     count_demo,
     is_off,
     measured,
-    summaries,
+    training_runs,
 )
 
 __all__ = ["check_counts", "print_tables", "sections", "update_documents"]
@@ -218,8 +219,10 @@ def _counted(counts: Counts) -> tuple[str, str]:
 def _demo(task: str) -> str:
     """The metrics of pale_nano on small data sets."""
     parts = []
-    found = summaries(task, DEMO_METRICS[task])
-    for (data_set, runs), group in groupby(found, lambda summary: (summary.data_set, summary.runs)):
-        values = ", ".join(f"{_name(s.metric)} {s.value:.1f}" for s in group)
-        parts.append(f"{values} on {DEMO_DATA_SETS[data_set]}" + f" (median of {runs} runs)" * (runs > 1))
+    found = training_runs(task, DEMO_METRICS[task])
+    for (_, data_set), group in groupby(found, lambda key: key[:2]):
+        keys = list(group)
+        values = ", ".join(f"{_name(key[-1])} {median(found[key]):.1f}" for key in keys)
+        seeds = len(found[keys[0]])
+        parts.append(f"{values} on {DEMO_DATA_SETS[data_set]}" + f" (median of {seeds} runs)" * (seeds > 1))
     return "; ".join(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ __all__ = [
     "ROOT",
     "TABLES",
     "Counts",
-    "Summary",
     "Table",
     "ablation_result",
     "configuration",
@@ -31,7 +29,7 @@ __all__ = [
     "count_demo",
     "is_off",
     "measured",
-    "summaries",
+    "training_runs",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,22 +94,6 @@ class Counts:
 
     params: float
     flops: float | None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Recorded training runs of one model on one data set that is not the paper's.
-
-    Attributes:
-        value: the median of the runs.
-        runs: their number.
-    """
-
-    model: str
-    data_set: str
-    metric: str
-    value: float
-    runs: int
 
 
 # ---- counted
@@ -196,10 +178,10 @@ def _newest(task: str, model: str, data_set: str, metric: str) -> Result | None:
     return max(found, key=lambda result: result.date, default=None)
 
 
-def summaries(task: str, metrics: Iterable[str]) -> list[Summary]:
-    """Recorded training runs on other data than the paper's; the seeds of one model become one summary."""
+def training_runs(task: str, metrics: Iterable[str]) -> dict[tuple[str, str, str], list[float]]:
+    """Recorded training runs on other data than the paper's: the values of all seeds by model, data set and metric."""
     runs: dict[tuple[str, str, str], list[float]] = {}
     for result in _results_of(task):
         if result.metric in metrics and not result.checkpoint_sha256 and result.data_set != TABLES[task].data_set:
             runs.setdefault((result.model, result.data_set, result.metric), []).append(float(result.value))
-    return [Summary(*key, statistics.median(values), len(values)) for key, values in runs.items()]
+    return runs
