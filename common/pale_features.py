@@ -8,8 +8,7 @@ from typing import Any
 
 from paddle import Tensor, nn
 
-from .checkpoints.loading import load_pretrained
-from .checkpoints.released import resolve_weights
+from .checkpoints.loading import load_pretrained, read_checkpoint
 from .pale_transformer import PaleTransformer, build_variant
 
 __all__ = ["PaleFeatures", "create_features"]
@@ -91,5 +90,5 @@ def create_features(
     backbone = build_variant(PaleFeatures, variant, drop_path_rate=drop_path_rate, in_channels=in_channels, **overrides)
     backbone.set_recompute(recompute)
     if pretrained:
-        load_pretrained(backbone, resolve_weights(variant, pretrained))
+        load_pretrained(backbone, read_checkpoint(pretrained, variant))
     return backbone

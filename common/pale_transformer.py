@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import itertools
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,19 +16,19 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from paddle.distributed.fleet.utils import recompute
 
-from .checkpoints.loading import compare_attention, find_weights, head_classes, load_weights, read_checkpoint
-from .checkpoints.released import list_weights, resolve_weights
-from .layers.attention_shapes import Grouping, attention_groupings
-from .layers.linear import Linear
-from .layers.position_encoding import AbsolutePositionEmbedding, ConditionalPositionEncoding, PositionTable
+from .ablation import vary
+from .checkpoints.loading import build_lazily, load_pretrained, read_checkpoint
+from .checkpoints.released import list_weights
+from .fuse import fuse
+from .layers.channels_last import Linear
+from .layers.drop_path import DropPath
+from .layers.position_encoding import ConditionalPositionEncoding
+from .layers.recompute import run_recomputed
 from .layers.variants import VARIANTS
-from .pale_attention import PSAttention, fuse
-from .runtime.distributed import is_main_process
+from .pale_attention import PSAttention
 
 __all__ = [
-    "POSITION_ENCODINGS",
     "STRIDE",
     "VARIANTS",
     "PaleBlock",
@@ -44,52 +41,23 @@ __all__ = [
 
 STRIDE = 32  # pixels; the last map has a 32nd of the image's height and width
 
-POSITION_ENCODINGS = ("cpe", "absolute", "relative", "none")
-
-
-class ChannelsLastConv2D(nn.Conv2D):
-    """A convolution between ``[B, H, W, C]`` maps, run on NCHW, for which Paddle's CPU kernels are faster.
-
-    The bias is added to the channels-last result, because its broadcast over NCHW planes is slow on CPUs.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.transpose([0, 3, 1, 2])
-        x = F.conv2d(x, self.weight, None, self._stride, self._padding, self._dilation, self._groups)
-        return x.transpose([0, 2, 3, 1]) + self.bias
-
 
 class PatchMerging(nn.Layer):
     """Overlapping convolution that shrinks the map and widens the channels [U, C], then LayerNorm [A: CSWin, CvT]."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: bool = True):
         super().__init__()
-        self.conv = ChannelsLastConv2D(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
+        self.conv = nn.Conv2D(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
         self.norm = nn.LayerNorm(out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
-
-
-class DropPath(nn.Layer):
-    """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole samples while training."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        kept = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), 1.0 - self.rate))
-        return x * (kept / (1.0 - self.rate)).astype(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
+        """Map ``[B, H, W, C_in]`` to ``[B, H / stride, W / stride, C_out]``, sides rounded up."""
+        x = self.conv(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1])
+        return self.norm(x)
 
 
 class Mlp(nn.Layer):
-    """Linear -> GELU -> linear [U, C]."""
+    """Linear, GELU, linear [U, C]."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
@@ -104,60 +72,48 @@ class PaleBlock(nn.Layer):
     """Position encoding, PS-Attention and MLP, each with a residual connection [R, U].
 
     Args:
-        dim, num_heads, groupings, map_size: see :class:`common.pale_attention.PSAttention`.
+        dim, num_heads, pale_size: see :class:`common.pale_attention.PSAttention`.
         mlp_ratio: hidden width of the MLP over its input width.
         drop_path: rate of stochastic depth.
-        convolution: whether the position encoding is there, a depthwise 3x3 convolution (CPE) [U, C].
     """
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
-        groupings: Sequence[Grouping],
-        mlp_ratio: float,
-        drop_path: float,
-        convolution: bool = True,
-        map_size: tuple[int, int] | None = None,
+        pale_size: int | Sequence[int] = 7,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
     ):
         super().__init__()
-        self.position_encoding = ConditionalPositionEncoding(dim) if convolution else None
+        self.position_encoding = ConditionalPositionEncoding(dim)
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = PSAttention(dim, num_heads, groupings, map_size=map_size)
+        self.attention = PSAttention(dim, num_heads, pale_size)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape."""
-        if self.position_encoding is not None:
-            x = self.position_encoding(x)
+        x = self.position_encoding(x)
         x = x + self.drop_path(self.attention(self.norm1(x)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
 
 
 class PaleStage(nn.Layer):
-    """Patch merging, then blocks at one resolution; between them the position embedding, if there is one."""
+    """Patch merging, then blocks at one resolution."""
 
-    def __init__(
-        self,
-        merging: PatchMerging,
-        blocks: Sequence[PaleBlock],
-        position_embedding: AbsolutePositionEmbedding | None = None,
-    ):
+    def __init__(self, merging: PatchMerging, blocks: Sequence[PaleBlock]):
         super().__init__()
         self.merging = merging
-        self.position_embedding = position_embedding
         self.blocks = nn.LayerList(blocks)
 
-    def forward(self, x: Tensor, recompute_blocks: bool = False) -> Tensor:
+    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
         """Map ``[B, H, W, C_in]`` to ``[B, H / stride, W / stride, C_out]``."""
         x = self.merging(x)
-        if self.position_embedding is not None:
-            x = self.position_embedding(x)
         for block in self.blocks:
-            x = _recomputed(block, x) if recompute_blocks else block(x)
+            x = run_recomputed(block, x) if recompute else block(x)
         return x
 
 
@@ -223,34 +179,27 @@ class PaleTransformer(nn.Layer):
         self.out_strides = (4, 8, 16, 32)
         self.depths = tuple(depths)
         sizes = _sizes_of_stages(pale_size)
-        groupings = [attention_groupings(attention, size) for size in sizes]
+        drop_rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
+        self.stages = nn.LayerList()
+        for stage, dim in enumerate(self.out_channels):
+            kernel_size, stride = (3, 2) if stage else (7, 4)
+            merging = PatchMerging(in_channels, dim, kernel_size, stride, stage_norms)
+            blocks = [
+                PaleBlock(dim, num_heads[stage], sizes[stage], mlp_ratio, next(drop_rates))
+                for _ in range(depths[stage])
+            ]
+            self.stages.append(PaleStage(merging, blocks))
+            in_channels = dim
+        self.norm = nn.LayerNorm(self.out_channels[-1]) if stage_norms else nn.Identity()
+        self.head = nn.Identity()
+        self._recompute = False
+        if (attention, parallel, position_encoding) != ("pale", True, "cpe"):
+            vary(self, attention, sizes, parallel, position_encoding, image_size)
         self.attention_settings = {
             "attention": attention,
             "pale_size": sizes if attention in ("pale", "cross", "window") else [],
-            "parallel": parallel or len(groupings[0]) == 1,
+            "parallel": parallel or attention in ("window", "global"),
         }
-        map_sizes = self._fixed_map_sizes(position_encoding, image_size)
-        numbered_rates = enumerate(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
-        stages: list[PaleStage] = []
-        previous = in_channels
-        for stage, (dim, depth, heads) in enumerate(zip(self.out_channels, depths, num_heads, strict=True)):
-            kernel_size, stride = (3, 2) if stages else (7, 4)
-            merging = PatchMerging(previous, dim, kernel_size, stride, stage_norms)
-            sides = map_sizes[stage] if map_sizes else None
-            absolute = position_encoding == "absolute" and not stages
-            embedding = AbsolutePositionEmbedding(dim, *sides) if sides and absolute else None
-            map_size = sides if position_encoding == "relative" else None
-            convolution = position_encoding == "cpe"
-            blocks = []
-            for number, rate in itertools.islice(numbered_rates, depth):
-                own = groupings[stage] if parallel else (groupings[stage][number % len(groupings[stage])],)
-                blocks.append(PaleBlock(dim, heads, own, mlp_ratio, rate, convolution, map_size))
-            stages.append(PaleStage(merging, blocks, embedding))
-            previous = dim
-        self.stages = nn.LayerList(stages)
-        self.norm = nn.LayerNorm(previous) if stage_norms else nn.Identity()
-        self.head = nn.Identity()
-        self._recompute = False
         self.apply(_init_weights)
         self.reset_head(num_classes)
 
@@ -268,24 +217,6 @@ class PaleTransformer(nn.Layer):
         """
         return [x.transpose([0, 3, 1, 2]) for x in self._stage_outputs(images)]
 
-    def _fixed_map_sizes(
-        self, position_encoding: str, image_size: int | tuple[int, int] | None
-    ) -> list[tuple[int, int]] | None:
-        """The sides of each stage's map in training, if the position encoding needs them."""
-        if position_encoding not in POSITION_ENCODINGS:
-            raise ValueError(
-                f"position_encoding is {position_encoding!r}; choose one of {', '.join(POSITION_ENCODINGS)}"
-            )
-        if position_encoding in ("cpe", "none"):
-            return None
-        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if sides is None or min(sides) < STRIDE:
-            raise ValueError(
-                f"image_size is {image_size}; position_encoding {position_encoding!r} needs it, from 32 up"
-            )
-        height, width = sides
-        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.out_strides]
-
     def _stage_outputs(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the ``[B, H, W, C]`` map of each stage."""
         if min(images.shape[2:]) < STRIDE and paddle.in_dynamic_mode():
@@ -296,14 +227,14 @@ class PaleTransformer(nn.Layer):
             yield x
 
     def reset_head(self, num_classes: int) -> None:
-        """Replace the head by a newly initialised one for ``num_classes`` classes (0: none)."""
+        """Replace the head by a newly initialized one for ``num_classes`` classes (0: none)."""
         if num_classes < 0:
             raise ValueError(f"num_classes is {num_classes}; it must be 0 (no head) or more")
         self.num_classes = num_classes
         self.head = self.build_head()
 
     def build_head(self) -> nn.Layer:
-        """A newly initialised linear layer for ``num_classes`` classes, or the identity for none."""
+        """A newly initialized linear layer for ``num_classes`` classes, or the identity for none."""
         head = nn.Linear(self.out_channels[-1], self.num_classes) if self.num_classes else nn.Identity()
         _init_weights(head)
         return head
@@ -313,13 +244,12 @@ class PaleTransformer(nn.Layer):
         self._recompute = enabled
 
     def fuse(self) -> None:
-        """Make the model cheaper for inference, equal to 1e-5; see :func:`common.pale_attention.fuse`."""
+        """Make the model cheaper for inference, equal to 1e-5; see :func:`common.fuse.fuse`."""
         fuse(self)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone: biases, norms and position tables [A: Swin]."""
-        tables = {f"{name}.table" for name, layer in self.named_sublayers() if isinstance(layer, PositionTable)}
-        return tables | {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+        return {name for name, value in self.named_parameters() if value.ndim <= 1 or name.endswith(".table")}
 
     @property
     def num_layers(self) -> int:
@@ -412,18 +342,17 @@ def create_model(
         common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
     variant_settings(name)  # whether there is one, before weights of it are looked for
-    source = resolve_weights(name, pretrained) if pretrained else None
-    state = read_checkpoint(source) if source else {}
-    weights = find_weights(state, str(source)) if source else {}
+    checkpoint = read_checkpoint(pretrained, name) if pretrained else None
     if num_classes is None:
-        num_classes = head_classes(weights) or 1000
-    with paddle.LazyGuard() if source else nullcontext():  # random numbers take longer than reading the weights
-        model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
-    if source:
-        report = load_weights(model, weights, str(source), replace_head=True)
-        report.note = compare_attention(model, state)
-        if is_main_process():
-            print(report, flush=True)
+        num_classes = (checkpoint and checkpoint.num_classes) or 1000
+
+    def build() -> PaleTransformer:
+        return build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
+
+    if checkpoint is None:
+        return build()
+    model = build_lazily(build)
+    load_pretrained(model, checkpoint)
     return model
 
 
@@ -446,44 +375,3 @@ def _require_positive(**values: float) -> None:
     for name, value in values.items():
         if value <= 0:
             raise ValueError(f"{name} is {value}; it must be positive")
-
-
-def _recomputed(block: PaleBlock, x: Tensor) -> Tensor:
-    """Run a block with recomputation; its BatchNorm statistics are updated once, by the first run."""
-    runs = itertools.count()
-    # Paddle 2.6 refuses to draw the same random numbers again on CPUs, so it is done here.
-    numbers = paddle.get_rng_state() if paddle.__version__ < "3" and x.place.is_cpu_place() else None
-
-    def run(x: Tensor) -> Tensor:
-        if not next(runs):
-            return block(x)
-        with _kept_statistics(block), _random_numbers_from(numbers) if numbers else nullcontext():
-            return block(x)
-
-    # The reentrant form would report each gradient twice to DataParallel when gradients are accumulated.
-    return recompute(run, x, use_reentrant=False, preserve_rng_state=numbers is None)
-
-
-@contextmanager
-def _random_numbers_from(state: list[Any]) -> Iterator[None]:
-    """Draw the random numbers that follow a state of Paddle's generators, and go on from the present one."""
-    present = paddle.get_rng_state()
-    paddle.set_rng_state(state)
-    try:
-        yield
-    finally:
-        paddle.set_rng_state(present)
-
-
-@contextmanager
-def _kept_statistics(layer: nn.Layer) -> Iterator[None]:
-    """Normalise by the batch without moving the running statistics."""
-    norms = [sublayer for sublayer in layer.sublayers() if isinstance(sublayer, nn.BatchNorm2D)]
-    momenta = [norm._momentum for norm in norms]
-    for norm in norms:
-        norm._momentum = 1.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm._momentum = momentum

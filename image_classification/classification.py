@@ -13,6 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from common.checkpoints.loading import build_lazily
 from common.pictures.drawing import original_pixels
 from common.runtime.distributed import world_size
 from common.training.measurement import Measurement
@@ -91,8 +92,8 @@ class Classification(Task):
         val_set = self._dataset("val")
         self.class_names = self._names = val_set.class_names
         self._val_loader = build_eval_loader(self.config, val_set)
-        with paddle.LazyGuard():
-            return build_model(self.config, self.config.MODEL.NUM_CLASSES or val_set.num_classes)
+        num_classes = self.config.MODEL.NUM_CLASSES or val_set.num_classes
+        return build_lazily(lambda: build_model(self.config, num_classes))
 
     def validate(self, model: nn.Layer, kind: str) -> Evaluation:
         batches = self.log.over(self._val_loader, kind)

@@ -20,7 +20,7 @@ from paddleseg.cvlibs import manager
 from paddleseg.utils import logger
 from yacs.config import CfgNode
 
-from common.checkpoints.lazy_model import build_lazily
+from common.checkpoints.loading import build_lazily
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain

@@ -202,11 +202,11 @@ class TaskConfig:
             self._merge_mapping(config, values, source, "")
         return self._finish(config, arguments)
 
-    def of_weights(self, state: Mapping[str, Any], source: str, arguments: argparse.Namespace) -> CfgNode:
+    def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or, without it, the one that weights carry, with flags and ``-opts`` over it.
 
         Args:
-            state: what :func:`common.checkpoints.loading.read_checkpoint` gives.
+            text: the configuration that the weights carry, as yaml.
             source: where it comes from, for messages.
             arguments: those of :func:`add_weights_flags`, and any of the task's flags.
 
@@ -215,9 +215,9 @@ class TaskConfig:
         """
         if arguments.cfg:
             return self.load(arguments)
-        if not isinstance(state.get("config"), str):
+        if text is None:
             raise UserError(f"{source} does not say how it was trained; give its -cfg")
-        return self.from_text(state["config"], source, arguments)
+        return self.from_text(text, source, arguments)
 
     def from_text(self, text: str, source: str, arguments: argparse.Namespace | None = None) -> CfgNode:
         """Read back the configuration that a checkpoint carries.

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.download import sha256_of
-from ..checkpoints.file_format import locate_file
-from ..checkpoints.released import open_source
+from ..checkpoints.released import local_path
 from ..runtime.machine import code_version, describe_device
 from .paper_figures import find_figure
 from .results import Result
@@ -59,7 +58,7 @@ def make_results(measurement: Measurement, task: str, source: str | Path, device
     common = {
         "model": measurement.model,
         "data_set": measurement.data_set,
-        "checkpoint_sha256": sha256_of(locate_file(open_source(source))),
+        "checkpoint_sha256": sha256_of(local_path(source)),
         "command": _command(),
         "code_version": code_version(),
         "machine": describe_device(device),

@@ -19,14 +19,11 @@ from ..checkpoints.loading import (
     CheckpointFolder,
     LoadReport,
     attention_of,
-    compare_attention,
-    find_weights,
     load_weights,
     read_checkpoint,
-    refuse_other_attention,
+    read_state,
 )
 from ..checkpoints.released import resolve_weights
-from ..data.class_names import check_class_order
 from ..errors import UserError
 from ..flops import params
 from ..runtime.command_line import select_device
@@ -151,38 +148,10 @@ class Task(ABC):
     def model_name(self) -> str:
         """What to call the model in the log."""
 
-    def load_weights(self, model: nn.Layer, source: Path | str, replace_head: bool) -> LoadReport:
-        """Load weights of a whole model or, to train from, of its backbone alone."""
-        state = read_checkpoint(source)
-        if not replace_head:
-            check_class_order(self.class_names, state.get("class_names"), "the validation data", str(source))
-        weights = find_weights(state, str(source))
-        if not replace_head:
-            self._refuse_other_task(state, weights, model, source)
-        of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
-        target = model.backbone if of_backbone and replace_head else model
-        report = load_weights(target, weights, str(source), replace_head)
-        if not replace_head:
-            refuse_other_attention(model, state, source)
-        report.note = compare_attention(model, state)
-        return report
-
-    def _refuse_other_task(
-        self, state: Mapping[str, Any], weights: Mapping[str, Any], model: nn.Layer, source: Path | str
-    ) -> None:
-        """Stop where weights that are to be evaluated have nothing to do this task with."""
-        given = self.config.MODEL.PRETRAINED or self.config.RESUME or source  # a name, not the file behind it
-        task = state.get("task", self.name)
-        if task != self.name:
-            raise UserError(
-                f"{given} was trained for {task}, not for {self.name}; give weights of this task, or evaluate with "
-                f"{task}/main_multi_gpu.py"
-            )
-        if hasattr(model, "backbone") and any(name.startswith("stages.") for name in weights):
-            raise UserError(
-                f"{given} is a classifier or a backbone alone, which knows nothing of this data; give what this task "
-                f"has trained, such as {self.config.OUTPUT}/best.pdparams, or leave -eval out to train from it"
-            )
+    def load_weights(self, model: nn.Layer, source: str, fine_tune: bool) -> LoadReport:
+        """Load weights to train from or, as they are, to evaluate; see :mod:`common.checkpoints.loading`."""
+        checkpoint = read_checkpoint(source, self.model_name())
+        return load_weights(model, checkpoint, fine_tune, task=self.name, class_names=self.class_names)
 
     def data_reports(self) -> Iterator[DataReport]:
         """What a look at all data finds, for each part of it; tasks that have the key ``CHECK_DATA`` say."""
@@ -220,7 +189,7 @@ class Task(ABC):
         self._compare_ranks(training)
         report = None
         if config.MODEL.PRETRAINED and not resumed:
-            report = self.load_weights(training.model, self._resolve(config.MODEL.PRETRAINED), replace_head=True)
+            report = self.load_weights(training.model, config.MODEL.PRETRAINED, fine_tune=True)
         self._print_head(training.model)
         self.log.line(training.data)
         if report:
@@ -275,7 +244,7 @@ class Task(ABC):
         if record:
             append_results(record, [])  # whether that works, the user learns before the work is done
         model = self.build_evaluation()
-        report = self.load_weights(model, self._resolve(source), replace_head=False)
+        report = self.load_weights(model, source, fine_tune=False)
         self._print_head(model)
         if report.left_out:
             self.log.line(str(report))
@@ -344,7 +313,7 @@ class Task(ABC):
             if checkpoints.latest.exists():
                 log.line(f"replacing the run in {checkpoints.folder}; -resume auto would have gone on with it")
             return None
-        found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_checkpoint(source))
+        found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_state(source))
         if not found:
             log.line(f"no training state in {checkpoints.folder}: starting anew")
         steps = gather_rows([found[1].get("step", 0) if found else -1])[:, 0]
@@ -358,7 +327,6 @@ class Task(ABC):
     def _resume(self, trainer: Trainer, source: Path | str, state: dict[str, Any]) -> None:
         last_epoch = self.config.TRAIN.get("LAST_EPOCH", -1)
         inexact = trainer.resume(state, str(source), last_epoch if last_epoch >= 0 else None)
-        refuse_other_attention(trainer.model, state, source)
         if isinstance(state.get("config"), str):
             inexact += self.form.differences(self.form.from_text(state["config"], str(source)), self.config)
         where = f"{trainer.progress}, step {trainer.step}" if self.unit == "epoch" else trainer.progress

@@ -16,6 +16,7 @@ from paddle import nn
 
 from .. import __version__
 from ..checkpoints.loading import (
+    Checkpoint,
     CheckpointFolder,
     deployed_state,
     load_optimizer_state,
@@ -235,7 +236,7 @@ class Trainer:
             for name, value in self._conditions().items()
             if state["conditions"].get(name) != value
         ]
-        report = load_weights(self.model, state["model"], source)
+        report = load_weights(self.model, Checkpoint.from_state(state, source))
         if report.interpolated:
             raise UserError(
                 f"{source} has positions of another size, {report.interpolated[0]}; resume with the image size and the "
@@ -249,7 +250,7 @@ class Trainer:
         if self.ema:
             if "model_ema" not in state:
                 inexact.append("EMA: none then, it starts from the present weights")
-            load_weights(self.ema.model, state.get("model_ema", state["model"]), source)
+            load_weights(self.ema.model, Checkpoint.from_state(state, source, ema="model_ema" in state))
             self.ema.updates = state.get("ema_updates", 0)
         for model, rows in zip(self._models(), state.get("rank_statistics", ()), strict=False):
             set_statistics(model, rows[rank()] if len(rows) == world_size() else rows.mean(0))

@@ -290,9 +290,8 @@ def test_machines_that_were_started_unlike_stop_at_once(tmp_path, shapes_config)
     program.write_text(
         f"import os, sys\nsys.path[0] = {str(ROOT)!r}\n"
         "from common.training.launcher import launch\n"
-        "from image_classification.config import CONFIG\n"
         "sys.argv += ['-seed', os.environ['PADDLE_TRAINER_ID']]\n"
-        "launch('', CONFIG, 'image_classification.classification:Classification')\n"
+        "launch('', 'image_classification')\n"
     )
     message = fails(str(program), "-cfg", shapes_config, ranks=2, cwd=tmp_path)
     assert "rank 1 was started unlike rank 0" in message

@@ -178,7 +178,7 @@ def test_the_other_models_train_evaluate_and_predict(tmp_path, boxes, boxes_conf
     assert ("mask_AP" in best) == ("mask" in kinds)
     assert run(path, "-eval", "-pretrained", tmp_path / "out" / "best")["box_AP"] == best["box_AP"]
     state = read_checkpoint(tmp_path / "out" / "best.pdparams")
-    detector = Detector.from_weights(state, "best", CONFIG.from_text(state["config"], "best"))
+    detector = Detector.from_checkpoint(state, CONFIG.from_text(state.config, "best"))
     options = PredictOptions(threshold=0.0, out=tmp_path / "found")
     (entry,) = detector.predict([str(boxes / "val" / "val_0.png")], options)
     assert all(row["name"] in COLOURS and ("segmentation" in row) == ("mask" in kinds) for row in entry["detections"])

@@ -10,9 +10,9 @@ import shlex
 from pathlib import Path
 
 from common.runtime.command_line import ArgumentParser
+from common.tasks import TASKS
 from tests.helpers.programs import ROOT
 
-TASKS = ("image_classification", "object_detection", "semantic_segmentation")
 TOOLS = sorted(file.stem for file in (ROOT / "tools").glob("*.py") if "__main__" in file.read_text(encoding="utf-8"))
 
 
@@ -22,7 +22,7 @@ def parser_of(program: str) -> ArgumentParser:
         return importlib.import_module(f"tools.{program}")._parser()
     launcher = ast.parse((ROOT / program / "main_multi_gpu.py").read_text(encoding="utf-8"))
     parser = ArgumentParser(ast.get_docstring(launcher, clean=False))
-    importlib.import_module(f"{program}.config").CONFIG.add_flags(parser)
+    TASKS[program].config().add_flags(parser)
     return parser
 
 
@@ -40,7 +40,7 @@ def check_command(command: str) -> argparse.Namespace | None:
             arguments = parser_of(program).parse_args(words[position + 1 :])
             if program in TASKS and (ROOT / arguments.cfg).is_file():
                 arguments.cfg = str(ROOT / arguments.cfg)
-                importlib.import_module(f"{program}.config").CONFIG.load(arguments)
+                TASKS[program].config().load(arguments)
             return arguments
     return None
 

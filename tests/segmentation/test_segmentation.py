@@ -16,7 +16,7 @@ from paddleseg.cvlibs import Config, SegBuilder
 from PIL import Image
 
 from common.checkpoints.file_format import load_file
-from common.checkpoints.loading import load_weights
+from common.checkpoints.loading import Checkpoint, load_weights
 from common.errors import UserError
 from common.runtime.command_line import ArgumentParser
 from common.training.log import TrainingLog
@@ -230,7 +230,7 @@ def test_large_images_are_labelled_in_windows_in_bounded_memory(tmp_path, square
 
     run(squares_config, "-iters", "2")
     state = read_checkpoint(tmp_path / "out" / "best.pdparams")
-    segmenter = prediction.Segmenter.from_weights(state, "best", CONFIG.from_text(state["config"], "best"))
+    segmenter = prediction.Segmenter.from_checkpoint(state, CONFIG.from_text(state.config, "best"))
     image = squares / "images" / "val0.png"
     (whole,) = segmenter.predict([str(image)], PredictOptions(out=tmp_path / "whole"))
     monkeypatch.setattr(prediction, "LARGE", 100)
@@ -260,7 +260,7 @@ def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_witho
 ):
     task = Segmentation(load("-cfg", squares_config, "-opts", "val_dataset.transforms", PADDED))
     model = task.build_evaluation()
-    load_weights(model, {}, "no file", strict=False)  # draws what a file would bring
+    load_weights(model, Checkpoint("no file", {}), strict=False)  # draws what a file would bring
     drawn = []
     monkeypatch.setattr(
         segmentation,

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.helpers.commands import TASKS, TOOLS, check_command, parser_of
+from common.tasks import TASKS
+from tests.helpers.commands import TOOLS, check_command, parser_of
 from tests.helpers.programs import ROOT
 
 

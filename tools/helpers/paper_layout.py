@@ -26,6 +26,7 @@ from tools.helpers.paper_results import (
     measured,
     training_runs,
 )
+from tools.helpers.training_cost import training_cost, training_cost_table
 
 __all__ = ["check_counts", "print_tables", "sections", "update_documents"]
 
@@ -87,7 +88,8 @@ def compare(task: str, metrics: Sequence[str]) -> str:
             origin = f"measured {result.date.partition('T')[0]}"
             numbers = [f"{float(result.value):.1f}", f"{float(result.value) - figure.value:+.1f}"]
         else:
-            numbers, origin = ["-", "-"], "not run"
+            hours = training_cost(configuration(task, figure.model)).gpu_hours
+            numbers, origin = ["-", "-"], f"not run: ~{hours:.0f} A100-hours"
         rows.append([figure.model, METRICS[figure.metric], f"{figure.text} [{figure.mark}]", *numbers, origin])
     return markdown_table(
         ["model", "figure", "paper", "ours", "difference", "origin of ours"], rows, (2, 3, 4), padded=True
@@ -99,7 +101,7 @@ def ablations() -> str:
     rows = []
     for path in tqdm(ABLATIONS, "ablations", disable=None, leave=False):
         counts, result = count_classifier(path), ablation_result(path)
-        top1 = f"{float(result.value):.1f}" if result else "not run"
+        top1 = f"{float(result.value):.1f}" if result else f"not run: ~{training_cost(path).gpu_hours:.0f} A100-hours"
         rows.append([path.stem, f"{counts.params:.2f}", f"{counts.flops:.2f}", top1])
     return markdown_table(["row", *(METRICS[metric] for metric in (*COUNTED, "top1"))], rows, (1, 2, 3), padded=True)
 
@@ -145,6 +147,7 @@ def sections() -> Iterator[tuple[Path, str, str]]:
         yield ROOT / task / "README.md", "models", task_table(task)
         yield ROOT / task / "README.md", "neighbors", neighbors(task)
         yield ROOT / "docs" / "paper.md", task, paper_table(task)
+    yield ROOT / "docs" / "reproduction.md", "training_cost", training_cost_table()
 
 
 def update_documents(write: bool) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import paddle
 
 from common.flops import count_flops, params
+from common.tasks import TASKS
 from common.training.results import Result, read_results, results_file
-from tools.configured_model import build_configured
+from tools.helpers.configured_model import build_configured
 from tools.helpers.paper_figures import PaperFigure
 
 __all__ = [
@@ -129,15 +130,10 @@ def count_demo(task: str) -> Counts:
 
         classifier = create_model("pale_nano")
         return _as_counts(classifier, count_flops(classifier, 224, 224, norms=True))
-    if task == "semantic_segmentation":
-        from semantic_segmentation.components import build_model
-        from semantic_segmentation.config import CONFIG
-    else:
-        from object_detection.components import build_model
-        from object_detection.config import CONFIG
-    config = CONFIG.load(Namespace(cfg=CONFIG.default_file, opts=[]))
+    entry = TASKS[task]
+    config = entry.config().load(Namespace(cfg=entry.config().default_file, opts=[]))
     classes = {"semantic_segmentation": 2, "object_detection": 1}[task]  # segmentation has the background, too
-    return _as_counts(build_model(config, classes), None)
+    return _as_counts(entry.build_model()(config, classes), None)
 
 
 def _as_counts(model: paddle.nn.Layer, multiply_adds: int | None) -> Counts:
