@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,6 +46,8 @@ def counted(monkeypatch):
     monkeypatch.setattr(paper_layout, "count", count)
     monkeypatch.setattr(paper_layout, "count_demo", lambda task: Counts(0.94, None))
     monkeypatch.setattr(paper_layout, "count_classifier", lambda path: Counts(21.7, 4.2))
+    monkeypatch.setattr(paper_layout, "training_cost", lambda path: SimpleNamespace(gpu_hours=107.6))
+    monkeypatch.setattr(paper_layout, "training_cost_table", lambda: "| hours |")
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_the_newest_measurement_of_a_row_is_shown_beside_the_papers(counted, rec
     paper_tables.main([])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "| pale_tiny | mIoU, % | 50.4 [P] | 50.1 | -0.3 | measured 2026-03-01 |" in lines
-    assert "| pale_base | mIoU, % | 52.2 [P] | - | - | not run |" in lines
+    assert "| pale_base | mIoU, % | 52.2 [P] | - | - | not run: ~108 A100-hours |" in lines
     assert "| pale_tiny | parameters, M | 52 [C] | 52.04 | +0.04 | counted |" in lines
     assert "| shape_axial | 21.70 | 4.20 | 81.5 |" in lines
 
