@@ -15,7 +15,7 @@ from paddle import Tensor, nn
 from .layers.attention import ScaledDotProductAttention
 from .layers.channels_last import Linear
 from .layers.learned_positions import AbsolutePositionEmbedding, RelativePositionBias
-from .layers.padding import Side, pad_to_groups
+from .layers.padding import pad_to_groups
 from .pale_attention import (
     SeparableProjection,
     as_pair,
@@ -31,14 +31,14 @@ ATTENTIONS = ("pale", "axial", "cross", "window", "global")
 POSITION_ENCODINGS = ("cpe", "absolute", "relative", "none")
 
 
-def window_groups(x: Tensor, rows: Side, columns: Side, heads: int) -> Tensor:
+def window_groups(x: Tensor, rows: int, columns: int, heads: int) -> Tensor:
     """Group rectangles of neighbors: ``[B, H, W, C]`` -> ``[B * N, heads, rows * columns, C / heads]``."""
     _, height, width, channels = x.shape
     x = x.reshape([-1, height // rows, rows, width // columns, columns, heads, channels // heads])
     return x.transpose([0, 1, 3, 5, 2, 4, 6]).reshape([-1, heads, rows * columns, channels // heads])
 
 
-def merge_window_groups(groups: Tensor, rows: Side, columns: Side, height: Side, width: Side) -> Tensor:
+def merge_window_groups(groups: Tensor, rows: int, columns: int, height: int, width: int) -> Tensor:
     """The inverse of :func:`window_groups`: ``[B * N, heads, rows * columns, D]`` -> ``[B, H, W, heads * D]``."""
     _, heads, _, dim = groups.shape
     x = groups.reshape([-1, height // rows, width // columns, heads, rows, columns, dim])
@@ -50,36 +50,38 @@ class Grouping(NamedTuple):
 
     Attributes:
         rows, columns: how many; ``None`` for all.
-        interlaced: the group holds every N-th row (or column), as in a pale; otherwise it holds neighbors.
+        interlaced: the group holds every N-th row, or every N-th column, as in a pale; otherwise it holds neighbors.
     """
 
-    rows: Side | None
-    columns: Side | None
+    rows: int | None
+    columns: int | None
     interlaced: bool = False
 
-    def fitted(self, rows: Side, columns: Side) -> Grouping:
+    def fitted(self, rows: int, columns: int) -> Grouping:
         """The same with other numbers where they are not "all"."""
         return self._replace(
             rows=None if self.rows is None else rows, columns=None if self.columns is None else columns
         )
 
-    def sides(self, height: Side, width: Side) -> tuple[Side, Side]:
+    def sides(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of a group on a map of these sides."""
         return height if self.rows is None else self.rows, width if self.columns is None else self.columns
 
     def group(self, x: Tensor, heads: int) -> Tensor:
         """``[B, H, W, C]`` -> ``[B * N, heads, L, C / heads]``, tokens of a group row by row."""
-        if self.interlaced:
-            return row_groups(x, self.rows, heads) if self.columns is None else column_groups(x, self.columns, heads)
+        if self.interlaced and self.rows is not None:
+            return row_groups(x, self.rows, heads)
+        if self.interlaced and self.columns is not None:
+            return column_groups(x, self.columns, heads)
         return window_groups(x, *self.sides(*x.shape[1:3]), heads)
 
-    def merge(self, groups: Tensor, height: Side, width: Side) -> Tensor:
+    def merge(self, groups: Tensor, height: int, width: int) -> Tensor:
         """The inverse of :meth:`group`."""
-        if not self.interlaced:
-            return merge_window_groups(groups, *self.sides(height, width), height, width)
-        if self.columns is None:
+        if self.interlaced and self.rows is not None:
             return merge_row_groups(groups, self.rows, height, width)
-        return merge_column_groups(groups, self.columns, height, width)
+        if self.interlaced and self.columns is not None:
+            return merge_column_groups(groups, self.columns, height, width)
+        return merge_window_groups(groups, *self.sides(height, width), height, width)
 
 
 def groupings(attention: str, size: int | Sequence[int]) -> list[Grouping]:
@@ -174,34 +176,41 @@ def vary(
     position_encoding: str,
     image_size: int | tuple[int, int] | None,
 ) -> None:
-    """Replace the attention and the position encoding of a newly built model; the arguments are the model's.
+    """Replace the attention and the position encoding of a newly built :class:`PaleTransformer`.
 
     Args:
-        sizes: size of the groups in each stage.
+        model: the model, with attention in pales.
+        attention: which tokens attend to each other, see :func:`groupings`.
+        sizes: size of the groups in each of the four stages.
+        parallel: all groupings share the channels of every block [R]; otherwise all channels of the first block attend
+            in rows, those of the second in columns, and so on.
+        position_encoding: ``cpe``, a depthwise 3x3 convolution in every block [U, C]; ``absolute``, a learned vector
+            for each token of the first map [A: Swin]; ``relative``, a learned bias for each head and offset within a
+            group [A: Swin]; or ``none``.
+        image_size: side, or height and width, of the training images in pixels, for ``absolute`` and ``relative``,
+            which are interpolated for other images.
 
     Raises:
         ValueError: an argument is out of range.
     """
     if position_encoding not in POSITION_ENCODINGS:
         raise ValueError(f"position_encoding is {position_encoding!r}; choose one of {', '.join(POSITION_ENCODINGS)}")
-    learned = position_encoding in ("absolute", "relative")
-    image_sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if learned and (image_sides is None or min(image_sides) < model.out_strides[-1]):
-        raise ValueError(f"image_size is {image_size}; position_encoding {position_encoding!r} needs it, from 32 up")
-    number = 0
-    for stage, stride, size in zip(model.stages, model.out_strides, sizes, strict=True):
-        map_size = tuple(math.ceil(side / stride) for side in image_sides) if learned else None
-        for block in stage.blocks:
-            kinds = groupings(attention, size)
-            own = kinds if parallel else [kinds[number % len(kinds)]]
-            block.attention = ShapedAttention(
-                block.attention.dim,
-                block.attention.num_heads,
-                own,
-                map_size if position_encoding == "relative" else None,
+    map_sizes: list[tuple[int, int]] = []
+    if position_encoding in ("absolute", "relative"):
+        height, width = (image_size or 0,) * 2 if isinstance(image_size, int | None) else image_size
+        if min(height, width) < model.out_strides[-1]:
+            raise ValueError(
+                f"image_size is {image_size}; position_encoding {position_encoding!r} needs it, from 32 up"
             )
-            if position_encoding == "absolute" and number == 0:
-                block.position_encoding = AbsolutePositionEmbedding(block.attention.dim, *map_size)
-            elif position_encoding != "cpe":
-                block.position_encoding = nn.Identity()
-            number += 1
+        map_sizes = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in model.out_strides]
+    blocks = [(number, block) for number, stage in enumerate(model.stages) for block in stage.blocks]
+    for place, (stage, block) in enumerate(blocks):
+        kinds = groupings(attention, sizes[stage])
+        own = kinds if parallel else [kinds[place % len(kinds)]]
+        map_size = map_sizes[stage] if position_encoding == "relative" else None
+        block.attention = ShapedAttention(block.attention.dim, block.attention.num_heads, own, map_size)
+        if position_encoding != "cpe":
+            block.position_encoding = nn.Identity()
+    if position_encoding == "absolute":
+        first = blocks[0][1]
+        first.position_encoding = AbsolutePositionEmbedding(first.attention.dim, *map_sizes[0])

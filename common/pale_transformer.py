@@ -39,7 +39,7 @@ __all__ = [
     "variant_settings",
 ]
 
-STRIDE = 32  # pixels; the last map has a 32nd of the image's height and width
+STRIDE = 32  # pixels per token of the last map, along each side
 
 
 class PatchMerging(nn.Layer):
@@ -118,37 +118,30 @@ class PaleStage(nn.Layer):
 
 
 class PaleTransformer(nn.Layer):
-    """The hierarchical backbone of four stages with a classification head.
+    """A hierarchical backbone of four stages with a classification head.
 
     Args:
         embed_dim: channels of the first stage; they double from stage to stage [U, C].
-        depths: blocks in each of the four stages.
-        num_heads: heads in each stage, rows and columns together.
-        pale_size: pale of every stage, one number or ``(rows, columns)``, or four of these, one for each stage; what it
-            is for other kinds of attention, :func:`common.layers.attention_shapes.attention_groupings` says.
+        depths: number of blocks in each of the four stages.
+        num_heads: number of heads in each stage, rows and columns together.
+        pale_size: rows and columns of a pale: one number or a pair for all stages, or four of these, one per stage.
         mlp_ratio: hidden width of the MLP over its input width [U, C].
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over the blocks.
-        num_classes: outputs of the head; 0 leaves the head out, ``forward`` then gives the pooled features.
+        num_classes: outputs of the head; 0 for no head, ``forward`` then returns the pooled features.
         in_channels: channels of the images.
-        attention: which tokens attend to each other, one of ``common.layers.attention_shapes.ATTENTIONS``.
-        parallel: rows and columns share the channels of every block [R]; otherwise all channels of the first block
-            attend in rows, those of the second in columns, and so on. The same where there is one grouping.
-        position_encoding: ``cpe``, a depthwise 3x3 convolution in every block [U, C], or in its place ``absolute``, a
-            vector for each token of the first map [A: Swin], ``relative``, a bias for each head and offset within a
-            group [A: Swin], or ``none``.
-        image_size: side, or height and width, of the images in training in pixels, for ``absolute`` and ``relative``;
-            images of other sizes get interpolated ones.
-        stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; without them [U].
+        attention, parallel, position_encoding, image_size: the paper's ablations, see :func:`common.ablation.vary`.
+        stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; none in [U].
 
     Attributes:
-        attention_settings: what the parameters do not reveal of the attention; for checkpoints.
+        out_channels, out_strides: of the feature maps of the four stages.
+        attention_settings: settings that names and shapes of the weights do not show; checkpoints store them.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
     """
 
-    head_prefixes: tuple[str, ...] = ("head.",)  # what fine-tuning may leave new, by parameter name
-    training_only_prefixes = ("aux_head.",)  # of token labelling: what evaluation does without, by parameter name
+    head_prefixes: tuple[str, ...] = ("head.",)  # parameters that fine-tuning may initialize anew
+    training_only_prefixes = ("aux_head.",)  # of token labeling; not used in evaluation
 
     def __init__(
         self,
@@ -248,7 +241,7 @@ class PaleTransformer(nn.Layer):
         fuse(self)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone: biases, norms and position tables [A: Swin]."""
+        """Names of the parameters without weight decay: biases, norms and position tables [A: Swin]."""
         return {name for name, value in self.named_parameters() if value.ndim <= 1 or name.endswith(".table")}
 
     @property
@@ -259,8 +252,8 @@ class PaleTransformer(nn.Layer):
     def layer_id(self, parameter_name: str) -> int:
         """Depth of a parameter for layer-wise learning-rate decay.
 
-        0 is the patch embedding, with the position embedding, 1 to ``sum(depths)`` the blocks, ``sum(depths) + 1`` the
-        final norm and the head. The patch merging between two stages counts with the block after it.
+        0 is the patch embedding, 1 to ``sum(depths)`` are the blocks, ``sum(depths) + 1`` is the final norm and the
+        head. The patch merging between two stages counts with the block after it.
 
         Raises:
             ValueError: the model has no such parameter.
@@ -277,12 +270,12 @@ class PaleTransformer(nn.Layer):
 
 
 def list_models(pattern: str = "*", pretrained: str | bool = False) -> list[str]:
-    """Names that :func:`create_model` knows, smallest first.
+    """Names of the variants that :func:`create_model` builds, smallest first.
 
     Args:
-        pattern: of the shell, such as ``"pale_s*"``.
-        pretrained: ``True`` leaves those that have released weights, a tag those that have weights of that data set;
-            see :func:`common.checkpoints.released.list_weights`.
+        pattern: shell pattern, such as ``"pale_s*"``.
+        pretrained: ``True`` for the variants with released weights, a tag for those with weights of that data set; see
+            :func:`common.checkpoints.released.list_weights`.
     """
     names = fnmatch.filter(VARIANTS, pattern)
     if pretrained is False:
@@ -292,7 +285,7 @@ def list_models(pattern: str = "*", pretrained: str | bool = False) -> list[str]
 
 
 def variant_settings(name: str, **overrides: Any) -> dict[str, Any]:
-    """The arguments of :class:`PaleTransformer` that make a variant, and others in their place or besides.
+    """Arguments of :class:`PaleTransformer` for a variant, with overrides.
 
     Raises:
         ValueError: unknown name.
@@ -308,12 +301,12 @@ _Model = TypeVar("_Model", bound=PaleTransformer)
 
 
 def build_variant(kind: type[_Model], name: str, **overrides: Any) -> _Model:
-    """Build a variant as a class of models.
+    """Build a variant with random weights.
 
     Args:
-        kind: :class:`PaleTransformer` or one that takes its arguments.
+        kind: :class:`PaleTransformer` or a class with the same arguments.
         name: one of :func:`list_models`.
-        overrides: any argument of ``kind``, in place of the variant's own.
+        overrides: arguments of ``kind`` that replace the variant's.
 
     Raises:
         ValueError: unknown name or argument, or a value out of range.
@@ -331,11 +324,11 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: outputs of the head; 0 for none. ``None`` takes the pretrained head's, or 1000.
+        num_classes: outputs of the head; 0 for no head. ``None`` takes the number of the pretrained head, or 1000.
         pretrained: weights to load: the tag of released ones (``common.checkpoints.released.list_weights``), a file, or
-            ``https://...#sha256=...``; ``True`` for ImageNet's. A head for another number of classes is left out, and
-            said so.
-        overrides: any argument of :class:`PaleTransformer`, in place of the variant's own.
+            ``https://...#sha256=...``; ``True`` for ImageNet weights. A pretrained head for another number of classes
+            is not loaded; the printed report says so.
+        overrides: arguments of :class:`PaleTransformer` that replace the variant's.
 
     Raises:
         ValueError: unknown name or argument, or a value out of range.

@@ -13,7 +13,7 @@ __all__ = ["AbsolutePositionEmbedding", "RelativePositionBias", "resample"]
 
 
 class PositionTable(nn.Layer):
-    """A learned map of values, ``table`` ``[channels, rows, columns]``, drawn from a normal of 0.02 [A: Swin]."""
+    """A learned ``table``, ``[channels, rows, columns]``, initialized from a normal of deviation 0.02 [A: Swin]."""
 
     def __init__(self, channels: int, rows: int, columns: int):
         super().__init__()
@@ -21,22 +21,22 @@ class PositionTable(nn.Layer):
         self.table = self.create_parameter([channels, rows, columns], default_initializer=initializer)
 
     def sized(self, rows: int | Tensor, columns: int | Tensor) -> Tensor:
-        """The table for another map.
+        """The table, interpolated for a map of another size.
 
         Raises:
-            ValueError: a traced graph leaves the size open.
+            ValueError: a traced program leaves the size open.
         """
         if not (isinstance(rows, int) and isinstance(columns, int)):
-            raise ValueError("a learned position encoding needs images of one size; give a program a fixed image size")
+            raise ValueError("a learned position encoding needs a fixed image size in a traced program")
         return resample(self.table, rows, columns)
 
 
 class AbsolutePositionEmbedding(PositionTable):
-    """A learned vector for each token of the map of the first patch embedding, added to it [A: Swin].
+    """Adds a learned vector to each token of the first map [A: Swin].
 
     Args:
-        channels: of the map.
-        rows, columns: sides of the map in training; for others the vectors are interpolated.
+        channels: channels of the map.
+        rows, columns: sides of the map in training; the vectors are interpolated for other maps.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class RelativePositionBias(PositionTable):
     """A learned number for each head and offset between two tokens of a group, added to their score [A: Swin].
 
     Args:
-        heads: of the attention.
-        rows, columns: tokens of a group in training, along the two axes; for others the numbers are interpolated.
+        heads: number of heads.
+        rows, columns: sides of a group in training; the numbers are interpolated for other groups.
     """
 
     def __init__(self, heads: int, rows: int, columns: int):

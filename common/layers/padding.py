@@ -7,21 +7,20 @@ from paddle import Tensor
 
 __all__ = ["pad_to_groups"]
 
-Side = int | Tensor  # a scalar tensor where a traced program leaves the size of images open
 
-
-def pad_to_groups(x: Tensor, rows: int, columns: int) -> tuple[Tensor, Side, Side]:
+def pad_to_groups(x: Tensor, rows: int, columns: int) -> tuple[Tensor, int, int]:
     """Append rows and columns of zeros to ``[B, H, W, C]`` until groups of ``rows`` and ``columns`` divide the map.
 
     Returns:
-        The padded map, and the rows and columns of a group on it: those of the map where the map is smaller.
+        The padded map, and the rows and columns of a group on it: those of the map where the map is smaller. They are
+        scalar tensors where a traced program leaves the size of images open.
     """
     x, rows = _pad(x, rows, axis=1)
     x, columns = _pad(x, columns, axis=2)
     return x, rows, columns
 
 
-def _pad(x: Tensor, size: int, axis: int) -> tuple[Tensor, Side]:
+def _pad(x: Tensor, size: int, axis: int) -> tuple[Tensor, int]:
     if size == 1:
         return x, 1
     side = x.shape[axis]
