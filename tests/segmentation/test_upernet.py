@@ -18,7 +18,7 @@ from common.pale_features import PaleFeatures, create_features
 from common.pale_transformer import VARIANTS, PaleTransformer
 from common.training.optimizer import parameter_groups
 from semantic_segmentation.upernet import PaleUPerNet
-from tests.model.test_pale_transformer import expected_flops
+from tests.helpers.small_models import expected_flops
 from tools.helpers.paper_figures import find_figure
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")
