@@ -30,21 +30,19 @@ from common.training.paper_figures import VALIDATION, find_figure
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.training.task import Task, Training
 from common.training.trainer import Evaluation, StepResult
-from object_detection.annotation_report import AnnotationReport
-from object_detection.annotations import check_same_categories, read_annotations
+from object_detection.check_annotations import AnnotationReport, check_annotations
+from object_detection.coco_file import check_same_categories, index_annotations, read_annotations
 from object_detection.components import build_model, build_optimizer, build_schedule, silence_loggers
 from object_detection.config import CONFIG
-from object_detection.data_check import check_annotations
 from object_detection.datasets import (
     CocoData,
     EvalDataset,
     SeededDataset,
+    build_dataset,
     build_transforms,
     check_batch,
     collate,
-    find_data,
-    find_normalisation,
-    index_annotations,
+    find_normalization,
     read_records,
     require_fields,
     with_object_tensors,
@@ -83,7 +81,7 @@ class Detection(Task):
         parts = []
         for name in _SPLITS:
             parts.append(self._read(name))
-            yield self._check(*parts[-1], masks, list_all=True)[1]
+            yield self._check(*parts[-1], masks, raise_errors=False)[1]
         _check_same_categories(*parts)
 
     def build_training(self, resumed: bool) -> Training:
@@ -166,14 +164,14 @@ class Detection(Task):
         if is_main_process():
             self._write_results(kind, found.results)
         if not is_main_process() or (not config.EVAL and self.step < self._total_steps):
-            return Evaluation(found.figures)
-        return Evaluation(found.figures, per_class_table(self._truth, found.per_class, kind))
+            return Evaluation(found.metrics)
+        return Evaluation(found.metrics, per_class_table(self._truth, found.per_class, kind))
 
     def draw_samples(self, batch: dict[str, Any]) -> np.ndarray | None:
         count = min(self.config.PICTURES, len(batch["image"]))
         if batch["error"] or not count:
             return None
-        mean, std = find_normalisation(self.config, "TrainReader")
+        mean, std = find_normalization(self.config, "TrainReader")
         pictures = []
         for number in range(count):
             pixels = original_pixels(batch["image"][number].numpy(), mean, std)
@@ -200,7 +198,7 @@ class Detection(Task):
     # ---- data
 
     def _read(self, name: str) -> tuple[CocoData, dict[str, Any]]:
-        data = find_data(self.config, name)
+        data = build_dataset(self.config, name)
         return data, read_annotations(data.file, name)
 
     def _count_classes(self, annotations: Mapping[str, Any]) -> int:
@@ -216,11 +214,10 @@ class Detection(Task):
                 data.file,
                 data.images,
                 split,
-                self.config.ON_PROBLEM,
                 num_classes=self._count_classes(annotations),
                 masks=masks,
-                for_evaluation=split == "val",
-                progress=lambda done, total: bar.update(1),
+                strict=self.config.STRICT_DATA,
+                progress=lambda: bar.update(1),
                 **options,
             )
 
@@ -291,7 +288,7 @@ def _has_masks(model: nn.Layer) -> bool:
 
 
 def _check_same_categories(train: tuple[CocoData, dict[str, Any]], val: tuple[CocoData, dict[str, Any]]) -> None:
-    """See :func:`object_detection.annotations.check_same_categories`."""
+    """See :func:`object_detection.coco_file.check_same_categories`."""
     check_same_categories(train[1], val[1], (train[0].file, val[0].file))
 
 
