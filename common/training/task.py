@@ -16,7 +16,6 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from ..checkpoints.loading import (
-    CheckpointFolder,
     LoadReport,
     attention_of,
     compare_attention,
@@ -31,6 +30,7 @@ from ..errors import UserError
 from ..flops import params
 from ..runtime.command_line import select_device
 from ..runtime.distributed import gather_rows, is_main_process, world_size
+from .checkpoints import CheckpointFolder
 from .config import TaskConfig
 from .log import TrainingLog
 from .measurement import Measurement, make_results

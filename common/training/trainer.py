@@ -15,14 +15,7 @@ import paddle
 from paddle import nn
 
 from .. import __version__
-from ..checkpoints.loading import (
-    CheckpointFolder,
-    deployed_state,
-    load_optimizer_state,
-    load_weights,
-    numpy_state,
-    optimizer_state,
-)
+from ..checkpoints.loading import deployed_state, load_weights, numpy_state
 from ..errors import StoppedBySignal, UserError
 from ..runtime.distributed import (
     average_statistics,
@@ -35,6 +28,7 @@ from ..runtime.distributed import (
     world_size,
 )
 from ..runtime.signals import StopRequest
+from .checkpoints import CheckpointFolder, load_optimizer_state, optimizer_state
 from .ema import ModelEma
 from .log import TrainingLog
 from .optimizer import clip_gradients

@@ -11,9 +11,9 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import paddle.nn.functional as F  # noqa: E402
 
-from common.checkpoints.loading import CheckpointFolder  # noqa: E402
 from common.pale_transformer import create_model  # noqa: E402
 from common.runtime.distributed import barrier, init_process_group, rank, world_size  # noqa: E402
+from common.training.checkpoints import CheckpointFolder  # noqa: E402
 from common.training.log import TrainingLog  # noqa: E402
 from common.training.optimizer import build_adamw  # noqa: E402
 from common.training.sampler import ShardedTrainSampler  # noqa: E402
