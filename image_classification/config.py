@@ -8,7 +8,6 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.training.config import Flag, TaskConfig, require, shared_config
-from common.training.measurement import unlike_defaults
 from image_classification.token_sampling import TOKEN_STRIDE
 
 __all__ = ["CONFIG", "check_token_labels", "default_config", "model_title"]
@@ -72,8 +71,7 @@ def default_config() -> CfgNode:
     config.TRAIN.BETAS = [0.9, 0.999]
     config.TRAIN.GRAD_CLIP = 5.0
 
-    config.VALIDATE_EPOCHS = 1  # epochs between two evaluations
-    config.SAVE_EPOCHS = 10  # epochs between two checkpoints that are kept
+    config.CHECKPOINT_EVERY = 10
     config.OUTPUT = "output/classification"
     return config
 
@@ -99,14 +97,14 @@ _FLAGS = {
 }
 
 _FREE_KEYS = """
-    SAVE_EPOCHS VALIDATE_EPOCHS DATA.DATA_PATH DATA.BATCH_SIZE_EVAL MODEL.RECOMPUTE
+    DATA.DATA_PATH DATA.BATCH_SIZE_EVAL MODEL.RECOMPUTE
     TRAIN.EPOCHS DATA.BATCH_SIZE AUG.REPEATS
 """
 
 
 def _check(config: CfgNode) -> None:
     """Reject values that no run can use. What the model and the transforms check themselves is left to them."""
-    positive = "DATA.BATCH_SIZE DATA.BATCH_SIZE_EVAL TRAIN.EPOCHS TRAIN.BASE_LR AUG.REPEATS VALIDATE_EPOCHS SAVE_EPOCHS"
+    positive = "DATA.BATCH_SIZE DATA.BATCH_SIZE_EVAL TRAIN.EPOCHS TRAIN.BASE_LR AUG.REPEATS"
     require(config, positive, lambda value: value > 0, "must be greater than 0")
     not_negative = (
         "MODEL.NUM_CLASSES TRAIN.WARMUP_EPOCHS TRAIN.WARMUP_LR TRAIN.END_LR TRAIN.LINEAR_SCALED_LR TRAIN.WEIGHT_DECAY "
@@ -146,6 +144,8 @@ def check_token_labels(config: CfgNode) -> None:
 
 
 def model_title(config: CfgNode) -> str:
-    """The variant, and what its configuration changes in it: ``pale_tiny`` or ``pale_tiny ATTENTION=axial``."""
-    free = "NAME", "NUM_CLASSES", "PRETRAINED", "DROP_PATH", "RECOMPUTE"  # leave the model what it is
-    return " ".join([config.MODEL.NAME, *unlike_defaults(config.MODEL, default_config().MODEL, *free)])
+    """The variant, and the keys that change it: ``pale_tiny`` or ``pale_tiny ATTENTION=axial``."""
+    default = default_config().MODEL
+    ignored = "NAME", "NUM_CLASSES", "PRETRAINED", "DROP_PATH", "RECOMPUTE"  # do not change the model's function
+    changes = [f"{key}={value}" for key, value in config.MODEL.items() if key not in ignored and value != default[key]]
+    return " ".join([config.MODEL.NAME, *changes])

@@ -29,8 +29,6 @@ def default_config() -> CfgNode:
     config.ON_PROBLEM = CfgNode()  # what to do about annotations that cannot be used as they are
     for kind, action in default_actions().items():
         config.ON_PROBLEM[kind] = action
-    config.VALIDATE_EPOCHS = 1
-    config.SAVE_EPOCHS = 1
     config.PICTURE_THRESHOLD = 0.5  # score from which a detection is drawn on them
     config.CHECK_DATA = False  # only check the data
     config.OUTPUT = "output/detection"
@@ -66,13 +64,13 @@ _FLAGS = {
 
 _FREE_KEYS = """
     epoch EvalDataset EvalReader TestDataset TestReader TrainDataset.dataset_dir TrainReader.batch_size
-    VALIDATE_EPOCHS SAVE_EPOCHS PICTURE_THRESHOLD
+    PICTURE_THRESHOLD
 """
 
 
 def _check(config: CfgNode) -> None:
     """Reject values that no run can use. What PaddleDetection's components check themselves is left to them."""
-    require(config, "epoch VALIDATE_EPOCHS SAVE_EPOCHS", lambda value: value > 0, "must be greater than 0")
+    require(config, "epoch", lambda value: value > 0, "must be greater than 0")
     require(config, "num_classes", lambda value: value >= 0, "must not be negative")
     require(config, "PICTURE_THRESHOLD", lambda value: 0 <= value <= 1, "must be between 0 and 1")
     require(config, "metric", lambda value: value == "COCO", "must be COCO")

@@ -29,8 +29,7 @@ def default_config() -> CfgNode:
     for section in _SECTIONS:
         config[section] = CfgNode()
 
-    config.VALIDATE_STEPS = 16000  # optimizer steps between two evaluations
-    config.KEEP_STEPS = 16000  # optimizer steps between two checkpoints that are kept
+    config.VALIDATE_EVERY = config.CHECKPOINT_EVERY = 16000  # optimizer steps
     config.ABSENT_CLASSES = "exclude"  # classes that neither labels nor predictions have: exclude, or zero as PaddleSeg
     config.CHECK_DATA = False  # only check the data
     config.OUTPUT = "output/segmentation"
@@ -63,7 +62,7 @@ _FLAGS = {
 
 _FREE_KEYS = """
     iters batch_size val_dataset test_config train_dataset.dataset_root
-    VALIDATE_STEPS KEEP_STEPS ABSENT_CLASSES
+    ABSENT_CLASSES
 """
 
 
@@ -79,7 +78,7 @@ def require_transforms(section: Mapping[str, Any], name: str) -> None:
 
 def _check(config: CfgNode) -> None:
     """Reject values that no run can use. What PaddleSeg's components check themselves is left to them."""
-    require(config, "batch_size iters VALIDATE_STEPS KEEP_STEPS", lambda value: value > 0, "must be greater than 0")
+    require(config, "batch_size iters", lambda value: value > 0, "must be greater than 0")
     require(config, "ABSENT_CLASSES", lambda value: value in ABSENT_CLASSES, f"must be {' or '.join(ABSENT_CLASSES)}")
     for section in ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler"):
         if not isinstance(config[section].get("type"), str):

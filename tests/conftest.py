@@ -36,7 +36,7 @@ def shapes_config(tmp_path: Path, shapes: Path) -> Path:
 BASE: {ROOT}/image_classification/configs/pale_nano_mnist5k.yaml
 DATA: {{DATASET: folder, DATA_PATH: {shapes}, BATCH_SIZE: 6, BATCH_SIZE_EVAL: 4}}
 TRAIN: {{EPOCHS: 2, WARMUP_EPOCHS: 0}}
-VALIDATE_EPOCHS: 1
+VALIDATE_EVERY: 1
 LOG_INTERVAL: 2
 OUTPUT: {tmp_path}/out
 """
@@ -67,8 +67,8 @@ train_dataset:
 val_dataset: {{{section.format(split="val")}, transforms: [{{type: Normalize}}]}}
 model: {{num_classes: 3}}
 lr_scheduler: {{warmup_iters: 2}}
-VALIDATE_STEPS: 4
-KEEP_STEPS: 4
+VALIDATE_EVERY: 4
+CHECKPOINT_EVERY: 4
 LOG_INTERVAL: 1
 PICTURES: 1
 OUTPUT: {tmp_path}/out
@@ -112,8 +112,8 @@ EvalReader:
 LearningRate:
   base_lr: 0.001
   schedulers: [{{name: CosineDecay}}, {{name: LinearWarmup, start_factor: 0.1, steps: 1}}]
-VALIDATE_EPOCHS: 1
-SAVE_EPOCHS: 1
+VALIDATE_EVERY: 1
+CHECKPOINT_EVERY: 1
 KEEP_CHECKPOINTS: 3
 LOG_INTERVAL: 1
 PICTURES: 1

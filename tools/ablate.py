@@ -88,7 +88,7 @@ def _refuse_changed(jobs: Sequence[Job], results: dict[Key, Result], arguments: 
 
 def _run(jobs: Sequence[Job], results: dict[Key, Result], arguments: Namespace) -> None:
     """Do what is not in the results yet, and write each result as soon as it is there."""
-    from common.runtime.command_line import select_device
+    from common.runtime.device import select_device
     from common.runtime.machine import code_version, describe_device
 
     waiting = [job for job in jobs if not _is_current(job.row, results.get((job.row.name, job.seed)))]

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     _check_arguments(arguments)
 
-    from common.runtime.command_line import select_device
+    from common.runtime.device import select_device
 
     select_device("cpu")
     if arguments.markdown:

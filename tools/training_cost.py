@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.into:
         read_section(arguments.into, SECTION)  # complains now if there is none, not after minutes of counting
 
-    from common.runtime.command_line import select_device
+    from common.runtime.device import select_device
     from tools.costing.counts import count_training
     from tools.costing.gpus import A100, H100
 

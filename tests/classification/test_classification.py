@@ -82,7 +82,7 @@ def test_the_model_learns(tmp_path, shapes_config):
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, shapes_config):
     options = ("-opts", "AUG.MIXUP", "0.8", "AUG.CUTMIX", "1.0", "MODEL.DROP_PATH", "0.2", "TRAIN.EMA_DECAY", "0.9",
-               "KEEP_CHECKPOINTS", "3", "SAVE_EPOCHS", "1", "TRAIN.EPOCHS", "2")  # fmt: skip
+               "KEEP_CHECKPOINTS", "3", "CHECKPOINT_EVERY", "1", "TRAIN.EPOCHS", "2")  # fmt: skip
     straight = tmp_path / "straight"
     train(shapes_config, "-output", straight, *options)
     train(shapes_config, "-output", tmp_path / "again", "-resume", straight / "epoch_0001.pdparams", *options)

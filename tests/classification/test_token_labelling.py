@@ -399,7 +399,7 @@ def test_train_make_maps_train_with_them_resume_and_evaluate(tmp_path, shapes_co
     options = ("-label_maps", tmp_path / "maps", "-image_size", "64", "-batch_size", "3", "-accum_iter", "2", "-opts",
                "AUG.RAND_AUGMENT", "rand-m9-mstd0.5-inc1", "AUG.ERASING", "0.3", "AUG.FLIP", "0.5",
                "MODEL.DROP_PATH", "0.2", "TRAIN.EMA_DECAY", "0.9", "TOKEN_LABEL.CLASS_FROM_MAP", "True",
-               "KEEP_CHECKPOINTS", "3", "SAVE_EPOCHS", "1", "TRAIN.EPOCHS", "3")  # fmt: skip
+               "KEEP_CHECKPOINTS", "3", "CHECKPOINT_EVERY", "1", "TRAIN.EPOCHS", "3")  # fmt: skip
     student, again = tmp_path / "student", tmp_path / "again"
     output = train(shapes_config, "-output", student, *options)
     assert "label maps: 36 maps of 4x4 cells" in output

@@ -32,7 +32,7 @@ BATCHES = (
 OPTIONS = (
     "-accum_iter", "2", "-batch_size", "1", "-opts", "PaleTransformer.drop_path_rate", "0.2", "TRAIN.EMA_DECAY", "0.9",
     "TrainReader.sample_transforms", "[{Decode: {}}, {RandomFlip: {prob: 0.5}}]",
-    "TrainReader.batch_transforms", BATCHES, "VALIDATE_EPOCHS", "4", "SAVE_EPOCHS", "4", "PICTURES", "0",
+    "TrainReader.batch_transforms", BATCHES, "VALIDATE_EVERY", "4", "CHECKPOINT_EVERY", "4", "PICTURES", "0",
 )  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_readers_hand_on_images_without_objects(boxes_config, workers):
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(tmp_path, boxes_config, ranks):
     workers = "2" if ranks == 0 else "0"
-    options = (*OPTIONS, "DATA.NUM_WORKERS", workers, "SAVE_STEPS", "1" if ranks else "3")
+    options = (*OPTIONS, "DATA.NUM_WORKERS", workers, "LATEST_EVERY", "1" if ranks else "3")
     flags = ("-cfg", boxes_config, "-epochs", "8", *options)
     run(boxes_config, "-output", tmp_path / "a", *flags[2:], ranks=ranks)
     process = start_program(LAUNCHER, "-output", tmp_path / "b", *flags, ranks=ranks, cwd=tmp_path)
@@ -172,9 +172,9 @@ def test_evaluation_on_any_number_of_ranks_gives_exactly_the_figures_of_one(tmp_
         "-epochs",
         "20",
         "-opts",
-        "VALIDATE_EPOCHS",
+        "VALIDATE_EVERY",
         "20",
-        "SAVE_EPOCHS",
+        "CHECKPOINT_EVERY",
         "20",
         "LearningRate.base_lr",
         "0.005",

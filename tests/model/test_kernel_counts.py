@@ -15,7 +15,7 @@ import pytest
 from paddle import profiler
 
 from common.pale_transformer import create_model
-from common.runtime.command_line import select_device
+from common.runtime.device import select_device
 
 # pale_nano has 6 blocks and 4 mergings.
 FORWARD = {

@@ -35,7 +35,7 @@ PADDED = "[{type: Padding, target_size: [90, 70]}, {type: Normalize}]"
 CONFIGS = sorted(CONFIG.default_file.parent.glob("*.yml"))
 # Accumulation, EMA and drop path, and an interval that leaves unsaved steps behind.
 OPTIONS = ("-accum_iter", "2", "-opts", "model.backbone.drop_path_rate", "0.2", "TRAIN.EMA_DECAY", "0.9",
-           "SAVE_STEPS", "3", "VALIDATE_STEPS", "5", "iters")  # fmt: skip
+           "LATEST_EVERY", "3", "VALIDATE_EVERY", "5", "iters")  # fmt: skip
 
 
 def load(*flags: object):
@@ -161,7 +161,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
 
 @pytest.mark.slow
 def test_the_model_learns(squares_config):
-    output = run(squares_config, "-iters", "120", "-opts", "VALIDATE_STEPS", "120", "LOG_INTERVAL", "60")
+    output = run(squares_config, "-iters", "120", "-opts", "VALIDATE_EVERY", "120", "LOG_INTERVAL", "60")
     assert float(re.search(r"step 120/120 val +mIoU ([\d.]+)", output)[1]) > 70.0
 
 
@@ -184,7 +184,7 @@ def test_classes_that_are_absent_are_left_out_of_the_mean_or_count_as_zero(tmp_p
         pixels = np.array(Image.open(mask))
         pixels[pixels == 2] = 0
         Image.fromarray(pixels).save(mask)
-    output = run(squares_config, "-iters", "60", "-opts", "VALIDATE_STEPS", "60")
+    output = run(squares_config, "-iters", "60", "-opts", "VALIDATE_EVERY", "60")
     assert "warning: no pixel of the train data is of class 2 green" in output
     flags = ("-eval", "-pretrained", tmp_path / "out" / "best", "-opts", "ABSENT_CLASSES")
     excluded, zero = (miou(run(squares_config, *flags, choice)) for choice in ("exclude", "zero"))
@@ -398,9 +398,9 @@ def test_a_model_with_parameters_that_get_no_gradient_resumes_exactly(tmp_path, 
         model,
         "loss",
         loss,
-        "SAVE_STEPS",
+        "LATEST_EVERY",
         "3",
-        "VALIDATE_STEPS",
+        "VALIDATE_EVERY",
         "8",
         "TRAIN.EMA_DECAY",
         "0.9",
@@ -416,7 +416,7 @@ def test_a_model_with_parameters_that_get_no_gradient_resumes_exactly(tmp_path, 
 
 @pytest.mark.slow
 def test_a_signal_saves_and_leaves_and_the_run_goes_on_exactly(tmp_path, squares_config):
-    flags = ("-cfg", squares_config, *OPTIONS, "20", "SAVE_STEPS", "0", "DATA.NUM_WORKERS", "2")
+    flags = ("-cfg", squares_config, *OPTIONS, "20", "LATEST_EVERY", "0", "DATA.NUM_WORKERS", "2")
     run(squares_config, "-output", tmp_path / "a", *flags[2:])
     process = start_program(LAUNCHER, "-output", tmp_path / "b", *flags, cwd=tmp_path)
     wait_for_steps(process, tmp_path / "b", 3)

@@ -373,7 +373,7 @@ def test_real_runs_survive_the_end_of_the_program(tmp_path, shapes_config):
     files = [tmp_path / f"{name}.yaml" for name in ("a", "b")]
     for file, smoothing in zip(files, (0.0, 0.2), strict=True):
         row = f"BASE: {shapes_config.name}\nTRAIN: {{EPOCHS: 30}}\nAUG: {{LABEL_SMOOTHING: {smoothing}}}\n"
-        file.write_text(f"{row}VALIDATE_EPOCHS: 10\n")
+        file.write_text(f"{row}VALIDATE_EVERY: 10\n")
     flags = (*files, "-seeds", 0, "-jobs", 2, "-output", tmp_path / "out")
 
     def wait_for(condition) -> None:

@@ -24,7 +24,7 @@ _BASE = "base.yaml"  # what the rows have in common, and no row
 
 # Where a run is, and how it is watched, kept and repeated. What it learns does not depend on these.
 _WITHOUT_INFLUENCE = {
-    *("BASE", "OUTPUT", "SEED", "DEVICE", "LOG_INTERVAL", "SAVE_STEPS", "SAVE_EPOCHS", "KEEP_CHECKPOINTS"),
+    *("BASE", "OUTPUT", "SEED", "DEVICE", "LOG_INTERVAL", "LATEST_EVERY", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS"),
     *("PICTURES", "HISTOGRAMS"),
     *("DATA.DATA_PATH", "DATA.NUM_WORKERS", "DATA.BATCH_SIZE_EVAL", "MODEL.RECOMPUTE"),
 }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from common.errors import UserError
-from common.runtime.command_line import select_device
+from common.runtime.device import select_device
 from tools.benchmarking.interleaving import Measurement
 from tools.benchmarking.output import MACHINE, Record, table
 from tools.benchmarking.subjects import ROOT, Reader, Subject

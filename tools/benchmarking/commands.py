@@ -50,7 +50,7 @@ class RanksRunner:
                 *("-m", "paddle.distributed.launch", "--log_dir", f"{folder}/log"),
                 *(("--nproc_per_node", str(self._ranks)) if self._ranks > 1 else ()),
                 *("image_classification/main_multi_gpu.py", "-output", f"{folder}/run"),
-                *("-opts", "TRAIN.EPOCHS", str(EPOCHS), "VALIDATE_EPOCHS", str(EPOCHS)),
+                *("-opts", "TRAIN.EPOCHS", str(EPOCHS), "VALIDATE_EVERY", str(EPOCHS)),
                 *("LOG_INTERVAL", str(LOG_INTERVAL)),
             )
             log = Path(folder, "run", "log.jsonl").read_text(encoding="utf-8")

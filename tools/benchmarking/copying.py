@@ -30,7 +30,7 @@ def build(subject: Copy) -> Runner:
 def _on_gpu(device: str, values: int):
     import paddle
 
-    from common.runtime.command_line import select_device
+    from common.runtime.device import select_device
 
     select_device(device)
     source = paddle.ones([values])

@@ -29,7 +29,7 @@ def build(subject: Gemm) -> Runner:
     if subject.library == "paddle":
         import paddle
 
-        from common.runtime.command_line import select_device
+        from common.runtime.device import select_device
 
         on_cpu = select_device(subject.device) == "cpu"
         left, right = (paddle.to_tensor(matrix).astype(subject.dtype) for matrix in (left, right))

@@ -17,7 +17,7 @@ from common.inference.inference_program import load_program, save_program
 from common.inference.onnx_export import export_onnx
 from common.pale_attention import fuse
 from common.pale_transformer import create_model, list_models
-from common.runtime.command_line import select_device
+from common.runtime.device import select_device
 from tools.benchmarking.onnx_session import load_onnx, quantize
 from tools.benchmarking.paddleclas_models import create_paddleclas_model
 from tools.benchmarking.runner import Runner, TimedRunner
