@@ -18,7 +18,6 @@ from ..flops import params
 from ..runtime.distributed import gather_rows, is_main_process, world_size
 from .checkpoints import CheckpointFolder
 from .results import append_results, make_results
-from .state import restore
 from .task import Task, Training
 from .trainer import Trainer
 
@@ -61,7 +60,7 @@ def _train(task: Task) -> dict[str, Any]:
     checkpoints.clean()
     if is_main_process():
         (output / "config.yaml").write_text(task.config_spec.dump(config), encoding="utf-8")
-    log.open(output, last_step=trainer.step if resumed else -1)
+    log.open(output, last_step=trainer.state.step if resumed else -1)
     best = trainer.run()
     _print_next_commands(task, checkpoints, best)
     log.close()
@@ -129,19 +128,19 @@ def _find_training_state(task: Task, checkpoints: CheckpointFolder) -> tuple[Pat
     return found
 
 
-def _resume(trainer: Trainer, source: Path | str, state: dict[str, Any]) -> None:
+def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None:
     task, log = trainer.task, trainer.log
     last_epoch = task.config.TRAIN.get("LAST_EPOCH", -1)
-    differences = restore(trainer, state, str(source), last_epoch if last_epoch >= 0 else None)
-    where = f"{trainer.progress}, step {trainer.step}" if task.unit == "epoch" else trainer.progress
+    differences = trainer.state.restore(saved, str(source), last_epoch if last_epoch >= 0 else None)
+    where = f"{trainer.progress}, step {trainer.state.step}" if task.unit == "epoch" else trainer.progress
     log.line(f"resuming {source} after {where}")
     for difference in differences:
         log.line(f"  differs from the interrupted run: {difference}")
-    if trainer.step > trainer.total_steps:
+    if trainer.state.step > trainer.total_steps:
         raise UserError(
-            f"{source} has done {trainer.step} steps, this run has {trainer.total_steps}; raise {task.length_key}"
+            f"{source} has done {trainer.state.step} steps, this run has {trainer.total_steps}; raise {task.length_key}"
         )
-    if trainer.step == trainer.total_steps:
+    if trainer.state.step == trainer.total_steps:
         log.line(f"{trainer.progress} is done; raise {task.length_key} to train longer")
 
 

@@ -1,142 +1,179 @@
-"""The training state: what a run needs to resume and reach bitwise identical weights."""
+"""What changes during a run, and how it is saved so that a resumed run reaches bitwise identical weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import paddle
 from paddle import nn
 from paddle.base import unique_name
 
-from ..checkpoints.loading import load_weights, numpy_state, refuse_other_attention
+from .. import __version__
+from ..checkpoints.loading import attention_of, load_weights, numpy_state, refuse_other_attention
 from ..errors import UserError
 from ..runtime.distributed import rank, world_size
 from .batch_norm import gather_statistics, set_statistics
+from .ema import ModelEma
+from .task import Task, Training
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
-
-__all__ = ["load_optimizer_state", "optimizer_state", "restore", "training_state"]
-
-
-def training_state(trainer: Trainer) -> dict[str, Any]:
-    """Everything that :func:`restore` needs, as plain values and NumPy arrays; a collective operation.
-
-    It holds no random states: every random number is a function of the position in the run.
-    """
-    state = {
-        "model": numpy_state(trainer.model),
-        "optimizer": optimizer_state(trainer.optimizer, trainer.model),
-        "scaler": trainer.scaler.state_dict(),
-        "step": trainer.step,
-        "steps_per_epoch": trainer.steps_per_epoch,
-        "last_saved_step": trainer.last_saved_step,
-        "nonfinite": trainer.nonfinite_steps,
-        "best": dict(trainer.best),
-        "conditions": _conditions(trainer),
-        **trainer.metadata,
-    }
-    if trainer.ema:
-        state |= {"model_ema": numpy_state(trainer.ema.model), "ema_updates": trainer.ema.updates}
-    if world_size() > 1:
-        state["rank_statistics"] = [gather_statistics(model) for model in trainer.models()]
-    return state
+__all__ = ["TrainingState", "load_optimizer_state", "optimizer_state"]
 
 
-def restore(trainer: Trainer, state: Mapping[str, Any], source: str, last_epoch: int | None = None) -> list[str]:
-    """Continue a run where its state was saved, in the middle of an epoch if need be.
+class TrainingState:
+    """What changes during a run. There are no random states: random numbers are a function of the position in the run.
 
     Args:
-        state: what :func:`training_state` returned, in this version or in 0.1.0.
-        source: where it comes from, for messages.
-        last_epoch: continue after this epoch instead.
+        training: the model with its pretrained weights loaded.
 
-    Returns:
-        Differences from the interrupted run that change its weights, one line each; none if the run resumes exactly.
-
-    Raises:
-        UserError: the file is not a training state, or is another model's; the trainer must not be used then.
+    Attributes:
+        ema: the average of the weights, or ``None``.
+        scaler: scales the loss; does nothing without float16.
+        step: optimizer steps done.
+        last_saved_step: the last step whose validation and checkpoint are done.
+        nonfinite_steps: consecutive steps that were skipped because the loss or the gradient was not finite.
+        best: metrics of the best validation so far, with ``at`` (such as ``epoch 3/16``) and ``weights``.
+        metadata: plain values to save in every checkpoint.
     """
-    saved_step = state.get("last_saved_step", state.get("settled"))  # 0.1.0 called it settled
-    types: dict[str, type] = dict.fromkeys(("model", "optimizer", "conditions", "best"), dict)
-    types |= dict.fromkeys(("step", "steps_per_epoch"), int)
-    if not all(isinstance(state.get(name), kind) for name, kind in types.items()) or not isinstance(saved_step, int):
-        raise UserError(f"{source} holds weights, not a training state; resume from latest, or use -pretrained")
-    differences = [
-        f"{name}: {state['conditions'].get(name)} then, {value} now"
-        for name, value in _conditions(trainer).items()
-        if state["conditions"].get(name) != value
-    ]
-    differences += _restore_weights(trainer, state, source)
-    refuse_other_attention(trainer.model, state, source)
-    load_optimizer_state(trainer.optimizer, trainer.model, state["optimizer"])
-    if state.get("scaler"):
-        trainer.scaler.load_state_dict(dict(state["scaler"]))
-    trainer.step = _same_position(trainer, state) if last_epoch is None else last_epoch * trainer.steps_per_epoch
-    trainer.last_saved_step = trainer.step if last_epoch is not None or saved_step == state["step"] else 0
-    trainer.nonfinite_steps = state.get("nonfinite", 0)
-    trainer.best = dict(state["best"])
-    if isinstance(state.get("config"), str):
-        spec = trainer.task.config_spec
-        differences += spec.differences(spec.from_text(state["config"], source), trainer.config)
-    return differences
 
+    def __init__(self, task: Task, training: Training):
+        config = task.config
+        self.model, self.optimizer = training.model, training.optimizer
+        self.ema = ModelEma(self.model, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY else None
+        self.scaler = paddle.amp.GradScaler(enable=config.TRAIN.AMP == "float16", init_loss_scaling=2.0**16)
+        self.step = self.last_saved_step = self.nonfinite_steps = 0
+        self.best: dict[str, Any] = {}
+        self.metadata = {
+            "task": task.name,
+            "config": task.config_spec.dump(config),
+            "attention": attention_of(self.model),
+            "class_names": training.class_names,
+            "versions": {
+                "pale-transformer-paddle": __version__,
+                "paddle": paddle.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        self._task, self._sampler, self._total_steps = task, training.sampler, training.total_steps
 
-def _restore_weights(trainer: Trainer, state: Mapping[str, Any], source: str) -> list[str]:
-    """Load the weights, their average and each rank's BatchNorm statistics; return the differences."""
-    differences = []
-    report = load_weights(trainer.model, state["model"], source)
-    if report.interpolated:
-        raise UserError(
-            f"{source} has positions of another size, {report.interpolated[0]}; resume with its own image size and "
-            "attention"
+    def models(self) -> list[nn.Layer]:
+        """The trained model and, if there is one, its average."""
+        return [self.model, self.ema.model] if self.ema else [self.model]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that :meth:`restore` needs, as plain values and NumPy arrays; a collective operation."""
+        saved = {
+            "model": numpy_state(self.model),
+            "optimizer": optimizer_state(self.optimizer, self.model),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "steps_per_epoch": self._sampler.steps_per_epoch,
+            "last_saved_step": self.last_saved_step,
+            "nonfinite": self.nonfinite_steps,
+            "best": dict(self.best),
+            "conditions": self._conditions(),
+            **self.metadata,
+        }
+        if self.ema:
+            saved |= {"model_ema": numpy_state(self.ema.model), "ema_updates": self.ema.updates}
+        if world_size() > 1:
+            saved["rank_statistics"] = [gather_statistics(model) for model in self.models()]
+        return saved
+
+    def restore(self, saved: Mapping[str, Any], source: str, last_epoch: int | None = None) -> list[str]:
+        """Continue a run where its state was saved, in the middle of an epoch if need be.
+
+        Args:
+            saved: what :meth:`as_dict` returned, in this version or in 0.1.0.
+            source: where it comes from, for messages.
+            last_epoch: continue after this epoch instead.
+
+        Returns:
+            Differences from the interrupted run that change the weights, one line each; none if it resumes exactly.
+
+        Raises:
+            UserError: it is not a training state, or is another model's; this state must not be used then.
+        """
+        last_saved_step = saved.get("last_saved_step", saved.get("settled"))  # 0.1.0 called it settled
+        types: dict[str, type] = dict.fromkeys(("model", "optimizer", "conditions", "best"), dict)
+        types |= dict.fromkeys(("step", "steps_per_epoch"), int)
+        if not isinstance(last_saved_step, int) or not all(isinstance(saved.get(key), types[key]) for key in types):
+            raise UserError(f"{source} holds weights, not a training state; resume from latest, or use -pretrained")
+        differences = [
+            f"{name}: {saved['conditions'].get(name)} then, {value} now"
+            for name, value in self._conditions().items()
+            if saved["conditions"].get(name) != value
+        ]
+        differences += self._restore_weights(saved, source)
+        refuse_other_attention(self.model, saved, source)
+        load_optimizer_state(self.optimizer, self.model, saved["optimizer"])
+        if saved.get("scaler"):
+            self.scaler.load_state_dict(dict(saved["scaler"]))
+        if last_epoch is None:
+            self.step = self._same_position(saved)
+            self.last_saved_step = self.step if last_saved_step == saved["step"] else 0
+        else:
+            self.step = self.last_saved_step = last_epoch * self._sampler.steps_per_epoch
+        self.nonfinite_steps = saved.get("nonfinite", 0)
+        self.best = dict(saved["best"])
+        if isinstance(saved.get("config"), str):
+            spec = self._task.config_spec
+            differences += spec.differences(spec.from_text(saved["config"], source), self._task.config)
+        return differences
+
+    def _restore_weights(self, saved: Mapping[str, Any], source: str) -> list[str]:
+        """Load the weights, their average and each rank's BatchNorm statistics; return the differences."""
+        differences = []
+        report = load_weights(self.model, saved["model"], source)
+        if report.interpolated:
+            raise UserError(
+                f"{source} has positions of another size, {report.interpolated[0]}; resume with its own image size "
+                "and attention"
+            )
+        if report.left_out:
+            raise UserError(
+                f"{source} was trained with token labels ({', '.join(report.left_out)}), which this run does not use; "
+                "resume with its -label_maps"
+            )
+        if self.ema:
+            if "model_ema" not in saved:
+                differences.append("EMA: none then, it starts from the present weights")
+            load_weights(self.ema.model, saved.get("model_ema", saved["model"]), source)
+            self.ema.updates = saved.get("ema_updates", 0)
+        for model, rows in zip(self.models(), saved.get("rank_statistics", ()), strict=False):
+            set_statistics(model, rows[rank()] if len(rows) == world_size() else rows.mean(0))
+        return differences
+
+    def _conditions(self) -> dict[str, Any]:
+        """What must be equal for a resumed run to be bitwise identical to an uninterrupted one."""
+        sampler = self._sampler
+        return {
+            "length of the run": self._total_steps,
+            "ranks": world_size(),
+            "batch size": sampler.batch_size,
+            "accumulated batches": self._task.config.TRAIN.ACCUM_ITER,
+            "seed": self._task.config.SEED,
+            "images": sampler.num_samples,
+            "repeats": sampler.repeats,
+            "Paddle": paddle.__version__,
+        }
+
+    def _same_position(self, saved: Mapping[str, Any]) -> int:
+        """The step of this run at which as much of it is done as of the saved one.
+
+        In a run of epochs, that is as many images of the same epoch, whatever the batch size and the number of ranks.
+        """
+        if self._task.unit == "step":
+            return saved["step"]
+        then, now = (
+            math.prod(conditions[factor] for factor in ("batch size", "ranks", "accumulated batches"))
+            for conditions in (saved["conditions"], self._conditions())
         )
-    if report.left_out:
-        raise UserError(
-            f"{source} was trained with token labels ({', '.join(report.left_out)}), which this run does not use; "
-            "resume with its -label_maps"
-        )
-    if trainer.ema:
-        if "model_ema" not in state:
-            differences.append("EMA: none then, it starts from the present weights")
-        load_weights(trainer.ema.model, state.get("model_ema", state["model"]), source)
-        trainer.ema.updates = state.get("ema_updates", 0)
-    for model, rows in zip(trainer.models(), state.get("rank_statistics", ()), strict=False):
-        set_statistics(model, rows[rank()] if len(rows) == world_size() else rows.mean(0))
-    return differences
-
-
-def _conditions(trainer: Trainer) -> dict[str, Any]:
-    """What must be equal for a resumed run to be bitwise identical to an uninterrupted one."""
-    sampler = trainer.sampler
-    return {
-        "length of the run": trainer.total_steps,
-        "ranks": world_size(),
-        "batch size": sampler.batch_size,
-        "accumulated batches": trainer.accum_iter,
-        "seed": trainer.config.SEED,
-        "images": sampler.num_samples,
-        "repeats": sampler.repeats,
-        "Paddle": paddle.__version__,
-    }
-
-
-def _same_position(trainer: Trainer, state: Mapping[str, Any]) -> int:
-    """The step of this run at which as much of it is done as of the saved one.
-
-    In a run of epochs, that is as many images of the same epoch, whatever the batch size and the number of ranks.
-    """
-    if trainer.task.unit == "step":
-        return state["step"]
-    then, now = (
-        math.prod(conditions[factor] for factor in ("batch size", "ranks", "accumulated batches"))
-        for conditions in (state["conditions"], _conditions(trainer))
-    )
-    epoch, steps = divmod(state["step"], state["steps_per_epoch"])
-    return epoch * trainer.steps_per_epoch + min(steps * then // now, trainer.steps_per_epoch)
+        epoch, steps = divmod(saved["step"], saved["steps_per_epoch"])
+        steps_per_epoch = self._sampler.steps_per_epoch
+        return epoch * steps_per_epoch + min(steps * then // now, steps_per_epoch)
 
 
 def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> dict[str, np.ndarray]:

@@ -13,17 +13,15 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from .. import __version__
-from ..checkpoints.loading import attention_of, deployed_state
+from ..checkpoints.loading import deployed_state
 from ..errors import StoppedBySignal, UserError
 from ..runtime.distributed import gather_rows, rank, world_size
 from ..runtime.signals import StopRequest
 from .batch_norm import average_statistics, get_statistics, set_statistics
 from .checkpoints import CheckpointFolder
-from .ema import ModelEma
 from .optimizer import clip_gradients
 from .running_means import RunningMeans
-from .state import training_state
+from .state import TrainingState
 from .task import StepResult, Task, Training
 
 __all__ = ["Trainer"]
@@ -41,56 +39,34 @@ class Trainer:
         checkpoints: where to save.
 
     Attributes:
-        step: optimizer steps done.
-        last_saved_step: the last step whose validation and checkpoint are done.
-        best: metrics of the best validation so far, with ``at`` (such as ``epoch 3/16``) and ``weights``.
-        metadata: saved in every checkpoint.
+        state: what changes during the run, and is saved.
     """
 
     def __init__(self, task: Task, training: Training, checkpoints: CheckpointFolder):
-        config = task.config
-        self.task, self.config, self.log = task, config, task.log
-        self.training, self.checkpoints = training, checkpoints
-        self.model, self.sampler, self.optimizer = training.model, training.sampler, training.optimizer
-        self.scaler = paddle.amp.GradScaler(enable=config.TRAIN.AMP == "float16", init_loss_scaling=2.0**16)
+        self.task, self.training, self.checkpoints = task, training, checkpoints
+        self.config, self.log = task.config, task.log
+        self.model, self.sampler = training.model, training.sampler
+        # DataParallel copies rank 0's weights to all ranks, so it comes before the state's average of the weights.
         self.parallel = _parallel(self.model, training.find_unused_parameters) if world_size() > 1 else self.model
-        self.ema = ModelEma(self.model, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY else None
+        self.state = TrainingState(task, training)
 
-        self.accum_iter: int = config.TRAIN.ACCUM_ITER
+        self.accum_iter: int = self.config.TRAIN.ACCUM_ITER
         self.total_steps, self.steps_per_epoch = training.total_steps, self.sampler.steps_per_epoch
         self._unit_steps = self.steps_per_epoch if task.unit == "epoch" else 1
-        self._validate_every = config.VALIDATE_EVERY * self._unit_steps
-        self._checkpoint_every = config.CHECKPOINT_EVERY * self._unit_steps
-
-        self.step = self.last_saved_step = 0
-        self.best: dict[str, Any] = {}
-        self.nonfinite_steps = self._overflows = 0
+        self._validate_every = self.config.VALIDATE_EVERY * self._unit_steps
+        self._checkpoint_every = self.config.CHECKPOINT_EVERY * self._unit_steps
+        self._overflows = 0
         self._grad_norm = math.nan
-        self.metadata = {
-            "task": task.name,
-            "config": task.config_spec.dump(config),
-            "attention": attention_of(self.model),
-            "class_names": training.class_names,
-            "versions": {
-                "pale-transformer-paddle": __version__,
-                "paddle": paddle.__version__,
-                "numpy": np.__version__,
-            },
-        }
 
     @property
     def progress(self) -> str:
         """The part of the run that is done, such as ``epoch 3/16``."""
-        return f"{self.task.unit} {self.step // self._unit_steps}/{self.total_steps // self._unit_steps}"
-
-    def models(self) -> list[nn.Layer]:
-        """The trained model and, if there is one, its average."""
-        return [self.model, self.ema.model] if self.ema else [self.model]
+        return f"{self.task.unit} {self.state.step // self._unit_steps}/{self.total_steps // self._unit_steps}"
 
     # ---- the loop
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step and return :attr:`best`.
+        """Train to the last step, and return the metrics of the best validation.
 
         Raises:
             StoppedBySignal: SIGTERM or SIGINT arrived; ``latest`` holds the present state.
@@ -100,12 +76,12 @@ class Trainer:
             StopRequest() as self._stop_request,
             self.log.progress(self.total_steps, "train", lines=False) as self._bar,
         ):
-            self._bar.update(self.step)
+            self._bar.update(self.state.step)
             self._validate_and_save()  # a run that was interrupted between a step and its validation
-            while self.step < self.total_steps:
+            while self.state.step < self.total_steps:
                 self._train_until_due()
                 self._validate_and_save()
-        return self.best
+        return self.state.best
 
     def _train_until_due(self) -> None:
         """Train until the epoch ends or a validation or a checkpoint is due.
@@ -113,13 +89,13 @@ class Trainer:
         The loader reads no further: the processes that read images for a validation can hang if they are forked while
         a thread of another loader holds a lock.
         """
-        accum_iter = self.accum_iter
-        epoch, step_of_epoch = divmod(self.step, self.steps_per_epoch)
+        step, accum_iter = self.state.step, self.accum_iter
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         steps = min(
             self.steps_per_epoch - step_of_epoch,
-            self.total_steps - self.step,
-            self._validate_every - self.step % self._validate_every,
-            self._checkpoint_every - self.step % self._checkpoint_every,
+            self.total_steps - step,
+            self._validate_every - step % self._validate_every,
+            self._checkpoint_every - step % self._checkpoint_every,
         )
         first = step_of_epoch * accum_iter
         self.sampler.set_range(epoch, first, first + steps * accum_iter)
@@ -142,17 +118,14 @@ class Trainer:
             if ends_step:
                 stop_signal = self._update(losses, statistics)
                 losses = []
-                self.step += 1
+                self.state.step += 1
                 self._bar.update(1)
-                if self.step % self.config.LOG_INTERVAL == 0:
-                    self._log_train(interval, f"step {self.step}/{self.total_steps}", record=True)
+                if self.state.step % self.config.LOG_INTERVAL == 0:
+                    self._log_train(interval, f"step {self.state.step}/{self.total_steps}", record=True)
                     interval = RunningMeans()
                 if self.task.unit == "epoch" and index + 1 == self.sampler.num_batches:
                     self._log_train(since_start, f"{self.progress} train", record=False)
-                latest_every = self.config.LATEST_EVERY
-                if stop_signal or (latest_every and self.step % latest_every == 0):
-                    self.checkpoints.save_latest(training_state(self))
-                self._leave_if(stop_signal)
+                self._save_latest_if_due(stop_signal)
             waiting_since = time.perf_counter()
 
     # ---- a step
@@ -161,7 +134,7 @@ class Trainer:
         """Forward and backward pass of one batch.
 
         Args:
-            synchronize: sum the gradients over the ranks, with the last batch of a step.
+            synchronize: average the gradients over the ranks, with the last batch of a step.
         """
         seeds = [self.config.SEED, epoch, index, rank()]
         # Random numbers depend only on the position in the run, so a resumed run draws the same ones.
@@ -172,7 +145,7 @@ class Trainer:
         with local:
             with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
                 result = self.training.compute_loss(self.parallel, batch, rng)
-            self.scaler.scale(result.loss / self.accum_iter).backward()
+            self.state.scaler.scale(result.loss / self.accum_iter).backward()
         return result
 
     def _update(self, losses: list[paddle.Tensor], statistics: np.ndarray | None) -> int:
@@ -187,27 +160,29 @@ class Trainer:
         Returns:
             The number of the signal that asks to stop, or 0.
         """
-        self.optimizer.set_lr(self.training.learning_rate(self.step))
-        self.scaler.unscale_(self.optimizer)
-        norm = self._grad_norm = clip_gradients(self.model.parameters(), self.config.TRAIN.GRAD_CLIP)
-        if self.config.HISTOGRAMS and self._is_due(self.step + 1, self._validate_every):
+        state, config = self.state, self.config
+        optimizer, scaler = state.optimizer, state.scaler
+        optimizer.set_lr(self.training.learning_rate(state.step))
+        scaler.unscale_(optimizer)
+        norm = self._grad_norm = clip_gradients(self.model.parameters(), config.TRAIN.GRAD_CLIP)
+        if config.HISTOGRAMS and self._is_due(state.step + 1, self._validate_every):
             self._log_histograms()
         flags = gather_rows([math.isfinite(float(sum(losses))), self._stop_request.signal_number])
         finite_losses = flags[:, 0].astype(bool)
         if finite_losses.all() and math.isfinite(norm):  # the gradients, and so their norm, are equal on all ranks
-            self.scaler.step(self.optimizer)
-            self.nonfinite_steps = self._overflows = 0
-            if self.ema:
-                self.ema.update(self.model)
-        elif finite_losses.all() and self.scaler.is_enable() and self._overflows < _MAX_OVERFLOWS:
+            scaler.step(optimizer)
+            state.nonfinite_steps = self._overflows = 0
+            if state.ema:
+                state.ema.update(self.model)
+        elif finite_losses.all() and scaler.is_enable() and self._overflows < _MAX_OVERFLOWS:
             self._overflows += 1  # usual with loss scaling: the scaler skips the step and lowers its scale
-            self.scaler.step(self.optimizer)
+            scaler.step(optimizer)
         else:
             self._skip_or_stop(np.flatnonzero(~finite_losses))
             if statistics is not None:
                 set_statistics(self.model, statistics)  # BatchNorm has seen what is not finite
-        self.scaler.update()
-        self.optimizer.clear_grad()
+        scaler.update()
+        optimizer.clear_grad()
         return int(flags[:, 1].max())
 
     def _skip_or_stop(self, ranks: np.ndarray) -> None:
@@ -219,17 +194,17 @@ class Trainer:
         Raises:
             UserError: there were more in a row than ``TRAIN.SKIP_NONFINITE``.
         """
-        self.nonfinite_steps += 1
+        self.state.nonfinite_steps += 1
         allowed = self.config.TRAIN.SKIP_NONFINITE
         where = f"the loss on rank {', '.join(map(str, ranks))}" if len(ranks) else "the gradient"
-        message = f"{where} is not finite at step {self.step + 1}"
-        if self.nonfinite_steps > allowed:
+        message = f"{where} is not finite at step {self.state.step + 1}"
+        if self.state.nonfinite_steps > allowed:
             good = self.checkpoints.latest if self.checkpoints.latest.exists() else "none"
             raise UserError(
                 f"{message}; lower the learning rate, train without -amp, or allow some with TRAIN.SKIP_NONFINITE. "
                 f"Last good checkpoint: {good}"
             )
-        self.log.line(f"{message}: step skipped ({self.nonfinite_steps} of {allowed} in a row)")
+        self.log.line(f"{message}: step skipped ({self.state.nonfinite_steps} of {allowed} in a row)")
 
     # ---- validation and checkpoints
 
@@ -238,31 +213,33 @@ class Trainer:
 
     def _validate_and_save(self) -> None:
         """Validate and write the checkpoints that are due after this step; leave if a signal has arrived."""
-        step = self.step
+        state, step = self.state, self.state.step
         validate, keep = self._is_due(step, self._validate_every), self._is_due(step, self._checkpoint_every)
-        if step == self.last_saved_step or not (validate or keep or step % self.steps_per_epoch == 0):
+        if step == state.last_saved_step or not (validate or keep or step % self.steps_per_epoch == 0):
             return
         if validate:
-            self.checkpoints.save_latest(training_state(self))  # a scheduler may not wait for the validation's end
-            for model in self.models():
+            self.checkpoints.save_latest(state.as_dict())  # a scheduler may not wait for the validation's end
+            for model in state.models():
                 average_statistics(model)
             self._validate()
-        self.last_saved_step = step
-        state = training_state(self)
-        self.checkpoints.save_latest(state)
+        state.last_saved_step = step
+        saved = state.as_dict()
+        self.checkpoints.save_latest(saved)
         if keep:
-            self.checkpoints.save_numbered(state, step // self._unit_steps)
+            self.checkpoints.save_numbered(saved, step // self._unit_steps)
         if step < self.total_steps:
             self._leave_if(int(gather_rows([self._stop_request.signal_number]).max()))
 
     def _validate(self) -> None:
         """Evaluate the weights and their average, log the metrics, and save the best weights."""
+        state, criterion = self.state, self.task.criterion
         candidates = [("model", "val", "val", self.model)]
-        if self.ema:
-            candidates.append(("model_ema", "val_ema", "EMA", self.ema.model))
+        if state.ema:
+            candidates.append(("model_ema", "val_ema", "EMA", state.ema.model))
         for weights, kind, title, model in candidates:
             began = time.perf_counter()
-            metrics, details = self.training.validation.evaluate(model, kind, self.step, self.step == self.total_steps)
+            last = state.step == self.total_steps
+            metrics, details = self.training.validation.evaluate(model, kind, state.step, last)
             shown = "  ".join(
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                 for name, value in metrics.items()
@@ -271,17 +248,22 @@ class Trainer:
             if details:
                 self.log.line(details)
             self._record(kind, metrics)
-            criterion = self.task.criterion
-            if metrics[criterion] > self.best.get(criterion, -math.inf):
-                self.best = {**metrics, "at": self.progress, "weights": weights}
-                self.checkpoints.save_best(
-                    {"model": deployed_state(model), "figures": dict(self.best), **self.metadata}
-                )
+            if metrics[criterion] > state.best.get(criterion, -math.inf):
+                state.best = {**metrics, "at": self.progress, "weights": weights}
+                best = {"model": deployed_state(model), "figures": dict(state.best), **state.metadata}
+                self.checkpoints.save_best(best)
+
+    def _save_latest_if_due(self, stop_signal: int) -> None:
+        """Save ``latest`` inside an epoch; leave if there is a signal."""
+        every = self.config.LATEST_EVERY
+        if stop_signal or (every and self.state.step % every == 0):
+            self.checkpoints.save_latest(self.state.as_dict())
+        self._leave_if(stop_signal)
 
     def _leave_if(self, signal_number: int) -> None:
         """Leave if there is a signal; the state is saved."""
         if signal_number:
-            self.log.line(f"saved step {self.step} as {self.checkpoints.latest}; continue with -resume auto")
+            self.log.line(f"saved step {self.state.step} as {self.checkpoints.latest}; continue with -resume auto")
             self.log.close()
             raise StoppedBySignal(signal_number)
 
@@ -289,8 +271,8 @@ class Trainer:
 
     def _log_train(self, means: RunningMeans, title: str, record: bool) -> None:
         metrics = means.compute()
-        rate = self.training.learning_rate(max(0, self.step - 1))
-        batches_left = (self.total_steps - self.step) * self.accum_iter
+        rate = self.training.learning_rate(max(0, self.state.step - 1))
+        batches_left = (self.total_steps - self.state.step) * self.accum_iter
         eta = timedelta(seconds=round(batches_left * metrics["seconds_per_batch"]))
         skipped = f"  {metrics['skipped']} unreadable images replaced" if metrics["skipped"] else ""
         speed = ("images_per_second", "data_share", "seconds_per_batch", "skipped")
@@ -304,14 +286,14 @@ class Trainer:
             self._record("train", {"lr": rate, **norm, **metrics})
 
     def _record(self, kind: str, metrics: Mapping[str, float]) -> None:
-        epoch = {"epoch": self.step / self.steps_per_epoch} if self.task.unit == "epoch" else {}
-        self.log.record(kind, self.step, **epoch, **metrics)
+        epoch = {"epoch": self.state.step / self.steps_per_epoch} if self.task.unit == "epoch" else {}
+        self.log.record(kind, self.state.step, **epoch, **metrics)
 
     def _log_samples(self, batch: Any) -> None:
         """Log the first images of a batch as augmentation made them."""
         picture = self.training.draw_samples(batch) if self.log.has_visualdl else None
         if picture is not None:
-            self.log.picture("train/samples", self.step, picture)
+            self.log.picture("train/samples", self.state.step, picture)
 
     def _log_histograms(self) -> None:
         """Log the weights before this step, and its clipped gradients."""
@@ -320,11 +302,11 @@ class Trainer:
                 for kind, tensor in (("weights", parameter), ("gradients", parameter.grad)):
                     values = tensor.astype("float32").numpy()
                     if np.isfinite(values).all():
-                        self.log.histogram(f"{kind}/{name}", self.step + 1, values)
+                        self.log.histogram(f"{kind}/{name}", self.state.step + 1, values)
 
 
 def _parallel(model: nn.Layer, find_unused_parameters: bool) -> paddle.DataParallel:
-    """Wrap the model so that its gradients are summed over the ranks.
+    """Wrap the model so that its gradients are averaged over the ranks.
 
     A small last bucket of gradients (Paddle's default is 1 MB) helps where earlier buckets travel during the backward
     pass. Gloo does not overlap, so on CPUs each bucket is one more time to wait for the slowest rank.

@@ -34,8 +34,8 @@ from image_classification.token_sampling import sampling_weights
 from tests.classification.test_classification import train
 from tests.classification.test_loaders import as_numpy, make_config, pipes_instead_of_shared_memory  # noqa: F401
 from tests.helpers.programs import fails, run_program
+from tests.helpers.tiny_runs import assert_same_training
 from tests.training.test_config import load
-from tests.training.test_reliability import assert_same_training
 
 LAUNCHER = "image_classification/main_multi_gpu.py"
 MAKE_MAPS = "tools/make_label_maps.py"
@@ -418,7 +418,7 @@ def test_train_make_maps_train_with_them_resume_and_evaluate(tmp_path, shapes_co
     assert "left out aux_head: only training uses it" in evaluated
 
     message = fails(LAUNCHER, "-cfg", shapes_config, "-resume", student / "latest.pdparams", cwd=tmp_path)
-    assert "was trained with token labels (aux_head), which this run has not" in message
+    assert "was trained with token labels (aux_head), which this run does not use" in message
     output = train(shapes_config, "-output", tmp_path / "plain", "-pretrained", student / "best.pdparams")
     assert "0 missing, 0 unexpected" in output
 

@@ -1,7 +1,5 @@
 """An optimizer's state that fits any process, and the folder of a run."""
 
-from pathlib import Path
-
 import numpy as np
 import paddle
 import pytest
@@ -11,8 +9,9 @@ from common.checkpoints.file_format import load_file, save_file
 from common.checkpoints.loading import load_weights, numpy_state
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer
-from common.training.checkpoints import CheckpointFolder, load_optimizer_state, optimizer_state
+from common.training.checkpoints import CheckpointFolder
 from common.training.optimizer import build_adamw
+from common.training.state import load_optimizer_state, optimizer_state
 
 
 def make_model(seed=0, depths=(1, 1, 1, 1)):
@@ -41,27 +40,7 @@ def train(model, optimizer, steps):
         optimizer.clear_grad()
 
 
-def trainable(model):
-    return {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-
-
-def test_optimizer_state_is_kept_under_structured_names():
-    model = make_model()
-    optimizer = make_optimizer(model)
-    train(model, optimizer, range(1))
-    state = optimizer_state(optimizer, model)
-    by_parameter = {}
-    for key in state:
-        name, _, accumulator = key.rpartition("/")
-        by_parameter.setdefault(name, set()).add(accumulator)
-    assert set(by_parameter) == trainable(model)
-    assert {len(accumulators) for accumulators in by_parameter.values()} == {4}
-    assert all(isinstance(array, np.ndarray) for array in state.values())
-    assert state["head.weight/moment1"].shape == (32, 3)
-    assert np.any(state["head.weight/moment1"])
-
-
-def test_training_goes_on_bitwise_from_a_saved_state_among_other_layers(tmp_path):
+def test_training_resumes_bitwise_from_a_saved_state_among_other_layers(tmp_path):
     model = make_model()
     optimizer = make_optimizer(model)
     train(model, optimizer, range(3))
@@ -74,6 +53,7 @@ def test_training_goes_on_bitwise_from_a_saved_state_among_other_layers(tmp_path
     again = make_model(seed=9)
     assert {p.name for p in again.parameters()}.isdisjoint(p.name for p in model.parameters())
     state = load_file(tmp_path / "state.pdparams")
+    assert state["optimizer"]["head.weight/moment1"].shape == (32, 3)
     resumed = make_optimizer(again)
     load_weights(again, state["model"], "state")
     load_optimizer_state(resumed, again, state["optimizer"])
@@ -92,21 +72,7 @@ def test_training_goes_on_bitwise_from_a_saved_state_among_other_layers(tmp_path
     assert (forgetful.head.weight.numpy() != model.head.weight.numpy()).any()
 
 
-def test_state_may_be_loaded_into_an_optimizer_that_has_stepped():
-    model = make_model()
-    optimizer = make_optimizer(model)
-    train(model, optimizer, range(2))
-    weights, state = numpy_state(model), optimizer_state(optimizer, model)
-    train(model, optimizer, range(2, 4))
-    expected = numpy_state(model)
-    load_weights(model, weights, "state")
-    load_optimizer_state(optimizer, model, state)
-    train(model, optimizer, range(2, 4))
-    for name, array in numpy_state(model).items():
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
-
-
-def test_state_fits_a_second_optimizer_of_the_same_model():
+def test_a_state_fits_other_optimizers_of_the_same_model():
     """Paddle numbers the accumulators of a parameter through all optimizers of the process."""
     model = make_model()
     optimizer = make_optimizer(model)
@@ -114,13 +80,13 @@ def test_state_fits_a_second_optimizer_of_the_same_model():
     weights, state = numpy_state(model), optimizer_state(optimizer, model)
     train(model, optimizer, range(2, 4))
     expected = numpy_state(model)
-    load_weights(model, weights, "state")
-    second = make_optimizer(model)
-    load_optimizer_state(second, model, state)
-    train(model, second, range(2, 4))
-    for name, array in numpy_state(model).items():
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
-    assert optimizer_state(second, model).keys() == state.keys()
+    for other in (make_optimizer(model), optimizer):  # one that has stepped, too
+        load_weights(model, weights, "state")
+        load_optimizer_state(other, model, state)
+        train(model, other, range(2, 4))
+        for name, array in numpy_state(model).items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
+        assert optimizer_state(other, model).keys() == state.keys()
 
 
 def test_parameter_whose_name_begins_like_another():
@@ -155,41 +121,24 @@ def test_state_of_another_models_optimizer_names_the_parameter():
 # ---- the folder of a run
 
 
-def test_folder_keeps_the_last_epochs(tmp_path):
+def test_the_folder_keeps_latest_best_and_the_last_numbered_states(tmp_path):
     folder = CheckpointFolder(tmp_path / "run", keep=2)
     for epoch in (1, 2, 9, 10, 11):
         folder.save_numbered({"epoch": epoch}, epoch)
-        assert load_file(tmp_path / "run" / f"epoch_{epoch:04d}")["epoch"] == epoch
-    assert files(tmp_path / "run") == ["epoch_0010.pdparams", "epoch_0011.pdparams"]
-
-
-def test_folder_keeps_the_epoch_it_has_just_written_beside_those_of_an_earlier_run(tmp_path):
-    for epoch in (8, 9, 10):
-        save_file({"epoch": epoch}, tmp_path / f"epoch_{epoch:04d}.pdparams")
-    CheckpointFolder(tmp_path, keep=2).save_numbered({"epoch": 4}, 4)
-    assert "epoch_0004.pdparams" in files(tmp_path)
-
-
-def test_latest_and_best_are_not_counted(tmp_path):
-    folder = CheckpointFolder(tmp_path, keep=1)
-    for epoch in (1, 2):
         folder.save_best({"epoch": epoch})
         folder.save_latest({"epoch": epoch})
-        folder.save_numbered({"epoch": epoch}, epoch)
-    assert files(tmp_path) == ["best.pdparams", "epoch_0002.pdparams", "latest.pdparams"]
-    assert load_file(folder.latest)["epoch"] == load_file(folder.best)["epoch"] == 2
+    assert files(tmp_path / "run") == [
+        "best.pdparams", "epoch_0010.pdparams", "epoch_0011.pdparams", "latest.pdparams",
+    ]  # fmt: skip
+    assert load_file(folder.latest)["epoch"] == load_file(folder.best)["epoch"] == 11
+    folder.save_numbered({"epoch": 4}, 4)  # of a run that went back
+    assert files(tmp_path / "run")[1:3] == ["epoch_0004.pdparams", "epoch_0011.pdparams"]
 
 
-def test_keep_nothing(tmp_path):
-    folder = CheckpointFolder(tmp_path, keep=0)
-    folder.save_numbered({"epoch": 1}, 1)
-    folder.save_latest({"epoch": 1})
-    assert files(tmp_path) == ["latest.pdparams"]
-
-
-def test_only_rank_0_writes(tmp_path, monkeypatch):
+def test_the_folder_may_keep_no_numbered_states_and_only_rank_0_writes(tmp_path, monkeypatch):
+    CheckpointFolder(tmp_path, keep=0).save_numbered({}, 1)
     monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    folder = CheckpointFolder(Path(tmp_path), keep=1)
+    folder = CheckpointFolder(tmp_path, keep=1)
     folder.save_best({})
     folder.save_latest({})
     folder.save_numbered({}, 1)
