@@ -285,7 +285,8 @@ def test_two_ranks_add_up_to_the_same_matrix_and_large_counts_stay_exact(tmp_pat
 import json, sys
 sys.path[:0] = [{str(ROOT)!r}]
 import numpy as np
-from common.runtime.distributed import init_process_group, is_main_process, rank, sum_over_ranks, world_size
+from common.runtime.distributed import is_main_process, rank, sum_over_ranks, world_size
+from common.runtime.failure_watch import init_process_group
 from tests.segmentation.test_evaluation import build, run
 watch = init_process_group()
 figures, matrix = run(build(rank(), world_size()))
