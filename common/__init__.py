@@ -1,5 +1,26 @@
-"""The Pale Transformer and everything that more than one task uses."""
+"""Pale Transformer: the model, and everything that more than one task uses."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy  # noqa: F401  (before paddle: the zlib that paddle 2.6 loads breaks Pillow's PNG reader otherwise)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+__all__ = ["PSAttention", "PaleTransformer", "__version__", "create_model", "list_models"]
+
+_MODULES = {
+    "PSAttention": "pale_attention",
+    "PaleTransformer": "pale_transformer",
+    "create_model": "pale_transformer",
+    "list_models": "pale_transformer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the model when it is asked for: importing Paddle takes seconds, which ``-h`` does not need."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -23,7 +23,7 @@ def params(model: nn.Layer) -> int:
     return sum(math.prod(parameter.shape) for parameter in model.parameters() if not parameter.stop_gradient)
 
 
-class _Around(nn.Layer):
+class _Traced(nn.Layer):
     """What is traced in the model's place, because tracing replaces ``forward``."""
 
     def __init__(self, model: nn.Layer):
@@ -79,11 +79,11 @@ def flops_by_layer(model: nn.Layer, shape: Sequence[int], norms: bool = False) -
     ]
 
     spec = [paddle.static.InputSpec(list(shape), "float32")]
-    around = _Around(model)
+    traced = _Traced(model)
     training = model.training
     model.eval()
     try:
-        _ = paddle.jit.to_static(around, spec, full_graph=True).forward.concrete_program
+        _ = paddle.jit.to_static(traced, spec, full_graph=True).forward.concrete_program
     finally:
         if training:
             model.train()

@@ -8,8 +8,7 @@ from typing import Any
 
 from paddle import Tensor, nn
 
-from .checkpoints.loading import load_pretrained
-from .checkpoints.released import resolve_weights
+from .checkpoints.loading import load_pretrained, read_checkpoint
 from .pale_transformer import PaleTransformer, build_variant
 
 __all__ = ["PaleFeatures", "create_features"]
@@ -78,11 +77,11 @@ def create_features(
     Args:
         variant: one of :func:`common.pale_transformer.list_models`.
         drop_path_rate: stochastic depth of the last block.
-        pretrained: weights as :func:`common.pale_transformer.create_model` takes them, of a classification model (its
-            classifier and final norm are left out, ``out_norms`` stay new) or of a dense one.
+        pretrained: weights as for :func:`common.pale_transformer.create_model`, of a classification model (its
+            classifier and final norm are not loaded, ``out_norms`` stay as initialized) or of a dense one.
         in_channels: channels of the images.
         recompute: see :meth:`PaleTransformer.set_recompute`.
-        overrides: any other argument of :class:`PaleFeatures`, in place of the variant's own.
+        overrides: other arguments of :class:`PaleFeatures`, which replace the variant's.
 
     Raises:
         ValueError: unknown name or argument, or a value out of range.
@@ -91,5 +90,5 @@ def create_features(
     backbone = build_variant(PaleFeatures, variant, drop_path_rate=drop_path_rate, in_channels=in_channels, **overrides)
     backbone.set_recompute(recompute)
     if pretrained:
-        load_pretrained(backbone, resolve_weights(variant, pretrained))
+        load_pretrained(backbone, read_checkpoint(pretrained, variant))
     return backbone

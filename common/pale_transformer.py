@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import itertools
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,19 +16,19 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from paddle.distributed.fleet.utils import recompute
 
-from .checkpoints.loading import compare_attention, find_weights, head_classes, load_weights, read_checkpoint
-from .checkpoints.released import list_weights, resolve_weights
-from .layers.attention_shapes import Grouping, attention_groupings
-from .layers.linear import Linear
-from .layers.position_encoding import AbsolutePositionEmbedding, ConditionalPositionEncoding, PositionTable
+from .ablation import vary
+from .checkpoints.loading import build_lazily, load_pretrained, read_checkpoint
+from .checkpoints.released import list_weights
+from .fuse import fuse
+from .layers.channels_last import Linear
+from .layers.drop_path import DropPath
+from .layers.position_encoding import ConditionalPositionEncoding
+from .layers.recompute import run_recomputed
 from .layers.variants import VARIANTS
-from .pale_attention import PSAttention, fuse
-from .runtime.distributed import is_main_process
+from .pale_attention import PSAttention
 
 __all__ = [
-    "POSITION_ENCODINGS",
     "STRIDE",
     "VARIANTS",
     "PaleBlock",
@@ -42,21 +39,7 @@ __all__ = [
     "variant_settings",
 ]
 
-STRIDE = 32  # pixels; the last map has a 32nd of the image's height and width
-
-POSITION_ENCODINGS = ("cpe", "absolute", "relative", "none")
-
-
-class ChannelsLastConv2D(nn.Conv2D):
-    """A convolution between ``[B, H, W, C]`` maps, run on NCHW, for which Paddle's CPU kernels are faster.
-
-    The bias is added to the channels-last result, because its broadcast over NCHW planes is slow on CPUs.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.transpose([0, 3, 1, 2])
-        x = F.conv2d(x, self.weight, None, self._stride, self._padding, self._dilation, self._groups)
-        return x.transpose([0, 2, 3, 1]) + self.bias
+STRIDE = 32  # pixels per token of the last map, along each side
 
 
 class PatchMerging(nn.Layer):
@@ -64,32 +47,17 @@ class PatchMerging(nn.Layer):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: bool = True):
         super().__init__()
-        self.conv = ChannelsLastConv2D(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
+        self.conv = nn.Conv2D(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
         self.norm = nn.LayerNorm(out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
-
-
-class DropPath(nn.Layer):
-    """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole samples while training."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        kept = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), 1.0 - self.rate))
-        return x * (kept / (1.0 - self.rate)).astype(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
+        """Map ``[B, H, W, C_in]`` to ``[B, H / stride, W / stride, C_out]``, sides rounded up."""
+        x = self.conv(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1])
+        return self.norm(x)
 
 
 class Mlp(nn.Layer):
-    """Linear -> GELU -> linear [U, C]."""
+    """Linear, GELU, linear [U, C]."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
@@ -104,95 +72,76 @@ class PaleBlock(nn.Layer):
     """Position encoding, PS-Attention and MLP, each with a residual connection [R, U].
 
     Args:
-        dim, num_heads, groupings, map_size: see :class:`common.pale_attention.PSAttention`.
+        dim, num_heads, pale_size: see :class:`common.pale_attention.PSAttention`.
         mlp_ratio: hidden width of the MLP over its input width.
         drop_path: rate of stochastic depth.
-        convolution: whether the position encoding is there, a depthwise 3x3 convolution (CPE) [U, C].
     """
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
-        groupings: Sequence[Grouping],
-        mlp_ratio: float,
-        drop_path: float,
-        convolution: bool = True,
-        map_size: tuple[int, int] | None = None,
+        pale_size: int | Sequence[int] = 7,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
     ):
         super().__init__()
-        self.position_encoding = ConditionalPositionEncoding(dim) if convolution else None
+        self.position_encoding = ConditionalPositionEncoding(dim)
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = PSAttention(dim, num_heads, groupings, map_size=map_size)
+        self.attention = PSAttention(dim, num_heads, pale_size)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to the same shape."""
-        if self.position_encoding is not None:
-            x = self.position_encoding(x)
+        x = self.position_encoding(x)
         x = x + self.drop_path(self.attention(self.norm1(x)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
 
 
 class PaleStage(nn.Layer):
-    """Patch merging, then blocks at one resolution; between them the position embedding, if there is one."""
+    """Patch merging, then blocks at one resolution."""
 
-    def __init__(
-        self,
-        merging: PatchMerging,
-        blocks: Sequence[PaleBlock],
-        position_embedding: AbsolutePositionEmbedding | None = None,
-    ):
+    def __init__(self, merging: PatchMerging, blocks: Sequence[PaleBlock]):
         super().__init__()
         self.merging = merging
-        self.position_embedding = position_embedding
         self.blocks = nn.LayerList(blocks)
 
-    def forward(self, x: Tensor, recompute_blocks: bool = False) -> Tensor:
+    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
         """Map ``[B, H, W, C_in]`` to ``[B, H / stride, W / stride, C_out]``."""
         x = self.merging(x)
-        if self.position_embedding is not None:
-            x = self.position_embedding(x)
         for block in self.blocks:
-            x = _recomputed(block, x) if recompute_blocks else block(x)
+            x = run_recomputed(block, x) if recompute else block(x)
         return x
 
 
 class PaleTransformer(nn.Layer):
-    """The hierarchical backbone of four stages with a classification head.
+    """A hierarchical backbone of four stages with a classification head.
 
     Args:
         embed_dim: channels of the first stage; they double from stage to stage [U, C].
-        depths: blocks in each of the four stages.
-        num_heads: heads in each stage, rows and columns together.
-        pale_size: pale of every stage, one number or ``(rows, columns)``, or four of these, one for each stage; what it
-            is for other kinds of attention, :func:`common.layers.attention_shapes.attention_groupings` says.
+        depths: number of blocks in each of the four stages.
+        num_heads: number of heads in each stage, rows and columns together.
+        pale_size: rows and columns of a pale: one number or a pair for all stages, or four of these, one per stage.
         mlp_ratio: hidden width of the MLP over its input width [U, C].
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over the blocks.
-        num_classes: outputs of the head; 0 leaves the head out, ``forward`` then gives the pooled features.
+        num_classes: outputs of the head; 0 for no head, ``forward`` then returns the pooled features.
         in_channels: channels of the images.
-        attention: which tokens attend to each other, one of ``common.layers.attention_shapes.ATTENTIONS``.
-        parallel: rows and columns share the channels of every block [R]; otherwise all channels of the first block
-            attend in rows, those of the second in columns, and so on. The same where there is one grouping.
-        position_encoding: ``cpe``, a depthwise 3x3 convolution in every block [U, C], or in its place ``absolute``, a
-            vector for each token of the first map [A: Swin], ``relative``, a bias for each head and offset within a
-            group [A: Swin], or ``none``.
-        image_size: side, or height and width, of the images in training in pixels, for ``absolute`` and ``relative``;
-            images of other sizes get interpolated ones.
-        stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; without them [U].
+        attention, parallel, position_encoding, image_size: the paper's ablations, see :func:`common.ablation.vary`.
+        stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; none in [U].
 
     Attributes:
-        attention_settings: what the parameters do not reveal of the attention; for checkpoints.
+        out_channels, out_strides: of the feature maps of the four stages.
+        attention_settings: settings that names and shapes of the weights do not show; checkpoints store them.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
     """
 
-    head_prefixes: tuple[str, ...] = ("head.",)  # what fine-tuning may leave new, by parameter name
-    training_only_prefixes = ("aux_head.",)  # of token labelling: what evaluation does without, by parameter name
+    head_prefixes: tuple[str, ...] = ("head.",)  # parameters that fine-tuning may initialize anew
+    training_only_prefixes = ("aux_head.",)  # of token labeling; not used in evaluation
 
     def __init__(
         self,
@@ -223,34 +172,27 @@ class PaleTransformer(nn.Layer):
         self.out_strides = (4, 8, 16, 32)
         self.depths = tuple(depths)
         sizes = _sizes_of_stages(pale_size)
-        groupings = [attention_groupings(attention, size) for size in sizes]
+        drop_rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
+        self.stages = nn.LayerList()
+        for stage, dim in enumerate(self.out_channels):
+            kernel_size, stride = (3, 2) if stage else (7, 4)
+            merging = PatchMerging(in_channels, dim, kernel_size, stride, stage_norms)
+            blocks = [
+                PaleBlock(dim, num_heads[stage], sizes[stage], mlp_ratio, next(drop_rates))
+                for _ in range(depths[stage])
+            ]
+            self.stages.append(PaleStage(merging, blocks))
+            in_channels = dim
+        self.norm = nn.LayerNorm(self.out_channels[-1]) if stage_norms else nn.Identity()
+        self.head = nn.Identity()
+        self._recompute = False
+        if (attention, parallel, position_encoding) != ("pale", True, "cpe"):
+            vary(self, attention, sizes, parallel, position_encoding, image_size)
         self.attention_settings = {
             "attention": attention,
             "pale_size": sizes if attention in ("pale", "cross", "window") else [],
-            "parallel": parallel or len(groupings[0]) == 1,
+            "parallel": parallel or attention in ("window", "global"),
         }
-        map_sizes = self._fixed_map_sizes(position_encoding, image_size)
-        numbered_rates = enumerate(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
-        stages: list[PaleStage] = []
-        previous = in_channels
-        for stage, (dim, depth, heads) in enumerate(zip(self.out_channels, depths, num_heads, strict=True)):
-            kernel_size, stride = (3, 2) if stages else (7, 4)
-            merging = PatchMerging(previous, dim, kernel_size, stride, stage_norms)
-            sides = map_sizes[stage] if map_sizes else None
-            absolute = position_encoding == "absolute" and not stages
-            embedding = AbsolutePositionEmbedding(dim, *sides) if sides and absolute else None
-            map_size = sides if position_encoding == "relative" else None
-            convolution = position_encoding == "cpe"
-            blocks = []
-            for number, rate in itertools.islice(numbered_rates, depth):
-                own = groupings[stage] if parallel else (groupings[stage][number % len(groupings[stage])],)
-                blocks.append(PaleBlock(dim, heads, own, mlp_ratio, rate, convolution, map_size))
-            stages.append(PaleStage(merging, blocks, embedding))
-            previous = dim
-        self.stages = nn.LayerList(stages)
-        self.norm = nn.LayerNorm(previous) if stage_norms else nn.Identity()
-        self.head = nn.Identity()
-        self._recompute = False
         self.apply(_init_weights)
         self.reset_head(num_classes)
 
@@ -268,24 +210,6 @@ class PaleTransformer(nn.Layer):
         """
         return [x.transpose([0, 3, 1, 2]) for x in self._stage_outputs(images)]
 
-    def _fixed_map_sizes(
-        self, position_encoding: str, image_size: int | tuple[int, int] | None
-    ) -> list[tuple[int, int]] | None:
-        """The sides of each stage's map in training, if the position encoding needs them."""
-        if position_encoding not in POSITION_ENCODINGS:
-            raise ValueError(
-                f"position_encoding is {position_encoding!r}; choose one of {', '.join(POSITION_ENCODINGS)}"
-            )
-        if position_encoding in ("cpe", "none"):
-            return None
-        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if sides is None or min(sides) < STRIDE:
-            raise ValueError(
-                f"image_size is {image_size}; position_encoding {position_encoding!r} needs it, from 32 up"
-            )
-        height, width = sides
-        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.out_strides]
-
     def _stage_outputs(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the ``[B, H, W, C]`` map of each stage."""
         if min(images.shape[2:]) < STRIDE and paddle.in_dynamic_mode():
@@ -296,14 +220,14 @@ class PaleTransformer(nn.Layer):
             yield x
 
     def reset_head(self, num_classes: int) -> None:
-        """Replace the head by a newly initialised one for ``num_classes`` classes (0: none)."""
+        """Replace the head by a newly initialized one for ``num_classes`` classes (0: none)."""
         if num_classes < 0:
             raise ValueError(f"num_classes is {num_classes}; it must be 0 (no head) or more")
         self.num_classes = num_classes
         self.head = self.build_head()
 
     def build_head(self) -> nn.Layer:
-        """A newly initialised linear layer for ``num_classes`` classes, or the identity for none."""
+        """A newly initialized linear layer for ``num_classes`` classes, or the identity for none."""
         head = nn.Linear(self.out_channels[-1], self.num_classes) if self.num_classes else nn.Identity()
         _init_weights(head)
         return head
@@ -313,13 +237,12 @@ class PaleTransformer(nn.Layer):
         self._recompute = enabled
 
     def fuse(self) -> None:
-        """Make the model cheaper for inference, equal to 1e-5; see :func:`common.pale_attention.fuse`."""
+        """Make the model cheaper for inference, equal to 1e-5; see :func:`common.fuse.fuse`."""
         fuse(self)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone: biases, norms and position tables [A: Swin]."""
-        tables = {f"{name}.table" for name, layer in self.named_sublayers() if isinstance(layer, PositionTable)}
-        return tables | {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+        """Names of the parameters without weight decay: biases, norms and position tables [A: Swin]."""
+        return {name for name, value in self.named_parameters() if value.ndim <= 1 or name.endswith(".table")}
 
     @property
     def num_layers(self) -> int:
@@ -329,8 +252,8 @@ class PaleTransformer(nn.Layer):
     def layer_id(self, parameter_name: str) -> int:
         """Depth of a parameter for layer-wise learning-rate decay.
 
-        0 is the patch embedding, with the position embedding, 1 to ``sum(depths)`` the blocks, ``sum(depths) + 1`` the
-        final norm and the head. The patch merging between two stages counts with the block after it.
+        0 is the patch embedding, 1 to ``sum(depths)`` are the blocks, ``sum(depths) + 1`` is the final norm and the
+        head. The patch merging between two stages counts with the block after it.
 
         Raises:
             ValueError: the model has no such parameter.
@@ -347,12 +270,12 @@ class PaleTransformer(nn.Layer):
 
 
 def list_models(pattern: str = "*", pretrained: str | bool = False) -> list[str]:
-    """Names that :func:`create_model` knows, smallest first.
+    """Names of the variants that :func:`create_model` builds, smallest first.
 
     Args:
-        pattern: of the shell, such as ``"pale_s*"``.
-        pretrained: ``True`` leaves those that have released weights, a tag those that have weights of that data set;
-            see :func:`common.checkpoints.released.list_weights`.
+        pattern: shell pattern, such as ``"pale_s*"``.
+        pretrained: ``True`` for the variants with released weights, a tag for those with weights of that data set; see
+            :func:`common.checkpoints.released.list_weights`.
     """
     names = fnmatch.filter(VARIANTS, pattern)
     if pretrained is False:
@@ -362,7 +285,7 @@ def list_models(pattern: str = "*", pretrained: str | bool = False) -> list[str]
 
 
 def variant_settings(name: str, **overrides: Any) -> dict[str, Any]:
-    """The arguments of :class:`PaleTransformer` that make a variant, and others in their place or besides.
+    """Arguments of :class:`PaleTransformer` for a variant, with overrides.
 
     Raises:
         ValueError: unknown name.
@@ -378,12 +301,12 @@ _Model = TypeVar("_Model", bound=PaleTransformer)
 
 
 def build_variant(kind: type[_Model], name: str, **overrides: Any) -> _Model:
-    """Build a variant as a class of models.
+    """Build a variant with random weights.
 
     Args:
-        kind: :class:`PaleTransformer` or one that takes its arguments.
+        kind: :class:`PaleTransformer` or a class with the same arguments.
         name: one of :func:`list_models`.
-        overrides: any argument of ``kind``, in place of the variant's own.
+        overrides: arguments of ``kind`` that replace the variant's.
 
     Raises:
         ValueError: unknown name or argument, or a value out of range.
@@ -401,29 +324,28 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: outputs of the head; 0 for none. ``None`` takes the pretrained head's, or 1000.
+        num_classes: outputs of the head; 0 for no head. ``None`` takes the number of the pretrained head, or 1000.
         pretrained: weights to load: the tag of released ones (``common.checkpoints.released.list_weights``), a file, or
-            ``https://...#sha256=...``; ``True`` for ImageNet's. A head for another number of classes is left out, and
-            said so.
-        overrides: any argument of :class:`PaleTransformer`, in place of the variant's own.
+            ``https://...#sha256=...``; ``True`` for ImageNet weights. A pretrained head for another number of classes
+            is not loaded; the printed report says so.
+        overrides: arguments of :class:`PaleTransformer` that replace the variant's.
 
     Raises:
         ValueError: unknown name or argument, or a value out of range.
         common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
     variant_settings(name)  # whether there is one, before weights of it are looked for
-    source = resolve_weights(name, pretrained) if pretrained else None
-    state = read_checkpoint(source) if source else {}
-    weights = find_weights(state, str(source)) if source else {}
+    checkpoint = read_checkpoint(pretrained, name) if pretrained else None
     if num_classes is None:
-        num_classes = head_classes(weights) or 1000
-    with paddle.LazyGuard() if source else nullcontext():  # random numbers take longer than reading the weights
-        model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
-    if source:
-        report = load_weights(model, weights, str(source), replace_head=True)
-        report.note = compare_attention(model, state)
-        if is_main_process():
-            print(report, flush=True)
+        num_classes = (checkpoint and checkpoint.num_classes) or 1000
+
+    def build() -> PaleTransformer:
+        return build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
+
+    if checkpoint is None:
+        return build()
+    model = build_lazily(build)
+    load_pretrained(model, checkpoint)
     return model
 
 
@@ -446,44 +368,3 @@ def _require_positive(**values: float) -> None:
     for name, value in values.items():
         if value <= 0:
             raise ValueError(f"{name} is {value}; it must be positive")
-
-
-def _recomputed(block: PaleBlock, x: Tensor) -> Tensor:
-    """Run a block with recomputation; its BatchNorm statistics are updated once, by the first run."""
-    runs = itertools.count()
-    # Paddle 2.6 refuses to draw the same random numbers again on CPUs, so it is done here.
-    numbers = paddle.get_rng_state() if paddle.__version__ < "3" and x.place.is_cpu_place() else None
-
-    def run(x: Tensor) -> Tensor:
-        if not next(runs):
-            return block(x)
-        with _kept_statistics(block), _random_numbers_from(numbers) if numbers else nullcontext():
-            return block(x)
-
-    # The reentrant form would report each gradient twice to DataParallel when gradients are accumulated.
-    return recompute(run, x, use_reentrant=False, preserve_rng_state=numbers is None)
-
-
-@contextmanager
-def _random_numbers_from(state: list[Any]) -> Iterator[None]:
-    """Draw the random numbers that follow a state of Paddle's generators, and go on from the present one."""
-    present = paddle.get_rng_state()
-    paddle.set_rng_state(state)
-    try:
-        yield
-    finally:
-        paddle.set_rng_state(present)
-
-
-@contextmanager
-def _kept_statistics(layer: nn.Layer) -> Iterator[None]:
-    """Normalise by the batch without moving the running statistics."""
-    norms = [sublayer for sublayer in layer.sublayers() if isinstance(sublayer, nn.BatchNorm2D)]
-    momenta = [norm._momentum for norm in norms]
-    for norm in norms:
-        norm._momentum = 1.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm._momentum = momentum

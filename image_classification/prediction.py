@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle import nn
 from yacs.config import CfgNode
 
-from common.checkpoints.loading import find_weights, head_classes, load_weights, refuse_other_attention
+from common.checkpoints.loading import Checkpoint
 from common.errors import UserError
 from common.inference.exported_model import ExportedModel
 from common.inference.predictor import PredictOptions, Predictor
-from common.pale_attention import fuse
 from common.pictures.drawing import original_pixels
 from image_classification.datasets import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_transform
@@ -27,24 +27,20 @@ __all__ = ["Classifier"]
 class Classifier(Predictor):
     """The most probable classes of each image."""
 
-    def __init__(self, model: Callable[[paddle.Tensor], paddle.Tensor], config: CfgNode, class_names: list[str] | None):
-        self.model, self.config, self.class_names = model, config, class_names
+    model: Callable[[paddle.Tensor], paddle.Tensor]
 
-    @classmethod
-    def from_weights(cls, state: Mapping[str, Any], source: str, config: CfgNode, fused: bool = True) -> Classifier:
-        arrays = find_weights(state, source)
-        num_classes = head_classes(arrays)
+    @staticmethod
+    def count_classes(checkpoint: Checkpoint, config: CfgNode) -> int:
+        num_classes = checkpoint.num_classes
         if not num_classes:
-            raise UserError(f"{source} has no classification head; give the weights of a trained classifier")
-        with paddle.LazyGuard():
-            model = build_model(config, num_classes)
-        class_names: list[str] | None = state.get("class_names")
-        if class_names and len(class_names) != num_classes:
-            raise UserError(f"{source} names {len(class_names)} classes and has {num_classes}")
-        load_weights(model, arrays, source)
-        refuse_other_attention(model, state, source)
-        fuse(model) if fused else model.eval()
-        return cls(model, config, class_names)
+            raise UserError(f"{checkpoint.source} has no classification head; give the weights of a trained classifier")
+        if checkpoint.class_names and len(checkpoint.class_names) != num_classes:
+            raise UserError(f"{checkpoint.source} names {len(checkpoint.class_names)} classes and has {num_classes}")
+        return num_classes
+
+    @staticmethod
+    def build_model(config: CfgNode, num_classes: int, source: str) -> nn.Layer:
+        return build_model(config, num_classes)
 
     @classmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Classifier:
@@ -84,5 +80,4 @@ class Classifier(Predictor):
         return "\n".join([result["image"], *lines])
 
     def _prediction(self, label: int, score: float) -> dict[str, Any]:
-        name = self.class_names[label] if self.class_names else str(label)
-        return {"label": label, "name": str(name), "score": score}
+        return {"label": label, "name": self.class_names[label], "score": score}

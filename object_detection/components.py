@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 # isort: split
-from object_detection import ppdet_compat  # noqa: F401 (before ppdet, for what importing it does)
+from object_detection import ppdet_patches  # noqa: F401 (before ppdet, which it patches)
 
 # isort: split
 import paddle

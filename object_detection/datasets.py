@@ -25,7 +25,7 @@ from typing import Any
 from unittest import mock
 
 # isort: split
-from object_detection import ppdet_compat  # noqa: F401 (before ppdet, for what importing it does)
+from object_detection import ppdet_patches  # noqa: F401 (before ppdet, which it patches)
 
 # isort: split
 import numpy as np

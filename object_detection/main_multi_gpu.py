@@ -18,7 +18,6 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher puts this folder there, not the project's
 
 from common.training.launcher import launch  # noqa: E402
-from object_detection.config import CONFIG  # noqa: E402
 
 if __name__ == "__main__":
-    launch(__doc__, CONFIG, "object_detection.detection:Detection")
+    launch(__doc__, "object_detection")

@@ -1,4 +1,4 @@
-"""The backbone for PaddleDetection: importing this module registers ``PaleTransformer``, and mends what is broken."""
+"""The plug-in for PaddleDetection: importing this module registers ``PaleTransformer`` and applies patches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # isort: split
-from object_detection import ppdet_compat  # noqa: F401 (before ppdet, for what importing it does)
+from object_detection import ppdet_trainer_patches  # noqa: F401 (before ppdet, which it patches)
 
 # isort: split
 from paddle import Tensor
@@ -14,8 +14,7 @@ from ppdet.core.config.schema import SchemaDict
 from ppdet.core.workspace import global_config, register, serializable
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from common.checkpoints.loading import load_pretrained
-from common.checkpoints.released import resolve_weights
+from common.checkpoints.loading import load_pretrained, read_checkpoint
 from common.pale_features import PaleFeatures
 from common.pale_transformer import variant_settings
 
@@ -23,14 +22,14 @@ __all__ = ["PaleTransformer"]
 
 
 def _register_once(cls: type) -> type:
-    """Register a class with ppdet, which refuses a second time: when the module is imported under a second name."""
+    """Register a class with ppdet, unless the module was imported under another name before: ppdet would refuse."""
     return cls if isinstance(global_config.get(cls.__name__), SchemaDict) else register(cls)
 
 
 @_register_once
 @serializable
 class PaleTransformer(PaleFeatures):
-    """The backbone as PaddleDetection's models want it.
+    """The backbone with the interface of PaddleDetection's backbones.
 
     Args:
         variant, drop_path_rate, pretrained, in_channels, recompute: see
@@ -56,10 +55,10 @@ class PaleTransformer(PaleFeatures):
         )
         self.set_recompute(recompute)
         if pretrained:
-            load_pretrained(self, resolve_weights(variant, pretrained))
+            load_pretrained(self, read_checkpoint(pretrained, variant))
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
-        """Map ``inputs["image"]``, ``[B, C, H, W]``, to the normalised NCHW maps of ``out_indices``."""
+        """Map ``inputs["image"]``, ``[B, C, H, W]``, to the normalized NCHW maps of ``out_indices``."""
         return PaleFeatures.forward(self, inputs["image"])  # Paddle 2.6 cannot trace super()
 
     @property

@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle import nn
 from PIL import Image
 from yacs.config import CfgNode
 
-from common.checkpoints.lazy_model import build_lazily
-from common.checkpoints.loading import find_weights, load_weights
+from common.checkpoints.loading import Checkpoint
 from common.errors import UserError, one_line
 from common.inference.exported_model import ExportedModel
-from common.inference.picture_predictor import PicturePredictor
-from common.inference.predictor import PredictOptions
-from common.pale_attention import fuse
+from common.inference.predictor import PicturePredictor, PredictOptions
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
 from object_detection.components import build_model, silence_loggers
@@ -35,22 +33,23 @@ class Detector(PicturePredictor):
     than 8 bits a channel the upper 8 stay, and what EXIF says about the orientation is followed.
     """
 
-    def __init__(self, model: Callable[[dict[str, Any]], dict[str, Any]], config: CfgNode, class_names: list[str]):
-        self.model, self.config, self.class_names = model, config, class_names
+    model: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def __init__(self, model: Any, config: CfgNode, class_names: list[str]):
+        super().__init__(model, config, class_names)
         self.transforms, self.batch_transforms = build_transforms(config, "EvalReader", len(class_names))
 
-    @classmethod
-    def from_weights(cls, state: Mapping[str, Any], source: str, config: CfgNode, fused: bool = True) -> Detector:
-        silence_loggers()
-        arrays = find_weights(state, source)
-        names = state.get("class_names") or []
-        num_classes = len(names) or config.num_classes
+    @staticmethod
+    def count_classes(checkpoint: Checkpoint, config: CfgNode) -> int:
+        num_classes = len(checkpoint.class_names or ()) or config.num_classes
         if not num_classes:
-            raise UserError(f"{source} does not name its classes; give a -cfg with num_classes")
-        model = build_lazily(lambda: build_model(config, num_classes))
-        load_weights(model, arrays, source)
-        fuse(model) if fused else model.eval()
-        return cls(model, config, [str(name) for name in names] or [str(number) for number in range(num_classes)])
+            raise UserError(f"{checkpoint.source} does not name its classes; give a -cfg with num_classes")
+        return num_classes
+
+    @staticmethod
+    def build_model(config: CfgNode, num_classes: int, source: str) -> nn.Layer:
+        silence_loggers()
+        return build_model(config, num_classes)
 
     @classmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Detector:

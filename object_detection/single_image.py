@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import paddle
@@ -19,8 +20,9 @@ from ppdet.modeling.bbox_utils import delta2bbox
 from ppdet.modeling.necks.fpn import FPN
 
 from common.errors import UserError
+from common.toolkits.patches import namespace
 from object_detection.masks import original_size
-from object_detection.ppdet_compat import THINNEST, Over, seeing
+from object_detection.ppdet_patches import replace_empty_boxes
 
 __all__ = ["SingleImageDetector"]
 
@@ -255,7 +257,7 @@ def _double(x: Tensor, scale_factor: float, mode: str) -> Tensor:
 
 
 # paddle2onnx cannot convert an interpolation by a factor, whose attribute is a double.
-_fpn = seeing(FPN.forward, F=Over(F, interpolate=_double))
+_fpn = FunctionType(FPN.forward.__code__, {**FPN.forward.__globals__, "F": namespace(F, interpolate=_double)})
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
@@ -307,18 +309,14 @@ def _builds_new_graphs() -> bool:
 
 
 def _align(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """Features of boxes [n, 4], each from the level of the pyramid that suits its size (FPN, arXiv 1612.03144, eq. 1).
-
-    Boxes without area have zeros, as :mod:`object_detection.ppdet_compat` sees to elsewhere.
-    """
-    usable = (boxes[:, 2:] - boxes[:, :2] >= THINNEST).all(axis=1, keepdim=True)
+    """Features of boxes [n, 4], each from the level of the pyramid for its size (FPN, arXiv 1612.03144, eq. 1)."""
     if extractor.aligned:
-        boxes = paddle.where(usable, boxes, paddle.to_tensor([[0.0, 0.0, 1.0, 1.0]]))
+        boxes, is_used = replace_empty_boxes(boxes)
     if len(maps) == 1:
         features = _align_in(maps[extractor.start_level], boxes, extractor, extractor.spatial_scale[0], -1)
     else:
         features = _align_in_pyramid(extractor, maps, boxes)
-    return features * usable.astype(features.dtype).reshape([-1, 1, 1, 1]) if extractor.aligned else features
+    return features * is_used.astype(features.dtype) if extractor.aligned else features
 
 
 def _align_in_pyramid(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:

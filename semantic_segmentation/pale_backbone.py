@@ -1,4 +1,4 @@
-"""The backbone for PaddleSeg: importing this module registers ``PaleTransformer``, and ``PaleUPerNet`` besides."""
+"""The plug-in for PaddleSeg: importing it registers ``PaleTransformer`` and ``PaleUPerNet`` and applies patches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import numpy  # noqa: F401 (Paddle 2.6 crashes in scikit-learn's libraries unles
 from paddleseg.cvlibs import manager
 
 from common.pale_features import PaleFeatures, create_features
-from semantic_segmentation import paddleseg_compat, upernet  # noqa: F401 (for what importing them does)
+from semantic_segmentation import (  # noqa: F401 (for what importing them does)
+    paddleseg_patches,
+    paddleseg_trainer_patches,
+    upernet,
+)
 
 __all__ = ["PaleTransformer"]
 
@@ -21,7 +25,7 @@ def PaleTransformer(
     in_channels: int = 3,
     recompute: bool = False,
 ) -> PaleFeatures:
-    """Build the backbone as PaddleSeg's models want it, with ``feat_channels``.
+    """Build the backbone with the interface of PaddleSeg's backbones, ``feat_channels`` included.
 
     Args:
         variant, drop_path_rate, pretrained, in_channels, recompute: see

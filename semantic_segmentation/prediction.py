@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle import nn
 from paddleseg.transforms import Compose, Normalize
 from PIL import Image
 from yacs.config import CfgNode
 
-from common.checkpoints.lazy_model import build_lazily
-from common.checkpoints.loading import find_weights, load_weights
+from common.checkpoints.loading import Checkpoint
 from common.errors import UserError
 from common.inference.exported_model import ExportedModel
-from common.inference.picture_predictor import PicturePredictor
-from common.inference.predictor import PredictOptions
-from common.pale_attention import fuse
+from common.inference.predictor import PicturePredictor, PredictOptions
 from common.pictures.drawing import colour_map, index_png, overlay, palette, present_classes, with_legend
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
@@ -39,7 +37,7 @@ class Segmenter(PicturePredictor):
     """
 
     def __init__(self, model: Model, config: CfgNode, class_names: list[str]):
-        self.model, self.config, self.class_names = model, config, class_names
+        super().__init__(model, config, class_names)
         self.colours = palette(len(class_names))
         self.settings = InferenceSettings.from_test_config(plain(config.test_config))
         self.transforms = [
@@ -47,15 +45,16 @@ class Segmenter(PicturePredictor):
             for number, item in enumerate(plain(config.val_dataset).get("transforms", []))
         ]
 
-    @classmethod
-    def from_weights(cls, state: Mapping[str, Any], source: str, config: CfgNode, fused: bool = True) -> Segmenter:
-        arrays = find_weights(state, source)
-        names = state.get("class_names") or []
-        num_classes = len(names) or _count_classes(config, source)
-        model = build_lazily(lambda: build_model(config, num_classes, source=source))
-        load_weights(model, arrays, source)
-        fuse(model) if fused else model.eval()
-        return cls(model, config, [str(name) for name in names] or [str(n) for n in range(model.num_classes)])
+    @staticmethod
+    def count_classes(checkpoint: Checkpoint, config: CfgNode) -> int:
+        num_classes = len(checkpoint.class_names or ()) or config.model.get("num_classes")
+        if not num_classes:
+            raise UserError(f"{checkpoint.source} does not name its classes; give a -cfg with model.num_classes")
+        return num_classes
+
+    @staticmethod
+    def build_model(config: CfgNode, num_classes: int, source: str) -> nn.Layer:
+        return build_model(config, num_classes, source=source)
 
     @classmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Segmenter:
@@ -128,9 +127,3 @@ class Segmenter(PicturePredictor):
             raise UserError(
                 f"val_dataset.transforms cannot take {width}x{height} pixels ({reason}); crop the image or change them"
             ) from error
-
-
-def _count_classes(config: CfgNode, source: str) -> int:
-    if "num_classes" not in config.model:
-        raise UserError(f"{source} does not name its classes; give a -cfg with model.num_classes")
-    return config.model.num_classes

@@ -19,7 +19,7 @@ from paddleseg.core.train import loss_computation
 from paddleseg.utils import logger
 from yacs.config import CfgNode
 
-from common.checkpoints.lazy_model import build_lazily
+from common.checkpoints.loading import build_lazily
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain

@@ -12,18 +12,19 @@ from tests.helpers.programs import ROOT
 
 TASKS = {"image_classification", "semantic_segmentation", "object_detection"}
 FOUNDATION = {"errors", "runtime"}
-MODEL = {"layers", "pale_attention", "fuse", "pale_transformer", "pale_features", "flops"}
+MODEL = {"layers", "pale_attention", "ablation", "fuse", "pale_transformer", "pale_features", "flops"}
 # What each room of common may import besides itself.
 ALLOWED = {
     "errors": set(),
     "layers": set(),
     "runtime": {"errors", "version"},
-    "checkpoints": {*FOUNDATION, "layers", "version"},
+    "tasks": set(),
+    "checkpoints": {*FOUNDATION, "data", "layers", "version"},
     "data": {*FOUNDATION, "version"},
     "demo_data": {*FOUNDATION, "data"},
     "pictures": {*FOUNDATION, "data"},
     "toolkits": FOUNDATION,
-    "training": {*FOUNDATION, *MODEL, "checkpoints", "data", "pictures", "version"},
+    "training": {*FOUNDATION, *MODEL, "checkpoints", "data", "pictures", "tasks", "version"},
     "inference": {*FOUNDATION, *MODEL, "checkpoints", "data", "pictures", "training", "version"},
     **{module: {*FOUNDATION, *MODEL, "checkpoints"} for module in MODEL - {"layers"}},
 }

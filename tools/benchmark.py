@@ -1,30 +1,34 @@
-"""Measure models against each other, in turn, or (-suite) every row of the performance table, or (-study) one closely.
+"""Measure the speed of models, ours and their peers, in several runtimes.
 
-    python tools/benchmark.py pale_tiny paddleclas:swin_tiny
-    python tools/benchmark.py pale_tiny -mode train -batch 4 -runtime eager static
+    python tools/benchmark.py pale_tiny paddleclas:swin_tiny paddleclas:cswin_tiny
+    python tools/benchmark.py pale_tiny -runtime eager static inference onnxruntime
+    python tools/benchmark.py pale_tiny pale_small -mode train -batch 4 8 -csv speed.csv
     python tools/benchmark.py pale_tiny timm:swin_tiny timm:davit_tiny -runtime onnxruntime -batch 1
-    python tools/benchmark.py -suite -rows 1 3
-    python tools/benchmark.py pale_tiny -study profile growth
-    python tools/benchmark.py -study clusters -gpus 8 64
 
-Every model gets a process of its own, and all take turns; medians count. The first model is compared with the others.
-paddleclas:NAME is swin_tiny, cswin_tiny or convnext_tiny, timm:NAME any model of timm. The table goes to stdout,
-benchmark.csv and benchmark.png to -out.
-
-The studies are of this project's models: profile says what bounds each stage and part, arithmetic or bytes; growth how
-cost grows with image, batch and ranks; clusters what training on many GPUs would take, computed and not measured. Each
-prints a table and writes performance_NAME.csv to -out, the first two performance_NAME.png as well.
+MODEL is a name of create_model, paddleclas:NAME (swin_tiny, cswin_tiny, convnext_tiny) or timm:NAME (any model of timm,
+in ONNX Runtime). All models and runtimes take turns, so that a machine that slows down slows all of them; the table has
+the median and the minimum over the turns. Times are compared with the first model in the same runtime or, if there is
+one model, with its first runtime.
 """
 
 from __future__ import annotations
 
-import json
+import csv
+import gc
+import importlib.metadata
+import os
+import platform
+import shlex
+import statistics
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tools/ are
 
@@ -32,204 +36,231 @@ from tqdm import tqdm  # noqa: E402
 
 from common.errors import UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
-from tools.benchmarking import studies  # noqa: E402
-from tools.benchmarking.documents import require_places, write_table  # noqa: E402
-from tools.benchmarking.output import Record, write_csv  # noqa: E402
-from tools.benchmarking.subjects import DTYPES, MODES, RUNTIMES, Gemm, Model, Subject, gemms, variants  # noqa: E402
+from common.runtime.device import select_device  # noqa: E402
+from tools.markdown_section import read_section, replace_section  # noqa: E402
+from tools.markdown_table import markdown_table  # noqa: E402
 
-if TYPE_CHECKING:  # it imports numpy, for which -h need not wait
-    from tools.benchmarking.interleaving import Measurement
+if TYPE_CHECKING:
+    from tools.helpers.benchmark_runtimes import Case, Step
 
-# Flags that describe what is run; the rows of the suite say so themselves.
-MODEL_FLAGS = ("runtime", "mode", "batch", "image_size", "dtype", "device", "threads", "recompute")
-_SUITE = "suite"  # what documents call the place of its table
-LEAST = {"rounds": 1, "warmup": 1, "threads": 1, "batch": 1, "image_size": 32}
+RUNTIMES = ("eager", "static", "inference", "onnxruntime")  # those of tools/helpers/benchmark_runtimes.py
+MODES = ("infer", "train")
+SECTION = "benchmark"  # of the document that -into names
+WARMUP = 2  # runs before the first turn
+MIN_TURN = 0.5  # seconds: a turn repeats a short run and takes the median
+PAUSE = 0.25  # seconds between turns: OpenMP's threads keep a core busy for 0.2 s after their last work
+PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddleclas", "paddle2onnx", "onnxruntime", "numpy")
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     _check(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-
-    from tools.benchmarking.machine import describe_machine
-
-    machine = describe_machine()
-    with tqdm(disable=not sys.stderr.isatty(), leave=False, bar_format="{desc} [{elapsed}]") as line:
-        records, text = (_studies if arguments.study else _comparisons)(arguments, machine, line)
-    print(json.dumps({"machine": machine, "records": records}, indent=2) if arguments.json else text)
-
-
-def _comparisons(arguments: Namespace, machine: Record, line: tqdm) -> tuple[list[Record], str]:
-    """Measure models or the suite and write CSV and picture; return the records and the table."""
-    from tools.benchmarking import report
-
-    records: list[Record] = []
-    for new_records in (_suite if arguments.suite else _models)(arguments, line):
-        records += new_records
-        write_csv(records, machine, arguments.out / "benchmark.csv", report.COLUMNS)  # a later row may fail
-    if all(record["value"] is None for record in records):
-        raise UserError("nothing could be measured; the lines above say why")
-    report.draw(records, arguments.out / "benchmark.png")
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # read when Paddle is imported
+    device = select_device(arguments.device)
+    records: list[dict[str, Any]] = []
+    try:
+        for cases in _groups(arguments, device):
+            records += _records(_measure(cases, arguments.rounds))
+    finally:  # what was measured before an error or an interruption is not lost
+        if records:
+            print(_table(records))
+            if arguments.csv:
+                _write_csv(arguments.csv, records)
     if arguments.into:
-        write_table(arguments.into, _SUITE, report.suite_markdown(records), records, machine)
-    return records, report.markdown(records)
-
-
-def _studies(arguments: Namespace, machine: Record, line: tqdm) -> tuple[list[Record], str]:
-    return studies.make(arguments, machine, partial(_in_turn, arguments, line))
-
-
-def _in_turn(arguments: Namespace, line: tqdm, subjects: Sequence[Subject], rounds: int) -> list[Measurement]:
-    """Measure subjects as the flags say; products of libraries that are not installed may be missing."""
-    from tools.benchmarking.interleaving import measure
-
-    progress = line.set_description_str
-    return measure(subjects, rounds, arguments.warmup, arguments.peer_python, progress, _leave_out_gemm)
-
-
-def _leave_out_gemm(subject: Subject, error: UserError) -> None:
-    """Go without the product of a library that is not installed."""
-    if not isinstance(subject, Gemm):
-        raise error
+        command = shlex.join(["python", "tools/benchmark.py", *argv])
+        note = f"Median and minimum of {arguments.rounds} turns. {_machine(arguments.threads)}. `{command}`"
+        replace_section(arguments.into, SECTION, f"{_table(records)}\n\n{note}")
 
 
 def _check(arguments: Namespace) -> None:
-    """Reject what cannot be meant before anything is measured."""
-    studies.check(arguments)
-    if not arguments.study and bool(arguments.models) == arguments.suite:
-        raise UserError("name the models to measure, or give -suite; one of the two")
-    given = [name for name in MODEL_FLAGS if getattr(arguments, name)]
-    if arguments.suite and given:
-        raise UserError(f"-suite says itself what it runs; leave out -{' -'.join(given)}")
-    if arguments.rows and not arguments.suite:
-        raise UserError("-rows chooses rows of the suite; add -suite")
-    if arguments.into:
-        places = [_SUITE] if arguments.suite else arguments.study
-        if not places:
-            raise UserError("-into is for the tables of -suite and -study; add one of them")
-        require_places(arguments.into, places)
-    for name, least in (LEAST | studies.LEAST).items():
+    """Refuse impossible flags before anything is measured."""
+    for name, least in {"rounds": 1, "threads": 1, "batch": 1, "size": 32}.items():
         values = getattr(arguments, name)
         for value in values if isinstance(values, list) else [values]:
-            if value is not None and value < least:
+            if value < least:
                 raise UserError(f"-{name} is {value}; it must be at least {least}")
-    for name in ("models", "runtime", *studies.LISTS):
-        values = getattr(arguments, name) or []
-        repeated = {str(value) for value in values if values.count(value) > 1}
-        if repeated:
-            raise UserError(f"{', '.join(sorted(repeated))} stands twice among the {name}; name each once")
+    for name in ("models", "runtime", "mode", "batch", "size"):
+        values = getattr(arguments, name)
+        if len(set(values)) < len(values):
+            raise UserError(f"{name} {' '.join(map(str, values))}: name each once")
+    if arguments.into:
+        read_section(arguments.into, SECTION)  # complains if there is none
 
 
-def _models(arguments: Namespace, line: tqdm) -> Iterator[list[Record]]:
-    """Measure the models of the command line, and the rate of the machine's products of matrices."""
-    from tools.benchmarking.comparisons import time_ratio
-    from tools.benchmarking.report import comparison_records, measurement_records
+def _groups(arguments: Namespace, device: str) -> list[list[Case]]:
+    """The cases that take turns together: all possible ones of a mode, a batch size and an image size.
 
-    chosen = {name: getattr(arguments, name) for name in MODEL_FLAGS if getattr(arguments, name)}
-    runtimes = chosen.pop("runtime", [Model.runtime])
-    models = [
-        Model(name=name if len(runtimes) == 1 else f"{name} {runtime}", model=name, runtime=runtime, **chosen)
-        for name in arguments.models
-        for runtime in runtimes
-    ]
-    first, *others = [[variant.name for variant in variants(model)] for model in models]
-    subjects = [variant for model in models for variant in variants(model)]
-    products = gemms(models[0].threads, models[0].device, models[0].dtype)
+    Raises:
+        UserError: nothing is possible for a model.
+    """
+    from tools.helpers.benchmark_runtimes import Case, is_possible
 
-    results = _in_turn(arguments, line, [*subjects, *products], arguments.rounds)
-    measured = {result.subject.name: result for result in results}
-    ratios = [time_ratio(first, names) for names in others]
-    yield [*measurement_records(measured), *comparison_records(ratios, measured)]
-
-
-def _suite(arguments: Namespace, line: tqdm) -> Iterator[list[Record]]:
-    """Measure the rows, one after the other."""
-    from tools.benchmarking.interleaving import measure
-    from tools.benchmarking.report import comparison_records, measurement_records
-    from tools.benchmarking.suite import rows
-
-    by_number = {row.number: row for row in rows(str(arguments.paddleclas_source))}
-    unknown = sorted(set(arguments.rows) - set(by_number))
-    if unknown:
-        raise UserError(f"-rows {unknown[0]}: there is no such row; the rows are {min(by_number)} to {max(by_number)}")
-    for number in sorted(set(arguments.rows) or by_number):
-        row = by_number[number]
-        if line.disable:
-            print(f"row {number}: {row.title}", file=sys.stderr, flush=True)
-        left_out: list[Record] = []
-
-        def leave_out(subject: Subject, error: UserError, left_out: list = left_out) -> None:
-            tqdm.write(f"left out {error}", file=sys.stderr)
-            left_out.append({"figure": subject.name, "value": None, "unit": "s", "note": str(error)})
-
-        def progress(text: str, number: int = number) -> None:
-            line.set_description_str(f"row {number}: {text}")
-
-        results = measure(
-            row.subjects,
-            min(arguments.rounds, row.max_rounds or arguments.rounds),
-            arguments.warmup,
-            arguments.peer_python,
-            progress,
-            leave_out,
+    groups = []
+    for mode, size, batch in product(arguments.mode, arguments.size, arguments.batch):
+        cases = [
+            Case(model, runtime, mode, batch, size, arguments.threads, device, arguments.amp)
+            for runtime, model in product(arguments.runtime, arguments.models)
+        ]
+        groups.append([case for case in cases if is_possible(case)])
+    missing = set(arguments.models) - {case.model for cases in groups for case in cases}
+    if missing:
+        raise UserError(
+            f"{sorted(missing)[0]}: none of -runtime {' '.join(arguments.runtime)} can run it with -mode "
+            f"{' '.join(arguments.mode)}{' -amp' * arguments.amp}; timm: needs onnxruntime; train and -amp need eager "
+            "or static"
         )
-        measured = {result.subject.name: result for result in results}
-        new_records = [*measurement_records(measured), *left_out, *comparison_records(row.comparisons, measured)]
-        yield [{"row": row.number, "title": row.title, **record} for record in new_records]
+    return groups
+
+
+# ---- measuring
+
+
+@dataclass
+class Subject:
+    """A built case.
+
+    Attributes:
+        memory: the most bytes of Paddle's allocator during a run, weights and optimizer included; None if not counted.
+        seconds: of one run, for each turn.
+    """
+
+    case: Case
+    step: Step
+    memory: int | None
+    seconds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def build(cls, case: Case) -> Subject:
+        from tools.helpers.benchmark_runtimes import RUNTIMES
+
+        gc.collect()  # what earlier subjects left must not be freed while this one is counted
+        before = _memory(case, "current_value")
+        step = RUNTIMES[case.runtime](case)
+        for _ in range(WARMUP):
+            _memory(case, "reset_peak_value")
+            step()
+        peak = _memory(case, "peak_value")
+        return cls(case, step, None if peak is None else peak - before)
+
+    def take_turn(self) -> None:
+        runs: list[float] = []
+        while sum(runs) < MIN_TURN:
+            began = time.perf_counter()
+            self.step()
+            runs.append(time.perf_counter() - began)
+        self.seconds.append(statistics.median(runs))
+
+
+def _measure(cases: Sequence[Case], rounds: int) -> list[Subject]:
+    if not cases:
+        return []
+    subjects = [Subject.build(case) for case in _progress(cases, "building")]
+    for _ in _progress(range(rounds), f"{cases[0].mode}, batch {cases[0].batch}, {cases[0].size}x{cases[0].size}"):
+        for subject in subjects:
+            time.sleep(PAUSE)
+            subject.take_turn()
+    return subjects
+
+
+def _memory(case: Case, what: str) -> int | None:
+    """A statistic of Paddle's allocator; None where Paddle does not compute or, before version 3, counts no peak."""
+    from paddle.base import core
+
+    on_cpu = case.device == "cpu"
+    function = getattr(core, f"{'host' if on_cpu else 'device'}_memory_stat_{what}", None)
+    if function is None or case.runtime not in ("eager", "static"):
+        return None
+    return function("Allocated", 0 if on_cpu else int(case.device.partition(":")[2] or 0))
+
+
+def _progress(items: Sequence, text: str) -> Iterator:
+    return iter(tqdm(items, text, disable=not sys.stderr.isatty(), leave=False))
+
+
+# ---- reporting
+
+
+def _records(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """Plain values of each subject of one group."""
+    several_models = len({subject.case.model for subject in subjects}) > 1
+    records = []
+    for subject in subjects:
+        first = next(s for s in subjects if not several_models or s.case.runtime == subject.case.runtime)
+        median = statistics.median(subject.seconds)
+        records.append(
+            {
+                **asdict(subject.case),
+                "turns": len(subject.seconds),
+                "median_seconds": median,
+                "min_seconds": min(subject.seconds),
+                "ratio": median / statistics.median(first.seconds),
+                "images_per_second": subject.case.batch / median,
+                "memory_mb": None if subject.memory is None else subject.memory / 2**20,
+            }
+        )
+    return records
+
+
+def _table(records: Sequence[dict[str, Any]]) -> str:
+    header = ["model", "runtime", "mode", "batch", "size", "median, ms", "min, ms", "time / first", "images/s", "MB"]
+    rows = [
+        [
+            *(str(record[name]) for name in ("model", "runtime", "mode", "batch", "size")),
+            f"{1000 * record['median_seconds']:.0f}",
+            f"{1000 * record['min_seconds']:.0f}",
+            f"{record['ratio']:.2f}",
+            f"{record['images_per_second']:.1f}",
+            "" if record["memory_mb"] is None else f"{record['memory_mb']:.0f}",
+        ]
+        for record in records
+    ]
+    return markdown_table(header, rows, right=range(3, len(header)), padded=True)
+
+
+def _write_csv(file: Path, records: Sequence[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, [*records[0], "machine"])
+        writer.writeheader()
+        writer.writerows(record | {"machine": _machine(record["threads"])} for record in records)
+
+
+def _machine(threads: int) -> str:
+    """Processor, threads, versions, commit and date."""
+    from common.runtime.machine import cpu_model, git_state
+    from tools.helpers.benchmark_runtimes import peer_versions
+
+    versions = [f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    where = f"{cpu_model()}, {os.cpu_count()} cores, {threads} threads"
+    commit = git_state("docs", "results") or "unknown"
+    return ", ".join([where, *versions, *sorted(peer_versions), f"commit {commit}", str(date.today())])
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     what = parser.add_argument_group("what is measured")
-    what.add_argument("models", nargs="*", metavar="MODEL", help="pale_tiny and the like, paddleclas:NAME or timm:NAME")
-    parser.add_flag("suite", what, action="store_true", help="the rows of the performance table, instead of models")
-    parser.add_flag("rows", what, nargs="+", type=int, default=[], metavar="N", help="only these rows of the suite")
-    runtimes = f"one or more of {', '.join(RUNTIMES)}"
-    studies.add_flags(parser)
-    how = parser.add_argument_group("how models run")
-    parser.add_flag(
-        "runtime", how, nargs="+", choices=RUNTIMES, metavar="NAME", help=f"{runtimes} (default: {Model.runtime})"
-    )
-    parser.add_flag("mode", how, choices=MODES, help=f"train has backward and AdamW (default: {Model.mode})")
-    parser.add_flag("batch", how, type=int, metavar="N", help=f"images in a batch (default: {Model.batch})")
-    parser.add_flag("image_size", how, type=int, metavar="N", help=f"pixels of a side (default: {Model.image_size})")
-    parser.add_flag("dtype", how, choices=DTYPES, help=f"halves by AMP on GPUs (default: {Model.dtype})")
-    parser.add_flag("recompute", how, action="store_true", help="train with recomputation")
-    parser.add_flag("device", how, help=f"cpu, gpu or gpu:N (default: {Model.device})")
-    parser.add_flag("threads", how, type=int, metavar="N", help=f"of each process (default: {Model.threads})")
-    turns = parser.add_argument_group("turns")
-    parser.add_flag("rounds", turns, type=int, default=9, metavar="N", help="turns of each (default: %(default)s)")
-    parser.add_flag("warmup", turns, type=int, default=2, metavar="N", help="runs before that (default: %(default)s)")
-    peers = parser.add_argument_group("peers")
-    parser.add_flag(
-        "peer_python",
-        peers,
-        type=Path,
-        default=Path(".venv-peers/bin/python"),
-        metavar="FILE",
-        help="the Python that has timm (default: %(default)s)",
-    )
-    parser.add_flag(
-        "paddleclas_source",
-        peers,
-        type=Path,
-        default=Path("PaddleClas"),
-        metavar="FOLDER",
-        help="a checkout of PaddleClas, for its reader in row 8 (default: %(default)s)",
-    )
+    what.add_argument("models", nargs="+", metavar="MODEL", help="pale_tiny and the like, paddleclas:NAME, timm:NAME")
+    several = {"nargs": "+", "metavar": "N", "type": int}
+    names = f"one or more of {', '.join(RUNTIMES)} (default: eager)"
+    parser.add_flag("runtime", what, nargs="+", choices=RUNTIMES, default=["eager"], metavar="NAME", help=names)
+    modes = "infer: forward; train: forward, backward and AdamW (default: infer)"
+    parser.add_flag("mode", what, nargs="+", choices=MODES, default=["infer"], help=modes)
+    parser.add_flag("batch", what, default=[8], help="images in a batch (default: 8)", **several)
+    parser.add_flag("size", what, default=[224], help="height and width of the images (default: 224)", **several)
+    how = parser.add_argument_group("how it is measured")
+    parser.add_flag("rounds", how, type=int, default=9, metavar="N", help="turns of each (default: %(default)s)")
+    parser.add_flag("threads", how, type=int, default=2, metavar="N", help="on CPUs (default: %(default)s)")
+    parser.add_flag("device", how, default="cpu", help="cpu, gpu or gpu:N (default: %(default)s)")
+    parser.add_flag("amp", how, action="store_true", help="mixed precision in bfloat16, in eager and static")
     output = parser.add_argument_group("output")
-    parser.add_flag(
-        "out",
-        output,
-        type=Path,
-        default=Path("output/benchmark"),
-        metavar="FOLDER",
-        help="for CSV and picture (default: %(default)s)",
-    )
-    into = "document that takes the tables, between the marks <!-- begin performance NAME --> and <!-- end ... -->"
-    text = f"{into}; NAME is {_SUITE} or a study, whose picture goes beside it"
-    parser.add_flag("into", output, type=Path, metavar="FILE", help=text)
-    parser.add_flag("json", output, action="store_true", help="print JSON instead of a table")
+    parser.add_flag("csv", output, type=Path, metavar="FILE", help="write all figures to this file")
+    into = f"write the table into this document, between <!-- begin {SECTION} --> and <!-- end {SECTION} -->"
+    parser.add_flag("into", output, type=Path, metavar="FILE", help=into)
     return parser
 
 

@@ -12,13 +12,12 @@ project. "OK" is printed where each file agrees with the model to 1e-4 on every 
 
 from __future__ import annotations
 
-import importlib
 import importlib.resources
 import json
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ 
 
 from common.errors import UserError, one_line  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.tasks import TASKS  # noqa: E402
 from common.training.config import add_weights_flags  # noqa: E402
 
 if TYPE_CHECKING:
+    from common.checkpoints.loading import Checkpoint
     from common.inference.exportable import Exportable
     from common.inference.predictor import Predictor
     from tools.exporting.checking import Case
@@ -40,19 +41,15 @@ _MOST_IMAGES = 8
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    from common.checkpoints.loading import read_checkpoint
-    from common.checkpoints.released import resolve_weights
     from common.inference.exported_model import refuse_exported, refuse_other_files, replace_exported
     from tools.exporting.checking import TOLERANCE, make_cases
-    from tools.predict import build_predictor
+    from tools.predict import open_weights
 
     refuse_exported(arguments.pretrained)
     refuse_other_files(arguments.out)
     images = _find_images(arguments.images)
-    source = resolve_weights(None, arguments.pretrained)
-    state = read_checkpoint(source)
-    task, predictor = build_predictor(arguments, fused=False, state=state)
-    exportable: Exportable = importlib.import_module(f"{task}.exporting").exportable(predictor)
+    task, predictor, checkpoint = open_weights(arguments, fused=False)
+    exportable: Exportable = TASKS[task].exportable()(predictor)
     size = _fixed_size(arguments.size, exportable)
     _tell(f"running {exportable.name} on {', '.join(Path(image).name for image in images)}")
     cases = make_cases(exportable, images, size)
@@ -61,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out) as folder:
-            card = _write_all(Path(folder), arguments.formats, task, predictor, exportable, size, cases, source, state)
+            card = _write_all(Path(folder), arguments.formats, task, predictor, exportable, size, cases, checkpoint)
             written = replace_exported(Path(folder), out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another -out") from error
@@ -94,8 +91,7 @@ def _write_all(
     exportable: Exportable,
     size: tuple[int, int] | None,
     cases: Sequence[Case],
-    source: str | Path,
-    state: Mapping[str, Any],
+    checkpoint: Checkpoint,
 ) -> dict[str, Any]:
     """Write the files of an exported model, and check them.
 
@@ -113,11 +109,11 @@ def _write_all(
     texts = {
         LABELS: "".join(f"{_in_one_line(label)}\n" for label in exportable.labels),
         PREPROCESSING: _as_json(exportable.preprocessing),
-        CONFIG: importlib.import_module(f"{task}.config").CONFIG.dump(predictor.config),
+        CONFIG: TASKS[task].config().dump(predictor.config),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    card = make_card(task, exportable, inputs, source, state, sorted(folder.iterdir()), checks, left_out)
+    card = make_card(task, exportable, inputs, checkpoint, sorted(folder.iterdir()), checks, left_out)
     (folder / CARD).write_text(_as_json(card), encoding="utf-8")
     return card
 

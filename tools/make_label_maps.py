@@ -27,9 +27,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"-top is {arguments.top}; it must be at least 1")
 
     from common.checkpoints.download import sha256_of
-    from common.checkpoints.file_format import locate_file
     from common.checkpoints.loading import read_checkpoint
-    from common.checkpoints.released import open_source, resolve_weights
     from common.data.class_names import check_class_order
     from common.runtime.distributed import world_size
     from common.training.log import TrainingLog
@@ -41,16 +39,15 @@ def main(argv: Sequence[str]) -> None:
     if world_size() > 1:
         raise UserError("one process makes label maps; start this without the launcher")
     source = arguments.pretrained
-    file = locate_file(open_source(resolve_weights(None, source)))
-    state = read_checkpoint(file)
-    config = CONFIG.of_weights(state, source, arguments)
+    checkpoint = read_checkpoint(source)
+    config = CONFIG.of_weights(checkpoint.config, source, arguments)
     if config.DATA.IMAGE_SIZE % TOKEN_STRIDE:
         raise UserError(f"-image_size is {config.DATA.IMAGE_SIZE}; it must be a multiple of {TOKEN_STRIDE}")
     select_device(config.DEVICE)
-    annotator = Classifier.from_weights(state, source, config)
+    annotator = Classifier.from_checkpoint(checkpoint, config)
     num_classes = annotator.model.num_classes
     dataset = build_dataset(config.DATA.DATASET, config.DATA.DATA_PATH or None, arguments.split, num_classes)
-    check_class_order(dataset.class_names, annotator.class_names, "the data set", source)
+    check_class_order(dataset.class_names, checkpoint.class_names, "the data set", source)
     side = config.DATA.IMAGE_SIZE // TOKEN_STRIDE
     info = LabelMapInfo(
         images=len(dataset),
@@ -58,10 +55,10 @@ def main(argv: Sequence[str]) -> None:
         width=side,
         top=min(arguments.top, num_classes),
         num_classes=num_classes,
-        class_names=annotator.class_names,
+        class_names=checkpoint.class_names,
         model=config.MODEL.NAME,
-        weights=file.name,
-        sha256=sha256_of(file),
+        weights=checkpoint.path.name,
+        sha256=sha256_of(checkpoint.path),
         image_size=config.DATA.IMAGE_SIZE,
     )
     log = TrainingLog()

@@ -1,21 +1,20 @@
-"""Say what is on images: classes, objects, or the class of every pixel. The weights know which.
+"""Predict classes, objects, or the class of every pixel, depending on the task of the weights.
 
     python tools/predict.py IMAGE... -pretrained output/pale_nano_mnist5k/best.pdparams
     python tools/predict.py IMAGE... -pretrained exported/pale_nano/model.onnx
 
-IMAGE is a file or a folder. Weights that this project has saved know their configuration; others need -cfg. What
-tools/export.py wrote is run by Paddle Inference, or an ONNX file by ONNX Runtime.
+IMAGE is a file or a folder. Weights of this project contain their configuration; others need -cfg. Exported models are
+run by Paddle Inference or, .onnx files, by ONNX Runtime.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the folders of the tasks are
 
@@ -24,19 +23,12 @@ from tqdm import tqdm  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
+from common.tasks import TASKS  # noqa: E402
 from common.training.config import add_weights_flags, read_yaml_with_bases  # noqa: E402
 
 if TYPE_CHECKING:
+    from common.checkpoints.loading import Checkpoint
     from common.inference.predictor import Predictor
-
-# The class in the task's prediction.py.
-TASKS = {
-    "image_classification": "Classifier",
-    "object_detection": "Detector",
-    "semantic_segmentation": "Segmenter",
-}
-# A key that only the configuration files of a task have, as its toolkit names the model.
-_KEYS = {"architecture": "object_detection", "model": "semantic_segmentation"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     if left_out:
         print(f"left out {left_out} pictures that this project wrote; name such files to have them", file=sys.stderr)
     exported = find_exported(arguments.pretrained)
-    predictor = _open_exported(exported, arguments) if exported else build_predictor(arguments)[1]
+    predictor = _open_exported(exported, arguments) if exported else open_weights(arguments)[1]
     options = PredictOptions(arguments.top, arguments.threshold, arguments.out)
     results, errors = [], []
     for result in tqdm(
@@ -76,37 +68,31 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{len(errors)} of {len(files)} images could not be predicted: {'; '.join(errors)}")
 
 
-def build_predictor(
-    arguments: Namespace, fused: bool = True, state: Mapping[str, Any] | None = None
-) -> tuple[str, Predictor]:
-    """The task that the weights of ``-pretrained`` are of, and its predictor with them.
+def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predictor, Checkpoint]:
+    """Read the weights of ``-pretrained``.
 
     Args:
         arguments: those of :func:`common.training.config.add_weights_flags`.
-        fused: see :meth:`common.inference.predictor.Predictor.from_weights`.
-        state: what :func:`common.checkpoints.loading.read_checkpoint` gave for them, where they have been read.
+        fused: see :meth:`common.inference.predictor.Predictor.from_checkpoint`.
+
+    Returns:
+        The task that they were trained for, the predictor and the checkpoint.
 
     Raises:
-        UserError: the weights cannot be had, or do not fit the configuration.
+        UserError: the weights cannot be read, or do not fit the configuration.
     """
     from common.checkpoints.loading import read_checkpoint
-    from common.checkpoints.released import resolve_weights
 
-    source = arguments.pretrained
-    if state is None:
-        state = read_checkpoint(resolve_weights(None, source))
-    task = _find_task(state, arguments.cfg, source)
-    config = importlib.import_module(f"{task}.config").CONFIG.of_weights(state, source, arguments)
+    checkpoint = read_checkpoint(arguments.pretrained)
+    task = checkpoint.task or _task_of_config(arguments.cfg)
+    _check_task(task, checkpoint.source)
+    config = TASKS[task].config().of_weights(checkpoint.config, checkpoint.source, arguments)
     select_device(config.DEVICE)
-    return task, _predictor_of(task).from_weights(state, source, config, fused)
+    return task, TASKS[task].predictor().from_checkpoint(checkpoint, config, fused), checkpoint
 
 
 def _open_exported(file: Path, arguments: Namespace) -> Predictor:
-    """The predictor of an exported model.
-
-    Args:
-        file: from :func:`common.inference.exported_model.find_exported`.
-    """
+    """The predictor of a file that :func:`common.inference.exported_model.find_exported` found."""
     import paddle
 
     from common.inference.exported_model import ExportedModel
@@ -114,35 +100,26 @@ def _open_exported(file: Path, arguments: Namespace) -> Predictor:
     select_device(arguments.device or "")
     exported = ExportedModel(file, paddle.device.get_device())
     task = exported.card["task"]
+    _check_task(task, str(file))
+    config = TASKS[task].config().of_weights(exported.config, str(file), arguments)
+    return TASKS[task].predictor().from_exported(exported, config)
+
+
+def _check_task(task: str, source: str) -> None:
     if task not in TASKS:
-        raise UserError(f"{file} is of an unknown task, {task!r}; known are {', '.join(TASKS)}")
-    state = {"config": exported.config}
-    config = importlib.import_module(f"{task}.config").CONFIG.of_weights(state, str(file), arguments)
-    return _predictor_of(task).from_exported(exported, config)
+        raise UserError(f"{source} is for an unknown task, {task!r}; known are {', '.join(TASKS)}")
 
 
-def _predictor_of(task: str) -> type[Predictor]:
-    return getattr(importlib.import_module(f"{task}.prediction"), TASKS[task])
-
-
-def _find_task(state: Mapping[str, Any], cfg: str | None, source: str) -> str:
-    """The folder of the task that weights or, where these do not say, a configuration file belong to."""
-    task = state.get("task")
-    if task is None:
-        keys = _top_level_keys(Path(cfg).expanduser()) if cfg else set()
-        return next((_KEYS[key] for key in _KEYS if key in keys), "image_classification")
-    if task not in TASKS:
-        raise UserError(f"{source} is of an unknown task, {task!r}; known are {', '.join(TASKS)}")
-    return task
-
-
-def _top_level_keys(path: Path) -> set[str]:
-    return {key for values, _ in read_yaml_with_bases(path) for key in values}
+def _task_of_config(cfg: str | None) -> str:
+    """The task of a configuration file, for weights that do not name theirs."""
+    files = read_yaml_with_bases(Path(cfg).expanduser()) if cfg else ()
+    keys = {key for values, _ in files for key in values}
+    return next((task for task in TASKS if TASKS[task].own_key in keys), "image_classification")
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        __doc__, "0 done, 2 wrong input (what could be read is predicted all the same), 1 anything else"
+        __doc__, "0 done, 2 wrong input (the other images are predicted all the same), 1 anything else"
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
     add_weights_flags(parser)

@@ -1,10 +1,10 @@
-"""Weights into models."""
+"""Weights out of files and into models."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,328 +12,315 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from ..data.class_names import check_class_order
 from ..errors import UserError
-from ..layers.position_encoding import resample
-from ..layers.variants import VARIANTS
+from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
 from .file_format import load_file
-from .released import open_source
+from .released import local_path, resolve_weights
+from .renames import rename_keys, reorder_statistics
+from .report import LoadReport, any_starts_with, likely_cause
 
 __all__ = [
+    "Checkpoint",
     "LoadReport",
     "attention_of",
-    "compare_attention",
+    "build_lazily",
     "deployed_state",
-    "find_weights",
-    "head_classes",
     "load_pretrained",
     "load_weights",
     "numpy_state",
     "read_checkpoint",
-    "refuse_other_attention",
+    "read_state",
 ]
 
-# What follows the stages: the classifier and its norm or, in the backbones of dense models, a norm for each output.
+# The parts after the stages: the classifier and its norm or, in backbones of dense models, a norm per output.
 _AFTER_THE_STAGES = ("head.", "norm.", "out_norms.")
 
 
+# ---- from a model
+
+
 def numpy_state(layer: nn.Layer) -> dict[str, np.ndarray]:
-    """The layer's weights and BatchNorm statistics under their structured names."""
+    """A copy of the layer's weights and BatchNorm statistics under their structured names."""
     return {name: np.array(tensor.numpy()) for name, tensor in layer.state_dict().items()}
 
 
 def deployed_state(layer: nn.Layer) -> dict[str, np.ndarray]:
-    """:func:`numpy_state` without what only training uses: what evaluation and prediction need."""
+    """:func:`numpy_state` without the parts that only training uses (``layer.training_only_prefixes``)."""
     unused = _training_only(layer)
     return {name: array for name, array in numpy_state(layer).items() if not name.startswith(unused)}
 
 
-def _training_only(model: nn.Layer) -> tuple[str, ...]:
-    """How the names of the parameters begin that a model, by its own words, needs in training alone.
+def attention_of(model: nn.Layer) -> dict[str, Any]:
+    """The attention settings of a model or of its backbone; empty for other models."""
+    return dict(getattr(getattr(model, "backbone", model), "attention_settings", {}))
 
-    Another's ``aux_head`` may be no such thing: PaddleSeg's DDRNet and PaddleDetection's PPYOLOEWithAuxHead have one.
+
+def _training_only(model: nn.Layer) -> tuple[str, ...]:
+    """Name prefixes of the parameters that the model uses in training only.
+
+    A model has to declare them: an ``aux_head`` of PaddleSeg's or PaddleDetection's models is used in evaluation.
     """
     return tuple(getattr(model, "training_only_prefixes", ()))
 
 
-def read_checkpoint(source: str | Path) -> dict[str, Any]:
-    """Read a checkpoint from a path or from an address with its hash; see ``load_file`` and ``download``.
-
-    Raises:
-        UserError: it cannot be had, is damaged, or holds something other than weights.
-    """
-    return load_file(open_source(source))
+# ---- from a file
 
 
-def find_weights(state: Mapping[str, Any], source: str, ema: bool = False) -> dict[str, np.ndarray]:
-    """Take the weights out of a checkpoint.
-
-    Args:
-        state: a training state or PaddleViT checkpoint (``model``, ``model_ema``), or the weights themselves.
-        source: where it comes from, for messages.
-        ema: take the averaged weights.
-
-    Raises:
-        UserError: there are none.
-    """
-    key = "model_ema" if ema else "model"
-    if ema and key not in state:
-        raise UserError(f"{source} has no model_ema; load its plain weights")
-    weights = state.get(key, state)
-    if not isinstance(weights, dict):
-        raise UserError(f"{source}: {key} is a {type(weights).__name__}, not a dict of weights")
-    arrays = {str(name): array for name, array in weights.items() if isinstance(array, np.ndarray)}
-    if not arrays:
-        raise UserError(f"{source} holds no weights")
-    for name in arrays:
-        if not name.isprintable():
-            raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
-    return arrays
-
-
-def head_classes(weights: Mapping[str, np.ndarray]) -> int | None:
-    """Number of classes of the classification head among weights, or ``None`` if there is none."""
-    head = weights.get("head.weight")
-    return head.shape[1] if head is not None and head.ndim == 2 else None
-
-
-@dataclass
-class LoadReport:
-    """What became of the weights of a file.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, and what their file says about them. Files of others may hold weights alone.
 
     Attributes:
-        loaded: names of the parameters that were in both.
-        missing: of those only in the model.
-        unexpected: of those only in the file.
-        mismatched: ``name (shape in the file) for (shape in the model)``.
-        new_parts: parts such as ``head`` that the model keeps as they were initialised.
-        interpolated: ``name (shape in the file) to (shape in the model)`` of position tables for other maps or groups.
-        left_out: parts of the file that only training uses, and that the model has not.
-        note: what else a reader should know.
+        source: what the user gave, for messages.
+        weights: arrays by structured parameter name.
+        path: the file.
+        task: folder of the task that they were trained for.
+        config: the configuration of the training as yaml.
+        attention: :func:`attention_of` the trained model.
+        class_names: in the order of the outputs.
+        figures: metrics of the weights.
+        versions: of the packages they were trained with.
     """
 
     source: str
-    loaded: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
-    new_parts: list[str] = field(default_factory=list)
-    interpolated: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    note: str = ""
+    weights: Mapping[str, np.ndarray]
+    path: Path | None = None
+    task: str | None = None
+    config: str | None = None
+    attention: Mapping[str, Any] = field(default_factory=dict)
+    class_names: list[str] | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], source: str, ema: bool = False) -> Checkpoint:
+        """Take the weights and what describes them out of the content of a file.
+
+        Args:
+            state: a training state or PaddleViT checkpoint (``model``, ``model_ema``), or the weights themselves.
+            source: where it is from, for messages.
+            ema: take the averaged weights.
+
+        Raises:
+            UserError: there are no weights, or a description is of another type.
+        """
+        key = "model_ema" if ema else "model"
+        if ema and key not in state:
+            raise UserError(f"{source} has no model_ema; load its plain weights")
+        weights = state.get(key, state)
+        if not isinstance(weights, dict):
+            raise UserError(f"{source}: {key} is a {type(weights).__name__}, not a dict of weights")
+        arrays = {str(name): array for name, array in weights.items() if isinstance(array, np.ndarray)}
+        if not arrays:
+            raise UserError(f"{source} holds no weights")
+        for name in arrays:
+            if not name.isprintable():
+                raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
+        if weights is state:
+            return cls(source, arrays)
+        kinds = {"task": str, "config": str, "attention": dict, "class_names": list, "figures": dict, "versions": dict}
+        known = {name: state[name] for name in kinds if state.get(name) is not None}
+        for name, value in known.items():
+            if not isinstance(value, kinds[name]):
+                raise UserError(f"{source}: {name} is a {type(value).__name__}, not a {kinds[name].__name__}")
+        if "config" in known:  # before the attention could be chosen, files did not name it
+            known.setdefault("attention", {"attention": "pale", "parallel": True})
+        if "class_names" in known:
+            known["class_names"] = [str(name) for name in known["class_names"]]
+        return cls(source, arrays, **known)
 
     @property
-    def new_head(self) -> bool:
-        """Whether the model keeps its own, newly initialised head."""
-        return bool(self.new_parts)
+    def num_classes(self) -> int | None:
+        """Number of classes of the classification head, or None if the weights have none."""
+        head = self.weights.get("head.weight")
+        return head.shape[1] if head is not None and head.ndim == 2 else None
 
-    def summary(self) -> str:
-        """The counts."""
-        return (
-            f"{len(self.loaded)} loaded, {len(self.missing)} missing, {len(self.unexpected)} unexpected, "
-            f"{len(self.mismatched)} of another shape"
-        )
 
-    def __str__(self) -> str:
-        lines = [f"weights {self.source}: {self.summary()}"]
-        for kind, names in (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("other shape", self.mismatched),
-            ("interpolated", self.interpolated),
-        ):
-            lines += [f"  {kind}: {name}" for name in names[:10]]
-            lines += [f"  {kind}: and {len(names) - 10} more"] * (len(names) > 10)
-        if self.new_parts:
-            lines.append(f"  new {', '.join(self.new_parts)}: to be trained before use")
-        if self.left_out:
-            lines.append(f"  left out {', '.join(self.left_out)}: only training uses it")
-        if self.note:
-            lines.append(f"  {self.note}")
-        return "\n".join(lines)
+def read_state(source: str | Path) -> dict[str, Any]:
+    """Read the content of a file, with the parameter names of this version.
+
+    Args:
+        source: path with or without suffix, or ``https://...#sha256=...``.
+
+    Raises:
+        UserError: it cannot be read or downloaded, is damaged, or holds something other than weights.
+    """
+    state = load_file(local_path(source))
+    if "model" not in state:
+        return rename_keys(state)
+    parts = [name for name in ("model", "model_ema", "optimizer") if isinstance(state.get(name), dict)]
+    renamed = {**state, **{name: rename_keys(state[name]) for name in parts}}
+    if isinstance(models := state.get("rank_statistics"), list) and "model" in parts:
+        renamed["rank_statistics"] = [reorder_statistics(rows, state["model"]) for rows in models]
+    return renamed
+
+
+def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bool = False) -> Checkpoint:
+    """Read weights.
+
+    Args:
+        source: path with or without suffix, ``https://...#sha256=...``, the tag of released weights, or ``True`` for
+            ImageNet weights.
+        model: the variant whose released weights are looked up; None looks among those of all.
+        ema: take the averaged weights of a training state.
+
+    Raises:
+        UserError: see :func:`common.checkpoints.released.resolve_weights`, :func:`read_state` and
+            :meth:`Checkpoint.from_state`.
+    """
+    found = resolve_weights(model, source)
+    path = local_path(found)
+    return replace(Checkpoint.from_state(read_state(path), str(found if source is True else source), ema), path=path)
+
+
+# ---- into a model
+
+
+def build_lazily(build: Callable[[], nn.Layer]) -> nn.Layer:
+    """Return ``build()`` without drawing initial values, which takes longer than reading a file.
+
+    :func:`load_weights` gives the parameters their values. Some models of the toolkits read their parameters while they
+    are built (PaddleSeg's GINet does); these are built with initial values.
+    """
+    # Reading an empty parameter raises errors of any type; any other error is raised again by the second call.
+    with contextlib.suppress(Exception), paddle.LazyGuard():
+        return build()
+    return build()
 
 
 def load_weights(
-    model: nn.Layer, weights: Mapping[str, np.ndarray], source: str, replace_head: bool = False, strict: bool = True
+    model: nn.Layer,
+    checkpoint: Checkpoint,
+    fine_tune: bool = False,
+    strict: bool = True,
+    task: str | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> LoadReport:
-    """Copy weights into a model: all that are asked for or, on an error, none.
+    """Copy weights into a model: all of them or, on an error, none.
 
-    A model that was built under ``paddle.LazyGuard`` has no values yet; what is not loaded is then initialised.
-
-    A backbone takes its part, ``backbone.``, out of the weights of a whole PaddleSeg or PaddleDetection model.
-    Classification models and the backbones of dense models can exchange their stages; what comes after these is then
-    new. Learned positions of other maps or groups are interpolated. What only training uses
-    (``model.training_only_prefixes``) is left out where the model has it not.
+    Learned positions for other map sizes are interpolated. Parts that only training uses are left out where the model
+    does not have them. Parameters that were built under ``paddle.LazyGuard`` and are not loaded are initialized.
 
     Args:
-        weights: arrays by structured parameter name.
-        source: where they come from, for messages.
-        replace_head: let the model keep its own head (``model.head_prefixes`` says which parameters that is) where the
-            weights have one for another number of classes, or none.
-        strict: ``False`` loads what fits and leaves the rest as it was.
+        fine_tune: the weights are a start for training. The model may then keep a new head (``model.head_prefixes``)
+            if the weights have another one or none; the backbone may be loaded from a whole segmentation or detection
+            model, and the backbone of a whole model from a classifier; another attention is noted in the report.
+            Otherwise the weights are used as they are, and have to fit entirely.
+        strict: False loads what fits and leaves the rest of the model as it is.
+        task: folder of the task that uses the weights; without ``fine_tune``, others' weights are refused.
+        class_names: of the data; without ``fine_tune``, weights with another order of the classes are refused.
 
     Raises:
-        UserError: the weights are not this model's; the message says whose they seem to be.
+        UserError: the weights do not fit or are refused; the message names the reason.
     """
+    source, weights = checkpoint.source, checkpoint.weights
+    if not fine_tune:
+        if task and checkpoint.task not in (None, task):
+            raise UserError(f"{source} was trained for {checkpoint.task!r}, not for {task}; give weights of this task")
+        check_class_order(class_names, checkpoint.class_names, "the validation data", source)
+    elif hasattr(model, "backbone") and not any_starts_with(weights, "backbone."):
+        model = model.backbone
     own = model.state_dict()
     head = tuple(getattr(model, "head_prefixes", ()))
-    of_whole_model = _any_starts(weights, "backbone.") and not _any_starts(own, "backbone.")
+    of_whole_model = any_starts_with(weights, "backbone.") and not any_starts_with(own, "backbone.")
     if of_whole_model:
         weights = {name[9:]: array for name, array in weights.items() if name.startswith("backbone.")}
-    if (of_whole_model or _any_starts(weights, "out_norms.")) != _any_starts(own, "out_norms."):
+    if (of_whole_model or any_starts_with(weights, "out_norms.")) != any_starts_with(own, "out_norms."):
         head = (*_AFTER_THE_STAGES, *_training_only(model))
-    report, fitting = LoadReport(source), {}
-    unused = tuple(part for part in _training_only(model) if _any_starts(weights, part) and not _any_starts(own, part))
-    report.left_out = [part.rstrip(".") for part in unused]
+    unused = tuple(
+        part for part in _training_only(model) if any_starts_with(weights, part) and not any_starts_with(own, part)
+    )
     weights = {name: array for name, array in weights.items() if not name.startswith(unused)}
-    for name, tensor in own.items():
-        if name not in weights:
-            report.missing.append(name)
-        elif _is_table_of_another_size(name, weights[name], tensor):
-            report.interpolated.append(f"{name} {weights[name].shape} to {tuple(tensor.shape)}")
-            fitting[name] = resample(paddle.to_tensor(weights[name]), *tensor.shape[1:]).numpy()
-        elif tuple(weights[name].shape) != tuple(tensor.shape):
-            report.mismatched.append(f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}")
-        elif weights[name].dtype.kind != "f" and tensor.is_floating_point():
-            report.mismatched.append(f"{name} of {weights[name].dtype} for {tensor.dtype}")
-        else:
-            fitting[name] = weights[name]
-    report.unexpected = [name for name in weights if name not in own]
 
-    wrong = report.missing + report.mismatched + report.unexpected
-    if wrong and replace_head and all(name.startswith(head) for name in wrong):
-        new = tuple(prefix for prefix in head if _any_starts(report.missing + report.mismatched, prefix))
+    fitting, report = _fit(own, weights, source)
+    report.left_out = [part.rstrip(".") for part in unused]
+    if report.wrong and fine_tune and all(name.startswith(head) for name in report.wrong):
+        new = tuple(part for part in head if any_starts_with(report.missing + report.mismatched, part))
         fitting = {name: array for name, array in fitting.items() if not name.startswith(new)}
-        report.new_parts = [prefix.rstrip(".") for prefix in new]
-    elif wrong and strict:
-        raise UserError(f"{source} does not fit the model: {_likely_cause(model, weights, report)}; {report.summary()}")
-    for name, array in fitting.items():
-        own[name].set_value(array.astype(_numpy_dtype(own[name]), copy=False))
+        report.new_parts = [part.rstrip(".") for part in new]
+    elif report.wrong and strict:
+        raise UserError(f"{source} does not fit the model: {likely_cause(model, weights, report)}; {report.summary()}")
+    report.note = _compare_attention(model, checkpoint)
+    if report.note and not fine_tune:
+        raise UserError(
+            f"{source} does not fit the model: {report.note}; set MODEL.ATTENTION, MODEL.PALE_SIZE and MODEL.PARALLEL, "
+            "or the backbone's arguments, to match"
+        )
+
     for name, tensor in own.items():
-        if name not in fitting and not tensor._is_initialized():
+        if name in fitting:
+            tensor.set_value(fitting[name].astype(_numpy_dtype(tensor), copy=False))
+        elif not tensor._is_initialized():
             tensor.initialize()
     report.loaded = list(fitting)
     return report
 
 
-def attention_of(model: nn.Layer) -> dict[str, Any]:
-    """What a model, or its backbone, says of its attention; nothing, if it is of another kind."""
-    return dict(getattr(getattr(model, "backbone", model), "attention_settings", {}))
-
-
-def compare_attention(model: nn.Layer, state: Mapping[str, Any]) -> str:
-    """Say where weights learnt with another attention than the model's, which their names and shapes do not reveal.
-
-    Args:
-        model: the model, or one around a backbone.
-        state: what :func:`read_checkpoint` gave. Only training states and the best weights say how they were trained;
-            those from before there was a choice have pales in parallel.
-
-    Returns:
-        A sentence, or nothing.
-    """
-    now = attention_of(model)
-    then = state.get("attention") or ({"attention": "pale", "parallel": True} if "config" in state else {})
-    if not isinstance(then, dict):
-        return ""
-    changes = [f"{name} {then[name]}, not {now[name]}" for name in now if name in then and then[name] != now[name]]
-    return f"the weights learnt with {', '.join(changes)}" if changes else ""
-
-
-def refuse_other_attention(model: nn.Layer, state: Mapping[str, Any], source: str | Path) -> None:
-    """Stop where weights that fit, and are to be used as they are, learnt with another attention than the model's.
-
-    Raises:
-        UserError: they did, see :func:`compare_attention`.
-    """
-    if difference := compare_attention(model, state):
-        raise UserError(
-            f"{source} does not fit the model: {difference}; set MODEL.ATTENTION, MODEL.PALE_SIZE and MODEL.PARALLEL, "
-            "or the backbone's arguments, to match"
-        )
-
-
-def _is_table_of_another_size(name: str, array: np.ndarray, tensor: paddle.Tensor) -> bool:
-    """Whether an array is a position table that fits a model's, but for the size of maps or groups."""
-    same_kind = name.endswith(".table") and array.dtype.kind == "f" and array.ndim == tensor.ndim == 3
-    return same_kind and array.shape[0] == tensor.shape[0] and list(array.shape) != tensor.shape
-
-
-def _any_starts(names: Iterable[str], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in names)
-
-
-def _numpy_dtype(tensor: paddle.Tensor) -> str:
-    """NumPy's name of a tensor's dtype."""
-    return str(tensor.dtype).rpartition(".")[2]
-
-
 def load_pretrained(
     model: nn.Layer,
-    source: str | Path,
+    source: str | Path | Checkpoint,
     strict: bool = True,
     replace_head: bool = True,
     ema: bool = False,
     verbose: bool = True,
 ) -> LoadReport:
-    """Load weights into a model and say what became of them.
+    """Load weights into a model, and print the report.
 
     Args:
         model: any model of this project, with or without a head.
-        source: a ``.pdparams`` or ``.safetensors`` file with or without its suffix, or ``https://...#sha256=...``.
-        strict, replace_head: see :func:`load_weights`.
-        ema: take a checkpoint's averaged weights.
+        source: as for :func:`read_checkpoint`, or its result.
+        strict: see :func:`load_weights`.
+        replace_head: ``fine_tune`` of :func:`load_weights`.
+        ema: take the averaged weights of a training state.
         verbose: print the report on rank 0.
 
     Raises:
-        UserError: the weights cannot be had, are unsafe or damaged, or do not fit. The model is then as it was.
+        UserError: the weights cannot be read, are unsafe or damaged, or do not fit. The model is then unchanged.
     """
-    state = read_checkpoint(source)
-    weights = find_weights(state, str(source), ema)
-    report = load_weights(model, weights, str(source), replace_head, strict)
-    report.note = compare_attention(model, state)
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source, ema=ema)
+    report = load_weights(model, checkpoint, replace_head, strict)
     if verbose and is_main_process():
         print(report, flush=True)
     return report
 
 
-def _likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: LoadReport) -> str:
-    backbone = getattr(model, "backbone", model)
-    if backbone is not model and not _any_starts(weights, "backbone.") and _any_starts(weights, "stages."):
-        return "these are the weights of a backbone alone; load them into the model's backbone"
-    weights = {name.removeprefix("backbone."): array for name, array in weights.items()}
-    stem = weights.get("stages.0.merging.conv.bias")
-    if stem is None or stem.ndim != 1:
-        return "these are no Pale Transformer weights"
-    blocks = {match.groups() for name in weights if (match := re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name))}
-    depths = tuple(sum(stage == str(number) for stage, _ in blocks) for number in range(4))
-    own = (getattr(backbone, "depths", depths), getattr(backbone, "out_channels", stem.shape)[0])
-    if own != (depths, stem.shape[0]):
-        variants = [
-            name for name, row in VARIANTS.items() if (row["embed_dim"], tuple(row["depths"])) == (*stem.shape, depths)
-        ]
-        known = f"{variants[0]} weights" if variants else f"weights of depths {depths} and {stem.shape[0]} channels"
-        return f"these are {known}; set MODEL.NAME, or the backbone's variant, to match"
-    positions, own_positions = (_position_encoding(names) for names in (weights, model.state_dict()))
-    if positions != own_positions:
-        return f"it has position encoding {positions}, the model {own_positions}; set MODEL.POSITION_ENCODING to match"
-    classes = head_classes(weights)
-    if classes and any(name.startswith("head.") for name in report.mismatched):
-        return f"its head has {classes} classes, the model {getattr(model, 'num_classes', '?')}"
-    wrong = report.mismatched + report.missing + report.unexpected
-    if any("position_biases." in name for name in wrong):
-        return "its relative positions are of another attention; set MODEL.ATTENTION and MODEL.PARALLEL to match"
-    if all(name.startswith(_training_only(model)) for name in wrong):
-        return "it was trained without token labels, which this run has"
-    if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in wrong):
-        return f"it is for another number of classes, see {wrong[0]}"
-    if {f"stages.{stage}.merging.norm.weight" for stage in range(4)} <= set(wrong):
-        return f"these have {'no' if report.missing else 'the'} norms of the stages, see the model's stage_norms"
-    return f"the first that differs is {wrong[0]}"
+def _fit(
+    own: Mapping[str, paddle.Tensor], weights: Mapping[str, np.ndarray], source: str
+) -> tuple[dict[str, np.ndarray], LoadReport]:
+    """The arrays that can be copied into the tensors of a model, and a report of the others."""
+    fitting, report = {}, LoadReport(source)
+    for name, tensor in own.items():
+        array = weights.get(name)
+        if array is None:
+            report.missing.append(name)
+        elif _is_table_of_another_size(name, array, tensor):
+            report.interpolated.append(f"{name} {array.shape} to {tuple(tensor.shape)}")
+            fitting[name] = resample(paddle.to_tensor(array), *tensor.shape[1:]).numpy()
+        elif tuple(array.shape) != tuple(tensor.shape):
+            report.mismatched.append(f"{name} {tuple(array.shape)} for {tuple(tensor.shape)}")
+        elif array.dtype.kind != "f" and tensor.is_floating_point():
+            report.mismatched.append(f"{name} of {array.dtype} for {tensor.dtype}")
+        else:
+            fitting[name] = array
+    report.unexpected = [name for name in weights if name not in own]
+    return fitting, report
 
 
-def _position_encoding(names: Iterable[str]) -> str:
-    """The kind of position encoding that weights of these names are of."""
-    parts = {part for name in names for part in name.split(".")}
-    kinds = {"position_encoding": "cpe", "position_embedding": "absolute", "position_biases": "relative"}
-    return next((kind for part, kind in kinds.items() if part in parts), "none")
+def _compare_attention(model: nn.Layer, checkpoint: Checkpoint) -> str:
+    """Name the differences between the model's attention and that of the training, which parameters do not show."""
+    now, then = attention_of(model), checkpoint.attention
+    changes = [f"{name}={then[name]}, not {now[name]}" for name in now if name in then and then[name] != now[name]]
+    return f"the weights were trained with {'; '.join(changes)}" if changes else ""
+
+
+def _is_table_of_another_size(name: str, array: np.ndarray, tensor: paddle.Tensor) -> bool:
+    """Whether an array is a position table that fits, except for the size of the map or group."""
+    same_kind = name.endswith(".table") and array.dtype.kind == "f" and array.ndim == tensor.ndim == 3
+    return same_kind and array.shape[0] == tensor.shape[0] and list(array.shape) != tensor.shape
+
+
+def _numpy_dtype(tensor: paddle.Tensor) -> str:
+    """NumPy's name of a tensor's dtype."""
+    return str(tensor.dtype).rpartition(".")[2]

@@ -10,9 +10,9 @@ from typing import Any
 
 from ..errors import UserError
 from .download import download
-from .file_format import SUFFIXES
+from .file_format import SUFFIXES, locate_file
 
-__all__ = ["ReleasedWeights", "list_weights", "resolve_weights"]
+__all__ = ["ReleasedWeights", "list_weights", "local_path", "resolve_weights"]
 
 _FOLDER = Path(__file__).parent / "released_weights"
 
@@ -84,9 +84,13 @@ def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | P
     raise UserError(f"no file and no released weights {str(pretrained)!r}; {_offer(rows)}")
 
 
-def open_source(source: str | Path) -> Path | str:
-    """Return a local path for a path or an address, downloading if need be."""
-    return download(str(source)) if "://" in str(source) else source
+def local_path(source: str | Path) -> Path:
+    """The local file of a path, with or without its suffix, or of an address, which is downloaded once.
+
+    Raises:
+        UserError: there is no such file, or the download fails.
+    """
+    return download(str(source)) if "://" in str(source) else locate_file(source)
 
 
 def _locate(row: ReleasedWeights) -> str | Path:

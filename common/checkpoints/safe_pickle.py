@@ -1,10 +1,10 @@
-"""Read the pickles that weights come in without running anything that is written in them.
+"""Read pickled weights without executing code.
 
-A ``.pdparams`` file is a pickle, and a pickle is a program: ``pickle.load`` and ``paddle.load`` run what a stranger put
-into it. This reader executes only the opcodes that build numbers, strings, lists, tuples, dicts and NumPy arrays, knows
-only the few constructors that NumPy and ``paddle.save`` write, each replaced by a function of its own that checks its
-arguments, and refuses everything else before anything runs. It copies no more bytes than the file is long and makes
-no more than ``_MAX_VALUES`` values, however the file repeats itself.
+A ``.pdparams`` file is a pickle, and a pickle is a program: ``pickle.load`` and ``paddle.load`` run whatever code an
+untrusted file contains. This reader executes only the opcodes that build numbers, strings, lists, tuples, dicts and
+NumPy arrays. It knows only the few constructors that NumPy and ``paddle.save`` write, each replaced by a function here
+that checks its arguments, and refuses everything else. It copies no more bytes than the file has, and creates no more
+than ``_MAX_VALUES`` values.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import one_line
 
-__all__ = ["Dialect", "UnsafePickleError", "load_arrays"]
+__all__ = ["UnsafePickleError", "load_arrays"]
 
 _MAX_DEPTH = 100  # of nested containers; weights have two or three levels
 _MAX_VALUES = 1_000_000  # and operations; an array takes about 40, a training state of Pale-B 100,000
@@ -28,43 +27,27 @@ _MAX_NUMBER_KEYS = 1_000  # per dict; unlike those of strings, the hashes of num
 
 
 class UnsafePickleError(Exception):
-    """The file holds something other than weights, or is damaged; the message says what."""
+    """The file holds something other than weights, or is damaged; the message says which."""
 
 
-@dataclass(frozen=True)
-class Dialect:
-    """What another library's pickles of weights contain besides NumPy's arrays.
-
-    Attributes:
-        constructors: by module and name, a function in place of each constructor, called with the file's arguments. It
-            checks them, raises :class:`UnsafePickleError`, and returns a finished value.
-        load_persistent: makes a value of the persistent id of data that lie outside the pickle. A constructor that the
-            id names comes as an object whose ``name`` is ``"module.name"``.
-    """
-
-    constructors: Mapping[tuple[str, str], Callable[..., Any]]
-    load_persistent: Callable[[Any], Any]
-
-
-def load_arrays(file: BinaryIO, size: int, dialect: Dialect | None = None) -> Any:
-    """Read one pickle of plain containers, numbers, strings, ``None`` and numeric NumPy arrays.
+def load_arrays(file: BinaryIO, size: int) -> Any:
+    """Read one pickle of containers, numbers, strings, ``None`` and numeric NumPy arrays.
 
     Args:
-        file: the open file, at the start of the pickle. What follows the pickle is left unread.
-        size: bytes that the file can give; nothing larger is ever allocated.
-        dialect: what else may be in it. The attributes that it gives to dicts are then left out.
+        file: the open file, at the start of the pickle. Bytes after the pickle are left unread.
+        size: number of bytes in the file; nothing larger is ever allocated.
 
     Returns:
-        The object. Arrays share the memory that was read and are not writable; ``(name, array)``, as ``paddle.save``
-        writes tensors inside nested containers, becomes the array.
+        The object. Arrays share the memory that was read and are not writable. ``(name, array)``, as ``paddle.save``
+        writes tensors in nested containers, becomes the array.
 
     Raises:
-        UnsafePickleError: anything else is in the file, or it is damaged.
+        UnsafePickleError: the file contains anything else, or is damaged.
     """
     if not size:
         raise UnsafePickleError("it is empty")
     try:
-        return _resolve(_Unpickler(file, size, dialect).load())
+        return _resolve(_Unpickler(file, size).load())
     except UnsafePickleError:
         raise
     except Exception as error:  # a damaged stream fails anywhere in the reader, with almost any type
@@ -72,7 +55,7 @@ def load_arrays(file: BinaryIO, size: int, dialect: Dialect | None = None) -> An
 
 
 class _Bounded(io.RawIOBase):
-    """A file that refuses to be asked for more than it has, before memory is allocated for it."""
+    """A file that refuses to read more bytes than it has, before memory is allocated for them."""
 
     def __init__(self, file: BinaryIO, size: int):
         self._file, self._left = file, size
@@ -94,7 +77,7 @@ class _Bounded(io.RawIOBase):
 
 
 class _Constructor:
-    """What stands in for a constructor named in a pickle; REDUCE may call it, and nothing can change it."""
+    """The replacement of a constructor that a pickle names. REDUCE may call it, and no opcode can change it."""
 
     __slots__ = ("_build", "name")
 
@@ -106,7 +89,7 @@ class _Constructor:
 
 
 class _Dtype:
-    """A numeric dtype: its code, completed by the byte order that BUILD brings."""
+    """A numeric dtype. BUILD sets its byte order."""
 
     def __init__(self, code: Any, *_: Any):
         numeric = isinstance(code, str) and len(code) <= 4 and code.lstrip("<>=|")[:1] in tuple("biufc?")
@@ -123,7 +106,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array on its way: made by ``_reconstruct``, filled by BUILD."""
+    """An unfinished array: created by ``_reconstruct``, filled by BUILD."""
 
     def __init__(self, *_: Any):
         self.array: np.ndarray | None = None
@@ -136,12 +119,12 @@ class _Array:
 
 
 def _shorten(value: Any) -> str:
-    """Show a string of the file in a message; a tuple that holds itself many times over has no end of a text."""
+    """Show a string of the file in a message. Other values are not shown: nested ones may be endless."""
     return ascii(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def _make_array(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
-    """View bytes as an array, after checking that they are as many as the shape says."""
+    """View bytes as an array, after checking that their number fits the shape."""
     if not isinstance(dtype, _Dtype):
         raise UnsafePickleError("it holds an array without a numeric dtype")
     if not isinstance(data, (bytes, bytearray)):
@@ -157,7 +140,7 @@ def _make_array(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarr
 
 
 def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> np.ndarray:
-    """NumPy's ``_frombuffer``, which protocol 5 uses."""
+    """NumPy's ``_frombuffer``, used by protocol 5."""
     if order not in ("C", "F", "K"):
         raise UnsafePickleError(f"it holds an array in the order {_shorten(order)}")
     if axes is None:
@@ -172,21 +155,21 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 
 def _tuple(items: Any = ()) -> tuple:
-    """``tuple``, by which ``paddle.save`` writes tensors."""
+    """``tuple``, as ``paddle.save`` writes tensors."""
     if not isinstance(items, (tuple, list)):
         raise UnsafePickleError("it calls tuple with something other than items")
     return tuple(items)
 
 
 def _evaluate(expression: Any, names: Any = None) -> Any:
-    """``eval``, which ``paddle.save`` writes for one kind of tensor, always as ``eval('data', {'data': array})``."""
+    """``eval``, which ``paddle.save`` writes for one kind of tensor, as ``eval('data', {'data': array})``."""
     if expression != "data" or not isinstance(names, dict) or list(names) != ["data"]:
         raise UnsafePickleError(f"it wants to run eval({_shorten(expression)})")
     return names["data"]
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """``_codecs.encode``, by which protocol 2 writes bytes."""
+    """``_codecs.encode``, as protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise UnsafePickleError("it encodes a text in an unusual way")
     return text.encode("latin1")
@@ -202,11 +185,11 @@ def _class_only(*_: Any) -> None:
     raise UnsafePickleError("it calls numpy.ndarray itself")
 
 
-_NDARRAY = _Constructor("numpy.ndarray", _class_only)  # named as the class of _reconstruct, never called
+_NDARRAY = _Constructor("numpy.ndarray", _class_only)  # an argument of _reconstruct, never called
 _CONSTRUCTORS: dict[tuple[str, str], _Constructor] = {
     (module, name): _Constructor(f"{module}.{name}", build)
     for modules, name, build in (
-        # NumPy 1 and NumPy 2 spell their private modules differently.
+        # NumPy 1 and NumPy 2 have different private modules.
         (("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct", _Array),
         (("numpy.core.multiarray", "numpy._core.multiarray"), "scalar", _scalar),
         (("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer", _array_from_buffer),
@@ -215,14 +198,14 @@ _CONSTRUCTORS: dict[tuple[str, str], _Constructor] = {
         (("_codecs",), "encode", _encode),
         (("builtins", "__builtin__"), "tuple", _tuple),
         (("builtins", "__builtin__"), "eval", _evaluate),
-        (("builtins", "__builtin__"), "bytes", lambda: b""),  # protocol 2 writes an empty one so
+        (("builtins", "__builtin__"), "bytes", lambda: b""),  # as protocol 2 writes an empty one
     )
     for module in modules
 } | {("numpy", "ndarray"): _NDARRAY}
 
 
 class _Operations(dict):
-    """What to do for each opcode, handed out so many times and no more."""
+    """The function of each opcode. Raises an error after ``_MAX_VALUES`` operations."""
 
     _left = _MAX_VALUES
 
@@ -236,23 +219,17 @@ class _Operations(dict):
 class _Unpickler(pickle._Unpickler):
     """The standard library's reader in Python, reduced to the opcodes of weights.
 
-    The one in C grows its memo to whatever index a file names, and has no way to leave opcodes out.
+    The reader in C allocates its memo up to any index that a file names, and opcodes cannot be removed from it.
     """
 
-    def __init__(self, file: BinaryIO, size: int, dialect: Dialect | None = None):
+    def __init__(self, file: BinaryIO, size: int):
         super().__init__(_Bounded(file, size))
         self.dispatch = _Operations(_Unpickler.dispatch)
         self._copies_left = size
-        self._dialect = dialect
-        self._constructors = dict(_CONSTRUCTORS)
-        if dialect:
-            self.dispatch[_code("BINPERSID")] = _Unpickler.load_binpersid
-            for (module, name), build in dialect.constructors.items():
-                self._constructors[module, name] = _Constructor(f"{module}.{name}", build)
 
     def find_class(self, module: str, name: str) -> _Constructor:
         try:
-            return self._constructors[module, name]
+            return _CONSTRUCTORS[module, name]
         except KeyError:
             raise UnsafePickleError(f"it wants to use {_shorten(f'{module}.{name}')}, which no weights need") from None
 
@@ -262,19 +239,14 @@ class _Unpickler(pickle._Unpickler):
         if not isinstance(constructor, _Constructor) or not isinstance(arguments, tuple):
             raise UnsafePickleError("it calls something that is no constructor of weights")
         built = constructor(*arguments)
-        if isinstance(built, (bytes, tuple)):  # a copy, of what the file may name again and again
+        if isinstance(built, (bytes, tuple)):  # a copy of something that the file may name many times
             self._copies_left -= len(built)
             if self._copies_left < 0:
                 raise UnsafePickleError("it copies more than the file is long")
         self.stack[-1] = built
 
-    def load_binpersid(self) -> None:
-        self.append(self._dialect.load_persistent(self.stack.pop()))
-
     def load_build(self) -> None:
         state = self.stack.pop()
-        if self._dialect and isinstance(self.stack[-1], dict):
-            return
         if not isinstance(self.stack[-1], (_Array, _Dtype)):
             raise UnsafePickleError(f"it sets the state of a {type(self.stack[-1]).__name__}")
         self.stack[-1].set_state(state)
@@ -330,7 +302,7 @@ _OWN_OPCODES = "REDUCE BUILD SETITEM SETITEMS DICT APPEND APPENDS BYTEARRAY8"
 
 def _refuse(opcode: int) -> Callable[[_Unpickler], None]:
     def load(self: _Unpickler) -> None:
-        if not self.proto:  # nothing but a pickle begins like one
+        if not self.proto:  # a pickle begins with its protocol
             raise UnsafePickleError("it is another kind of file, no pickle")
         raise UnsafePickleError(f"it uses the pickle operation {bytes([opcode])!r}, which no weights need")
 
@@ -349,9 +321,9 @@ _Unpickler.dispatch = {
 
 
 def _resolve(root: Any) -> Any:
-    """Replace the arrays on their way by the finished ones, visiting a container that is shared only once."""
-    done: dict[int, tuple[Any, int] | None] = {}  # finished, and as how many values it is seen; None: not yet
-    kept = []  # keeps the originals alive, so that no id is used twice
+    """Replace unfinished arrays by finished ones. A shared container is visited once."""
+    done: dict[int, tuple[Any, int] | None] = {}  # result and number of values in it; None while visiting
+    kept = []  # keeps the originals alive, so that no id is reused
 
     def visit(value: Any, depth: int) -> tuple[Any, int]:
         if isinstance(value, _Array):

@@ -11,7 +11,7 @@ import paddle
 from paddle import nn
 
 from ..errors import UserError, one_line
-from ..pale_attention import fuse
+from ..fuse import fuse
 
 __all__ = ["GRAPHS", "PROGRAM_FILES", "load_program", "save_program"]
 
@@ -21,7 +21,7 @@ PROGRAM_FILES = (*GRAPHS, f"{_NAME}.pdiparams", f"{_NAME}.pdiparams.info")
 
 
 def save_program(model: nn.Layer, folder: str | Path, inputs: Mapping[str, Sequence[int | None]]) -> tuple[Path, Path]:
-    """Save a model, which itself stays as it is, its attention fused (:func:`common.pale_attention.fuse`).
+    """Save a model, which itself stays as it is, its attention fused (:func:`common.fuse.fuse`).
 
     Args:
         model: takes tensors, and gives a tensor or a list of them.

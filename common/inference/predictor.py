@@ -1,4 +1,4 @@
-"""What predictions of all tasks have in common: which images, with which options, and what comes out."""
+"""Prediction on images of a user: the interface of all tasks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from paddle import Tensor
+import paddle
+from paddle import Tensor, nn
+from PIL import Image
 from yacs.config import CfgNode
 
+from ..checkpoints.loading import Checkpoint, build_lazily, load_weights
+from ..data.image_file import read_image
 from ..errors import UserError
+from ..fuse import fuse
 from ..pictures.own_pictures import is_own_picture
+from ..pictures.picture_folder import CannotWrite, PictureFolder
 
 if TYPE_CHECKING:
     from .exported_model import ExportedModel
 
-__all__ = ["IMAGE_SUFFIXES", "PredictOptions", "Predictor", "find_images"]
+__all__ = ["IMAGE_SUFFIXES", "PicturePredictor", "PredictOptions", "Predictor", "find_images"]
 
 IMAGE_SUFFIXES = {
     ".bmp",
@@ -34,6 +40,7 @@ IMAGE_SUFFIXES = {
     ".tiff",
     ".webp",
 }
+_PADDING = 127  # gray, in pictures of the model's input
 
 
 def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
@@ -64,12 +71,12 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What a user may choose.
+    """The choices of the user.
 
     Attributes:
-        top: classes to show of each image, where an image has one class.
+        top: number of classes to show per image, in classification.
         threshold: score, in 0..1, below which a detected object is left out.
-        out: folder for pictures, where the result is one.
+        out: folder for pictures.
     """
 
     top: int = 5
@@ -81,27 +88,51 @@ class Predictor(ABC):
     """A trained model with its preprocessing and class names.
 
     Attributes:
-        model: what the task's launcher evaluates, in evaluation mode, or an exported one that is called likewise.
+        model: the model in evaluation mode, or an exported one that is called in the same way.
         config: the configuration it was trained with.
-        class_names: of the model's outputs; None where they have none.
+        class_names: of the model's outputs; their numbers, where the weights do not name them.
     """
 
-    model: Any
-    config: CfgNode
-    class_names: list[str] | None
+    def __init__(self, model: Any, config: CfgNode, class_names: list[str]):
+        self.model, self.config, self.class_names = model, config, class_names
 
     @classmethod
-    @abstractmethod
-    def from_weights(cls, state: Mapping[str, Any], source: str, config: CfgNode, fused: bool = True) -> Predictor:
+    def from_checkpoint(cls, checkpoint: Checkpoint, config: CfgNode, fused: bool = True) -> Predictor:
         """Build the model of a configuration, and load weights into it.
 
         Args:
-            state: what :func:`common.checkpoints.loading.read_checkpoint` gives.
-            source: where it comes from, for messages.
-            fused: make its attention cheaper, see :func:`common.pale_attention.fuse`.
+            fused: make its attention cheaper, see :func:`common.fuse.fuse`.
 
         Raises:
             UserError: the weights do not fit the configuration.
+        """
+        num_classes = cls.count_classes(checkpoint, config)
+        model = build_lazily(lambda: cls.build_model(config, num_classes, checkpoint.source))
+        load_weights(model, checkpoint)
+        if fused:
+            fuse(model)
+        model.eval()
+        return cls(model, config, checkpoint.class_names or [str(number) for number in range(num_classes)])
+
+    @staticmethod
+    @abstractmethod
+    def count_classes(checkpoint: Checkpoint, config: CfgNode) -> int:
+        """Number of classes of the model.
+
+        Raises:
+            UserError: neither the weights nor the configuration have it.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def build_model(config: CfgNode, num_classes: int, source: str) -> nn.Layer:
+        """Build the model without loading weights.
+
+        Args:
+            source: of the weights, for messages.
+
+        Raises:
+            UserError: the configuration is impossible.
         """
 
     @classmethod
@@ -110,24 +141,101 @@ class Predictor(ABC):
         """Predict with a model that ``tools/export.py`` wrote.
 
         Args:
-            config: the one that came with it.
+            config: the exported one.
         """
 
     @abstractmethod
     def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:
-        """Yield for each file, in order, what there is to say in plain values: ``image``, and results or ``error``."""
+        """Yield a dict of plain values for each file, in order: ``image``, and the results or ``error``."""
 
     @abstractmethod
     def preprocess(self, file: str) -> tuple[Tensor, np.ndarray]:
-        """What the model sees of an image.
+        """The input of the model for an image.
 
         Returns:
-            Its input, float32 ``[1, 3, H, W]``, and that as a picture, RGB uint8 ``[H, W, 3]``.
+            float32 ``[1, 3, H, W]``, and the same as a picture, RGB uint8 ``[H, W, 3]``.
 
         Raises:
-            UserError: the file is no image, or the transforms cannot take its size.
+            UserError: the file is not an image, or the transforms cannot take its size.
         """
 
     @abstractmethod
     def describe(self, result: Mapping[str, Any]) -> str:
-        """A result of :meth:`predict` that is no error, as text."""
+        """A result of :meth:`predict` without ``error``, as text."""
+
+
+class PicturePredictor(Predictor):
+    """A predictor that writes pictures of each image into ``options.out`` by a :class:`PictureFolder`."""
+
+    @paddle.no_grad()
+    def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:
+        """Yield for each file, in order, ``image``, and the result of :meth:`predict_image` or ``error``.
+
+        Raises:
+            UserError: the pictures cannot be written.
+        """
+        pictures = PictureFolder(options.out, files)
+        for file in files:
+            try:
+                image = self.read(file)
+            except UserError as error:
+                yield {"image": file, "error": str(error)}
+                continue
+            try:
+                result = self.predict_image(file, image, pictures, options)
+            except CannotWrite:
+                raise
+            except UserError as error:
+                result = {"error": f"image {file}: {error}"}
+            except MemoryError:
+                size = f"{image.shape[1]}x{image.shape[0]}"
+                result = {"error": f"image {file} of {size} pixels takes too much memory; cut it into parts"}
+            yield {"image": file, **result}
+
+    def preprocess(self, file: str) -> tuple[Tensor, np.ndarray]:
+        image = self.read(file)
+        images, (height, width) = self.preprocess_pixels(file, image)
+        picture = np.full((*images.shape[2:], 3), _PADDING, np.uint8)
+        picture[:height, :width] = Image.fromarray(image).resize((width, height))
+        return images, picture
+
+    @staticmethod
+    def read(file: str) -> np.ndarray:
+        """The image of a file, RGB uint8 ``[h, w, 3]``.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        image = read_image(file)
+        if image is None:
+            raise UserError(f"cannot read image {file}; replace or remove it")
+        return image
+
+    @abstractmethod
+    def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """The model's input, float32 ``[1, 3, H, W]``, and the height and width of the image in it, without padding.
+
+        Args:
+            image: content of the file, RGB uint8 ``[h, w, 3]``.
+
+        Raises:
+            UserError: the transforms cannot take its size.
+        """
+
+    @abstractmethod
+    def predict_image(
+        self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions
+    ) -> dict[str, Any]:
+        """Predict an image, and draw the result.
+
+        Args:
+            image: content of the file, RGB uint8 ``[h, w, 3]``.
+            pictures: writes the pictures.
+
+        Returns:
+            The result in plain values, with the paths of the pictures.
+
+        Raises:
+            UserError: this image cannot be predicted.
+            CannotWrite: a picture cannot be written.
+        """

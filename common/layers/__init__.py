@@ -1,1 +1,1 @@
-"""Layers of the model and what their variants need."""
+"""Layers that the model is built of, and what makes them fast. They import nothing else of this package."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.file_format import SUFFIXES, load_file, remove_leftovers, save_file
+from ..checkpoints.file_format import SUFFIXES, remove_leftovers, save_file
+from ..checkpoints.loading import read_state
 from ..errors import UserError
 from ..runtime.distributed import is_main_process
 
@@ -46,7 +47,7 @@ class CheckpointFolder:
         for path in (self.latest, *reversed(self._numbered())):
             if path.is_file():
                 try:
-                    return path, load_file(path)
+                    return path, read_state(path)
                 except UserError as error:
                     damage = damage or error
                     warn(str(error))

@@ -232,11 +232,11 @@ class TaskConfig:
             self._merge(config, values, source)
         return self._finish(config, arguments)
 
-    def of_weights(self, state: Mapping[str, Any], source: str, arguments: argparse.Namespace) -> CfgNode:
+    def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.
 
         Args:
-            state: what :func:`common.checkpoints.loading.read_checkpoint` returned.
+            text: the configuration saved with the weights, as yaml.
             source: where it comes from, for messages.
             arguments: those of :func:`add_weights_flags`, and any of the task's flags.
 
@@ -245,9 +245,9 @@ class TaskConfig:
         """
         if arguments.cfg:
             return self.load(arguments)
-        if not isinstance(state.get("config"), str):
+        if text is None:
             raise UserError(f"{source} has no configuration; give its -cfg")
-        return self.from_text(state["config"], source, arguments)
+        return self.from_text(text, source, arguments)
 
     def from_text(self, text: str, source: str, arguments: argparse.Namespace | None = None) -> CfgNode:
         """Read the configuration saved in a checkpoint.

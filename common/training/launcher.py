@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Sequence
 
 from ..runtime.command_line import ArgumentParser, run
-from .config import TaskConfig
+from ..tasks import TASKS
 
 __all__ = ["launch"]
 
@@ -14,28 +13,27 @@ _BRACKETS = """In brackets: the key of the configuration that a flag sets, and i
 of -cfg may set another; flags override files, and -opts overrides flags."""
 
 
-def launch(documentation: str, config_spec: TaskConfig, task: str) -> None:
+def launch(documentation: str, name: str) -> None:
     """Run a task as the command line says, then exit; see :func:`common.runtime.command_line.run`.
 
     Args:
         documentation: the launcher's docstring, see :class:`common.runtime.command_line.ArgumentParser`.
-        config_spec: the task's keys, flags and checks.
-        task: ``package.module:Class`` of a :class:`common.training.task.Task`. It is imported after the flags were
-            read, so that ``-h`` and wrong flags answer at once.
+        name: of the task in :data:`common.tasks.TASKS`. Its class is imported after the flags were read, so that ``-h``
+            and wrong flags answer at once.
     """
+    config_spec = TASKS[name].config()
 
     def main(argv: Sequence[str]) -> None:
-        folder = config_spec.default_file.parents[1].name
         parser = ArgumentParser(
             f"{documentation.rstrip()}\n\n{_BRACKETS}",
             "0 done, 2 wrong input, 128 + signal number after saving because of a signal, 1 anything else",
-            usage=f"python -m paddle.distributed.launch {folder}/main_multi_gpu.py [flags]",
+            usage=f"python -m paddle.distributed.launch {name}/main_multi_gpu.py [flags]",
         )
         config_spec.add_flags(parser)
         config = config_spec.load(parser.parse_args(argv))
-        task_class = pkgutil.resolve_name(task)
         from .run import run_task  # imports Paddle
 
-        run_task(task_class(config))
+        task = TASKS[name].task()
+        run_task(task(config))
 
     run(main)

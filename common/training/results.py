@@ -11,8 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..checkpoints.download import sha256_of
-from ..checkpoints.file_format import locate_file
-from ..checkpoints.released import open_source
+from ..checkpoints.released import local_path
 from ..errors import UserError
 from ..runtime.csv_table import read_table, write_table
 from ..runtime.machine import code_version, describe_device
@@ -91,7 +90,7 @@ def make_results(
     common = {
         "model": model,
         "data_set": data_set,
-        "checkpoint_sha256": sha256_of(locate_file(open_source(source))),
+        "checkpoint_sha256": sha256_of(local_path(source)),
         "command": _command(),
         "code_version": code_version(),
         "machine": describe_device(device),

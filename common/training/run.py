@@ -11,7 +11,7 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from ..checkpoints.loading import read_checkpoint
+from ..checkpoints.loading import read_state
 from ..checkpoints.released import resolve_weights
 from ..errors import UserError
 from ..flops import params
@@ -46,8 +46,7 @@ def _train(task: Task) -> dict[str, Any]:
     _require_equal_ranks(task, training)
     report = None
     if config.MODEL.PRETRAINED and not resumed:
-        source = resolve_weights(task.backbone_name, config.MODEL.PRETRAINED)
-        report = task.load_weights(training.model, source, fine_tune=True)
+        report = task.load_weights(training.model, config.MODEL.PRETRAINED, fine_tune=True)
     _print_head(task, training.model)
     log.line(training.description)
     if report:
@@ -77,8 +76,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     if record:
         append_results(record, [])  # a file that cannot be written is reported before the evaluation
     model, validation = task.build_evaluation()
-    source = resolve_weights(task.backbone_name, name)
-    report = task.load_weights(model, source, fine_tune=False, class_names=validation.class_names)
+    report = task.load_weights(model, name, fine_tune=False, class_names=validation.class_names)
     _print_head(task, model)
     if report.left_out:
         log.line(str(report))
@@ -87,7 +85,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     if details:
         log.line(details)
     if record:
-        suffix = validation.metric_suffix
+        source, suffix = resolve_weights(task.backbone_name, name), validation.metric_suffix
         results = make_results(task.model_name, validation.data_set, metrics, suffix, source, task.device)
         append_results(record, results)
         log.line(f"recorded in {record}")
@@ -116,7 +114,7 @@ def _find_training_state(task: Task, checkpoints: CheckpointFolder) -> tuple[Pat
         if checkpoints.latest.exists():
             log.line(f"replacing the run in {checkpoints.folder}; -resume auto would have continued it")
         return None
-    found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_checkpoint(source))
+    found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_state(source))
     if not found:
         log.line(f"no training state in {checkpoints.folder}: starting a new run")
     steps = gather_rows([found[1].get("step", 0) if found else -1])[:, 0]

@@ -12,7 +12,7 @@ from paddle import nn
 from paddle.base import unique_name
 
 from .. import __version__
-from ..checkpoints.loading import attention_of, load_weights, numpy_state, refuse_other_attention
+from ..checkpoints.loading import Checkpoint, attention_of, load_weights, numpy_state
 from ..errors import UserError
 from ..runtime.distributed import rank, world_size
 from .batch_norm import gather_statistics, set_statistics
@@ -49,7 +49,7 @@ class TrainingState:
             "task": task.name,
             "config": task.config_spec.dump(config),
             "attention": attention_of(self.model),
-            "class_names": training.class_names,
+            "class_names": None if training.class_names is None else list(training.class_names),
             "versions": {
                 "pale-transformer-paddle": __version__,
                 "paddle": paddle.__version__,
@@ -107,7 +107,6 @@ class TrainingState:
             if saved["conditions"].get(name) != value
         ]
         differences += self._restore_weights(saved, source)
-        refuse_other_attention(self.model, saved, source)
         load_optimizer_state(self.optimizer, self.model, saved["optimizer"])
         if saved.get("scaler"):
             self.scaler.load_state_dict(dict(saved["scaler"]))
@@ -126,7 +125,7 @@ class TrainingState:
     def _restore_weights(self, saved: Mapping[str, Any], source: str) -> list[str]:
         """Load the weights, their average and each rank's BatchNorm statistics; return the differences."""
         differences = []
-        report = load_weights(self.model, saved["model"], source)
+        report = load_weights(self.model, Checkpoint.from_state(saved, source))
         if report.interpolated:
             raise UserError(
                 f"{source} has positions of another size, {report.interpolated[0]}; resume with its own image size "
@@ -140,7 +139,7 @@ class TrainingState:
         if self.ema:
             if "model_ema" not in saved:
                 differences.append("EMA: none then, it starts from the present weights")
-            load_weights(self.ema.model, saved.get("model_ema", saved["model"]), source)
+            load_weights(self.ema.model, Checkpoint.from_state(saved, source, ema="model_ema" in saved))
             self.ema.updates = saved.get("ema_updates", 0)
         for model, rows in zip(self.models(), saved.get("rank_statistics", ()), strict=False):
             set_statistics(model, rows[rank()] if len(rows) == world_size() else rows.mean(0))

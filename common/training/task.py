@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -16,16 +15,7 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
-from ..checkpoints.loading import (
-    LoadReport,
-    compare_attention,
-    find_weights,
-    load_weights,
-    read_checkpoint,
-    refuse_other_attention,
-)
-from ..data.class_names import check_class_order
-from ..errors import UserError
+from ..checkpoints.loading import LoadReport, load_weights, read_checkpoint
 from ..runtime.device import select_device
 from .config import TaskConfig
 from .log import TrainingLog
@@ -189,43 +179,12 @@ class Task(ABC):
         raise NotImplementedError
 
     def load_weights(
-        self, model: nn.Layer, source: Path | str, fine_tune: bool, class_names: Sequence[str] | None = None
+        self, model: nn.Layer, source: str, fine_tune: bool, class_names: Sequence[str] | None = None
     ) -> LoadReport:
-        """Load weights of the whole model or, to fine-tune, of its backbone alone.
+        """Load weights to fine-tune or, as they are, to evaluate; see :func:`common.checkpoints.loading.load_weights`.
 
         Args:
-            fine_tune: the model may keep a new head; otherwise the weights are evaluated and must fit in everything.
             class_names: of the data that the weights are evaluated on.
-
-        Raises:
-            UserError: the weights do not fit the model, the task or the classes.
         """
-        state = read_checkpoint(source)
-        weights = find_weights(state, str(source))
-        if not fine_tune:
-            check_class_order(class_names, state.get("class_names"), "the validation data", str(source))
-            self._refuse_other_task(state, weights, model, source)
-        of_backbone = hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in weights)
-        target = model.backbone if of_backbone and fine_tune else model
-        report = load_weights(target, weights, str(source), fine_tune)
-        if not fine_tune:
-            refuse_other_attention(model, state, source)
-        report.note = compare_attention(model, state)
-        return report
-
-    def _refuse_other_task(
-        self, state: Mapping[str, Any], weights: Mapping[str, Any], model: nn.Layer, source: Path | str
-    ) -> None:
-        """Refuse weights trained for another task."""
-        given = self.config.MODEL.PRETRAINED or self.config.RESUME or source  # a name, not the file behind it
-        task = state.get("task", self.name)
-        if task != self.name:
-            raise UserError(
-                f"{given} was trained for {task}, not for {self.name}; give weights of this task, or evaluate with "
-                f"{task}/main_multi_gpu.py"
-            )
-        if hasattr(model, "backbone") and any(name.startswith("stages.") for name in weights):
-            raise UserError(
-                f"{given} is a classifier or a bare backbone and cannot be evaluated on this task; give weights that "
-                f"this task trained, such as {self.config.OUTPUT}/best.pdparams, or train from it without -eval"
-            )
+        checkpoint = read_checkpoint(source, self.backbone_name)
+        return load_weights(model, checkpoint, fine_tune, task=self.name, class_names=class_names)

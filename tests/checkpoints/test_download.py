@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -17,7 +14,6 @@ from common.checkpoints.download import download, split_hash
 from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import read_checkpoint
 from common.errors import UserError
-from tests.helpers.programs import ROOT
 
 CONTENT = np.random.default_rng(0).bytes(700_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -27,17 +23,14 @@ HASH = hashlib.sha256(CONTENT).hexdigest()
 def server():
     """Serves ``content`` at every address, with ranges unless told otherwise, up to ``breaks_off_after`` bytes.
 
-    ``raw`` is sent in place of everything, ``delay`` seconds pass before anything.
+    ``raw`` is sent in place of everything.
     """
-    state = SimpleNamespace(
-        content=CONTENT, ranges=True, breaks_off_after=None, status=None, raw=None, delay=0.0, requests=[]
-    )
+    state = SimpleNamespace(content=CONTENT, ranges=True, breaks_off_after=None, status=None, raw=None, requests=[])
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             wanted = self.headers.get("Range")
             state.requests.append(wanted)
-            time.sleep(state.delay)
             if state.raw:
                 self.wfile.write(state.raw)
                 return
@@ -103,7 +96,7 @@ def test_a_wrong_hash_deletes_the_file(server, tmp_path):
     assert not list(tmp_path.glob("*.pdparams*part")) + list(tmp_path.glob("*.pdparams"))
 
 
-def test_downloads_of_the_same_file_at_the_same_time_do_not_spoil_it(server, tmp_path):
+def test_of_several_downloads_of_the_same_file_one_fetches_it(server, tmp_path):
     results: list = []
     threads = [threading.Thread(target=lambda: results.append(download(server.url, tmp_path))) for _ in range(4)]
     for thread in threads:
@@ -112,20 +105,7 @@ def test_downloads_of_the_same_file_at_the_same_time_do_not_spoil_it(server, tmp
         thread.join()
     assert len(results) == 4
     assert all(path.read_bytes() == CONTENT for path in results)
-
-
-def test_processes_that_want_the_same_file_wait_for_the_one_that_fetches_it(server, tmp_path):
-    server.delay = 1.0
-    program = (
-        "import sys; from pathlib import Path; "
-        "from common.checkpoints.download import download; download(sys.argv[1], Path())"
-    )
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {program}", server.url]
-    processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert server.requests == [None]
-    (target,) = tmp_path.iterdir()
-    assert target.read_bytes() == CONTENT
 
 
 def test_a_part_that_is_longer_than_the_file_is_deleted(server, tmp_path):
@@ -142,11 +122,10 @@ def test_a_part_that_is_longer_than_the_file_is_deleted(server, tmp_path):
     [
         b"no HTTP at all\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\ntoo short",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\ntoo short",
     ],
-    ids=["no HTTP", "broken chunk", "broken body"],
+    ids=["no HTTP", "broken chunk"],
 )
-def test_an_answer_that_is_none_is_one_line(server, tmp_path, raw):
+def test_a_malformed_answer_is_one_line(server, tmp_path, raw):
     server.raw = raw
     with pytest.raises(UserError, match="again to go on") as caught:
         download(server.url, tmp_path)
@@ -175,7 +154,6 @@ def test_errors_of_the_server_are_one_line(server, tmp_path):
         ("https://host/file.pdparams", "#sha256="),
         ("https://host/file.pdparams#sha256=123", "#sha256="),
         (f"http://host/file.pdparams#sha256={HASH}", "only https"),
-        (f"ftp://host/file.pdparams#sha256={HASH}", "only https"),
         (f"file:///etc/passwd#sha256={HASH}", "only https"),
     ],
 )
@@ -189,4 +167,4 @@ def test_a_checkpoint_is_read_from_an_address(server, tmp_path, monkeypatch):
     save_file({"a": np.arange(3.0)}, tmp_path / "a.pdparams")
     server.content = (tmp_path / "a.pdparams").read_bytes()
     url = server.url.replace(HASH, hashlib.sha256(server.content).hexdigest())
-    np.testing.assert_array_equal(read_checkpoint(url)["a"], [0.0, 1.0, 2.0])
+    np.testing.assert_array_equal(read_checkpoint(url).weights["a"], [0.0, 1.0, 2.0])

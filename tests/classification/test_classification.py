@@ -108,14 +108,16 @@ def test_weights_store_their_attention_and_are_not_used_with_another(tmp_path, s
     evaluate = ("-eval", "-pretrained", of_windows)
     run(Classification, shapes_config, *evaluate, "-image_size", 48, "-opts", *options)  # positions are interpolated
     for flags, other, named in (
-        (evaluate, "global", "attention window, not global"),
+        (evaluate, "global", "attention=window, not global"),
         (evaluate, "cross", "another attention; set MODEL.ATTENTION"),
-        (("-resume", latest), "global", "resume with its own image size and attention"),
+        (("-resume", latest), "global", "attention=window, not global"),
         (("-resume", latest), "cross", "another attention; set MODEL.ATTENTION"),
     ):
         assert named in refusal(shapes_config, *flags, "-opts", "MODEL.ATTENTION", other, *options[2:])
+    resume = ("-resume", latest, "-image_size", 48, "-opts", *options)
+    assert "resume with its own image size" in refusal(shapes_config, *resume)
     resume = ("-resume", best.with_name("latest.pdparams"), "-opts", "MODEL.PARALLEL", "False")
-    assert "parallel True, not False" in refusal(shapes_config, *resume)
+    assert "parallel=True, not False" in refusal(shapes_config, *resume)
 
 
 def test_evaluation_needs_no_training_set_and_skips_broken_images_only_when_asked(shapes, shapes_config, best):
@@ -148,7 +150,7 @@ def test_wrong_input_is_one_line_that_names_it(tmp_path, shapes_config, best):
         (["-pretrained", "missing.pdparams"], "missing.pdparams"),
         (["-eval"], "-pretrained"),
         ([*evaluate, "-opts", "MODEL.NAME", "pale_tiny"], "pale_nano weights"),
-        ([*evaluate, "-dataset", "mnist5k", "-data_path", ""], "3 classes"),
+        ([*evaluate, "-dataset", "mnist5k", "-data_path", ""], "another number of classes"),
         (["-resume", best], "resume from latest"),
     ):
         assert named in refusal(shapes_config, *flags)

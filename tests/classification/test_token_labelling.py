@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 import pytest
 
 from common.checkpoints.file_format import load_file, save_file
-from common.checkpoints.loading import deployed_state, load_weights, numpy_state
+from common.checkpoints.loading import Checkpoint, deployed_state, load_weights, numpy_state
 from common.errors import UserError
 from common.flops import count_flops
 from common.pale_features import create_features
@@ -217,14 +217,15 @@ def test_the_evaluated_model_is_the_plain_one(model):
     plain = create_model("pale_nano", num_classes=CLASSES)
     assert set(numpy_state(model)) - set(numpy_state(plain)) == {"aux_head.weight", "aux_head.bias"}
     assert deployed_state(model).keys() == numpy_state(plain).keys()
-    report = load_weights(plain, numpy_state(model), "training state")
-    assert "left out aux_head: only training uses it" in str(report)
+    report = load_weights(plain, Checkpoint("training state", numpy_state(model)))
+    assert "left out aux_head: only used in training" in str(report)
     assert not report.unexpected
     plain.eval()
     np.testing.assert_array_equal(plain(make_images()).numpy(), model(make_images()).numpy())
-    assert not load_weights(plain, deployed_state(model), "weights").left_out
+    assert not load_weights(plain, Checkpoint("weights", deployed_state(model))).left_out
     features = create_features("pale_nano")
-    assert load_weights(features, numpy_state(model), "training state", replace_head=True).left_out == ["aux_head"]
+    report = load_weights(features, Checkpoint("training state", numpy_state(model)), fine_tune=True)
+    assert report.left_out == ["aux_head"]
 
 
 def test_training_may_start_from_weights_without_the_head(tmp_path):
@@ -237,10 +238,10 @@ def test_training_may_start_from_weights_without_the_head(tmp_path):
         ("features", ["head", "norm", "aux_head"]),
         ("other", ["head", "aux_head"]),
     ):
-        report = load_weights(target, load_file(tmp_path / f"{name}.pdparams"), name, replace_head=True)
+        report = load_weights(target, Checkpoint(name, load_file(tmp_path / f"{name}.pdparams")), fine_tune=True)
         assert report.new_parts == new
     with pytest.raises(UserError, match="trained without token labels"):
-        load_weights(target, load_file(tmp_path / "plain.pdparams"), "plain")
+        load_weights(target, Checkpoint("plain", load_file(tmp_path / "plain.pdparams")))
 
 
 def test_both_heads_get_gradients_and_the_optimizer_their_rules(model):
@@ -415,7 +416,7 @@ def test_train_make_maps_train_with_them_resume_and_evaluate(tmp_path, shapes_co
     evaluated = train(student / "config.yaml", "-eval", "-pretrained", student / "best.pdparams")
     assert float(re.search(r"best.pdparams: top1 (\S+)", evaluated)[1]) == pytest.approx(float(best[1]), abs=0.01)
     evaluated = train(shapes_config, "-eval", "-pretrained", student / "latest.pdparams", "-image_size", "64")
-    assert "left out aux_head: only training uses it" in evaluated
+    assert "left out aux_head: only used in training" in evaluated
 
     message = fails(LAUNCHER, "-cfg", shapes_config, "-resume", student / "latest.pdparams", cwd=tmp_path)
     assert "was trained with token labels (aux_head), which this run does not use" in message

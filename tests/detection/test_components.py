@@ -12,7 +12,7 @@ import pytest
 from ppdet.core.workspace import create, global_config, load_config
 
 from common.checkpoints.file_format import save_file
-from common.checkpoints.loading import load_weights, numpy_state
+from common.checkpoints.loading import Checkpoint, load_weights, numpy_state
 from common.errors import UserError
 from common.pale_transformer import create_model
 from common.training.optimizer import parameter_groups
@@ -197,21 +197,21 @@ def test_weights_of_a_classifier_go_into_the_backbone(tmp_path):
     source = create_model("pale_nano", num_classes=7)
     save_file({"model": numpy_state(source)}, tmp_path / "classifier.pdparams")
     task, model = Detection(load()), build_model(load(), 2)
-    report = task.load_weights(model, tmp_path / "classifier.pdparams", replace_head=True)
+    report = task.load_weights(model, tmp_path / "classifier.pdparams", fine_tune=True)
     assert report.new_parts == ["out_norms"]
     for name in report.loaded:
         loaded, given = (layer.state_dict()[name].numpy() for layer in (model.backbone, source))
         np.testing.assert_array_equal(loaded, given)
     assert len(report.loaded) == len([name for name in model.backbone.state_dict() if "out_norms" not in name])
-    with pytest.raises(UserError, match=r"classifier\.pdparams is a classifier or a backbone alone"):
-        task.load_weights(model, tmp_path / "classifier.pdparams", replace_head=False)
+    with pytest.raises(UserError, match=r"classifier\.pdparams .* of a classifier or of a backbone alone"):
+        task.load_weights(model, tmp_path / "classifier.pdparams", fine_tune=False)
 
 
 def test_weights_of_another_task_are_not_evaluated(tmp_path):
     model, file = build_model(load(), 2), tmp_path / "best.pdparams"
     save_file({"model": numpy_state(model), "task": "semantic_segmentation"}, file)
-    told = partial(Detection(load()).load_weights, model, file, replace_head=False)
-    assert_told(told, f"{file} was trained for semantic_segmentation, not for object_detection")
+    told = partial(Detection(load()).load_weights, model, file, fine_tune=False)
+    assert_told(told, f"{file} was trained for 'semantic_segmentation', not for object_detection")
 
 
 def test_weights_of_another_model_are_refused_with_the_cause(tmp_path):
@@ -223,7 +223,7 @@ def test_weights_of_another_model_are_refused_with_the_cause(tmp_path):
         save_file({"model": numpy_state(source)}, tmp_path / f"{name}.pdparams")
         model = build_model(load(), 2)
         before = numpy_state(model)
-        told = partial(task.load_weights, model, tmp_path / f"{name}.pdparams", replace_head=True)
+        told = partial(task.load_weights, model, tmp_path / f"{name}.pdparams", fine_tune=True)
         assert_told(told, f"{name}.pdparams does not fit the model")
         assert all((before[key] == tensor.numpy()).all() for key, tensor in model.state_dict().items())
 
@@ -238,10 +238,10 @@ def test_the_heads_of_a_model_of_other_classes_are_replaced_and_the_report_says_
         config = load("-cfg", CONFIG.default_file.with_name(f"{name}.yml"), *NANO)
         arrays = numpy_state(build_model(config, 5))
         model = build_model(config, 2)
-        report = load_weights(model, arrays, "weights of five classes", replace_head=True)
+        report = load_weights(model, Checkpoint("weights of five classes", arrays), fine_tune=True)
         for key in report.loaded:
             np.testing.assert_array_equal(model.state_dict()[key].numpy(), arrays[key])
         new = sorted({key.rpartition(".")[0].rstrip("012") for key in set(arrays) - set(report.loaded)})
         assert new == sorted(report.new_parts) == parts
         assert f"new {', '.join(report.new_parts)}: to be trained" in str(report)
-        assert_told(partial(load_weights, model, arrays, "weights of five classes"), "weights of five classes")
+        assert_told(partial(load_weights, model, Checkpoint("five", arrays)), "five does not fit")

@@ -181,7 +181,7 @@ def test_the_other_models_train_evaluate_and_predict(tmp_path, boxes, boxes_conf
     assert ("mask_AP" in best) == ("mask" in kinds)
     assert run(path, "-eval", "-pretrained", tmp_path / "out" / "best")["box_AP"] == best["box_AP"]
     state = read_checkpoint(tmp_path / "out" / "best.pdparams")
-    detector = Detector.from_weights(state, "best", CONFIG.from_text(state["config"], "best"))
+    detector = Detector.from_checkpoint(state, CONFIG.from_text(state.config, "best"))
     options = PredictOptions(threshold=0.0, out=tmp_path / "found")
     (entry,) = detector.predict([str(boxes / "val" / "val_0.png")], options)
     assert all(row["name"] in COLOURS and ("segmentation" in row) == ("mask" in kinds) for row in entry["detections"])
@@ -313,7 +313,7 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
         (["-num_classes", "2"], ["has 3 categories, num_classes is 2"]),
         (["-batch_size", "9"], ["5 training images are too few", "batch size 9"]),
         (["-eval"], ["-pretrained"]),
-        (["-eval", "-pretrained", "mnist5k"], ["mnist5k is a classifier", "train from it without -eval"]),
+        (["-eval", "-pretrained", "mnist5k"], ["weights of a classifier", "give those of a whole model"]),
         (["-resume", "nowhere"], ["nowhere"]),
         (["-opts", "epochs", "3"], ["did you mean epoch"]),
         (["-opts", "metric", "VOC"], ["metric is 'VOC'"]),
@@ -390,7 +390,7 @@ def test_weights_that_number_the_classes_otherwise_are_not_evaluated(tmp_path, b
     model, _ = task.build_evaluation()
 
     def evaluate(*names):
-        paddle.save({"model": model.state_dict(), "class_names": names}, str(weights))
+        paddle.save({"model": model.state_dict(), "class_names": list(names)}, str(weights))
         return run(boxes_config, "-eval", "-pretrained", weights)
 
     place = f"class 1 is 'green' in the validation data and 'blue' in {weights}"

@@ -27,8 +27,6 @@ from common.pale_transformer import create_model
 from image_classification.transforms import EvalTransform
 from tests.helpers.made_up_data import make_shapes, make_squares
 from tests.helpers.programs import ROOT, cpu_seconds
-from tests.helpers.torch_files import write_torch_file
-from tests.helpers.unofficial_reading import make_state
 
 SHORT = (
     "-image_size 32 -batch_size 2 -opts MODEL.NAME pale_nano TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0"
@@ -98,20 +96,15 @@ CHANGES: dict[str, str | None] = {
     "plot_curves.py output/detection_seed0": "",
     "pip install": ELSEWHERE,  # tools/setup.sh does the same
     "git clone": ELSEWHERE,
-    "convert_weights.py theirs.pth": "",
-    "convert_weights.py ours.pdparams": "",
-    "-eval -pretrained ours.pdparams": "MODEL.NAME pale_nano MODEL.NUM_HEADS '[2, 2, 4, 8]' MODEL.NUM_CLASSES 3 "
-    "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0",
-    "training_cost.py -into": "-rows pale_tiny_224",
     "-eval -pretrained output/upernet_pale_tiny_ade20k_160k": "val_dataset.transforms.0.short_size 64",
-    "PALE_UNOFFICIAL_CODE": ELSEWHERE,  # code that is not ours, see test_convert_weights.py
+    "PALE_UNOFFICIAL_CODE": ELSEWHERE,  # code that is not ours, see test_reproduction.py
     "tools/paper_tables.py": "here",
+    "tools/paper_tables.py -markdown": ELSEWHERE,  # test_paper_tables.py
+    "tools/paper_tables.py ablations": ELSEWHERE,  # test_paper_tables.py
     "tools/paper_tables.py -check": ELSEWHERE,  # test_paper_tables.py
-    "benchmark.py -suite": "-rows 10 -rounds 1 -warmup 1",
     "ablate.py -jobs 2": TWO_ROWS,
     "ablate.py -list": TWO_ROWS,
     "ablate.py -report": "",
-    "benchmark.py -study": "-rounds 1 -image_size 32 -batch 1 -sizes 32 -batches 1 -ranks 1 -gpus 8",
     "load('china.jpg')": "",
     "bash tools/build_site.sh": ELSEWHERE,  # test_site.py
     "http.server": ELSEWHERE,  # runs until it is stopped
@@ -121,7 +114,7 @@ CHANGES: dict[str, str | None] = {
     "visualize.py data/nuclei_segmentation": "",
     "visualize.py output/both.png": "-pretrained output/finetune_folder/best.pdparams -label roses",
     "-output output/rate": FEW_CLOTHES,
-    "benchmark.py pale_tiny": "-rounds 1 -warmup 1 -batch 1 -image_size 32",
+    "benchmark.py pale_tiny": "-rounds 1 -batch 1 -size 32",
 }
 DOCUMENTS = (
     "README.md",
@@ -205,7 +198,6 @@ def checkout(tmp_path_factory):
             prefix = "instances_" if suffix else ""
             (annotations / f"instances_{split}.json").rename(annotations / f"{prefix}{split}{suffix}.json")
             (folder / name / split).rename(folder / name / f"{split}{suffix}")
-    write_torch_file(folder / "theirs.pth", make_state((20, 40, 80, 160), (1, 1, 3, 1), classes=3))
     (folder / "fashion").mkdir()
     for split in ("train", "t10k"):
         images, labels = np.zeros((40, 28, 28), np.uint8), np.arange(40, dtype=np.uint8) % 10

@@ -10,7 +10,7 @@ import pytest
 from paddle import nn
 
 from common.checkpoints.file_format import save_file
-from common.checkpoints.loading import load_pretrained, load_weights, numpy_state
+from common.checkpoints.loading import Checkpoint, load_pretrained, load_weights, numpy_state
 from common.errors import UserError
 from common.pale_features import PaleFeatures, create_features
 from common.pale_transformer import VARIANTS, PaleTransformer, create_model
@@ -71,7 +71,7 @@ def test_maps_are_the_stages_outputs_normalised(height, width):
 @pytest.mark.parametrize("indices", [(3,), (1, 2, 3), [0, 3]])
 def test_chosen_outputs_are_those_of_all_and_have_their_norms_and_names(indices):
     every, some = make_features(1), make_features(2, out_indices=indices)
-    report = load_weights(some, numpy_state(every), "file", replace_head=True)
+    report = load_weights(some, Checkpoint("file", numpy_state(every)), fine_tune=True)
     assert not report.missing + report.new_parts
     images = random_images(1, 32, 64)
     maps = every(images)
@@ -250,7 +250,7 @@ def test_dense_weights_without_norms_leave_all_norms_new():
     source, model = make_features(1), make_features(2)
     weights = {name: array for name, array in whole(source).items() if ".out_norms.1" not in name}
     before = numpy_state(model)
-    assert load_weights(model, weights, "file", replace_head=True).new_parts == ["out_norms"]
+    assert load_weights(model, Checkpoint("file", weights), fine_tune=True).new_parts == ["out_norms"]
     assert_stages_equal(model, source)
     np.testing.assert_array_equal(model.out_norms[0].weight.numpy(), before["out_norms.0.weight"])
 
@@ -262,8 +262,8 @@ def test_a_stage_that_is_missing_is_an_error_that_changes_nothing(source, target
     model = target(2)
     before = numpy_state(model)
     weights = {name: array for name, array in wrap(source(1)).items() if "stages.3.blocks.0.norm2" not in name}
-    with pytest.raises(UserError, match=r"the first that differs is stages\.3\.blocks\.0\.norm2\.weight") as caught:
-        load_weights(model, weights, "some/file", replace_head=True)
+    with pytest.raises(UserError, match=r"the first difference is stages\.3\.blocks\.0\.norm2\.weight") as caught:
+        load_weights(model, Checkpoint("some/file", weights), fine_tune=True)
     assert "\n" not in str(caught.value)
     for name, array in numpy_state(model).items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
@@ -273,7 +273,7 @@ def test_a_stage_that_is_missing_is_an_error_that_changes_nothing(source, target
 def test_weights_of_another_variant_are_named(wrap):
     weights = wrap(create_features("pale_nano"))
     with pytest.raises(UserError, match="these are pale_nano weights"):
-        load_weights(make_features(), weights, "file", replace_head=True)
+        load_weights(make_features(), Checkpoint("file", weights), fine_tune=True)
 
 
 class Around(nn.Layer):
@@ -289,27 +289,27 @@ class Around(nn.Layer):
 def test_whole_models_take_whole_weights_and_may_keep_the_head_that_they_name():
     source = Around(make_features(1), 3)
     same, other = Around(make_features(2), 3), Around(make_features(3), 4)
-    assert not load_weights(same, numpy_state(source), "file").new_parts
+    assert not load_weights(same, Checkpoint("file", numpy_state(source))).new_parts
     for name, array in numpy_state(source).items():
         np.testing.assert_array_equal(same.state_dict()[name].numpy(), array, err_msg=name)
     own = numpy_state(other)
-    report = load_weights(other, numpy_state(source), "file", replace_head=True)
+    report = load_weights(other, Checkpoint("file", numpy_state(source)), fine_tune=True)
     assert report.new_parts == ["cls"]
     assert "new cls: to be trained before use" in str(report)
     for name, array in numpy_state(other).items():
         expected = own[name] if name.startswith("cls.") else source.state_dict()[name].numpy()
         np.testing.assert_array_equal(array, expected, err_msg=name)
-    with pytest.raises(UserError, match=r"another number of classes, see cls\.weight \(2, 3\) for \(2, 4\)"):
-        load_weights(Around(make_features(), 4), numpy_state(source), "file")
+    with pytest.raises(UserError, match=r"another number of classes: cls\.weight \(2, 3\) for \(2, 4\)"):
+        load_weights(Around(make_features(), 4), Checkpoint("file", numpy_state(source)))
 
 
 def test_what_does_not_fit_a_whole_model_is_named():
     model = Around(make_features(), 3)
     with pytest.raises(UserError, match="these are pale_nano weights"):
-        load_weights(model, whole(create_features("pale_nano")), "file", replace_head=True)
-    with pytest.raises(UserError, match="of a backbone alone; load them into the model's backbone"):
-        load_weights(model, numpy_state(make_features(1)), "file", replace_head=True)
-    with pytest.raises(UserError, match="no Pale Transformer weights"):
-        load_weights(model, {"conv1.weight": np.zeros((3, 3), np.float32)}, "file", replace_head=True)
-    load_weights(model.backbone, numpy_state(make_classifier(1)), "file", replace_head=True)
+        load_weights(model, Checkpoint("file", whole(create_features("pale_nano"))), fine_tune=True)
+    with pytest.raises(UserError, match="of a backbone alone"):
+        load_weights(model, Checkpoint("file", numpy_state(make_features(1))))
+    with pytest.raises(UserError, match="not the weights of a Pale Transformer"):
+        load_weights(model, Checkpoint("file", {"conv1.weight": np.zeros((3, 3), np.float32)}), fine_tune=True)
+    load_weights(model, Checkpoint("file", numpy_state(make_classifier(1))), fine_tune=True)
     assert_stages_equal(model.backbone, make_classifier(1))

@@ -1,19 +1,97 @@
-"""What docs/reproduction.md names exists, and the values that it gives are the configurations'."""
+"""The model computes what the unofficial reading does, and docs/reproduction.md agrees with the code."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
+import subprocess
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
+import paddle
 import pytest
 import yaml
 
-from common.pale_transformer import PaleTransformer
+from common.checkpoints.file_format import save_file
+from common.pale_transformer import PaleTransformer, create_model
 from image_classification.config import CONFIG, default_config
 from tests.helpers.programs import ROOT
+from tests.helpers.unofficial_reading import logits, random_state, to_our_weights
+
+# ---- the unofficial reading
+
+DEPTHS, HEADS, PALE = (1, 2, 1, 1), (1, 2, 2, 4), 2
+
+
+def our_logits(name, weights, images, file, **settings):
+    """Logits of a model that loads the weights from a file, as users' checkpoints are."""
+    save_file(weights, file)
+    model = create_model(name, stage_norms=False, pretrained=file, **settings)
+    model.eval()
+    with paddle.no_grad():
+        return model(paddle.to_tensor(images)).numpy()
+
+
+def relative_difference(found, expected):
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def test_the_model_computes_what_the_unofficial_reading_computes(tmp_path):
+    state = random_state((8, 16, 32, 64), DEPTHS, classes=5)
+    images = np.random.default_rng(1).standard_normal((2, 3, 64, 128)).astype(np.float32)
+    expected = logits(state, images, HEADS, PALE)
+    settings = {"embed_dim": 8, "depths": DEPTHS, "num_heads": [2 * heads for heads in HEADS], "pale_size": PALE}
+    found = our_logits("pale_nano", to_our_weights(state), images, tmp_path / "ours.pdparams", **settings)
+    assert relative_difference(found, expected) < 2e-5
+    # The comparison notices other heads and other pales.
+    assert relative_difference(logits(state, images, [2 * heads for heads in HEADS], PALE), expected) > 1e-3
+    assert relative_difference(logits(state, images, HEADS, 1), expected) > 1e-3
+
+
+# Runs in the Python of the peers: argument 1 is the unofficial file, 2 a folder with images.npy.
+THEIR_PASS = """
+import importlib.util, sys
+import numpy as np, torch
+
+code, folder = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("reading", code)
+reading = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(reading)
+torch.manual_seed(0)
+model = reading.PS_Transformer(reading.args).eval()
+model.softmax = torch.nn.Identity()
+with torch.no_grad():
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("running_var", "bn.weight", "ln.weight")):
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.is_floating_point():
+            tensor.normal_(0, tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.3)
+    np.savez(f"{folder}/weights.npz", **{name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    np.save(f"{folder}/logits.npy", model(torch.from_numpy(np.load(f"{folder}/images.npy"))).numpy())
+"""
+
+
+@pytest.mark.slow
+def test_pale_base_computes_what_the_unofficial_code_computes(tmp_path):
+    """Needs PALE_UNOFFICIAL_CODE=.../pale-transformer.py, which is not part of this project, and PyTorch."""
+    code, python = os.environ.get("PALE_UNOFFICIAL_CODE"), ROOT / ".venv-peers" / "bin" / "python"
+    if not code or not python.exists():
+        pytest.skip("needs PALE_UNOFFICIAL_CODE and .venv-peers; see docs/reproduction.md")
+    images = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    subprocess.run([python, "-c", THEIR_PASS, code, tmp_path], check=True)
+    expected = np.load(tmp_path / "logits.npy")
+    with np.load(tmp_path / "weights.npz") as state:
+        weights = to_our_weights(dict(state))
+    found = our_logits("pale_base", weights, images, tmp_path / "ours.pdparams", num_heads=(8, 16, 32, 64))
+    print(f"largest difference {np.abs(found - expected).max():.1e} of {np.abs(expected).max():.0f}")
+    assert relative_difference(found, expected) < 2e-5
+
+
+# ---- docs/reproduction.md
 
 TEXT = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
 

@@ -15,7 +15,7 @@ from paddleseg.cvlibs import Config, SegBuilder
 from PIL import Image
 
 from common.checkpoints.file_format import load_file
-from common.checkpoints.loading import load_weights
+from common.checkpoints.loading import Checkpoint, load_weights
 from common.errors import UserError
 from common.training.optimizer import parameter_groups
 from semantic_segmentation import segmentation
@@ -204,8 +204,8 @@ def test_large_images_are_labelled_in_windows_in_bounded_memory(tmp_path, square
     from common.inference.predictor import PredictOptions
     from semantic_segmentation import prediction
 
-    state = read_checkpoint(best)
-    segmenter = prediction.Segmenter.from_weights(state, "best", CONFIG.from_text(state["config"], "best"))
+    checkpoint = read_checkpoint(best)
+    segmenter = prediction.Segmenter.from_checkpoint(checkpoint, CONFIG.from_text(checkpoint.config, "best"))
     image = squares / "images" / "val0.png"
     (whole,) = segmenter.predict([str(image)], PredictOptions(out=tmp_path / "whole"))
     monkeypatch.setattr(prediction, "LARGE", 100)
@@ -235,7 +235,7 @@ def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_witho
     options = ("-opts", "val_dataset.transforms", PADDED, "PICTURES", "4")
     task = Segmentation(load("-cfg", squares_config, *options))
     model, validation = task.build_evaluation()
-    load_weights(model, {}, "no file", strict=False)  # draws what a file would bring
+    load_weights(model, Checkpoint("no file", {}), strict=False)  # draws what a file would bring
     drawn = []
     monkeypatch.setattr(
         segmentation,
@@ -326,7 +326,7 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
         (["-opts", "loss.types.0.weight", "[1, 2]"], "number of weights = 2"),
         (["-eval"], "-pretrained"),
         (["-eval", "-pretrained", "nowhere"], "nowhere"),
-        (["-eval", "-pretrained", "mnist5k"], "mnist5k is a classifier"),
+        (["-eval", "-pretrained", "mnist5k"], "weights of a classifier"),
         (["-resume", "nowhere"], "nowhere"),
         (["-opts", "train_dataset.transforms", "[{type: Normalize}]"], "RandomPaddingCrop"),
         (["-opts", "lr_scheduler.learning_rate", "1e30", "lr_scheduler.warmup_iters", "1"], "not finite"),

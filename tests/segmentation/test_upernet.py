@@ -11,7 +11,7 @@ import pytest
 from paddle import nn
 
 from common.checkpoints.file_format import save_file
-from common.checkpoints.loading import load_pretrained, load_weights, numpy_state
+from common.checkpoints.loading import Checkpoint, load_pretrained, load_weights, numpy_state
 from common.errors import UserError
 from common.flops import count_flops, params
 from common.pale_features import PaleFeatures, create_features
@@ -329,9 +329,10 @@ def test_the_backbone_goes_into_backbones_and_classification_models_and_comes_fr
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
     model = make_model(2)
+    path = save(classifier, tmp_path / "classifier.pdparams")
     with pytest.raises(UserError, match="of a backbone alone"):
-        load_pretrained(model, save(classifier, tmp_path / "classifier.pdparams"))
-    load_pretrained(model.backbone, tmp_path / "classifier")
+        load_pretrained(model, path, replace_head=False)
+    load_pretrained(model, path)
     for name, array in numpy_state(model.backbone).items():
         if name.startswith("stages."):
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
@@ -345,5 +346,5 @@ def test_weights_of_another_variant_are_named(tmp_path):
 
 def test_weights_of_another_number_of_classes_are_named_so():
     weights = numpy_state(make_model())
-    with pytest.raises(UserError, match=r"another number of classes, see decode_head\.cls\.weight \(3,"):
-        load_weights(make_model(num_classes=9), weights, "x.pdparams")
+    with pytest.raises(UserError, match=r"another number of classes: decode_head\.cls\.weight \(3,"):
+        load_weights(make_model(num_classes=9), Checkpoint("x.pdparams", weights))

@@ -6,7 +6,7 @@ import pytest
 from paddle import nn
 
 from common.checkpoints.file_format import load_file, save_file
-from common.checkpoints.loading import load_weights, numpy_state
+from common.checkpoints.loading import Checkpoint, load_weights, numpy_state
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer
 from common.training.checkpoints import CheckpointFolder
@@ -55,7 +55,7 @@ def test_training_resumes_bitwise_from_a_saved_state_among_other_layers(tmp_path
     state = load_file(tmp_path / "state.pdparams")
     assert state["optimizer"]["head.weight/moment1"].shape == (32, 3)
     resumed = make_optimizer(again)
-    load_weights(again, state["model"], "state")
+    load_weights(again, Checkpoint("state", state["model"]))
     load_optimizer_state(resumed, again, state["optimizer"])
     train(again, resumed, range(3, 6))
 
@@ -67,7 +67,7 @@ def test_training_resumes_bitwise_from_a_saved_state_among_other_layers(tmp_path
         np.testing.assert_array_equal(moments[name], array, err_msg=name)
 
     forgetful = make_model(seed=9)
-    load_weights(forgetful, state["model"], "state")
+    load_weights(forgetful, Checkpoint("state", state["model"]))
     train(forgetful, make_optimizer(forgetful), range(3, 6))
     assert (forgetful.head.weight.numpy() != model.head.weight.numpy()).any()
 
@@ -81,7 +81,7 @@ def test_a_state_fits_other_optimizers_of_the_same_model():
     train(model, optimizer, range(2, 4))
     expected = numpy_state(model)
     for other in (make_optimizer(model), optimizer):  # one that has stepped, too
-        load_weights(model, weights, "state")
+        load_weights(model, Checkpoint("state", weights))
         load_optimizer_state(other, model, state)
         train(model, other, range(2, 4))
         for name, array in numpy_state(model).items():

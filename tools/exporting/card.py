@@ -10,8 +10,7 @@ from typing import Any
 
 from common import __version__
 from common.checkpoints.download import sha256_of
-from common.checkpoints.file_format import locate_file
-from common.checkpoints.released import open_source
+from common.checkpoints.loading import Checkpoint
 from common.flops import params
 from common.inference.exportable import Exportable
 from tools.exporting.checking import TOLERANCE
@@ -27,8 +26,7 @@ def make_card(
     task: str,
     exportable: Exportable,
     inputs: Mapping[str, Sequence[int | None]],
-    source: Path | str,
-    state: Mapping[str, Any],
+    checkpoint: Checkpoint,
     files: Sequence[Path],
     checks: Mapping[str, Mapping[str, float]],
     left_out: Mapping[str, str],
@@ -38,8 +36,7 @@ def make_card(
     Args:
         task: folder of its launcher.
         inputs: the shapes that the exported files take.
-        source: the weights' file or address.
-        state: what they hold.
+        checkpoint: the weights.
         files: that were written.
         checks: for each file that was run, the largest difference from the model in each case.
         left_out: formats that could not be written, and why.
@@ -60,10 +57,10 @@ def make_card(
         ],
         "postprocessing": exportable.postprocessing,
         "weights": {
-            "source": str(source) if "://" in str(source) else Path(source).name,
-            "sha256": sha256_of(locate_file(open_source(source))),
-            "figures": dict(state.get("figures", {})),
-            "trained_with": dict(state.get("versions", {})),
+            "source": checkpoint.source if "://" in checkpoint.source else checkpoint.path.name,
+            "sha256": sha256_of(checkpoint.path),
+            "figures": dict(checkpoint.figures),
+            "trained_with": dict(checkpoint.versions),
         },
         "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
         "checked_against_eager_mode": {"tolerance": TOLERANCE, "largest_differences": dict(checks)},

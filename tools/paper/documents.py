@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from common.training.paper_figures import NEIGHBOURS, figures_of, find_figure
+from tools.helpers.training_cost import training_cost_table
 from tools.markdown_section import read_section, replace_section
 from tools.markdown_table import markdown_table
 from tools.paper.metrics import METRICS
@@ -46,6 +47,7 @@ def sections() -> Iterator[tuple[Path, str, str]]:
         yield ROOT / task / "README.md", "models", _models(task)
         yield ROOT / task / "README.md", "neighbours", _neighbours(task)
         yield ROOT / "docs" / "paper.md", task, _paper(task)
+    yield ROOT / "docs" / "reproduction.md", "training_cost", training_cost_table()
 
 
 def write_sections() -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import paddle
 
 from common.flops import count_flops, params
-from tools.configured_model import build_configured
+from tools.helpers.configured_model import build_configured
 
 __all__ = ["ABLATIONS", "ROOT", "Counts", "configuration", "count", "count_classifier", "count_demo"]
 

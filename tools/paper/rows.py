@@ -12,8 +12,7 @@ from typing import Any
 
 from common.training.paper_figures import NEIGHBOURS, SOURCES, VALIDATION, PaperFigure, figures_of
 from common.training.results import Result, read_results, results_file
-from tools.costing.counts import count_training
-from tools.costing.gpus import A100, training_hours
+from tools.helpers.training_cost import training_cost
 from tools.paper.metrics import COUNTED
 from tools.paper.models import ABLATIONS, ROOT, Counts, configuration, count, count_classifier
 
@@ -180,10 +179,8 @@ def _latest(results: Sequence[Result]) -> tuple[float | None, str]:
     return float(result.value), f"measured{of}, {result.date.partition('T')[0] or 'undated'}"
 
 
-@cache
 def _hours(path: Path) -> str:
-    hours = training_hours(count_training(path, memory=False), A100)
-    return f"~{hours:.0f} {A100.name}-hours"
+    return f"~{training_cost(path).gpu_hours:.0f} A100-hours"
 
 
 def _neighbours() -> Iterator[PaperFigure]:

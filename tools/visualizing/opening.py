@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.inference.exported_model import refuse_exported
 from common.pale_transformer import STRIDE, create_model
 from common.runtime.device import select_device
-from tools.predict import build_predictor
+from tools.predict import open_weights
 from tools.visualizing.gradients import backbone_of
 from tools.visualizing.subject import Subject
 
@@ -33,8 +33,8 @@ def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subjec
         task, model, names, preprocess = None, *_untrained(arguments)
     else:
         refuse_exported(arguments.pretrained)
-        task, predictor = build_predictor(arguments)
-        model, names, preprocess = predictor.model, predictor.class_names or [], predictor.preprocess
+        task, predictor, _ = open_weights(arguments)
+        model, names, preprocess = predictor.model, predictor.class_names, predictor.preprocess
     backbone_of(model)
 
     def look(file: str) -> Subject:

@@ -1,0 +1,122 @@
+"""What was loaded into a model and, where weights do not fit, the likely reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from paddle import nn
+
+from ..layers.variants import VARIANTS
+
+__all__ = ["LoadReport", "any_starts_with", "likely_cause"]
+
+_SHOWN = 10  # names of each kind in the printed report
+
+
+@dataclass
+class LoadReport:
+    """The result of loading weights.
+
+    Attributes:
+        source: path or address of the weights.
+        loaded: names of the parameters that were loaded.
+        missing: names that only the model has.
+        unexpected: names that only the weights have.
+        mismatched: ``name (shape of the weights) for (shape in the model)``.
+        new_parts: parts such as ``head`` that keep their initial values.
+        interpolated: ``name (shape of the weights) to (shape in the model)`` of resized position tables.
+        left_out: parts of the weights that are only used in training and that the model does not have.
+        note: a further remark.
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    new_parts: list[str] = field(default_factory=list)
+    interpolated: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def wrong(self) -> list[str]:
+        """All that does not fit."""
+        return self.mismatched + self.missing + self.unexpected
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the model keeps its own, newly initialized head."""
+        return bool(self.new_parts)
+
+    def summary(self) -> str:
+        """The counts."""
+        return (
+            f"{len(self.loaded)} loaded, {len(self.missing)} missing, {len(self.unexpected)} unexpected, "
+            f"{len(self.mismatched)} of another shape"
+        )
+
+    def __str__(self) -> str:
+        lines = [f"weights {self.source}: {self.summary()}"]
+        for kind, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("other shape", self.mismatched),
+            ("interpolated", self.interpolated),
+        ):
+            lines += [f"  {kind}: {name}" for name in names[:_SHOWN]]
+            if len(names) > _SHOWN:
+                lines.append(f"  {kind}: and {len(names) - _SHOWN} more")
+        if self.new_parts:
+            lines.append(f"  new {', '.join(self.new_parts)}: to be trained before use")
+        if self.left_out:
+            lines.append(f"  left out {', '.join(self.left_out)}: only used in training")
+        if self.note:
+            lines.append(f"  {self.note}")
+        return "\n".join(lines)
+
+
+def any_starts_with(names: Iterable[str], prefix: str | tuple[str, ...]) -> bool:
+    return any(name.startswith(prefix) for name in names)
+
+
+def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: LoadReport) -> str:
+    """Why weights do not fit a model, with the remedy where there is one."""
+    backbone = getattr(model, "backbone", model)
+    if backbone is not model and not any_starts_with(weights, "backbone.") and any_starts_with(weights, "stages."):
+        return "these are the weights of a classifier or of a backbone alone; give those of a whole model"
+    weights = {name.removeprefix("backbone."): array for name, array in weights.items()}
+    stem = weights.get("stages.0.merging.conv.bias")
+    if stem is None or stem.ndim != 1:
+        return "these are not the weights of a Pale Transformer"
+    blocks = {match.groups() for name in weights if (match := re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name))}
+    depths = tuple(sum(stage == str(number) for stage, _ in blocks) for number in range(4))
+    own = (getattr(backbone, "depths", depths), getattr(backbone, "out_channels", stem.shape)[0])
+    if own != (depths, stem.shape[0]):
+        variants = [
+            name for name, row in VARIANTS.items() if (row["embed_dim"], tuple(row["depths"])) == (*stem.shape, depths)
+        ]
+        known = f"{variants[0]} weights" if variants else f"weights of depths {depths} and {stem.shape[0]} channels"
+        return f"these are {known}; set MODEL.NAME, or the backbone's variant, to match"
+    positions, own_positions = _position_encoding(weights), _position_encoding(model.state_dict())
+    if positions != own_positions:
+        return f"its position encoding is {positions}, the model's {own_positions}; set MODEL.POSITION_ENCODING"
+    if any("position_biases." in name for name in report.wrong):
+        return "its relative positions are of another attention; set MODEL.ATTENTION and MODEL.PARALLEL to match"
+    if all(name.startswith(tuple(getattr(model, "training_only_prefixes", ()))) for name in report.wrong):
+        return "it was trained without token labels, which this run has"
+    if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in report.wrong):
+        return f"its head is for another number of classes: {report.wrong[0]}"
+    if {f"stages.{stage}.merging.norm.weight" for stage in range(4)} <= set(report.wrong):
+        return f"{'the model' if report.missing else 'only the file'} has norms in its stages; set stage_norms to match"
+    return f"the first difference is {report.wrong[0]}"
+
+
+def _position_encoding(names: Iterable[str]) -> str:
+    """The position encoding of a model with parameters of these names."""
+    names = set(names)
+    kinds = {"position_biases.": "relative", "position_encoding.table": "absolute", "position_encoding.": "cpe"}
+    return next((kind for part, kind in kinds.items() if any(part in name for name in names)), "none")

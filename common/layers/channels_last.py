@@ -1,0 +1,58 @@
+"""Depthwise convolution and linear layer on channels-last maps, ``[B, H, W, C]``, the layout of the whole model."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from . import cpu_kernels
+
+__all__ = ["DepthwiseConv2D", "Linear"]
+
+
+class DepthwiseConv2D(nn.Conv2D):
+    """Depthwise convolution with stride 1 and "same" padding, from ``[B, H, W, C]`` to ``[B, H, W, M * C]``.
+
+    Args:
+        channels: channels C of the input.
+        kernel_size: odd side K of the kernels.
+        multiplier: outputs M of each input channel. All channels of the first output come first, then those of the
+            second: the result is the concatenation of M depthwise convolutions, and so is ``weight``,
+            ``[M * C, 1, K, K]``.
+        bias: whether there is a bias.
+
+    Raises:
+        ValueError: ``kernel_size`` is even.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3, multiplier: int = 1, bias: bool = True):
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}; 'same' padding needs an odd one")
+        padding, bias_attr = kernel_size // 2, None if bias else False
+        super().__init__(
+            channels, multiplier * channels, kernel_size, padding=padding, groups=channels, bias_attr=bias_attr
+        )
+        self.multiplier = multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = paddle.concat(self.outputs(x), axis=-1) if self.multiplier > 1 else self.outputs(x)[0]
+        return x if self.bias is None else x + self.bias
+
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """The M outputs, ``[B, H, W, C]`` each, without the bias."""
+        kernels = self.weight.split(self.multiplier)
+        if cpu_kernels.serve(x):
+            return cpu_kernels.depthwise_conv2d(x, kernels)
+        x = x.transpose([0, 3, 1, 2])  # Paddle's kernels for channels-first maps are faster
+        outputs = (F.conv2d(x, kernel, padding=self._padding, groups=self._groups) for kernel in kernels)
+        return [output.transpose([0, 2, 3, 1]) for output in outputs]
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` from ``[..., C_in]`` to ``[..., C_out]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if cpu_kernels.serve(x) and self.bias is not None:
+            return cpu_kernels.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)

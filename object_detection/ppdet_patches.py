@@ -1,0 +1,145 @@
+"""Patches of PaddleDetection 2.6.0 that its models need with Paddle 2.6 and 3; import this module before ``ppdet``.
+
+Importing it applies them. :mod:`object_detection.ppdet_trainer_patches` has those that only PaddleDetection's own
+Trainer needs.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+from typing import Any
+from unittest import mock
+
+import numpy  # noqa: F401 (Paddle 2.6 crashes in scikit-learn's libraries unless NumPy was loaded before Paddle)
+import paddle
+from paddle import Tensor, nn
+from PIL import ImageFile
+
+from common.toolkits.patches import apply, is_patched_version, namespace
+
+__all__ = ["SUPPORTED", "replace_empty_boxes"]
+
+# `import ppdet` prints which packages for tracking are missing, and sets Pillow to read truncated images silently in
+# the whole process.
+with (
+    mock.patch.object(builtins, "print", lambda *args, **kwargs: None),
+    mock.patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES),
+):
+    import ppdet
+
+# By `import_module`, because the packages hide some modules behind functions of the same name.
+_rpn_head, _target, _roi_extractor, _cascade_head, _retina_head, _post_process = (
+    importlib.import_module(f"ppdet.modeling.{name}")
+    for name in (
+        "proposal_generator.rpn_head",
+        "proposal_generator.target",
+        "heads.roi_extractor",
+        "heads.cascade_head",
+        "heads.retina_head",
+        "post_process",
+    )
+)
+
+SUPPORTED = is_patched_version("PaddleDetection", getattr(ppdet, "__version__", "an unknown version"), "2.6.0")
+
+
+def _concat(x: Any, axis: int = 0, name: str | None = None) -> Tensor:
+    """``paddle.concat`` for tensors of shape [], too.
+
+    Without it: ValueError in every model with proposals, which concatenate counts. Paddle 2.6 and 3.
+    """
+    return paddle.concat([part.reshape([1]) if part.ndim == 0 else part for part in x], axis, name)
+
+
+def _ones(shape: list[int], dtype: str | None = None) -> Tensor:
+    """``paddle.ones`` for ``target.py``, but 0 for int64.
+
+    ``generate_mask_target`` uses its only int64 as the index of the proposal that stands in, with the weight 0, for an
+    image without foreground. Without it: IndexError if there is no second proposal. Paddle 2.6 and 3.
+    """
+    return paddle.full(shape, 0 if dtype == "int64" else 1, dtype)
+
+
+_original_label_box = _target.label_box
+
+
+def _label_box(
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    positive_overlap: float,
+    negative_overlap: float,
+    allow_low_quality: bool,
+    ignore_thresh: float,
+    is_crowd: Tensor | None = None,
+    assign_on_cpu: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Match anchors to objects.
+
+    ``is_crowd``, int32 ``[objects, 1]``, is multiplied by float32. Without the patch: TypeError when crowds are loaded
+    (``load_crowd``). Paddle 3.
+    """
+    settings = (positive_overlap, negative_overlap, allow_low_quality, ignore_thresh)
+    crowd = None if is_crowd is None else is_crowd.astype(gt_boxes.dtype)
+    return _original_label_box(anchors, gt_boxes, *settings, crowd, assign_on_cpu)
+
+
+def _concat_empty(x: list[Tensor], axis: int = 0) -> Tensor:
+    """``paddle.concat`` for RetinaNet, also of tensors none of which has an element.
+
+    Without it: ValueError on images without objects. Paddle 2.6.
+    """
+    return paddle.concat(x, axis) if any(part.size for part in x) else x[0]
+
+
+_original_bbox2delta = _retina_head.bbox2delta
+
+
+def _bbox2delta(src_boxes: Tensor, *args: Any) -> Tensor:
+    """Encode boxes as offsets ``[boxes, 4]``, also if there are none.
+
+    Without it: ValueError in RetinaNet on images without objects. Paddle 2.6.
+    """
+    return _original_bbox2delta(src_boxes, *args) if len(src_boxes) else paddle.zeros([0, 4], src_boxes.dtype)
+
+
+_original_align = _roi_extractor.RoIAlign.forward
+
+
+def _align(self: nn.Layer, feats: list[Tensor], roi: list[Tensor], rois_num: Tensor) -> Tensor:
+    """Compute the features of boxes.
+
+    Without it, on CPUs, when ``aligned``: NaN for a box without area, such as the one that stands in for a level
+    without proposals, hence NaN gradients; and a box of NaN aborts the process. Paddle 2.6 and 3.
+    """
+    if not self.aligned:
+        return _original_align(self, feats, roi, rois_num)
+    boxes, is_used = replace_empty_boxes(paddle.concat(roi))
+    features = _original_align(self, feats, [boxes], rois_num)
+    return features * is_used.astype(features.dtype)
+
+
+def replace_empty_boxes(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace boxes without area before RoIAlign, whose features shall be 0, as Paddle's GPU kernel computes them.
+
+    Args:
+        boxes: float32 ``[n, 4]``, x1, y1, x2, y2 in pixels.
+
+    Returns:
+        ``boxes`` with ``(0, 0, 1, 1)`` in the place of those without area, and whether each one has an area, bool
+        ``[n, 1, 1, 1]``, which the features have to be multiplied by.
+    """
+    # A box narrower than this many pixels may lose its area by rounding when it is scaled to a map.
+    is_used = (boxes[:, 2:] - boxes[:, :2] >= 1e-2).all(axis=1, keepdim=True)
+    boxes = paddle.where(is_used, boxes, paddle.to_tensor([[0.0, 0.0, 1.0, 1.0]], boxes.dtype))
+    return boxes, is_used.reshape([-1, 1, 1, 1])
+
+
+if SUPPORTED:
+    for _module in (_rpn_head, _cascade_head, _post_process):
+        apply(_module, "paddle", namespace(paddle, concat=_concat))
+    apply(_target, "paddle", namespace(paddle, concat=_concat, ones=_ones))
+    apply(_target, "label_box", _label_box, ("3.",))
+    apply(_retina_head, "paddle", namespace(paddle, concat=_concat_empty), ("2.6",))
+    apply(_retina_head, "bbox2delta", _bbox2delta, ("2.6",))
+    apply(_roi_extractor.RoIAlign, "forward", _align)

@@ -1,0 +1,43 @@
+"""The model of a configuration file of any task."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from paddle import nn
+
+from common.checkpoints.loading import build_lazily
+from common.tasks import TASKS
+
+__all__ = ["build_configured", "task_of"]
+
+
+def task_of(path: Path) -> str:
+    """The task in whose folder a configuration file is."""
+    return next(part for part in path.resolve().parts[::-1] if part in TASKS)
+
+
+def build_configured(path: Path, with_values: bool = True) -> tuple[Any, nn.Layer]:
+    """Read a configuration, and build its model.
+
+    Args:
+        path: a file in the folder of a task.
+        with_values: draw initial values, which counting does not need.
+
+    Returns:
+        The configuration and the model.
+
+    Raises:
+        common.errors.UserError: the configuration is impossible.
+    """
+    task = TASKS[task_of(path)]
+    config = task.config().load(Namespace(cfg=str(path), opts=[]))
+    num_classes = attrgetter(task.num_classes_key)(config)
+
+    def build() -> nn.Layer:
+        return task.build_model()(config, num_classes)
+
+    return config, build() if with_values else build_lazily(build)
