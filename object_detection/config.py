@@ -1,4 +1,4 @@
-"""The configuration of object detection: PaddleDetection's own form, and the keys in capitals that all tasks share.
+"""The configuration of object detection: PaddleDetection's format, and the keys in capitals that all tasks share.
 
 PaddleDetection has a section for each component, such as ``FPN`` or ``TrainReader``. Its keys for running, such as
 ``log_iter``, have their counterparts among ours.
@@ -19,11 +19,11 @@ __all__ = ["CONFIG", "default_config"]
 
 
 def default_config() -> CfgNode:
-    """Every key there is, with the value that holds where a file does not say otherwise."""
+    """All keys with their default values."""
     config = shared_config()
     config.architecture = ""  # the section that describes the model
     config.num_classes = 0  # 0: as many as the training annotations have categories
-    config.epoch = 12  # how many of them; [P] the paper's 1x
+    config.epoch = 12  # number of epochs; [P] the paper's 1x schedule
     config.metric = "COCO"  # the only one
 
     config.ON_PROBLEM = CfgNode()  # what to do about annotations that cannot be used as they are
@@ -36,7 +36,7 @@ def default_config() -> CfgNode:
 
 
 class _Components(Container[str]):
-    """The names that can be those of PaddleDetection's sections: they begin with a capital, and are not ours."""
+    """The possible names of PaddleDetection's sections: they begin with a capital, and are not ours."""
 
     def __init__(self):
         self._own = frozenset(default_config())
@@ -56,7 +56,7 @@ _FLAGS = {
     ),
     "batch_size": Flag(("TrainReader.batch_size",), int, "images in a training batch on each rank", "data"),
     "num_classes": Flag(("num_classes",), int, "number of classes (default: that of the categories)", "data"),
-    "epochs": Flag(("epoch",), int, "times that the training data is gone through", "training"),
+    "epochs": Flag(("epoch",), int, "number of epochs", "training"),
     "check_data": Flag(
         ("CHECK_DATA",), bool, "only check every image and annotation of the data", "instead of training"
     ),
@@ -69,7 +69,7 @@ _FREE_KEYS = """
 
 
 def _check(config: CfgNode) -> None:
-    """Reject values that no run can use. What PaddleDetection's components check themselves is left to them."""
+    """Reject impossible values; PaddleDetection's components check their own."""
     require(config, "epoch", lambda value: value > 0, "must be greater than 0")
     require(config, "num_classes", lambda value: value >= 0, "must not be negative")
     require(config, "PICTURE_THRESHOLD", lambda value: 0 <= value <= 1, "must be between 0 and 1")

@@ -26,6 +26,7 @@ from .config_values import (
     merge_open,
     parse,
     plain,
+    read_yaml,
     read_yaml_with_bases,
     set_open,
     similar,
@@ -259,7 +260,7 @@ class TaskConfig:
             UserError: it is damaged, a key is unknown in this version, or a flag or option is wrong.
         """
         try:
-            values = yaml.safe_load(text)
+            values = read_yaml(text)
         except (yaml.YAMLError, AttributeError) as error:
             raise UserError(f"{source} holds a damaged configuration: {error}") from error
         if not isinstance(values, dict):

@@ -13,7 +13,36 @@ from yacs.config import CfgNode
 
 from ..errors import UserError
 
-__all__ = ["coerce", "find", "keys_of", "merge_open", "parse", "plain", "read_yaml_with_bases", "set_open", "similar"]
+__all__ = [
+    "coerce",
+    "find",
+    "keys_of",
+    "merge_open",
+    "parse",
+    "plain",
+    "read_yaml",
+    "read_yaml_with_bases",
+    "set_open",
+    "similar",
+]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number; in YAML 1.1, which PyYAML follows, a number with an exponent needs a point."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Read a yaml text.
+
+    Raises:
+        yaml.YAMLError: it is not yaml.
+    """
+    return yaml.load(text, _Loader)
 
 
 def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
@@ -28,7 +57,7 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
     if path in including:
         raise UserError(f"{path} is its own BASE, through {including[-1]}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -45,7 +74,7 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
 def parse(text: str) -> Any:
     """Read a command-line value as yaml does: lists, numbers, booleans."""
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError:
         return text
 
@@ -84,25 +113,22 @@ def similar(config: CfgNode, key: str) -> str:
 
 
 def coerce(value: Any, default: Any, key: str, source: str) -> Any:
-    """Convert ``value`` to the type of ``default``: yaml reads 1e-3 as a text, and 5 as an integer.
+    """Convert ``value`` to the type of ``default``, such as the integer 5 to a float.
 
     A list keeps its length; if it is empty by default, it takes any number of integers.
 
     Raises:
         UserError: the value has another type; the message names the key and ``source``.
     """
-    if isinstance(default, float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    elif isinstance(default, list) and default and isinstance(value, (list, tuple)) and len(value) == len(default):
+    if isinstance(default, float) and type(value) in (int, float):
+        return float(value)
+    if isinstance(default, list) and default and isinstance(value, (list, tuple)) and len(value) == len(default):
         return [coerce(item, like, key, source) for item, like in zip(value, default, strict=True)]
-    elif default == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
+    if default == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
         return list(value)
-    elif isinstance(default, str) and value is None:
+    if isinstance(default, str) and value is None:
         return ""
-    elif type(value) is type(default) and not isinstance(default, list):
+    if type(value) is type(default) and not isinstance(default, list):
         return value
     expected = f"of type {type(default).__name__}"
     if isinstance(default, list):
@@ -121,7 +147,7 @@ def merge_open(old: Mapping[str, Any], new: Mapping[str, Any]) -> CfgNode:
             below = merged.get(key)
             merged[key] = merge_open(below if isinstance(below, CfgNode) else {}, value)
         elif key != "_inherited_":
-            merged[key] = _number(value)
+            merged[key] = value
     return merged
 
 
@@ -141,7 +167,7 @@ def set_open(config: CfgNode, key: str, value: Any, source: str) -> None:
     if isinstance(value, dict):
         old = _get(node, place)
         value = merge_open(old if isinstance(old, dict) else {}, value)
-    node[place] = _number(value) if isinstance(node, CfgNode) else plain(_number(value))
+    node[place] = value if isinstance(node, CfgNode) else plain(value)
 
 
 def _index(node: Any, part: str, key: str, depth: int, source: str) -> str | int:
@@ -159,13 +185,3 @@ def _get(node: Any, place: Any) -> Any:
     if isinstance(node, dict):
         return node.get(place)
     return node[place] if isinstance(node, list) else None
-
-
-def _number(value: Any) -> Any:
-    """Convert numbers that yaml reads as a text, such as 6e-5 without a point, anywhere in a value."""
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if type(value) is dict:
-        return {key: _number(item) for key, item in value.items()}
-    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+e[-+]?[0-9]+", value, re.IGNORECASE)
-    return float(value) if is_number else value

