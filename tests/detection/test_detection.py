@@ -49,7 +49,7 @@ def best(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(tmp_path, boxes, boxes_config):
     backbone = tmp_path / "backbone.pdparams"
-    shutil.copy(ROOT / "common" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
+    shutil.copy(ROOT / "common" / "checkpoints" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
     options = ("-opts", "TRAIN.EMA_DECAY", "0.9", "PaleTransformer.pretrained", backbone)
     output = run_program(LAUNCHER, "-cfg", boxes_config, *options, cwd=tmp_path).stdout
     assert "Traceback" not in output

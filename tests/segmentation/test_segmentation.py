@@ -107,7 +107,7 @@ def test_layer_decay_and_weight_decay_reach_the_backbone():
 @pytest.mark.slow
 def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(tmp_path, squares, squares_config):
     backbone = tmp_path / "backbone.pdparams"
-    shutil.copy(ROOT / "common" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
+    shutil.copy(ROOT / "common" / "checkpoints" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
     output = train(squares_config, "-opts", "TRAIN.EMA_DECAY", "0.9", "model.backbone.pretrained", backbone)
     backbone.unlink()  # from now on, the weights come from elsewhere
     folder = tmp_path / "out"
@@ -186,12 +186,13 @@ def test_class_weights_and_absent_classes_have_their_effect(tmp_path, squares, s
         pixels = np.array(Image.open(mask))
         pixels[pixels == 2] = 0
         Image.fromarray(pixels).save(mask)
-    losses = []
+    losses, output = [], ""
     for weights in ("[1.0, 1.0, 1.0]", "[0.1, 1.0, 5.0]"):
         loss = f"[{{type: CrossEntropyLoss, weight: {weights}, ignore_index: 255}}]"
         run(Segmentation, squares_config, "-iters", "60", "-opts", "loss.types", loss, "VALIDATE_EVERY", "60")
-        output = capsys.readouterr().out
-        losses.append(float(re.search(r"loss ([\d.]+)", output)[1]))
+        run_output = capsys.readouterr().out
+        losses.append(float(re.search(r"loss ([\d.]+)", run_output)[1]))
+        output += run_output
     assert "warning: no pixel of the train data is of class 2 green" in output
     assert losses[0] != losses[1]
     flags = ("-eval", "-pretrained", tmp_path / "out" / "best", "-opts", "ABSENT_CLASSES")
