@@ -1,7 +1,7 @@
-"""PaddleDetection's components out of the sections of a configuration, with errors that say which section is wrong.
+"""Builds PaddleDetection's components from the sections of a configuration, with errors that name the wrong section.
 
-PaddleDetection keeps one configuration for the whole process; here each component is built in a scope of its own, so
-that one process can build several models.
+PaddleDetection has one global configuration per process; here each component is built in a scope of its own, so that
+one process can build several models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from object_detection.masks import RleMasks
 
 __all__ = ["build_model", "build_optimizer", "build_schedule", "scoped_config", "silence_loggers"]
 
-# The layers whose size depends on the number of classes, which fine-tuning may leave new.
+# The layers whose size depends on the number of classes, which fine-tuning may replace.
 _CLASSIFIERS: dict[str, tuple[str, ...]] = {
     "FasterRCNN": ("bbox_head.bbox_score.", "bbox_head.bbox_delta."),
     "MaskRCNN": ("bbox_head.bbox_score.", "bbox_head.bbox_delta.", "mask_head.mask_fcn_logits."),
@@ -40,7 +40,7 @@ _CLASSIFIERS: dict[str, tuple[str, ...]] = {
     "RetinaNet": ("head.retina_cls.",),
 }
 
-# What OptimizerBuilder has, and where it is set here.
+# Keys of OptimizerBuilder that are set elsewhere here.
 _COUNTERPARTS = {
     "clip_grad_by_norm": "set TRAIN.GRAD_CLIP",
     "clip_grad_by_value": "set TRAIN.GRAD_CLIP, which limits the norm",
@@ -50,7 +50,7 @@ _COUNTERPARTS = {
 
 
 def silence_loggers() -> None:
-    """Keep from printing those of PaddleDetection: what they warn of, errors and the check of the data say."""
+    """Silence PaddleDetection's loggers: errors and the check of the data say what they warn of."""
     for name in logging.root.manager.loggerDict:
         if name.startswith("ppdet") or name == "reader":
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -58,7 +58,7 @@ def silence_loggers() -> None:
 
 @contextmanager
 def scoped_config(sections: Mapping[str, Any]) -> Iterator[None]:
-    """Give PaddleDetection's ``create`` these sections, and afterwards what it had before.
+    """Add sections to PaddleDetection's global configuration, and restore it afterwards.
 
     Args:
         sections: plain values by name, such as ``{"num_classes": 1, "FPN": {"out_channel": 64}}``.
@@ -74,23 +74,24 @@ def scoped_config(sections: Mapping[str, Any]) -> Iterator[None]:
 
 def _copy(section: SchemaDict) -> SchemaDict:
     twin = section.copy()
-    twin.update(copy.deepcopy(dict(section)))  # what is in a section is merged in place
+    twin.update(copy.deepcopy(dict(section)))  # sections are merged in place
     return twin
 
 
 def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False) -> nn.Layer:
-    """Build the section that ``architecture`` names, and all that it refers to, for so many classes.
+    """Build the model of the section that ``architecture`` names, and all components that it refers to.
 
-    In training ``model(batch)`` gives a dict of losses, whose sum is ``loss``; otherwise a dict of ``bbox`` ``[n, 6]``
-    (label, score, x1, y1, x2, y2 in pixels of the original image), ``bbox_num``, and, if it has masks, ``mask``: n of
-    COCO's run-length encodings.
+    In training ``model(batch)`` returns a dict of losses, whose sum is ``loss``; otherwise a dict of ``bbox`` [n, 6]
+    (label, score, x1, y1, x2, y2 in pixels of the original image), ``bbox_num``, and, if it has masks, ``mask``: n
+    masks in COCO's run-length encoding.
 
     Args:
-        load_pretrained: load what the backbone's section names as ``pretrained``. Where all weights come from
-            elsewhere, the file is not needed.
+        num_classes: number of classes.
+        load_pretrained: load the weights that the backbone's section names as ``pretrained``; false if all weights will
+            be loaded from another file.
 
     Raises:
-        UserError: a section asks for what does not exist or cannot work.
+        UserError: a component does not exist, or its arguments are wrong.
     """
     sections = {name: plain(section) for name, section in config.items() if name in CONFIG.open_sections}
     if not load_pretrained:
@@ -109,15 +110,14 @@ def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False
 def build_schedule(config: CfgNode, steps_per_epoch: int) -> Callable[[int], float]:
     """Build the section ``LearningRate`` as a function of the optimizer step, the first of which is 0.
 
-    ``CosineDecay`` ends with the run unless it says otherwise.
+    ``CosineDecay`` ends with the run unless ``max_epochs`` is given.
 
     Raises:
-        UserError: a scheduler does not exist, its arguments are wrong, or the warm-up goes on after the first
-            milestone.
+        UserError: a scheduler does not exist, its arguments are wrong, or the warm-up ends after the first milestone.
     """
     section = plain(config.LearningRate)
     base_lr = section.get("base_lr", 0.0)
-    if not isinstance(base_lr, str) and not _is_number(base_lr):  # text is refused with that of other sections
+    if not isinstance(base_lr, str) and not _is_number(base_lr):  # _check_arguments refuses text
         raise UserError(f"LearningRate.base_lr is {base_lr!r}; it must be a number")
     if "schedulers" in section:
         _check_schedulers(section["schedulers"])
@@ -132,17 +132,17 @@ def build_schedule(config: CfgNode, steps_per_epoch: int) -> Callable[[int], flo
     boundaries = list(getattr(scheduler, "boundaries", []))
     if boundaries != sorted(boundaries):
         raise UserError(
-            f"LearningRate: with {steps_per_epoch} steps an epoch the warm-up goes on after the first milestone; "
+            f"LearningRate: with {steps_per_epoch} steps an epoch the warm-up ends after the first milestone; "
             "shorten it, or raise the milestones"
         )
     return schedule_function(scheduler, steps_per_epoch * config.epoch, "LearningRate")
 
 
 def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.optimizer.Optimizer:
-    """Build the section ``OptimizerBuilder`` for the model; gradients are clipped, and parameters grouped, elsewhere.
+    """Build the optimizer of the section ``OptimizerBuilder``; the trainer clips the gradients.
 
     Raises:
-        UserError: a key is unknown or has its counterpart among this project's, or a value is impossible.
+        UserError: a key is unknown or set elsewhere in this project, or a value is wrong.
     """
     section = plain(config.get("OptimizerBuilder", {}))
     if not isinstance(section.get("optimizer", {}), dict):
@@ -154,9 +154,7 @@ def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.
     section = section.get("optimizer", {})
     check_keys(section, ("type", "weight_decay", "beta1", "beta2"), "OptimizerBuilder.optimizer")
     if section.get("type") != "AdamW":
-        raise UserError(
-            f"OptimizerBuilder.optimizer.type is {section.get('type')!r}; AdamW is what this launcher trains with"
-        )
+        raise UserError(f"OptimizerBuilder.optimizer.type is {section.get('type')!r}; this launcher trains with AdamW")
     betas = (section.get("beta1", 0.9), section.get("beta2", 0.999))
     try:
         return build_adamw(model, base_lr, section.get("weight_decay", 0.01), betas, config.TRAIN.LAYER_DECAY)
@@ -184,14 +182,14 @@ def _are_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_number, value))
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return type(value) is int
 
 
-# What PaddleDetection's schedulers can compute with; what they say of other values names no key.
+# The values that PaddleDetection's schedulers accept; their own errors do not name the key.
 _SCHEDULER_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("steps", "max_epochs", "last_plateau_epochs"), (_is_whole, "a whole number")),
-    "epochs": (_is_whole, "a whole number; a part of an epoch is written in steps"),
+    **dict.fromkeys(("steps", "max_epochs", "last_plateau_epochs"), (_is_integer, "an integer")),
+    "epochs": (_is_integer, "an integer; give a part of an epoch in steps"),
     **dict.fromkeys(("start_factor", "min_lr_ratio"), (_is_number, "a number")),
     **dict.fromkeys(("milestones", "values"), (_are_numbers, "a list of numbers, such as [8, 11]")),
     "gamma": (lambda value: _is_number(value) or _are_numbers(value), "a number, or a list of numbers"),
@@ -218,7 +216,7 @@ def _check_sections(sections: Mapping[str, Any]) -> None:
 
 
 def _check_arguments(section: Mapping[str, Any], schema: SchemaDict, where: str, known: Mapping[str, Any]) -> None:
-    """Refuse arguments that a component does not have, and text for numbers, nested ones included."""
+    """Refuse unknown arguments of a component, and text in place of numbers, also in nested components."""
     for key, value in section.items():
         if key != "name" and schema.strict and key not in schema.schema:
             known_keys = ", ".join(schema.schema) or "no arguments"

@@ -1,7 +1,7 @@
-"""COCO-format data, checked, and read reproducibly through PaddleDetection's transforms.
+"""COCO-format data sets, read reproducibly through PaddleDetection's transforms.
 
-A data set is PaddleDetection's ``COCODataSet``, or ``NucleiDataSet``, which is small and real and registered here. A
-section of a configuration in PaddleDetection's form describes it:
+A data set is PaddleDetection's ``COCODataSet``, or ``NucleiDataSet``, a small real one that is registered here. A
+section of the configuration in PaddleDetection's format describes it:
 
     TrainDataset:
       name: COCODataSet
@@ -13,11 +13,9 @@ section of a configuration in PaddleDetection's form describes it:
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
 import inspect
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,32 +48,33 @@ __all__ = [
     "NucleiDataSet",
     "ObjectArray",
     "SeededDataset",
+    "build_dataset",
     "build_transforms",
     "check_batch",
     "collate",
-    "find_data",
-    "find_normalisation",
-    "index_annotations",
+    "find_normalization",
     "read_records",
     "require_fields",
     "with_object_tensors",
 ]
 
 
-_READER_KEYS = ("sample_transforms", "batch_transforms", "batch_size", "shuffle", "drop_last", "collate_batch")
-_READER_KEYS += ("use_shared_memory",)
+_READER_KEYS = (
+    *("sample_transforms", "batch_transforms", "batch_size", "shuffle", "drop_last", "collate_batch"),
+    "use_shared_memory",
+)
 
 
 @register
 @serializable
 class NucleiDataSet(COCODataSet):
-    """Nuclei in a fluorescence micrograph, made on first use.
+    """Nuclei in a fluorescence micrograph, downloaded on first use.
 
     See :func:`common.demo_data.folders.write_nuclei_detection`.
 
     Args:
-        dataset_dir: where to make or find the folder; beside the other demo data if None.
-        options: those of ``COCODataSet``.
+        dataset_dir: the folder; if None, it is beside the other demo data.
+        options: arguments of ``COCODataSet``.
 
     Raises:
         common.errors.UserError: the data cannot be downloaded or written, or is incomplete.
@@ -86,7 +85,7 @@ class NucleiDataSet(COCODataSet):
 
 
 _DATASETS = {"COCODataSet": COCODataSet, "NucleiDataSet": NucleiDataSet}
-_TYPES = {bool: (bool,), int: (int,), float: (float, int)}  # of a default: what may stand in its place
+_TYPES = {bool: (bool,), int: (int,), float: (float, int)}  # of a default value: accepted types
 
 
 # ---- from a configuration to records
@@ -94,13 +93,13 @@ _TYPES = {bool: (bool,), int: (int,), float: (float, int)}  # of a default: what
 
 @dataclass
 class CocoData:
-    """A COCO-format data set that is there, but has not been read.
+    """A COCO-format data set whose files have not been read yet.
 
     Attributes:
         name: the section that describes it.
-        dataset: PaddleDetection's.
-        file: the annotations.
-        images: the folder of the images.
+        dataset: PaddleDetection's data set.
+        file: the annotation file.
+        images: the image folder.
     """
 
     name: str
@@ -109,17 +108,17 @@ class CocoData:
     images: Path
 
 
-def find_data(config: CfgNode, name: str) -> CocoData:
-    """Find the training or validation data of a configuration.
+def build_dataset(config: CfgNode, name: str) -> CocoData:
+    """Build the training or validation data set of a configuration, and check that its folders exist.
 
-    Paths may begin with ``~``. Nothing is downloaded but the demo data: PaddleDetection would fetch a data set that is
-    missing, on every rank. In validation, images without objects count by default, as in COCO's own evaluation.
+    Paths may begin with ``~``. Only demo data is downloaded: PaddleDetection would download a missing data set, on
+    every rank. In validation, images without objects count by default, as in COCO's own evaluation.
 
     Args:
         name: ``"TrainDataset"`` or ``"EvalDataset"``.
 
     Raises:
-        UserError: the section asks for what does not exist or cannot work, or the data is not there.
+        UserError: the section has an unknown key or a wrong value, or a folder does not exist.
     """
     section = plain(config[name])
     kind = section.pop("name", None)
@@ -144,20 +143,20 @@ def find_data(config: CfgNode, name: str) -> CocoData:
     root = Path(dataset.dataset_dir)
     data = CocoData(name, dataset, root / dataset.anno_path, root / dataset.image_dir)
     if not root.is_dir():
-        raise UserError(f"{name}.dataset_dir: {root} is no folder; give the one that holds {dataset.anno_path}")
+        raise UserError(f"{name}.dataset_dir: {root} is not a folder; give the one that holds {dataset.anno_path}")
     if not data.images.is_dir():
         raise UserError(f"{name}.image_dir: there is no folder {data.images}; give the one that holds the images")
     return data
 
 
 def require_fields(data: CocoData, masks: bool) -> None:
-    """See that the samples will have what the model learns from.
+    """Check that the samples will have all fields that the model is trained with.
 
     Args:
-        masks: whether that includes masks; if not, they are not read.
+        masks: whether the model has masks; if not, masks are not read.
 
     Raises:
-        UserError: ``data_fields`` lacks something.
+        UserError: ``data_fields`` lacks a field.
     """
     fields = data.dataset.data_fields
     needed = ("image", "gt_bbox", "gt_class", "is_crowd", *(("gt_poly",) if masks else ()))
@@ -166,29 +165,20 @@ def require_fields(data: CocoData, masks: bool) -> None:
     data.dataset.data_fields = [field for field in fields if masks or field != "gt_poly"]
 
 
-def index_annotations(annotations: Mapping[str, Any]) -> COCO:
-    """Annotations as pycocotools wants them."""
-    coco = COCO()
-    coco.dataset = dict(annotations)
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
 def read_records(data: CocoData, coco: COCO, seed: int) -> list[dict[str, Any]]:
-    """PaddleDetection's records of the images that a data set selects, in the order of the image ids.
+    """Make PaddleDetection's records of the images that a data set selects, in the order of the image ids.
 
     Args:
-        coco: the annotations, which may have been mended after they were read.
+        coco: the annotations after their check.
         seed: of the images that ``empty_ratio`` draws.
 
     Raises:
-        UserError: no image is left.
+        UserError: no image is selected.
     """
     dataset = data.dataset
     seed_generators(seed)
     try:
-        # parse_dataset reads the file itself; here it is handed what is already in memory.
+        # parse_dataset would read the file again.
         with mock.patch("pycocotools.coco.COCO", return_value=coco):
             dataset.parse_dataset()
     except Exception as error:
@@ -202,10 +192,10 @@ def read_records(data: CocoData, coco: COCO, seed: int) -> list[dict[str, Any]]:
 
 
 def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Compose, BatchCompose]:
-    """What ``TrainReader`` or ``EvalReader`` does to a sample, and to a batch of them.
+    """Build the transforms of ``TrainReader`` or ``EvalReader``: of a sample, and of a batch.
 
     Raises:
-        UserError: there is no such transform, or its arguments are wrong.
+        UserError: a transform does not exist, or its arguments are wrong.
     """
     section = plain(config[name])
     check_keys(section, _READER_KEYS, name)
@@ -223,12 +213,12 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
     return pipelines[0], pipelines[1]
 
 
-def find_normalisation(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """What ``NormalizeImage`` in ``TrainReader`` or ``EvalReader`` subtracts and divides by.
+def find_normalization(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Find the mean and standard deviation of ``NormalizeImage`` in ``TrainReader`` or ``EvalReader``.
 
     Returns:
-        Mean and standard deviation of the three channels, float64, for pixels from 0 to 1; 0 and 1 / 255 where pixels
-        from 0 to 255 stay as they are.
+        Mean and standard deviation of the three channels, float64, for pixels from 0 to 1; 0 and 1 / 255 if pixels from
+        0 to 255 are not changed.
     """
     steps = plain(config[name]).get("sample_transforms", [])
     arguments = next((step["NormalizeImage"] for step in steps if "NormalizeImage" in step), None)
@@ -255,9 +245,9 @@ def _build_transform(step: Any, where: str) -> None:
 
 
 class _Records(paddle.io.Dataset):
-    """Records, read and transformed.
+    """Samples of records, read and transformed.
 
-    As :func:`common.training.loader.build_loader` demands, it does not raise: what cannot be read becomes
+    It does not raise, as :func:`common.training.loader.build_loader` requires: a sample that cannot be read is
     ``{"error": message}``.
     """
 
@@ -282,9 +272,9 @@ class EvalDataset(_Records):
 class SeededDataset(_Records):
     """Training samples whose random numbers depend on the seed and the :class:`SampleKey` only.
 
-    Besides what validation samples have: ``gt_bbox`` float32 [n, 4], ``gt_class`` and ``is_crowd`` int32 [n, 1],
-    ``gt_poly``, a list of polygons for each object. The transforms of a batch draw what comes after those of its last
-    sample, in the same process.
+    They have the keys of validation samples, and ``gt_bbox`` float32 [n, 4], ``gt_class`` and ``is_crowd`` int32
+    [n, 1], ``gt_poly``, a list of polygons per object. The transforms of a batch continue the random numbers of its
+    last sample, in the same process.
 
     Args:
         seed: seed of the run.
@@ -301,19 +291,19 @@ class SeededDataset(_Records):
 
 def _explain(path: str, error: Exception) -> str:
     if not Path(path).is_file():
-        return f"image {path} does not exist; restore it, or take it out of the data"
-    if isinstance(error, AttributeError) and "bytes" in str(error):  # what OpenCV could not decode is left as it is
-        return f"image {path} cannot be read; replace it, or take it out of the data"
+        return f"image {path} does not exist; restore it, or remove it from the data"
+    if isinstance(error, AttributeError) and "bytes" in str(error):  # OpenCV could not decode it
+        return f"image {path} cannot be read; replace it, or remove it from the data"
     return f"cannot read image {path} ({one_line(error)}); check it and the transforms"
 
 
 def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict[str, Any]:
-    """Make a batch as PaddleDetection's models want it.
+    """Make a batch for PaddleDetection's models.
 
     Returns:
-        ``image`` float32 [B, 3, h, w], ``im_shape`` and ``scale_factor`` [B, 2], ``im_id`` [B, 1], what begins with
-        ``gt_`` or ``is_crowd`` as a list with an :class:`ObjectArray` for each image (``gt_poly``: lists of numbers),
-        and ``error``; :func:`check_batch` raises it.
+        ``image`` float32 [B, 3, h, w], ``im_shape`` and ``scale_factor`` [B, 2], ``im_id`` [B, 1]; ``gt_bbox``,
+        ``gt_class`` and ``is_crowd`` as lists of an :class:`ObjectArray` per image, ``gt_poly`` as lists of numbers;
+        and ``error``, which :func:`check_batch` raises.
     """
     error = next((sample["error"] for sample in samples if sample["error"]), "")
     if error:
@@ -330,9 +320,12 @@ def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict
     height, width = batch["image"].shape[2:]
     if height % STRIDE or width % STRIDE:
         remedy = f"add PadBatch: {{pad_to_stride: {STRIDE}}} to batch_transforms"
-        return _no_batch(f"a batch has {width}x{height} pixels, which are no multiples of {STRIDE}; {remedy}")
-    if "gt_poly" in batch:  # as lists of numbers, of which the loader makes no tensors
-        batch["gt_poly"] = [[list(map(_numbers, polygons)) for polygons in image] for image in batch["gt_poly"]]
+        return _no_batch(f"a batch has {width}x{height} pixels, which are not multiples of {STRIDE}; {remedy}")
+    if "gt_poly" in batch:  # lists of numbers, which the loader does not convert to tensors
+        batch["gt_poly"] = [
+            [[np.asarray(polygon, np.float64).tolist() for polygon in polygons] for polygons in image]
+            for image in batch["gt_poly"]
+        ]
     for key, images in batch.items():
         if isinstance(images, list):
             batch[key] = [ObjectArray(image) if isinstance(image, np.ndarray) else image for image in images]
@@ -340,14 +333,14 @@ def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict
 
 
 def _no_batch(error: str) -> dict[str, Any]:
-    return {"image": np.zeros(1, np.float32), "error": error}  # a batch without an array would end the loader
+    return {"image": np.zeros(1, np.float32), "error": error}  # the loader fails on a batch without an array
 
 
 @dataclass
 class ObjectArray:
-    """An array with a row for each object of an image, which the loader hands on as it is.
+    """An array with a row per object of an image, which the loader does not convert to a tensor.
 
-    Of arrays it makes tensors, which cannot leave the processes that read if an image has no object.
+    A tensor without elements cannot leave a reading process.
     """
 
     values: np.ndarray
@@ -359,24 +352,21 @@ class ObjectArray:
 
 
 def with_object_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch of :func:`collate` with tensors in the place of each :class:`ObjectArray`."""
-    return {
-        key: [item.tensor() if isinstance(item, ObjectArray) else item for item in value]
-        if isinstance(value, list)
-        else value
-        for key, value in batch.items()
-    }
+    """Replace each :class:`ObjectArray` in a batch of :func:`collate` by a tensor."""
 
+    def convert(value: Any) -> Any:
+        if isinstance(value, list):
+            return [item.tensor() if isinstance(item, ObjectArray) else item for item in value]
+        return value
 
-def _numbers(polygon: Any) -> list[float]:
-    return np.asarray(polygon, np.float64).tolist()
+    return {key: convert(value) for key, value in batch.items()}
 
 
 def check_batch(batch: Mapping[str, Any]) -> None:
-    """Raise what a reader had to report.
+    """Raise the error of a batch.
 
     Raises:
-        UserError: a sample could not be read, or the samples do not make a batch.
+        UserError: a sample could not be read, or the samples could not be collated.
     """
     if batch["error"]:
         raise UserError(batch["error"])

@@ -26,21 +26,19 @@ from common.training.loader import build_loader
 from common.training.log import TrainingLog
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.training.task import Evaluation, StepResult, Task, Training, Validation
-from object_detection.annotation_report import AnnotationReport
-from object_detection.annotations import check_same_categories, read_annotations
+from object_detection.check_annotations import AnnotationReport, check_annotations
+from object_detection.coco_file import check_same_categories, index_annotations, read_annotations
 from object_detection.components import build_model, build_optimizer, build_schedule, silence_loggers
 from object_detection.config import CONFIG
-from object_detection.data_check import check_annotations
 from object_detection.datasets import (
     CocoData,
     EvalDataset,
     SeededDataset,
+    build_dataset,
     build_transforms,
     check_batch,
     collate,
-    find_data,
-    find_normalisation,
-    index_annotations,
+    find_normalization,
     read_records,
     require_fields,
     with_object_tensors,
@@ -140,14 +138,14 @@ class Detection(Task):
         for name in _SPLITS:
             data, annotations = self._read(name)
             splits.append((data, annotations))
-            yield self._report(data, annotations, masks, list_all=True)[1]
+            yield self._report(data, annotations, masks, raise_errors=False)[1]
         (data, annotations), (val_data, val_annotations) = splits
         check_same_categories(annotations, val_annotations, (data.file, val_data.file))
 
     # ---- data
 
     def _read(self, name: str) -> tuple[CocoData, dict[str, Any]]:
-        data = find_data(self.config, name)
+        data = build_dataset(self.config, name)
         return data, read_annotations(data.file, name)
 
     def _count_classes(self, annotations: Mapping[str, Any]) -> int:
@@ -170,11 +168,10 @@ class Detection(Task):
                 data.file,
                 data.images,
                 split,
-                self.config.ON_PROBLEM,
                 num_classes=self._count_classes(annotations),
                 masks=masks,
-                for_evaluation=split == "val",
-                progress=lambda done, total: bar.update(1),
+                strict=self.config.STRICT_DATA,
+                progress=lambda: bar.update(1),
                 **options,
             )
 
@@ -200,7 +197,7 @@ class Detection(Task):
         count = min(self.config.PICTURES, len(batch["image"]))
         if batch["error"] or not count:
             return None
-        mean, std = find_normalisation(self.config, "TrainReader")
+        mean, std = find_normalization(self.config, "TrainReader")
         pictures = []
         for number in range(count):
             pixels = original_pixels(batch["image"][number].numpy(), mean, std)
@@ -253,9 +250,9 @@ class DetectionValidation(Validation):
             functools.partial(self._draw, kind, step) if self._log.has_visualdl else None,
         )
         if not is_main_process():
-            return Evaluation(found.figures)
+            return Evaluation(found.metrics)
         self._write_results(kind, found.results)
-        return Evaluation(found.figures, per_class_table(self._truth, found.per_class, kind) if last else "")
+        return Evaluation(found.metrics, per_class_table(self._truth, found.per_class, kind) if last else "")
 
     def dry_run(self, model: nn.Layer) -> None:
         """Detect on the first image.

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks, the same for any number of ranks."""
+"""COCO's average precision of boxes and masks, equal for any number of ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.runtime.distributed import gather_bytes, is_main_process, sum_over_ranks
 from object_detection.datasets import check_batch
 
-__all__ = ["CocoFigures", "Detections", "annotated_objects", "detect", "evaluate", "per_class_table"]
+__all__ = ["CocoMetrics", "Detections", "annotated_objects", "detect", "evaluate", "per_class_table"]
 
 _KINDS = {"bbox": "box", "segm": "mask"}  # pycocotools' name: ours
 _STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first six of COCOeval's
@@ -28,13 +28,13 @@ _STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first six of CO
 
 @dataclass
 class Detections:
-    """What was found on one image, the most certain first.
+    """The objects that were detected in one image, the highest score first.
 
     Attributes:
         boxes: x1, y1, x2, y2 in pixels of the original image, float32 [n, 4].
         labels: classes, int64 [n], from 0.
         scores: 0 to 1, float32 [n].
-        masks: COCO's run-length encoding of each mask, in the original image's size; None from a model without masks.
+        masks: in COCO's run-length encoding, of the original image's size; None from a model without masks.
     """
 
     boxes: np.ndarray
@@ -45,7 +45,7 @@ class Detections:
 
 @paddle.no_grad()
 def detect(model: nn.Layer, batch: Mapping[str, Any], amp: str = "") -> Detections:
-    """Find the objects of one image.
+    """Detect the objects of one image.
 
     Args:
         model: from :func:`object_detection.components.build_model`, in evaluation mode.
@@ -58,7 +58,7 @@ def detect(model: nn.Layer, batch: Mapping[str, Any], amp: str = "") -> Detectio
     rows = outputs["bbox"].astype("float32").numpy().reshape(-1, 6)
     height, width = np.floor(batch["im_shape"].numpy()[0] / batch["scale_factor"].numpy()[0] + 0.5)
     boxes = np.clip(rows[:, 2:], 0, np.array([width, height, width, height], np.float32))
-    # PaddleDetection marks boxes without area by the label -1, and stands in for no box at all with one of score 0.
+    # PaddleDetection gives boxes without area the label -1, and an image without boxes one of score 0.
     real = (rows[:, 0] >= 0) & (rows[:, 1] > 0) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     order = np.flatnonzero(real)[np.argsort(-rows[real, 1], kind="stable")]
     masks = [outputs["mask"][number] for number in order] if "mask" in outputs else None
@@ -66,11 +66,7 @@ def detect(model: nn.Layer, batch: Mapping[str, Any], amp: str = "") -> Detectio
 
 
 def annotated_objects(coco: COCO, image_id: int, with_masks: bool) -> Detections:
-    """The objects of an image, without crowds, as if they were detected with the score 1.
-
-    Args:
-        coco: the ground truth.
-    """
+    """The ground truth of an image, without crowds, as detections of score 1."""
     annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image_id], iscrowd=False))
     category_ids = coco.getCatIds()
     boxes = np.array([annotation["bbox"] for annotation in annotations], np.float32).reshape(-1, 4)
@@ -81,10 +77,10 @@ def annotated_objects(coco: COCO, image_id: int, with_masks: bool) -> Detections
 
 
 def coco_results(detections: Detections, image_id: int, category_ids: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-    """Detections in the form of COCO's result files: ``bbox``, and ``segm`` if there are masks.
+    """Detections in the format of COCO's result files: ``bbox``, and ``segm`` if there are masks.
 
     Args:
-        category_ids: the annotation file's id of each class; what is of a class beyond them is left out.
+        category_ids: the id of each class in the annotation file; detections of further classes are left out.
     """
     results: dict[str, list[dict[str, Any]]] = {"bbox": [], "segm": []}
     corners = detections.boxes.astype(float)
@@ -102,18 +98,18 @@ def coco_results(detections: Detections, image_id: int, category_ids: Sequence[i
 
 
 @dataclass
-class CocoFigures:
-    """What an evaluation found.
+class CocoMetrics:
+    """The outcome of an evaluation.
 
     Attributes:
-        figures: ``box_AP``, ``box_AP50``, ``box_AP75``, and those of small, medium and large objects (``box_APs``,
-            ...), the same for ``mask_``, in percent; and ``images``. What there is no object of is left out.
-        per_class: AP of each class in percent, float64 [classes], NaN where it has no object, for ``box`` and
-            ``mask``; on rank 0 only.
-        results: of all images in the form of COCO's result files, ``bbox`` and ``segm``; on rank 0 only.
+        metrics: ``box_AP``, ``box_AP50``, ``box_AP75``, and those of small, medium and large objects (``box_APs``,
+            ...), the same for ``mask_``, in percent, without those of sizes that no object has; and ``images``.
+        per_class: for ``box`` and ``mask``, AP of each class in percent, float64 [classes], NaN for a class without
+            objects; on rank 0 only.
+        results: of all images in the format of COCO's result files, ``bbox`` and ``segm``; on rank 0 only.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     per_class: dict[str, np.ndarray]
     results: dict[str, list[dict[str, Any]]]
 
@@ -125,19 +121,19 @@ def evaluate(
     with_masks: bool,
     amp: str = "",
     on_image: Callable[[int, int, Detections], None] | None = None,
-) -> CocoFigures:
-    """Detect on this rank's share of the images, and evaluate all of them; a collective operation.
+) -> CocoMetrics:
+    """Detect objects in this rank's images, and evaluate the detections of all ranks; a collective operation.
 
     Args:
         model: from :func:`object_detection.components.build_model`.
-        loader: yields each image once over all ranks, one at a time.
+        loader: yields batches of one image, each image on one rank.
         coco: the ground truth.
         with_masks: evaluate masks as well.
         amp: see :func:`detect`.
-        on_image: called with the place of the image in this rank's loader, from 0, its id, and what was found.
+        on_image: called with the number of the image in this rank's loader, from 0, its id, and the detections.
 
     Raises:
-        UserError: an image could not be read, or there is no object to be found.
+        UserError: an image could not be read, or there is no object.
     """
     category_ids, training = coco.getCatIds(), model.training
     model.eval()
@@ -162,39 +158,39 @@ def evaluate(
             results[kind] = sorted((row for _, rows in parts for row in rows[kind]), key=lambda row: row["image_id"])
             values, per_class[_KINDS[kind]] = _average_precision(coco, results[kind], kind, image_ids)
             statistics[number * len(_STATISTICS) :][: len(_STATISTICS)] = values
-    statistics = sum_over_ranks(statistics)  # rank 0's, to all
+    statistics = sum_over_ranks(statistics)  # broadcasts rank 0's
     if statistics[0] < 0:
-        raise UserError("the validation data has no object to be found; check EvalDataset")
+        raise UserError("the validation data has no object; check EvalDataset")
     names = [f"{_KINDS[kind]}_{statistic}" for kind in results for statistic in _STATISTICS]
-    figures = {name: 100.0 * value for name, value in zip(names, statistics.tolist(), strict=True) if value >= 0}
-    return CocoFigures(figures | {"images": len(image_ids)}, per_class, results)
+    metrics = {name: 100.0 * value for name, value in zip(names, statistics.tolist(), strict=True) if value >= 0}
+    return CocoMetrics(metrics | {"images": len(image_ids)}, per_class, results)
 
 
 def _average_precision(
     coco: COCO, results: list[dict[str, Any]], kind: str, image_ids: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """COCOeval's first six statistics, 0 to 1 or -1 where there is no object; and the AP of each class in percent."""
+    """COCOeval's first six statistics, 0 to 1, or -1 if there is no object; and the AP of each class in percent."""
     with contextlib.redirect_stdout(io.StringIO()):
-        found = coco.loadRes([dict(row) for row in results]) if results else COCO()  # it adds to what it is given
+        found = coco.loadRes([dict(row) for row in results]) if results else COCO()  # loadRes changes its rows
         evaluator = COCOeval(coco, found, kind)
         evaluator.params.imgIds = image_ids
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    classes = np.searchsorted(evaluator.params.catIds, coco.getCatIds())  # COCOeval sorts ids; the file numbers classes
+    classes = np.searchsorted(evaluator.params.catIds, coco.getCatIds())  # COCOeval sorts the ids
     precision = evaluator.eval["precision"][:, :, classes, 0, -1]  # all sizes, up to 100 objects
-    # Of a class without an object every value is -1.
+    # All values of a class without objects are -1.
     per_class = [100.0 * values.mean() if (values > -1).any() else np.nan for values in precision.transpose(2, 0, 1)]
     return evaluator.stats[: len(_STATISTICS)], np.array(per_class)
 
 
 def per_class_table(coco: COCO, per_class: Mapping[str, np.ndarray], title: str) -> str:
-    """A text table of each class's objects and AP in percent, ``-`` where it has no object.
+    """A text table of each class's number of objects and AP in percent, ``-`` if it has no object.
 
     Args:
         coco: the ground truth.
-        per_class: AP of boxes and of masks, see :class:`CocoFigures`.
-        title: what was evaluated; it begins the first line.
+        per_class: AP of boxes and of masks, see :class:`CocoMetrics`.
+        title: name of the evaluation; the first line begins with it.
     """
     objects = [len(coco.getAnnIds(catIds=[category], iscrowd=False)) for category in coco.getCatIds()]
     columns = {"objects": objects, **{f"{kind} AP": values for kind, values in per_class.items()}}

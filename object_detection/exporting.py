@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from common.inference.exportable import Arrays, Exportable, Output
 from common.pale_transformer import STRIDE
 from common.training.config import plain
-from object_detection.datasets import find_normalisation
+from object_detection.datasets import find_normalization
 from object_detection.evaluation import detect
 from object_detection.prediction import Detector
 from object_detection.single_image import SingleImageDetector
@@ -27,7 +27,7 @@ def exportable(detector: Detector) -> Exportable:
     """
     layer = SingleImageDetector(detector.model)
     reader = plain(detector.config.EvalReader)
-    mean, std = find_normalisation(detector.config, "EvalReader")
+    mean, std = find_normalization(detector.config, "EvalReader")
     boxes = Output("boxes", ["objects", 6], "label, score, x1, y1, x2, y2 in pixels of the original image")
     masks = Output("masks", ["objects", "side", "side"], "probabilities, spread evenly over each box")
 

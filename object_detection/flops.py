@@ -1,4 +1,4 @@
-"""Multiply-adds of Mask R-CNN, counted as the paper's are.
+"""Multiply-adds of Mask R-CNN, counted as in the paper.
 
 python -m object_detection.flops        # the table of the paper's three models at 800x1280
 """
@@ -15,7 +15,7 @@ __all__ = ["DetectorPart", "count_detector_flops", "detector_parts"]
 
 
 class _Dense(nn.Layer):
-    """What runs once an image: backbone, pyramid, and the convolutions that propose boxes."""
+    """The layers that run once per image: backbone, FPN, and the convolutions of the RPN."""
 
     def __init__(self, model: nn.Layer):
         super().__init__()
@@ -29,7 +29,7 @@ class _Dense(nn.Layer):
 
 
 class _BoxHead(nn.Layer):
-    """What runs once a proposal."""
+    """The layers that run once per proposal."""
 
     def __init__(self, head: nn.Layer):
         super().__init__()
@@ -41,7 +41,7 @@ class _BoxHead(nn.Layer):
 
 
 class DetectorPart(NamedTuple):
-    """Layers that run together, the shape of their input, and how often they run for an image."""
+    """Layers that run together, the shape of their input, and how often they run per image."""
 
     layer: nn.Layer
     shape: list[int]
@@ -51,7 +51,7 @@ class DetectorPart(NamedTuple):
 def detector_parts(
     model: nn.Layer, height: int, width: int, proposals: int = 1000, masks: int = 100
 ) -> list[DetectorPart]:
-    """All of a Mask R-CNN's layers that compute; the arguments are those of :func:`count_detector_flops`."""
+    """The parts of a Mask R-CNN; the arguments are those of :func:`count_detector_flops`."""
     boxes, outlines = model.bbox_head, model.mask_head
     channels = model.neck.out_channel
     box_side, mask_side = (head.roi_extractor.resolution for head in (boxes, outlines))
@@ -71,8 +71,8 @@ def count_detector_flops(
     Args:
         model: one of PaddleDetection's ``MaskRCNN``.
         height, width: of the image, in pixels.
-        proposals: boxes that go through the box head [C: the paper's FLOPs need 1000].
-        masks: boxes that go through the mask head [C: the paper's FLOPs need 100].
+        proposals: inputs of the box head [C: the paper's FLOPs need 1000].
+        masks: inputs of the mask head [C: the paper's FLOPs need 100].
         norms: see :func:`common.flops.flops_by_layer`.
     """
     parts = detector_parts(model, height, width, proposals, masks)

@@ -1,4 +1,4 @@
-"""Masks of detected objects, from the small squares of a mask head to COCO's run-length encoding."""
+"""Masks of detected objects: pastes the outputs of a mask head into the image, in COCO's run-length encoding."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["RleMasks", "original_size", "with_rle_masks"]
 
 
 class RleMasks:
-    """Pastes masks into the images and encodes them; stands in the place of PaddleDetection's ``MaskPostProcess``.
+    """Pastes masks into images and encodes them, in place of PaddleDetection's ``MaskPostProcess``.
 
-    That one holds all masks of an image at its size, several times, in 4 bytes and more a pixel: 100 of them on an
-    image of 1200x900 pixels take 8 GB. Here only what is inside a box is computed, which gives the same masks: outside,
-    the interpolation with zeros stays below a half. A box without area has an empty mask.
+    That one keeps all masks of an image at its size, several times, in 4 bytes or more per pixel: 100 masks of an image
+    of 1200x900 pixels take 8 GB. Here only pixels inside a box are computed, which gives the same masks: outside, the
+    interpolation with zeros stays below a half. A box without area has an empty mask.
 
     Args:
-        binary_thresh: the probability from which a pixel belongs to an object, at least 0.5.
+        binary_thresh: lowest probability of a pixel of the object, at least 0.5.
     """
 
     def __init__(self, binary_thresh: float = 0.5):
@@ -35,7 +35,7 @@ class RleMasks:
         Args:
             mask_out: probabilities, float32 [n, m, m].
             bboxes: float32 [n, 6], label, score, x1, y1, x2, y2 in pixels.
-            bbox_num: not looked at.
+            bbox_num: not used.
             origin_shape: [n, 2], height and width of the image of each.
 
         Returns:
@@ -60,10 +60,11 @@ class RleMasks:
 
 
 def original_size(im_shape: paddle.Tensor, scale_factor: paddle.Tensor) -> paddle.Tensor:
-    """Height and width of images before they were resized: [B, 2] in whole pixels, float32.
+    """Height and width of images before they were resized: [B, 2] in integers, float32.
 
     Args:
-        im_shape, scale_factor: [B, 2], what they became, and by what they were multiplied.
+        im_shape: [B, 2], height and width after it.
+        scale_factor: [B, 2], the factors of height and width.
     """
     return paddle.floor(im_shape / scale_factor + 0.5)
 
@@ -71,15 +72,15 @@ def original_size(im_shape: paddle.Tensor, scale_factor: paddle.Tensor) -> paddl
 def with_rle_masks(
     outputs: Mapping[str, paddle.Tensor], im_shape: paddle.Tensor, scale_factor: paddle.Tensor, binary_thresh: float
 ) -> dict[str, Any]:
-    """What a model gives in evaluation, out of what its exported form gives.
+    """Convert the outputs of an exported model to those of the model in evaluation mode.
 
     Args:
         outputs: ``boxes`` [n, 6] and, of models with masks, ``masks`` [n, m, m], probabilities.
-        im_shape, scale_factor: that went into the model, [1, 2].
+        im_shape, scale_factor: inputs of the model, [1, 2].
         binary_thresh: see :class:`RleMasks`.
 
     Returns:
-        ``bbox``, the boxes, and ``mask``, n of COCO's run-length encodings.
+        ``bbox``, the boxes, and ``mask``, n masks in COCO's run-length encoding.
     """
     boxes = outputs["boxes"]
     if "masks" not in outputs:

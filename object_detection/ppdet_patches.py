@@ -23,7 +23,7 @@ __all__ = ["SUPPORTED", "replace_empty_boxes"]
 # `import ppdet` prints which packages for tracking are missing, and sets Pillow to read truncated images silently in
 # the whole process.
 with (
-    mock.patch.object(builtins, "print", lambda *args, **kwargs: None),
+    mock.patch.object(builtins, "print"),
     mock.patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES),
 ):
     import ppdet

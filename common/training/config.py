@@ -88,7 +88,6 @@ _RENAMED = {
     "KEEP_STEPS": "CHECKPOINT_EVERY",
     "SAVE_STEPS": "LATEST_EVERY",
 }
-_REMOVED = {"ON_PROBLEM"}  # keys of 0.1.0 that are ignored
 
 
 @dataclass(frozen=True)
@@ -306,8 +305,6 @@ class TaskConfig:
     def _set(self, config: CfgNode, key: str, value: Any, source: str) -> None:
         """Set a dotted key to a value of the type of its default."""
         section, _, rest = key.partition(".")
-        if section in _REMOVED and section not in config:
-            return
         if section in self.open_sections:
             if rest:
                 set_open(config, key, value, source)

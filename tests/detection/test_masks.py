@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from object_detection import ppdet_compat  # noqa: F401 (before ppdet, for what importing it does)
+from object_detection import pale_backbone  # noqa: F401 (before ppdet, which it patches)
 
 # isort: split
 from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
@@ -37,8 +37,7 @@ def tensors(boxes, size, side=28, seed=0):
     return [paddle.to_tensor(array) for array in arrays]
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.7])
-@pytest.mark.parametrize("side", [7, 14, 28])
+@pytest.mark.parametrize(("side", "threshold"), [(28, 0.5), (14, 0.7)])
 def test_masks_are_those_of_paddledetection(side, threshold):
     rng = np.random.default_rng(1)
     corners = rng.uniform(-5, 95, (40, 2, 2))
@@ -56,7 +55,7 @@ def test_a_box_that_ends_before_it_begins_has_an_empty_mask():
     assert not rle_masks.decode(rle).any()
 
 
-@pytest.mark.parametrize("count", [0, 1, 20])
+@pytest.mark.parametrize("count", [0, 20])
 def test_masks_fit_what_paddledetection_makes_of_the_boxes(count):
     """Of no object it makes one that stands for none, whose mask is -1."""
     corners = np.random.default_rng(0).uniform(0, 64, (count, 2, 2))

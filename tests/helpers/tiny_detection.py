@@ -1,9 +1,8 @@
-"""A tiny COCO folder, the documented PaddleDetection models made small, and batches for them."""
+"""The PaddleDetection models that docs/paddledetection.md documents, made small, and batches for them."""
 
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,8 @@ from typing import Any
 import numpy as np
 import paddle
 import yaml
-from PIL import Image
 
-from object_detection import pale_backbone  # noqa: F401 (before ppdet; registers the backbone)
+from object_detection import pale_backbone  # noqa: F401 (before ppdet: registers the backbone, applies the patches)
 from tests.helpers.programs import ROOT
 
 # isort: split
@@ -42,48 +40,20 @@ _SMALL = {
     "RetinaHead": {"conv_feat": {"feat_in": 32, "feat_out": 32, "num_convs": 1}},
     "FCOSHead": {"fcos_feat": {"feat_in": 32, "num_convs": 1}},
 }
-_IMAGES, _SIZES = 6, ((64, 96), (96, 64))  # height and width of the even and the odd images
-
-
-def make_coco(folder: Path, empty: int = 0) -> Path:
-    """Write six images of two squares of three classes on noise, the first ``empty`` without, and ``all.json``."""
-    rng, images, annotations = np.random.default_rng(0), [], []
-    for number in range(_IMAGES):
-        height, width = _SIZES[number % 2]
-        pixels = rng.integers(0, 60, (height, width, 3)).astype(np.uint8)
-        for _ in range(2 if number >= empty else 0):
-            side, label = int(rng.integers(20, 40)), int(rng.integers(0, 3))
-            x, y = int(rng.integers(0, width - side)), int(rng.integers(0, height - side))
-            pixels[y : y + side, x : x + side, label] = 220
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": 10 * label + 1,
-                    "iscrowd": 0,
-                    "area": side * side,
-                    "bbox": [x, y, side, side],
-                    "segmentation": [[x, y, x + side, y, x + side, y + side, x, y + side]],
-                }
-            )
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
-    categories = [{"id": 10 * label + 1, "name": name} for label, name in enumerate(("red", "green", "blue"))]
-    (folder / "all.json").write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
-    return folder
 
 
 def write_config(folder: Path, model: str, **sections: Any) -> Path:
-    """Write the documented files, and one that makes ``model`` small and trains it on :func:`make_coco`'s images.
+    """Write the documented files, and one that makes ``model`` small and trains it on the data set ``folder/boxes``.
 
-    ``sections`` change values of sections, or add keys.
+    That is one of :func:`tests.helpers.made_up_data.make_boxes`. ``sections`` change values of sections, or add keys.
     """
     for name, text in FILES.items():
         (folder / name).write_text(text)
     known = {key for text in FILES.values() for key in yaml.safe_load(text)}
-    dataset = {"dataset_dir": str(folder), "image_dir": "", "anno_path": "all.json"}
+    train, val = (
+        {"dataset_dir": str(folder / "boxes"), "image_dir": split, "anno_path": f"annotations/{split}.json"}
+        for split in ("train", "val")
+    )
     resize = {"Resize": {"target_size": [64, 96], "keep_ratio": True, "interp": 1}}
     transforms = yaml.safe_load(FILES["coco.yml"])["TrainReader"]["sample_transforms"]
     transforms = [resize if "Resize" in transform else transform for transform in transforms]
@@ -96,9 +66,9 @@ def write_config(folder: Path, model: str, **sections: Any) -> Path:
         "epoch": 1,
         "num_classes": 3,
         "worker_num": 0,
-        "TrainDataset": {**dataset, "allow_empty": True, "empty_ratio": 1.0},
-        "EvalDataset": dataset,
-        "TestDataset": {"anno_path": str(folder / "all.json")},
+        "TrainDataset": {**train, "allow_empty": True, "empty_ratio": 1.0},
+        "EvalDataset": val,
+        "TestDataset": {"anno_path": str(folder / "boxes/annotations/val.json")},
         "TrainReader": {"sample_transforms": transforms},
         "EvalReader": {"sample_transforms": evaluation},
         "TestReader": {"sample_transforms": evaluation},

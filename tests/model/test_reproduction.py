@@ -124,14 +124,11 @@ def names_defined(path: Path) -> set[str]:
     return names
 
 
-MAP = rows("From the paper to the code")
-
-
-@pytest.mark.parametrize("row", MAP, ids=lambda row: "-".join(quoted(row[1]) + quoted(row[2])[:1]))
-def test_part_of_the_paper_is_where_the_map_says(row):
-    ((path,), names) = quoted(row[1]), quoted(row[2])
-    assert names
-    assert set(names) <= names_defined(ROOT / path)
+def test_every_part_of_the_paper_is_where_the_map_says():
+    for _, file, names in rows("From the paper to the code"):
+        (path,) = quoted(file)
+        assert quoted(names)
+        assert set(quoted(names)) <= names_defined(ROOT / path), path
 
 
 def config_keys(node, prefix=""):
@@ -139,13 +136,12 @@ def config_keys(node, prefix=""):
         yield from config_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
 
 
-@pytest.mark.parametrize("row", rows("The model"), ids=lambda row: row[0])
-def test_option_of_the_model_exists(row):
-    arguments = set(inspect.signature(PaleTransformer).parameters)
-    options = quoted(row[3].partition(":")[0])
-    assert options or row[3].startswith("none")
-    for option in options:
-        assert option in (set(config_keys(default_config())) if option.isupper() else arguments), option
+def test_every_option_of_the_model_exists():
+    known = set(inspect.signature(PaleTransformer).parameters) | set(config_keys(default_config()))
+    for question, _, _, option in rows("The model"):
+        options = quoted(option.partition(":")[0])
+        assert options or option.startswith("none"), question
+        assert set(options) <= known, question
 
 
 RECIPES = {
@@ -154,11 +150,13 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize(("title", "row"), [(title, row) for title in RECIPES for row in rows(title)])
-def test_value_of_the_recipe_is_the_configurations(title, row):
-    (key,) = quoted(row[3])
-    value, written = value_of(load_config(RECIPES[title]), key), yaml.safe_load(row[1])
-    assert value == (float(written) if isinstance(value, float) else written)  # YAML takes 1e-3 for a text
+@pytest.mark.parametrize("title", RECIPES)
+def test_values_of_the_recipe_are_the_configurations(title):
+    config = load_config(RECIPES[title])
+    for _, text, _, option in rows(title):
+        (key,) = quoted(option)
+        value, written = value_of(config, key), yaml.safe_load(text)
+        assert value == (float(written) if isinstance(value, float) else written), key  # YAML takes 1e-3 for a text
 
 
 def load_config(name):

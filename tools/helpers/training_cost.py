@@ -10,7 +10,7 @@ from typing import Any
 from paddle import nn
 
 from common.flops import count_layer_flops, params
-from tools.configured_model import build_configured, task_of
+from tools.helpers.configured_model import build_configured, task_of
 from tools.markdown_table import markdown_table
 from tools.paper.models import ROOT, configuration
 

@@ -1,4 +1,4 @@
-"""What gradients tell of a model: Grad-CAM, and the effective receptive field."""
+"""Grad-CAM, and the effective receptive field."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def backbone_of(model: nn.Layer) -> PaleTransformer:
 
 
 def gradients_of(value: Tensor, tensors: Sequence[Tensor], model: nn.Layer) -> list[Tensor]:
-    """The gradients of a scalar with respect to what it was computed from; the model keeps none.
+    """The gradients of a scalar with respect to intermediate tensors; those of the parameters are cleared.
 
-    ``paddle.grad`` does the same, but refuses layers of one's own (``PyLayer``) whose other inputs are not asked for.
+    ``paddle.grad`` does the same, but fails with a ``PyLayer`` that has other inputs, too.
     """
     for tensor in tensors:
         tensor.retain_grads()
@@ -41,30 +41,8 @@ def gradients_of(value: Tensor, tensors: Sequence[Tensor], model: nn.Layer) -> l
     return [tensor.grad for tensor in tensors]
 
 
-@dataclass(frozen=True)
-class ReceptiveField:
-    """How much each pixel counts for one token.
-
-    Attributes:
-        shares: float32 ``[H, W]``; they sum up to 1.
-        centre: x and y of the pixel in the middle of what the token was computed from.
-    """
-
-    shares: np.ndarray
-    centre: tuple[int, int]
-
-    def radius(self, share: float) -> int:
-        """Of the smallest circle around the centre that holds so much of the sum, 0 to 1; in pixels."""
-        height, width = self.shares.shape
-        y, x = np.ogrid[:height, :width]
-        distance = np.hypot(y - self.centre[1], x - self.centre[0]).ravel()
-        order = np.argsort(distance)
-        held = np.cumsum(self.shares.ravel()[order], dtype=np.float64)
-        return math.ceil(distance[order][np.searchsorted(held, share * held[-1])])
-
-
-def _run_and_keep_maps(backbone: PaleTransformer, run: Callable[[], object]) -> tuple[object, list[Tensor]]:
-    """What ``run`` returns, and the ``[1, h, w, C]`` map of each stage."""
+def _stage_maps(backbone: PaleTransformer, run: Callable[[], object]) -> tuple[object, list[Tensor]]:
+    """The result of ``run``, and the map ``[1, h, w, C]`` of each stage during it."""
     maps: list[Tensor] = []
     hooks = [
         stage.register_forward_post_hook(lambda layer, inputs, output: maps.append(output)) for stage in backbone.stages
@@ -77,46 +55,64 @@ def _run_and_keep_maps(backbone: PaleTransformer, run: Callable[[], object]) -> 
 
 
 def grad_cam(model: nn.Layer, score: Callable[[], Tensor], stage: int = 3) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al., arXiv 1610.02391) on the map of a stage, before any norm behind it.
+    """Grad-CAM (Selvaraju et al., arXiv 1610.02391) on the map of a stage, before the norm behind it.
 
     Args:
         model: is or has a Pale Transformer; in evaluation mode.
-        score: runs the model on one image, and gives what it says of a class, a scalar.
+        score: runs the model on one image and returns a scalar.
         stage: from 0.
 
     Returns:
-        float32 ``[h, w]``, 0 or more: channels weighted by the mean of their gradients, summed up, negative sums 0.
+        float32 ``[h, w]``, 0 or more.
     """
-    value, maps = _run_and_keep_maps(backbone_of(model), score)
+    value, maps = _stage_maps(backbone_of(model), score)
     (gradient,) = gradients_of(value, [maps[stage]], model)
     weights = gradient.mean([1, 2], keepdim=True)
     return F.relu((weights * maps[stage]).sum(-1))[0].numpy()
 
 
-def receptive_fields(model: nn.Layer, images: Iterable[Tensor]) -> list[ReceptiveField]:
-    """The effective receptive field (Luo et al., arXiv 1701.04128) of the centre token of each stage.
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The influence of each pixel on one token.
 
-    It is how much the sum of the token's channels changes with each pixel: the absolute gradient, summed over colours,
-    averaged over images.
+    Attributes:
+        shares: float32 ``[H, W]``; the sum is 1.
+        center: x and y of the pixel at the center of the token's patch.
+    """
+
+    shares: np.ndarray
+    center: tuple[int, int]
+
+    def radius(self, share: float) -> int:
+        """Radius, in pixels, of the smallest circle around the center that contains this share of the sum."""
+        height, width = self.shares.shape
+        y, x = np.ogrid[:height, :width]
+        distance = np.hypot(y - self.center[1], x - self.center[0]).ravel()
+        order = np.argsort(distance)
+        inside = np.cumsum(self.shares.ravel()[order], dtype=np.float64)
+        return math.ceil(distance[order][np.searchsorted(inside, share * inside[-1])])
+
+
+def receptive_fields(model: nn.Layer, images: Iterable[Tensor]) -> list[ReceptiveField]:
+    """The effective receptive field (Luo et al., arXiv 1701.04128) of the center token of each stage.
+
+    It is the absolute gradient of the sum of the token's channels, summed over colors and averaged over images.
 
     Args:
         model: is or has a Pale Transformer; in evaluation mode.
         images: float32 ``[1, 3, H, W]`` each, of one size.
-
-    Returns:
-        One for each stage.
     """
     backbone = backbone_of(model)
     sums: list[np.ndarray | float] = [0.0] * len(backbone.stages)
-    centres = [(0, 0)] * len(backbone.stages)
+    centers = [(0, 0)] * len(backbone.stages)
     for image in images:
         for stage, stride in enumerate(backbone.out_strides):
             pixels = image.detach()
             pixels.stop_gradient = False
-            # A pass for each stage, because a layer of one's own (PyLayer) forgets what it kept after a backward pass.
-            _, maps = _run_and_keep_maps(backbone, lambda pixels=pixels: backbone.forward_features(pixels))
+            # One pass for each stage: a PyLayer loses what it saved in the backward pass.
+            _, maps = _stage_maps(backbone, lambda pixels=pixels: backbone.forward_features(pixels))
             row, column = (side // 2 for side in maps[stage].shape[1:3])
             (gradient,) = gradients_of(maps[stage][0, row, column].sum(), [pixels], model)
             sums[stage] = sums[stage] + gradient[0].abs().sum(0).numpy()
-            centres[stage] = column * stride, row * stride
-    return [ReceptiveField(field / field.sum(), centre) for field, centre in zip(sums, centres, strict=True)]
+            centers[stage] = column * stride, row * stride
+    return [ReceptiveField(field / field.sum(), center) for field, center in zip(sums, centers, strict=True)]

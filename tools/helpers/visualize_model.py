@@ -1,0 +1,136 @@
+"""The model that tools/visualize.py looks at, its input, and its score of a class."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from common.data.image_file import read_image
+from common.errors import UserError
+from common.inference.exported_model import refuse_exported
+from common.pale_transformer import STRIDE, PaleTransformer, create_model
+from common.runtime.device import select_device
+from tools.helpers.visualize_gradients import backbone_of
+from tools.predict import open_weights
+
+__all__ = ["Subject", "class_score", "open_model"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and one image.
+
+    Attributes:
+        task: of the model; None for a variant with random weights.
+        model: is or has a Pale Transformer; in evaluation mode.
+        images: the input, float32 ``[1, 3, H, W]``.
+        picture: the input as a picture, RGB uint8 ``[H, W, 3]``.
+        pixel: x and y of the chosen pixel.
+        class_names: of the model's outputs; none for a variant with random weights.
+    """
+
+    task: str | None
+    model: nn.Layer
+    images: Tensor
+    picture: np.ndarray
+    pixel: tuple[float, float]
+    class_names: Sequence[str]
+
+    @property
+    def backbone(self) -> PaleTransformer:
+        return backbone_of(self.model)
+
+
+def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subject]]:
+    """Load the model of ``-pretrained`` or ``-variant``.
+
+    Returns:
+        Its task, and a function from an image file to a subject, which raises UserError for a file that cannot be read
+        and for a pixel outside of the image.
+
+    Raises:
+        UserError: there is no such model, or it has no Pale Transformer.
+    """
+    task, class_names = None, []
+    if arguments.variant:
+        model, preprocess = _random_model(arguments)
+    else:
+        refuse_exported(arguments.pretrained)
+        task, predictor, _ = open_weights(arguments)
+        model, class_names, preprocess = predictor.model, predictor.class_names, predictor.preprocess
+    backbone_of(model)
+
+    def read(file: str) -> Subject:
+        images, picture = preprocess(file)
+        height, width = picture.shape[:2]
+        x, y = arguments.at or (width / 2, height / 2)
+        if not (0 <= x < width and 0 <= y < height):
+            raise UserError(f"-at {x} {y} is outside of {file}, of which the model sees {width}x{height}")
+        return Subject(task, model, images, picture, (x, y), class_names)
+
+    return task, read
+
+
+def _random_model(arguments: Namespace) -> tuple[nn.Layer, Callable[[str], tuple[Tensor, np.ndarray]]]:
+    select_device(arguments.device or "")
+    paddle.seed(0)
+    try:
+        model = create_model(arguments.variant, num_classes=0)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    model.eval()
+
+    def preprocess(file: str) -> tuple[Tensor, np.ndarray]:
+        picture = read_image(file)
+        if picture is None or min(picture.shape[:2]) < STRIDE:
+            raise UserError(f"{file} is not an image of at least {STRIDE}x{STRIDE} pixels")
+        pixels = (picture / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+        return paddle.to_tensor(pixels.transpose(2, 0, 1)[None]), picture
+
+    return model, preprocess
+
+
+def class_score(subject: Subject, chosen: str | None) -> tuple[str, str, Callable[[Tensor], Tensor]]:
+    """A differentiable score of a class, which is chosen by name or number.
+
+    Of a classifier it is the logit, by default of the most probable class. Of a segmenter it is the sum of the logits
+    over the pixels predicted as the class (Vinogradova et al., arXiv 2002.11434), by default the class at the chosen
+    pixel.
+
+    Returns:
+        The name of the class, a text for titles, and a function that runs the model on images and returns the scalar.
+
+    Raises:
+        UserError: there is no such class, or no pixel is predicted as it.
+    """
+    model, names = subject.model, subject.class_names
+    with paddle.no_grad():
+        output = model(subject.images)
+    if subject.task == "image_classification":
+        probabilities = paddle.nn.functional.softmax(output)[0]
+        label = int(probabilities.argmax()) if chosen is None else _find_label(names, chosen)
+        text = f"{names[label]}, {100 * float(probabilities[label]):.1f} %"
+        return names[label], text, lambda images: model(images)[0, label]
+    labels = output[0][0].argmax(0)
+    x, y = map(int, subject.pixel)
+    label = int(labels[y, x]) if chosen is None else _find_label(names, chosen)
+    mask = (labels == label).astype("float32")
+    share = float(mask.mean())
+    if share == 0:
+        raise UserError(f"no pixel is predicted as {names[label]}; choose another -label")
+    text = f"{names[label]}, {100 * share:.1f} % of the pixels"
+    return names[label], text, lambda images: (model(images)[0][0, label] * mask).sum()
+
+
+def _find_label(names: Sequence[str], chosen: str) -> int:
+    if chosen in names:
+        return list(names).index(chosen)
+    if chosen.isdecimal() and int(chosen) < len(names):
+        return int(chosen)
+    known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    raise UserError(f"-label {chosen} is not a class; the classes are {known}")

@@ -1,1 +1,0 @@
-"""What a model looks at: computed, and drawn."""
