@@ -18,7 +18,7 @@ from ppdet.data.source import COCODataSet
 from ppdet.data.transform import NormalizeImage
 
 from common.demo_data import folders as demo_folders
-from common.pictures.drawing import original_pixels
+from common.pictures.drawing import denormalize
 from common.training.loader import build_loader
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from object_detection.coco_file import index_annotations
@@ -372,7 +372,7 @@ def test_what_cannot_be_read_is_told_after_the_reader(boxes, boxes_config, split
         {"is_scale": False, "norm_type": "none"},
     ],
 )
-def test_what_the_transforms_normalise_is_undone(boxes_config, arguments):
+def test_what_the_transforms_normalize_is_undone(boxes_config, arguments):
     image = np.random.default_rng(0).integers(0, 256, [4, 5, 3], dtype=np.uint8)
     steps = [{"Decode": {}}, *([] if arguments is None else [{"NormalizeImage": arguments}]), {"Permute": {}}]
     config = options(boxes_config, "TrainReader.sample_transforms", json.dumps(steps))
@@ -380,4 +380,4 @@ def test_what_the_transforms_normalise_is_undone(boxes_config, arguments):
     if arguments is not None:
         seen = NormalizeImage(**arguments).apply(seen)
     mean_and_std = find_normalization(config, "TrainReader")
-    np.testing.assert_array_equal(original_pixels(seen["image"].transpose(2, 0, 1), *mean_and_std), image)
+    np.testing.assert_array_equal(denormalize(seen["image"].transpose(2, 0, 1), *mean_and_std), image)

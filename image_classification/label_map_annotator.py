@@ -1,0 +1,93 @@
+"""Makes the label maps of token labeling: a trained classifier annotates the images of a data set."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+from PIL import Image
+from yacs.config import CfgNode
+
+from common.pale_transformer import PaleTransformer
+from common.training.loader import build_loader
+from common.training.log import TrainingLog
+from common.training.sampler import ShardedEvalSampler
+from image_classification.datasets import Dataset
+from image_classification.label_maps import LabelMapWriter
+from image_classification.loaders import IGNORED_LABEL, TransformedDataset, check_batch, collate
+from image_classification.transforms import INTERPOLATIONS, Normalize
+
+__all__ = ["WholeImage", "annotate", "token_logits"]
+
+
+class WholeImage:
+    """Resizes the whole image to a square, whatever its proportions, and normalizes it.
+
+    Nothing is cropped, because the crops of training may come from any part of the image. [A: ours]
+
+    Args:
+        config: ``DATA.IMAGE_SIZE``, ``INTERPOLATION``, ``MEAN`` and ``STD``.
+    """
+
+    def __init__(self, config: CfgNode):
+        self._size, self._resample = config.DATA.IMAGE_SIZE, INTERPOLATIONS[config.DATA.INTERPOLATION]
+        self._normalize = Normalize(config.DATA.MEAN, config.DATA.STD)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used."""
+        return self._normalize(image.resize((self._size, self._size), self._resample))
+
+
+def token_logits(model: PaleTransformer, images: Tensor) -> Tensor:
+    """Apply the classifier to each token of the final map instead of their mean, as LV-ViT's annotators do.
+
+    Args:
+        model: in evaluation mode.
+        images: ``[B, 3, height, width]``.
+
+    Returns:
+        ``[B, h, w, classes]``; the mean over the map equals ``model(images)``.
+    """
+    x = model.forward_features(images)[-1].transpose([0, 2, 3, 1])
+    return model.head(model.norm(x))
+
+
+@paddle.no_grad()
+def annotate(
+    model: PaleTransformer, config: CfgNode, dataset: Dataset, writer: LabelMapWriter, log: TrainingLog
+) -> float:
+    """Write the label maps of a data set.
+
+    With ``DATA.SKIP_BROKEN``, unreadable images get maps of zeros; training does not read these images either.
+
+    Args:
+        model: the annotator, in evaluation mode.
+        config: of the images, and ``DATA.BATCH_SIZE_EVAL``, ``DATA.NUM_WORKERS``, ``TRAIN.AMP``.
+        dataset: the images.
+        writer: receives the maps, and is closed.
+        log: shows the progress.
+
+    Returns:
+        Top-1 accuracy of the annotator on these images, in percent.
+
+    Raises:
+        UserError: an image could not be read.
+    """
+    source = TransformedDataset(dataset, WholeImage(config), config, replace_broken=False)
+    sampler = ShardedEvalSampler(len(dataset), config.DATA.BATCH_SIZE_EVAL)
+    amp, done, correct = config.TRAIN.AMP, 0, 0
+    with log.progress(len(dataset), "label maps") as bar:
+        for batch in build_loader(source, sampler, config.DATA.NUM_WORKERS, collate):
+            check_batch(batch, config.DATA.SKIP_BROKEN)
+            with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
+                logits = token_logits(model, batch["images"])
+            logits = logits.astype("float32")
+            scores, classes = F.softmax(logits).topk(writer.info.top)
+            scores = scores * (batch["labels"] != IGNORED_LABEL).astype("float32").reshape([-1, 1, 1, 1])
+            writer.write(done, classes.numpy(), scores.numpy())
+            correct += int((logits.mean([1, 2]).argmax(-1) == batch["labels"]).sum())
+            done += len(classes)
+            bar.update(len(classes))
+    writer.close()
+    return 100.0 * correct / len(dataset)

@@ -1,0 +1,140 @@
+"""Saved programs and ONNX files compute the same as the model, for any batch and, if open, any size."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from common.errors import UserError
+from common.inference.export_formats import convert_to_onnx, export_onnx, save_program
+from common.pale_transformer import create_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A short pale_nano with BatchNorm statistics of its own."""
+    paddle.seed(0)
+    model = create_model("pale_nano", num_classes=10, depths=(1, 1, 1, 1))
+    for layer in model.sublayers():
+        if isinstance(layer, nn.BatchNorm2D):
+            layer._mean.set_value(paddle.randn(layer._mean.shape))
+            layer._variance.set_value(paddle.rand(layer._variance.shape) + 0.5)
+    model.eval()
+    return model
+
+
+def test_a_saved_program_is_of_a_fused_copy(model, tmp_path):
+    images = paddle.rand([2, 3, 32, 32])
+    graph, weights = save_program(model, tmp_path / "new", {"images": [None, 3, 32, 32]})
+    assert (graph.parent, weights.name) == (tmp_path / "new", "inference.pdiparams")
+    assert "batch_norm" not in graph.read_text(errors="replace")
+    assert [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)]
+    program = paddle.jit.load(str(graph.with_suffix("")))
+    with paddle.no_grad():
+        assert np.allclose(program(images).numpy(), model(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(paddle.__version__.startswith("2."), reason="Paddle 2 cannot leave the sides open")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        pytest.param({"attention": "axial", "parallel": False}, marks=pytest.mark.slow),
+        pytest.param({"attention": "window"}, marks=pytest.mark.slow),
+    ],
+    ids=["pale", "axial", "window"],
+)
+def test_a_program_takes_images_of_any_size(settings, tmp_path):
+    paddle.seed(0)
+    model = create_model("pale_nano", num_classes=10, depths=(1, 1, 1, 1), **settings)
+    model.eval()
+    graph, _ = save_program(model, tmp_path, {"images": [None, 3, None, None]})
+    program = paddle.jit.load(str(graph.with_suffix("")))
+    for batch, height, width in ((1, 64, 64), (2, 40, 129), (3, 32, 32)):
+        images = paddle.rand([batch, 3, height, width])
+        with paddle.no_grad():
+            assert np.allclose(program(images).numpy(), model(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_program_with_learned_positions_takes_images_of_one_size(tmp_path):
+    paddle.seed(0)
+    settings = {"position_encoding": "relative", "image_size": 64, "depths": (1, 1, 1, 1)}
+    model = create_model("pale_nano", num_classes=10, **settings)
+    model.eval()
+    images = paddle.rand([2, 3, 40, 72])
+    graph, _ = save_program(model, tmp_path, {"images": [None, 3, 40, 72]})
+    with paddle.no_grad():
+        found = paddle.jit.load(str(graph.with_suffix("")))(images).numpy()
+        assert np.allclose(found, model(images).numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="fixed image size"):
+        save_program(model, tmp_path / "open", {"images": [None, 3, None, None]})
+
+
+def check_equal(model: nn.Layer, file, *shapes: tuple[int, int, int]) -> None:
+    """Compare ONNX Runtime with eager mode on batches of ``(batch, height, width)``."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    for batch, height, width in shapes:
+        images = rng.standard_normal((batch, 3, height, width), np.float32)
+        with paddle.no_grad():
+            expected = model(paddle.to_tensor(images)).numpy()
+        (found,) = session.run(["logits"], {"images": images})
+        assert np.abs(found - expected).max() < 1e-4
+        assert np.abs(expected).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_a_fixed_size_takes_any_batch_and_leaves_the_model_as_it_was(model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("paddle2onnx")
+    model.train()
+    try:
+        before = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+        export_onnx(
+            model, tmp_path / "new" / "model.onnx", {"images": [None, 3, 40, 40]}, ["logits"]
+        )  # the pale does not divide the first map
+        assert model.training
+        after = model.state_dict()
+        assert after.keys() == before.keys()
+        assert all((after[name].numpy() == value).all() for name, value in before.items())
+    finally:
+        model.eval()
+    check_equal(model, tmp_path / "new" / "model.onnx", (1, 40, 40), (3, 40, 40))
+    graph = onnx.load(tmp_path / "new" / "model.onnx").graph
+    used = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= used
+    assert not any(node.op_type == "Constant" for node in graph.node)
+    assert sum(np.prod(tensor.dims) for tensor in graph.initializer) > 1e5  # the weights are where tools look for them
+    assert not any(node.op_type == "Pad" for node in graph.node)  # paddle2onnx converts them wrongly
+
+
+@pytest.mark.slow
+def test_an_open_size_takes_maps_smaller_than_the_pale_and_maps_that_it_does_not_divide(model, tmp_path):
+    pytest.importorskip("paddle2onnx")
+    export_onnx(model, tmp_path / "model.onnx", {"images": [None, 3, None, None]}, ["logits"])
+    check_equal(model, tmp_path / "model.onnx", (1, 64, 64), (2, 32, 32), (3, 96, 72), (1, 40, 129))
+
+
+@pytest.mark.slow
+def test_what_paddle2onnx_cannot_convert_is_one_line(tmp_path):
+    pytest.importorskip("paddle2onnx")
+
+    class Unknown(nn.Linear):
+        def forward(self, images):
+            return paddle.linalg.svd(images @ self.weight)[1]
+
+    with pytest.raises(UserError, match=r"paddle2onnx cannot convert this model: .*(?i:unsupported|not supported)"):
+        export_onnx(Unknown(32, 32), tmp_path / "model.onnx", {"images": [None, 3, 32, 32]}, ["logits"])
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_missing_paddle2onnx_is_named_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install -r requirements-export\.txt"):
+        convert_to_onnx(tmp_path / "inference.json", tmp_path / "inference.pdiparams", tmp_path / "m.onnx", ["logits"])
