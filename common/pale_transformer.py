@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -198,7 +198,7 @@ class PaleTransformer(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
-        *_, x = self._stage_outputs(images)
+        x = self._stage_outputs(images)[-1]
         return self.head(self.norm(x).mean([1, 2]))
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
@@ -210,14 +210,16 @@ class PaleTransformer(nn.Layer):
         """
         return [x.transpose([0, 3, 1, 2]) for x in self._stage_outputs(images)]
 
-    def _stage_outputs(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the ``[B, H, W, C]`` map of each stage."""
-        if min(images.shape[2:]) < STRIDE and paddle.in_dynamic_mode():
+    def _stage_outputs(self, images: Tensor) -> list[Tensor]:
+        """The ``[B, H, W, C]`` map of each stage."""
+        if paddle.in_dynamic_mode() and min(images.shape[2:]) < STRIDE:
             raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the model needs at least 32x32")
         x = images.transpose([0, 2, 3, 1])
+        maps = []  # no generator: what one calls cannot be traced with open sizes
         for stage in self.stages:
             x = stage(x, self._recompute and self.training)
-            yield x
+            maps.append(x)
+        return maps
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the head by a newly initialized one for ``num_classes`` classes (0: none)."""

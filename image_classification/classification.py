@@ -15,7 +15,7 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import build_lazily
-from common.pictures.drawing import original_pixels
+from common.pictures.drawing import denormalize
 from common.runtime.distributed import world_size
 from common.training.log import TrainingLog
 from common.training.optimizer import build_adamw, warmup_cosine
@@ -23,19 +23,19 @@ from common.training.task import Evaluation, StepResult, Task, Training, Validat
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
+from image_classification.label_map_alignment import TOKEN_STRIDE
 from image_classification.label_maps import LabelMaps
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, check_batch
 from image_classification.mixup import mixup_or_cutmix, smooth, smooth_one_hot
 from image_classification.pale_backbone import build_model
 from image_classification.pictures import row_of_images
-from image_classification.token_labelling import (
+from image_classification.token_labeling import (
     draw_mixed_tokens,
     mix_classes,
     mix_tokens,
     token_label_loss,
     token_targets,
 )
-from image_classification.token_sampling import TOKEN_STRIDE
 
 __all__ = ["Classification"]
 
@@ -200,7 +200,7 @@ def _data_title(config: CfgNode, images: int, num_classes: int) -> str:
 def _draw_row(config: CfgNode, images: paddle.Tensor, titles: Sequence[str]) -> np.ndarray:
     """The first images of a batch side by side, as many as there are titles."""
     shown = images[: len(titles)].astype("float32").numpy()
-    return row_of_images([original_pixels(image, config.DATA.MEAN, config.DATA.STD) for image in shown], titles)
+    return row_of_images([denormalize(image, config.DATA.MEAN, config.DATA.STD) for image in shown], titles)
 
 
 def _class_name(label: int, class_names: Sequence[str] | None) -> str:

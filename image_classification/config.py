@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.training.config import Flag, TaskConfig, require, shared_config
-from image_classification.token_sampling import TOKEN_STRIDE
+from image_classification.label_map_alignment import TOKEN_STRIDE
 
 __all__ = ["CONFIG", "check_token_labels", "default_config", "model_title"]
 

@@ -1,29 +1,34 @@
-"""Where the images come from: list files, class folders, IDX (MNIST) files and 5,000 digits of MNIST.
+"""Data sets of labeled images: list files, class folders, IDX (MNIST) files and 5,000 digits of MNIST.
 
-Every dataset yields Pillow RGB images; turning them into arrays is the business of ``transforms``. One split is built
-at a time, so that evaluation needs no training set.
+A data set gives Pillow RGB images; ``transforms`` turns them into arrays. One split is built at a time, so that
+evaluation needs no training data.
 """
+
+from __future__ import annotations
 
 import gzip
 import os
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from common.data.class_names import read_class_names
+from common.data.image_file import list_images, load_rgb
 from common.demo_data import wheels as demo_data
-from common.errors import UserError, one_line
-from common.inference.predictor import IMAGE_SUFFIXES
+from common.errors import UserError
+
+__all__ = ["KINDS", "ArrayDataset", "Dataset", "FileDataset", "build_dataset"]
 
 SPLITS = ("train", "val")
 CLASS_NAME_FILES = ("class_names.txt", "label_list.txt")
 HELD_OUT_FRACTION = 0.2
-DEBIAN_DATASETS = Path("/usr/share/datasets")  # where its packages dataset-* put theirs, each in a folder of its name
+DEBIAN_DATASETS = Path("/usr/share/datasets")  # where Debian packages dataset-NAME install NAME
 DIGITS = [str(digit) for digit in range(10)]
 FASHION_MNIST_CLASSES = [
     "T-shirt/top",
@@ -39,35 +44,13 @@ FASHION_MNIST_CLASSES = [
 ]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any common mode to 8-bit RGB; one that is RGB is returned itself, decoded.
-
-    Alpha is dropped, not blended, as torchvision and timm do: their published accuracies are measured that way.
-    16-bit grey is rescaled to 8 bits (Pillow's own conversion saturates at 255).
-
-    Raises:
-        ValueError: floating-point pixels, whose range is not defined.
-    """
-    if image.mode == "RGB":
-        image.load()
-        return image
-    if image.mode == "F":
-        raise ValueError("its floating-point pixels have no defined range; save it with 8 or 16 bits per channel")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns of the direct way to RGB
-    return image.convert("RGB")
-
-
-class Dataset:
-    """Labelled images.
+class Dataset(ABC):
+    """Labeled images.
 
     Attributes:
-        labels: np.int64 [n].
-        class_names: list of str, or None when the source does not name its classes.
-        num_classes: int, at least ``labels.max() + 1``.
+        labels: int64 [n].
+        class_names: list of str, or None if the source has no class names.
+        num_classes: at least ``labels.max() + 1``.
     """
 
     def __init__(self, labels: np.ndarray, class_names: list[str] | None, num_classes: int):
@@ -78,42 +61,39 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @abstractmethod
     def load(self, index: int, min_size: int | None = None) -> Image.Image:
-        """Decode one image.
+        """Decode one image, see :func:`common.data.image_file.load_rgb`.
 
         Args:
-            index: position in the dataset.
-            min_size: pixels; allows a JPEG to be decoded at a half, quarter or eighth of its size as long as both sides
-                keep at least so many. It changes the pixels: meant for training, not for evaluation.
+            index: position in the data set.
+            min_size: allow a smaller JPEG, for training only.
 
         Returns:
-            An RGB image, 8 bits per channel. EXIF orientation is not applied, as is usual for ImageNet.
+            An 8-bit RGB image.
 
         Raises:
             UserError: the image is missing or cannot be decoded.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self, index: int) -> str:
-        """Say where image ``index`` comes from, for messages."""
-        raise NotImplementedError
+        """Return the origin of an image, for messages."""
 
+    @abstractmethod
     def names(self) -> np.ndarray:
-        """What identifies each image, wherever the data lies: bytes [n]."""
-        raise NotImplementedError
+        """Return the identity of each image, which does not depend on the place of the data: bytes [n]."""
 
 
 class FileDataset(Dataset):
-    """Images in separate files.
+    """Images in files.
 
     Args:
-        root: directory that ``names`` are relative to.
+        root: folder that ``names`` are relative to.
         names: path of each image.
-        labels: np.int64 [n].
-        class_names: as in Dataset.
-        num_classes: as in Dataset.
-        list_name: name of the list file that the images were read from, if any.
-        lines: np.int64 [n], the line of each image in the list file.
+        labels, class_names, num_classes: see :class:`Dataset`.
+        list_name: name of the list file, if there is one.
+        lines: int64 [n], line of each image in the list file.
     """
 
     def __init__(
@@ -128,7 +108,7 @@ class FileDataset(Dataset):
     ):
         super().__init__(labels, class_names, num_classes)
         self._root = root
-        # One array, not a million str objects: reference counts would copy those into every forked worker.
+        # An array, because reference counts of a million str objects would copy them into every forked worker.
         self._names = np.array([os.fsencode(name) for name in names])
         self._list_name = list_name
         self._lines = lines
@@ -142,26 +122,19 @@ class FileDataset(Dataset):
         return f"{self.path(index)} ({self._list_name} line {self._lines[index]})"
 
     def names(self) -> np.ndarray:
-        """The paths of the images, relative to the root."""
+        """Return the paths of the images, relative to the root."""
         return self._names
 
     def load(self, index: int, min_size: int | None = None) -> Image.Image:
         try:
-            with Image.open(self.path(index)) as image:
-                if min_size is not None:
-                    image.draft(None, (min_size, min_size))
-                return to_rgb(image)
+            return load_rgb(self.path(index), min_size)
         except FileNotFoundError as error:
             raise self._missing(index) from error
-        except Exception as error:  # on broken data Pillow's decoders raise nearly any type
-            if isinstance(error, UnidentifiedImageError):
-                reason = "no image format that Pillow knows"
-            else:
-                reason = one_line(error)
-            raise UserError(f"cannot read image {self.describe(index)}: {reason}; replace or remove it") from error
+        except UserError as error:
+            raise UserError(f"cannot read image {self.describe(index)}: {error}; replace or remove it") from error
 
     def check_exist(self, ends: int = 100, sample: int = 1000) -> None:
-        """Look for the first, the last and a random sample of the files: looking for all is slow on network disks.
+        """Check that the first, the last and a random sample of the files exist; all would take long on network disks.
 
         Raises:
             UserError: one of these files is missing.
@@ -180,11 +153,9 @@ class ArrayDataset(Dataset):
     """Images held in memory.
 
     Args:
-        images: np.uint8 [n, height, width], grey.
-        labels: np.int64 [n].
-        class_names: as in Dataset.
-        num_classes: as in Dataset.
-        source: what ``describe`` calls the origin of the images.
+        images: uint8 [n, height, width], gray.
+        labels, class_names, num_classes: see :class:`Dataset`.
+        source: origin of the images, for ``describe``.
     """
 
     def __init__(
@@ -198,7 +169,7 @@ class ArrayDataset(Dataset):
         return f"{self._source} image {index}"
 
     def names(self) -> np.ndarray:
-        """The number of each image and, since any data has such numbers, the CRC-32 of its pixels."""
+        """Return the number and the CRC-32 of the pixels of each image."""
         return np.array([b"%d-%08x" % (index, zlib.crc32(image)) for index, image in enumerate(self._images)])
 
     def load(self, index: int, min_size: int | None = None) -> Image.Image:
@@ -206,31 +177,29 @@ class ArrayDataset(Dataset):
 
 
 def build_dataset(name: str, path: str | Path | None, split: str, num_classes: int | None = None) -> Dataset:
-    """Build one split of a dataset.
+    """Build one split of a data set.
 
     Args:
-        name: a key of KINDS.
-        path: directory of the data, ``~`` allowed. Only ``mnist5k`` has a default (None).
-        split: "train" or "val".
-        num_classes: classes of the model; None takes the dataset's own number.
+        name: a key of ``KINDS``.
+        path: folder of the data, may begin with ``~``; only ``mnist5k`` has a default (None).
+        split: ``"train"`` or ``"val"``.
+        num_classes: classes of the model; None takes the number of the data set.
 
     Kinds:
-        imagenet2012, list: ``train_list.txt`` and ``val_list.txt`` under path, each line ``relative/path.jpg LABEL``;
-            blank lines and lines that begin with ``#`` are skipped. ``class_names.txt`` or ``label_list.txt``, one
-            name per line, is optional.
-        folder: ``path/train/CLASS/*`` and ``path/val/CLASS/*``, deeper folders included. The classes are those of the
-            train tree sorted by name, or of the val tree when it is alone. With neither folder, ``path/CLASS/*``
-            is split: a fixed random 20 % of each class is "val", at least one image of any class with two or more.
-        idx, mnist, fashion_mnist: ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their ``t10k-``
-            counterparts, each plain or ``.gz``.
-        mnist5k: 4,000 training and 1,000 test digits, downloaded on first use; see ``common.demo_data.wheels``.
+        imagenet2012, list: ``train_list.txt`` and ``val_list.txt`` in the folder, with lines
+            ``relative/path.jpg LABEL``; empty lines and lines that begin with ``#`` are skipped. ``class_names.txt`` or
+            ``label_list.txt``, one name per line, is optional.
+        folder: ``train/CLASS/*`` and ``val/CLASS/*``, with subfolders. The classes are the folders of ``train`` (or of
+            ``val``, without ``train``), sorted by name. With neither folder, ``CLASS/*`` is split: a fixed random 20 %
+            of each class is the validation split, at least one image of a class with two or more.
+        idx, mnist, fashion_mnist: ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
+            ``t10k-``, each plain or ``.gz``.
+        mnist5k: 4,000 training and 1,000 validation digits, downloaded on first use; see
+            :mod:`common.demo_data.wheels`.
 
     Raises:
-        UserError: an unknown kind; anything missing, malformed or contradictory in the data.
-        ValueError: an unknown split.
+        UserError: the kind is unknown, or data is missing, malformed or contradictory.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if name not in KINDS:
         raise UserError(f"unknown dataset {name!r}: give -dataset one of {', '.join(KINDS)}")
     path = None if path is None else Path(path).expanduser()
@@ -244,7 +213,7 @@ def build_dataset(name: str, path: str | Path | None, split: str, num_classes: i
 
 
 def _class_count(num_classes: int | None, class_names: list[str] | None, labels: np.ndarray, source: str | Path) -> int:
-    """Settle the number of classes among what the model, the class names and the labels say."""
+    """Decide the number of classes: that of the class names, else of the model, else of the labels."""
     if class_names is None:
         return int(labels.max()) + 1 if num_classes is None else num_classes
     if num_classes not in (None, len(class_names)):
@@ -282,7 +251,7 @@ def _build_list(path: Path, split: str, num_classes: int | None) -> Dataset:
 def _read_list(list_file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     names, labels, lines = [], [], []
     try:
-        # The marker that some Windows editors put first is skipped; file names need not be UTF-8.
+        # A byte order mark is skipped; file names need not be UTF-8.
         with list_file.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             for number, line in enumerate(file, 1):
                 line = line.strip()
@@ -300,11 +269,11 @@ def _read_list(list_file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
                 lines.append(number)
     except OSError as error:
         raise UserError(
-            f'cannot read list file {list_file} ({error.strerror}): it holds one "relative/path.jpg LABEL" a line; '
+            f'cannot read list file {list_file} ({error.strerror}): it has lines "relative/path.jpg LABEL"; '
             "check -data_path"
         ) from error
     if not names:
-        raise UserError(f'list file {list_file} has no images: write one "relative/path.jpg LABEL" a line')
+        raise UserError(f'list file {list_file} has no images: write lines "relative/path.jpg LABEL"')
     return names, np.array(labels, np.int64), np.array(lines, np.int64)
 
 
@@ -324,9 +293,10 @@ def _build_folder(path: Path, split: str, num_classes: int | None) -> Dataset:
             raise UserError(
                 f"class folder {tree / class_name} has no counterpart in {trees['train']}: rename or remove it"
             )
-        files = _image_files(tree / class_name, path)
+        folder = tree / class_name
+        files = [f"{folder.relative_to(path)}{file[len(str(folder)) :]}" for file in list_images(folder)]
         if not files:
-            raise UserError(f"class folder {tree / class_name} has no images: fill or remove it")
+            raise UserError(f"class folder {folder} has no images: fill or remove it")
         if not trees:
             files = _select_split(files, split)
         names += files
@@ -344,20 +314,9 @@ def _class_folders(tree: Path) -> list[str]:
     return folders
 
 
-def _image_files(folder: Path, root: Path) -> list[str]:
-    """List the images below ``folder``, relative to ``root``; in str, since a million Path objects take long."""
-    found = []
-    for where, subfolders, files in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        prefix = Path(where).relative_to(root)
-        images = (name for name in files if name[name.rfind(".") :].lower() in IMAGE_SUFFIXES)
-        found += [f"{prefix}{os.sep}{name}" for name in images if not name.startswith(".")]
-    return sorted(found)
-
-
 def _select_split(files: list[str], split: str) -> list[str]:
     held_out = 0 if len(files) < 2 else max(1, round(HELD_OUT_FRACTION * len(files)))
-    # RandomState, because its streams are the same in every version of numpy: the split must never move.
+    # RandomState's streams are the same in every version of NumPy, so that the split never changes.
     order = np.random.RandomState(0).permutation(len(files))
     chosen = order[:held_out] if split == "val" else order[held_out:]
     return [files[index] for index in np.sort(chosen)]
@@ -381,7 +340,7 @@ def _build_idx(path: Path, split: str, num_classes: int | None, class_names: lis
 
 
 def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
-    """Read an array of unsigned bytes: magic 0, 0, 8, ndim; big-endian uint32 sizes; the content in C order."""
+    """Read an array of unsigned bytes: magic 0, 0, 8, ndim; sizes as big-endian uint32; content in C order."""
     file = path / name
     if not file.is_file():
         file = path / f"{name}.gz"
@@ -394,13 +353,13 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
     header = 4 + 4 * ndim
     if content[:4] != bytes([0, 0, 8, ndim]):
         raise UserError(
-            f"{file} is no IDX file of {ndim}-d unsigned bytes: it begins with {content[:4].hex()}, not "
+            f"{file} is not an IDX file of {ndim}-d unsigned bytes: it begins with {content[:4].hex()}, not "
             f"{bytes([0, 0, 8, ndim]).hex()}; download it again"
         )
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
     expected = header + int(np.prod([int(size) for size in shape], dtype=object))
     if len(content) != expected:
-        raise UserError(f"{file} holds {len(content)} bytes but its header means {expected}: download it again")
+        raise UserError(f"{file} has {len(content)} bytes but its header means {expected}: download it again")
     if expected == header:
         raise UserError(f"{file} is empty, its header says {shape}: download it again")
     return file, np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy as counts over all ranks, divided once."""
+"""Top-1 and top-5 accuracy, counted over all ranks and divided once."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ def evaluate(
     skip_broken: bool = False,
     on_batch: Callable[[int, Mapping[str, Any], paddle.Tensor], None] | None = None,
 ) -> dict[str, float]:
-    """Evaluate on this rank's share and add up over the ranks.
+    """Evaluate this rank's share of the images, and sum the counts of all ranks.
 
     Args:
-        loader: yields each image of the data set once over all ranks (``build_eval_loader``).
+        model: ``model(images)`` returns the logits.
+        loader: of ``build_eval_loader``.
         amp: ``"float16"``, ``"bfloat16"`` or empty.
-        skip_broken: leave unreadable images out of the counts instead of stopping.
-        on_batch: called with the place of the batch in this rank's loader, from 0, what the loader gave, and the
-            logits, float32 ``[B, classes]``.
+        skip_broken: leave unreadable images out of the counts instead of raising.
+        on_batch: called with the position of the batch in this rank's loader, the batch, and the logits, float32
+            ``[B, classes]``.
 
     Returns:
-        ``top1`` and, of more than 5 classes, ``top5`` in percent, ``loss`` (mean cross-entropy), ``images``, and
-        ``skipped`` when there were any.
+        ``top1`` and, with more than 5 classes, ``top5`` in percent, ``loss`` (mean cross-entropy), ``images``, and
+        ``skipped`` if images were skipped.
 
     Raises:
         UserError: an image could not be read, or none could.
@@ -44,7 +45,7 @@ def evaluate(
     model.eval()
     correct1 = correct5 = loss = paddle.zeros([], "float64")
     images = skipped = 0
-    has_top5 = False  # of 5 classes or fewer, it is 100 whatever the model says
+    has_top5 = False  # with at most 5 classes it is always 100
     for place, batch in enumerate(loader):
         skipped += len(check_batch(batch, skip_broken))
         labels = batch["labels"]
@@ -64,7 +65,7 @@ def evaluate(
         images += int(counted.sum())
     if training:
         model.train()
-    # A rank without images does not know how many classes there are.
+    # A rank without images does not know the number of classes.
     sums = sum_over_ranks([float(correct1), float(correct5), float(loss), images, skipped, has_top5])
     correct1, correct5, loss, images, skipped, ranks_with_top5 = sums.tolist()
     if not images:

@@ -1,4 +1,4 @@
-"""A classifier as ``tools/export.py`` writes it."""
+"""Description of a classifier for ``tools/export.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["exportable"]
 
 
 def exportable(classifier: Classifier) -> Exportable:
-    """Images to logits; the softmax is outside, as in training and evaluation."""
+    """Images to logits, without the softmax."""
     data, model = classifier.config.DATA, classifier.model
     side = round(data.IMAGE_SIZE / data.CROP_PCT)
     learned_positions = classifier.config.MODEL.POSITION_ENCODING in ("absolute", "relative")
@@ -19,16 +19,14 @@ def exportable(classifier: Classifier) -> Exportable:
         labels=classifier.class_names or [str(label) for label in range(model.num_classes)],
         layer=model,
         inputs={"images": [None, 3, None, None]},
-        outputs=[
-            Output("logits", ["batch", model.num_classes], "one for each class; their softmax is the probability")
-        ],
+        outputs=[Output("logits", ["batch", model.num_classes], "of each class; their softmax gives probabilities")],
         inputs_of=lambda file: {"images": classifier.preprocess(file)[0]},
         preprocessing={
-            "colour_order": "RGB",
+            "color_order": "RGB",
             "resize_shorter_side_to": side,
             "resize_with": "Pillow",
             "interpolation": data.INTERPOLATION,
-            "crop_centre_to": list(size),
+            "crop_center_to": list(size),
             "divide_by": 255,
             "mean": list(data.MEAN),
             "std": list(data.STD),

@@ -1,23 +1,22 @@
-"""Dense labels of a data set in files: for each cell of an image's map, its most probable classes.
+"""Label maps of a data set in files: for each cell of an image, its most probable classes.
 
-A folder holds ``n`` maps of ``height x width`` cells with ``top`` classes each, all readable with NumPy alone:
+A folder holds ``n`` maps of ``height x width`` cells with ``top`` classes each, readable with NumPy alone:
 
-    label_maps.json  what is described by :class:`LabelMapInfo`
-    images.npy       bytes [n], what identifies each image (``Dataset.names``)
+    label_maps.json  the fields of :class:`LabelMapInfo`
+    images.npy       bytes [n], the identity of each image (``Dataset.names``)
     classes.npy      uint16 [n, height, width, top]
     scores.npy       float16 [n, height, width, top], the probabilities of these classes
 
-The cells divide the whole image evenly, row by row from its top left corner. What the probabilities of a cell leave of
-1 belongs to the other classes, to each the same.
+The cells divide the whole image evenly, in row-major order from its top left corner. The rest of the probability, 1
+minus the scores, is spread evenly over the other classes.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,18 +29,19 @@ __all__ = ["LabelMapInfo", "LabelMapWriter", "LabelMaps"]
 FORMAT = 1
 _ARRAYS = {"classes": np.uint16, "scores": np.float16}
 _ROUNDING = 2.0**-10  # by which the float16 probabilities of a cell may exceed 1
+_AGAIN = "make the label maps again with tools/make_label_maps.py"
 
 
 @dataclass(frozen=True)
 class LabelMapInfo:
-    """What the maps of a folder have in common.
+    """Metadata of a folder of label maps.
 
     Attributes:
         images, height, width, top: sizes of the arrays.
         num_classes: classes of the data set.
         class_names: their names, or None.
-        model, weights, sha256: what made the maps: the name of the variant, the file of its weights, and its SHA-256.
-        image_size: side in pixels of what the model saw, the whole image resized to a square.
+        model, weights, sha256: of the annotator: its variant, the file of its weights, and the SHA-256 of the file.
+        image_size: side in pixels of the square that the annotator's images were resized to.
         format: version of this format.
     """
 
@@ -59,7 +59,7 @@ class LabelMapInfo:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of the two arrays."""
+        """Shape of ``classes`` and ``scores``."""
         return self.images, self.height, self.width, self.top
 
     def __str__(self) -> str:
@@ -70,22 +70,22 @@ class LabelMapInfo:
 
 
 class LabelMapWriter:
-    """Writes a folder of label maps; it has its name when all is written, and until then another beside it.
+    """Writes a folder of label maps under a temporary name; :meth:`close` renames it.
 
     Args:
-        folder: to be made.
-        info: what the maps have in common.
-        names: of the images, see ``Dataset.names``.
+        folder: to create.
+        info: the metadata.
+        names: ``Dataset.names`` of the images.
 
     Raises:
-        UserError: the folder exists, or there are more classes than the format can count.
+        UserError: the folder exists, or there are more than 65536 classes.
     """
 
     def __init__(self, folder: Path, info: LabelMapInfo, names: np.ndarray):
         if folder.exists():
             raise UserError(f"{folder} exists; remove it, or give another -out")
         if info.num_classes > np.iinfo(np.uint16).max + 1:
-            raise UserError(f"label maps count up to {np.iinfo(np.uint16).max + 1} classes, not {info.num_classes}")
+            raise UserError(f"label maps can have {np.iinfo(np.uint16).max + 1} classes, not {info.num_classes}")
         self._folder, self.info = folder, info
         self._partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(self._partial, ignore_errors=True)
@@ -97,12 +97,12 @@ class LabelMapWriter:
         }
 
     def write(self, first: int, classes: np.ndarray, scores: np.ndarray) -> None:
-        """Write the maps of consecutive images, from number ``first`` on, each ``[images, height, width, top]``."""
+        """Write the maps of consecutive images from number ``first`` on, each ``[images, height, width, top]``."""
         for name, values in (("classes", classes), ("scores", scores)):
             self._arrays[name][first : first + len(values)] = values
 
     def close(self) -> None:
-        """Write what is left, and give the folder its name."""
+        """Complete the folder and rename it."""
         for array in self._arrays.values():
             array.flush()
         text = json.dumps(asdict(self.info), indent=2)
@@ -111,26 +111,31 @@ class LabelMapWriter:
 
 
 class LabelMaps:
-    """The label maps of a data set, for its images in their order.
+    """The label maps of the images of a data set.
 
-    Everything that can be known without reading all maps is checked at once; a map itself when it is asked for.
+    The files are checked at once, as far as possible without reading all maps; a map is checked when it is read.
 
     Args:
-        folder: where they are.
-        dataset: the images, all of which must have a map; the folder may hold more.
-        num_classes: classes of the model.
+        folder: of the maps.
+        dataset: the images; each must have a map, and the folder may have more.
+        num_classes: of the model.
 
     Attributes:
-        info: what the maps have in common.
+        info: the metadata.
 
     Raises:
-        UserError: a file is missing, damaged or none of ours; an image has no map; the classes are others.
+        UserError: a file is missing or damaged, an image has no map, or the classes differ.
     """
 
     def __init__(self, folder: str | Path, dataset: Dataset, num_classes: int):
         self._folder, self._dataset = Path(folder).expanduser(), dataset
         self.info = _read_info(self._folder)
-        _compare_classes(self._folder, self.info, dataset, num_classes)
+        if self.info.num_classes != num_classes:
+            raise UserError(
+                f"{self._folder} has labels of {self.info.num_classes} classes, the model has {num_classes}; make them "
+                "with a model of the same classes"
+            )
+        check_class_order(dataset.class_names, self.info.class_names, "the training data", str(self._folder))
         names = _read_array(self._folder, "images", np.dtype("S"), (self.info.images,))
         self._rows = self._find(names, dataset.names())
         self._classes, self._scores = (
@@ -138,30 +143,24 @@ class LabelMaps:
         )
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The map of one image of the data set.
+        """Return the map of an image of the data set.
 
         Returns:
             classes, int64 [height * width, top], and their probabilities, float32 of the same shape.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the map is damaged.
         """
         row, shape = self._rows[index], (-1, self.info.top)
         classes = self._classes[row].astype(np.int64).reshape(shape)
         scores = self._scores[row].astype(np.float32).reshape(shape)
-        if classes.max() >= self.info.num_classes:
-            raise self._damaged(index, f"it has class {classes.max()} of {self.info.num_classes}")
-        if not (scores.min() >= 0 and scores.sum(-1).max() <= 1 + _ROUNDING):  # so that NaN is caught, too
-            raise self._damaged(index, "its scores are no probabilities")
+        # Written so that NaN is damaged, too.
+        if not (classes.max() < self.info.num_classes and scores.min() >= 0 and scores.sum(-1).max() <= 1 + _ROUNDING):
+            raise UserError(f"{self._folder}: the label map of {self._dataset.describe(index)} is damaged; {_AGAIN}")
         return classes, scores
 
-    def _damaged(self, index: int, why: str) -> UserError:
-        return UserError(
-            f"{self._folder}: the label map of {self._dataset.describe(index)} is damaged: {why}; make the maps again"
-        )
-
     def _find(self, names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The row of each image."""
+        """Find the row of each image."""
         order = np.argsort(names, kind="stable")
         rows = order[np.searchsorted(names, wanted, sorter=order).clip(max=len(names) - 1)]
         missing = np.flatnonzero(names[rows] != wanted)
@@ -177,51 +176,31 @@ class LabelMaps:
 def _read_info(folder: Path) -> LabelMapInfo:
     path = folder / "label_maps.json"
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        info = LabelMapInfo(**json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(
             f"cannot read {path} ({error.strerror}); give a folder that tools/make_label_maps.py made as -label_maps"
         ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {one_line(error)}; make the label maps again") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else type(values).__name__
-        raise UserError(f"{path} has the format {found!r}, not {FORMAT}; make the label maps again")
-    for field in fields(LabelMapInfo):
-        value = values.get(field.name)
-        if field.type == "int":
-            valid = type(value) is int and value > 0
-        elif field.type == "str":
-            valid = isinstance(value, str)
-        else:
-            valid = value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-        if not valid:
-            raise UserError(f"{path}: {field.name} is {value!r}; make the label maps again")
-    return LabelMapInfo(**{field.name: values[field.name] for field in fields(LabelMapInfo)})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}); {_AGAIN}") from error
+    if info.format != FORMAT:
+        raise UserError(f"{path} has format {info.format!r}, not {FORMAT}; {_AGAIN}")
+    return info
 
 
 def _read_array(folder: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Map a file into memory, which the reading processes of a machine then share."""
+    """Map a file into memory, which the reading processes of a machine share."""
     path = folder / f"{name}.npy"
     try:
-        array = np.lib.format.open_memmap(path, "r")  # which refuses pickled objects
+        array = np.lib.format.open_memmap(path, "r")  # refuses pickled objects
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); make the label maps again") from error
-    except Exception as error:  # on broken headers NumPy raises nearly any type
-        raise UserError(f"{path} is damaged: {one_line(error)}; make the label maps again") from error
-    alike = array.dtype.kind == dtype.kind and dtype.itemsize in (0, array.dtype.itemsize)
-    if not alike or array.shape != shape:
+        raise UserError(f"cannot read {path} ({error.strerror}); {_AGAIN}") from error
+    except Exception as error:  # NumPy raises nearly any type on damaged headers
+        raise UserError(f"{path} is damaged: {one_line(error)}; {_AGAIN}") from error
+    same_type = array.dtype.kind == dtype.kind and dtype.itemsize in (0, array.dtype.itemsize)
+    if not same_type or array.shape != shape:
         raise UserError(
-            f"{path} holds {array.dtype} {list(array.shape)}, not {dtype.name} {list(shape)} as label_maps.json says; "
-            "make the label maps again"
+            f"{path} has {array.dtype} {list(array.shape)}, not {dtype.name} {list(shape)} as label_maps.json says; "
+            f"{_AGAIN}"
         )
     return array
-
-
-def _compare_classes(folder: Path, info: LabelMapInfo, dataset: Dataset, num_classes: int) -> None:
-    if info.num_classes != num_classes:
-        raise UserError(
-            f"{folder} has labels of {info.num_classes} classes, the model has {num_classes}; make them with a model "
-            "of the same classes"
-        )
-    check_class_order(dataset.class_names, info.class_names, "the training data", str(folder))

@@ -1,4 +1,4 @@
-"""From a data set and a transform to batches."""
+"""Batches of transformed images."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from common.runtime.distributed import rank, world_size
 from common.training.loader import build_loader
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from image_classification.datasets import Dataset
-from image_classification.geometry import Geometry
+from image_classification.label_map_alignment import TOKEN_STRIDE, Geometry, sampling_weights
 from image_classification.label_maps import LabelMaps
-from image_classification.token_sampling import TOKEN_STRIDE, sampling_weights
 from image_classification.transforms import EvalTransform, TrainTransform
 
 __all__ = ["TransformedDataset", "build_eval_loader", "build_train_loader", "build_transform", "check_batch", "collate"]
 
-IGNORED_LABEL = -1  # stands for an image that could not be read
-_TRIES = 10  # images that are tried in place of an unreadable one
+IGNORED_LABEL = -1  # label of an unreadable image
+_TRIES = 10  # images that are tried instead of an unreadable one
 
 
 class TransformedDataset(paddle.io.Dataset):
-    """Loads and transforms samples; the random numbers of one depend on the seed and its :class:`SampleKey` only.
+    """Loads and transforms samples; random numbers depend only on the seed and the :class:`SampleKey`.
 
-    As :func:`common.training.loader.build_loader` demands, it does not raise: an unreadable image becomes an empty
-    one with ``IGNORED_LABEL`` and the message, which :func:`check_batch` turns into an error or a count.
+    It does not raise (see :func:`common.training.loader.build_loader`): an unreadable image becomes zeros with
+    ``IGNORED_LABEL`` and a message, which :func:`check_batch` raises or counts. With ``replace_broken``, the next
+    readable image takes its place.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class TransformedDataset(paddle.io.Dataset):
         return {"images": self.transform(self.dataset.load(index, self._min_size), rng)}
 
     def _blank(self) -> dict[str, np.ndarray]:
-        """What stands for an unreadable image, in the shapes of :meth:`_read`."""
+        """Return zeros for an unreadable image, in the shapes of :meth:`_read`."""
         return {"images": np.zeros((3, self.image_size, self.image_size), np.float32)}
 
 
 class LabelMappedDataset(TransformedDataset):
-    """Training samples with their label maps, and where in them the tokens of the transformed image lie.
+    """Training samples with their label maps.
 
-    It adds ``map_classes`` and ``map_scores``, ``[map cells, top]`` (:class:`LabelMaps`), and ``token_weights``,
+    Adds ``map_classes`` and ``map_scores``, ``[map cells, top]`` (:class:`LabelMaps`), and ``token_weights``,
     ``[tokens, map cells]`` (:func:`sampling_weights`).
 
     Args:
@@ -108,10 +108,10 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def check_batch(batch: dict[str, Any], skip_broken: bool, training: bool = False) -> list[str]:
-    """Return the messages of a batch's unreadable images, or raise the first unless they may be skipped.
+    """Return the messages of a batch's unreadable images, or raise the first unless ``skip_broken``.
 
     Raises:
-        UserError: an image could not be read or, when ``training``, not replaced.
+        UserError: an image could not be read, or (``training``) not be replaced.
     """
     errors = batch["errors"].splitlines()
     if errors and not skip_broken:
@@ -122,10 +122,10 @@ def check_batch(batch: dict[str, Any], skip_broken: bool, training: bool = False
 
 
 def build_transform(config: CfgNode, training: bool) -> TrainTransform | EvalTransform:
-    """The transform of the configuration.
+    """Build the transform of the configuration.
 
     Raises:
-        UserError: a value of ``DATA`` or ``AUG`` is impossible.
+        UserError: a value of ``DATA`` or ``AUG`` is invalid.
     """
     data, aug = config.DATA, config.AUG
     shared = {"interpolation": data.INTERPOLATION, "mean": data.MEAN, "std": data.STD}
@@ -150,7 +150,7 @@ def build_transform(config: CfgNode, training: bool) -> TrainTransform | EvalTra
 def build_train_loader(
     config: CfgNode, dataset: Dataset, label_maps: LabelMaps | None = None
 ) -> tuple[paddle.io.DataLoader, ShardedTrainSampler]:
-    """Batches for this rank: ``images``, ``labels`` and ``errors``, and what ``label_maps`` add, if there are any.
+    """Build a loader of this rank's batches: ``images``, ``labels``, ``errors``, and the entries of the label maps.
 
     Raises:
         UserError: the data set is too small for one step.
@@ -176,10 +176,12 @@ def build_train_loader(
 
 
 def build_eval_loader(config: CfgNode, dataset: Dataset, workers: int | None = None) -> paddle.io.DataLoader:
-    """This rank's share of the data set, every image once over all ranks.
+    """Build a loader of this rank's share of the data set; all ranks together read each image once.
 
     Args:
-        workers: processes that read; ``None`` takes ``DATA.NUM_WORKERS``.
+        config: of the task.
+        dataset: the images.
+        workers: reading processes; ``None`` takes ``DATA.NUM_WORKERS``.
 
     Raises:
         UserError: there are fewer images than ranks.

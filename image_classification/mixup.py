@@ -1,38 +1,33 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) of a batch, with label smoothing."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+__all__ = ["cutmix_box", "mixup_or_cutmix", "smooth", "smooth_one_hot"]
+
 
 def smooth(targets: paddle.Tensor, label_smoothing: float) -> paddle.Tensor:
-    """Take the share s = ``label_smoothing`` from the target probabilities ``[..., K]`` and give each class s / K."""
+    """Replace the share s = ``label_smoothing`` of the target probabilities ``[..., K]`` by s / K for each class."""
     return targets * (1 - label_smoothing) + label_smoothing / targets.shape[-1]
 
 
 def smooth_one_hot(labels: paddle.Tensor, num_classes: int, label_smoothing: float = 0.0) -> paddle.Tensor:
-    """Turn labels into target probabilities.
-
-    Args:
-        labels: int64 [batch].
-        num_classes: K.
-        label_smoothing: s; every class gets s / K and the labelled one 1 - s on top.
-
-    Returns:
-        float32 [batch, num_classes].
-    """
+    """Turn labels, int64 [batch], into smoothed target probabilities, float32 [batch, num_classes]."""
     return smooth(F.one_hot(labels, num_classes), label_smoothing)
 
 
 def cutmix_box(
     height: int, width: int, lam: float, rng: np.random.Generator
 ) -> tuple[tuple[int, int, int, int], float]:
-    """Draw a box of about the share ``1 - lam`` of an image, centred anywhere and clipped to the image.
+    """Draw a box of about the share ``1 - lam`` of an image, with a uniform center, clipped to the image.
 
     Returns:
-        (top, bottom, left, right) in pixels, and the exact share of the image that the box leaves.
+        (top, bottom, left, right) in pixels, and the exact share of the image outside of the box.
     """
     cut = math.sqrt(1 - lam)
     half_h, half_w = int(height * cut) / 2, int(width * cut) / 2
@@ -53,35 +48,24 @@ def mixup_or_cutmix(
     switch_prob: float = 0.5,
     label_smoothing: float = 0.0,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Mix every image of a batch with its neighbour, by Mixup or by CutMix, with one lambda for the batch.
+    """Mix every image of a batch with the one before it, by Mixup or by CutMix, with one lambda for the batch.
 
-    Neither ``images`` nor ``labels`` is modified. When nothing is mixed, ``images`` itself is returned.
+    The arguments are not modified. If nothing is mixed, ``images`` itself is returned.
 
     Args:
         images: float32 [batch, 3, height, width].
         labels: int64 [batch].
         num_classes: K.
-        rng: generator of all draws.
-        mixup_alpha: lambda ~ Beta(alpha, alpha) for Mixup; 0 for no Mixup.
+        rng: generator of all random numbers.
+        mixup_alpha: lambda ~ Beta(alpha, alpha) for Mixup; 0 disables Mixup.
         cutmix_alpha: the same for CutMix.
         prob: probability that the batch is mixed.
-        switch_prob: probability of CutMix, when both are enabled.
-        label_smoothing: see ``smooth_one_hot``.
+        switch_prob: probability of CutMix if both are enabled.
+        label_smoothing: see :func:`smooth`.
 
     Returns:
         images, float32 [batch, 3, height, width]; targets, float32 [batch, num_classes].
-
-    Raises:
-        ValueError: an argument out of its range, or shapes that do not match.
     """
-    if images.ndim != 4 or list(labels.shape) != [images.shape[0]]:
-        raise ValueError(f"images {images.shape} and labels {labels.shape} are not [batch, 3, h, w] and [batch]")
-    if mixup_alpha < 0 or cutmix_alpha < 0:
-        raise ValueError(f"mixup_alpha {mixup_alpha!r} and cutmix_alpha {cutmix_alpha!r} must not be negative")
-    for name, value in (("prob", prob), ("switch_prob", switch_prob), ("label_smoothing", label_smoothing)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} {value!r} is not between 0 and 1")
-
     targets = smooth_one_hot(labels, num_classes, label_smoothing)
     if (mixup_alpha == 0 and cutmix_alpha == 0) or rng.random() >= prob:
         return images, targets

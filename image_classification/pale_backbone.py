@@ -1,4 +1,4 @@
-"""The backbone as this task uses it: built from the configuration, with its head."""
+"""Builds the classifier of a configuration."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer, build_variant
-from image_classification.token_labelling import TokenLabelTransformer
+from image_classification.token_labeling import TokenLabelTransformer
 
 __all__ = ["build_model"]
 
 
 def build_model(config: CfgNode, num_classes: int, token_labels: bool = False) -> PaleTransformer:
-    """Build ``MODEL.NAME``, as the other keys of ``MODEL`` vary it, with a head for ``num_classes``.
+    """Build the model of the section ``MODEL``.
 
     Args:
-        token_labels: with an auxiliary head as well, for training with token labels.
+        config: of the task.
+        num_classes: outputs of the head.
+        token_labels: add the auxiliary head for training with token labels.
 
     Raises:
-        UserError: the name or a value is impossible; the message names it.
+        UserError: the name or a value is invalid.
     """
     sizes = config.MODEL.PALE_SIZE
     own_size = {"pale_size": sizes if len(sizes) > 1 else sizes[0]} if sizes else {}

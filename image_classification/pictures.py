@@ -1,4 +1,4 @@
-"""Pictures of images with their classes, for people who watch a training."""
+"""Pictures for VisualDL: images with their classes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from common.pictures.drawing import side_by_side
 
 __all__ = ["row_of_images"]
 
-_LEAST = 128  # pixels; images whose longer side is shorter are enlarged, or their titles would not fit
+_MIN_SIDE = 128  # pixels; images whose longer side is shorter are enlarged, so that their titles fit
 
 
 def row_of_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
-    """Images side by side, each below its title; small ones are enlarged by a whole number.
+    """Draw images side by side, each below its title; small ones are enlarged by an integer factor.
 
     Args:
         images: RGB uint8 [h, w, 3] each.
-        titles: one for each.
+        titles: one for each image.
 
     Returns:
         RGB uint8.
@@ -27,6 +27,6 @@ def row_of_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.nda
     shown = []
     for image in images:
         height, width = image.shape[:2]
-        scale = -(-_LEAST // max(height, width))
+        scale = -(-_MIN_SIDE // max(height, width))
         shown.append(cv2.resize(image, (width * scale, height * scale), interpolation=cv2.INTER_NEAREST))
     return side_by_side(shown, titles)

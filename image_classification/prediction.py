@@ -1,4 +1,4 @@
-"""Classes of single images."""
+"""Classification of images of a user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.checkpoints.loading import Checkpoint
 from common.errors import UserError
 from common.inference.exported_model import ExportedModel
 from common.inference.predictor import PredictOptions, Predictor
-from common.pictures.drawing import original_pixels
+from common.pictures.drawing import denormalize
 from image_classification.datasets import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_transform
 from image_classification.pale_backbone import build_model
@@ -25,7 +25,7 @@ __all__ = ["Classifier"]
 
 
 class Classifier(Predictor):
-    """The most probable classes of each image."""
+    """Finds the most probable classes of each image."""
 
     model: Callable[[paddle.Tensor], paddle.Tensor]
 
@@ -50,11 +50,11 @@ class Classifier(Predictor):
     def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:
         """Yield for each file, in order, ``image`` and ``predictions`` (most probable first) or ``error``.
 
-        A prediction has ``label`` (index), ``name`` (the label where the classes have no names) and ``score``, the
-        softmax probability in 0..1.
+        A prediction has ``label`` (index), ``name`` (the index if the classes have no names) and ``score``, the softmax
+        probability in 0..1.
         """
         dataset = FileDataset(Path(), list(files), np.zeros(len(files), np.int64), None, 1)
-        workers = 0 if len(files) <= self.config.DATA.BATCH_SIZE_EVAL else None  # one batch comes sooner without
+        workers = 0 if len(files) <= self.config.DATA.BATCH_SIZE_EVAL else None  # a single batch is faster without
         files = iter(files)
         for batch in build_eval_loader(self.config, dataset, workers):
             errors = iter(batch["errors"].splitlines())
@@ -73,7 +73,7 @@ class Classifier(Predictor):
     def preprocess(self, file: str) -> tuple[paddle.Tensor, np.ndarray]:
         image = FileDataset(Path(), [file], np.zeros(1, np.int64), None, 1).load(0)
         array = build_transform(self.config, training=False)(image)
-        return paddle.to_tensor(array[None]), original_pixels(array, self.config.DATA.MEAN, self.config.DATA.STD)
+        return paddle.to_tensor(array[None]), denormalize(array, self.config.DATA.MEAN, self.config.DATA.STD)
 
     def describe(self, result: Mapping[str, Any]) -> str:
         lines = [f"  {100 * row['score']:6.2f} %  {row['name']}" for row in result["predictions"]]

@@ -1,8 +1,10 @@
-"""From a Pillow RGB image to the network's input, for training (random) and evaluation (fixed).
+"""Transforms from a Pillow RGB image to the model's input, for training (random) and evaluation (fixed).
 
-A transform is a callable ``transform(image, rng) -> np.float32 [3, height, width]``. All randomness comes from the
-generator that is passed in: the same generator state gives the same array, bit by bit.
+A transform is a callable ``transform(image, rng) -> float32 [3, size, size]``. All random numbers come from ``rng``:
+equal generator states give bitwise equal arrays.
 """
+
+from __future__ import annotations
 
 import math
 import re
@@ -13,7 +15,18 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from common.errors import UserError
-from image_classification.geometry import Geometry
+from image_classification.label_map_alignment import Geometry
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "INTERPOLATIONS",
+    "RAND_AUGMENT_OPS",
+    "EvalTransform",
+    "Normalize",
+    "RandAugment",
+    "TrainTransform",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,17 +39,11 @@ INTERPOLATIONS = {
 
 Color = tuple[int, int, int]
 Matrix = Sequence[Sequence[float]]  # [2][3], see _warp
-AugmentOp = Callable[[Image.Image, float, np.random.Generator, Color], Image.Image]
+# (image, magnitude from 0 to 10, rng, color of pixels from outside the image, record of the geometry) -> image
+AugmentOp = Callable[[Image.Image, float, np.random.Generator, Color, Geometry], Image.Image]
 
 
 # ---- checks of the arguments
-
-
-def _pair(image_size: int | Sequence[int]) -> tuple[int, int]:
-    pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
-        raise ValueError(f"image_size {image_size!r} is neither a positive integer nor two of them (height, width)")
-    return pair
 
 
 def _range(name: str, value: Sequence[float], upper: float = math.inf) -> tuple[float, float]:
@@ -57,18 +64,18 @@ def _resampling(interpolation: str) -> Image.Resampling:
     return INTERPOLATIONS[interpolation]
 
 
-# ---- normalisation
+# ---- normalization
 
 
 class Normalize:
     """``(image / 255 - mean) / std`` per channel, as one multiplication and one addition.
 
     Args:
-        mean: three values on the scale 0..1.
-        std: three positive values on the scale 0..1.
+        mean: three values, for pixels from 0 to 1.
+        std: three positive values, for pixels from 0 to 1.
 
     Raises:
-        ValueError: not three values each, or a std that is not positive.
+        ValueError: there are not three values each, or a std is not positive.
     """
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
@@ -80,8 +87,8 @@ class Normalize:
         self.mean_color: Color = tuple(int(level) for level in np.clip(np.round(255 * mean), 0, 255))
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Normalise an RGB image to a contiguous np.float32 [3, height, width]."""
-        rows = image.tobytes("raw", "RGB;L")  # of each row its reds, then its greens, then its blues
+        """Normalize an RGB image to a contiguous float32 [3, height, width]."""
+        rows = image.tobytes("raw", "RGB;L")  # line by line: faster than to transpose pixels
         pixels = np.frombuffer(rows, np.uint8).reshape(image.height, 3, image.width)
         array = pixels.transpose(1, 0, 2).astype(np.float32, order="C")
         array *= self._factor
@@ -98,15 +105,14 @@ def random_crop_box(
     """Draw the box of a random resized crop (Inception, arXiv 1409.4842).
 
     Args:
-        width: pixels of the image.
-        height: pixels of the image.
+        width, height: of the image, in pixels.
         scale: limits of the box's share of the image area, drawn uniformly.
         ratio: limits of the box's width / height, drawn uniformly on a log scale.
-        rng: generator of the draw.
+        rng: random generator.
 
     Returns:
-        (left, top, right, bottom) in pixels. If ten draws do not fit into the image, the largest central box whose
-        ratio is within the limits.
+        (left, top, right, bottom) in pixels. If ten draws do not fit into the image, it is the largest central box
+        with a ratio within the limits.
     """
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
@@ -123,23 +129,20 @@ def random_crop_box(
 
 
 def _rotation(size: tuple[int, int], degrees: float) -> np.ndarray:
-    """The matrix, for :func:`_warp`, that turns an image of size (width, height) counterclockwise about its centre."""
+    """Matrix for :func:`_warp` that rotates an image of size (width, height) counterclockwise about its center."""
     width, height = size
-    # OpenCV's matrix leads from the image to the output, hence the minus.
+    # OpenCV's matrix maps from the input to the output, hence the minus.
     return cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1)
 
 
 def _warp(image: Image.Image, matrix: Matrix, fill: Color) -> Image.Image:
-    """Resample an RGB image bicubically, with OpenCV: this takes less than half the time of Pillow's ``transform``.
-
-    The two agree to a level or so, except at sharp edges, where OpenCV's cubic kernel (a = -0.75, Pillow's is -1)
-    overshoots less, and at the border, which OpenCV blends with ``fill`` and Pillow cuts off.
+    """Warp an RGB image with bicubic interpolation, by OpenCV, which takes less than half the time of Pillow.
 
     Args:
-        image: RGB, 8 bits per channel.
-        matrix: [2][3]; multiplied by (x, y, 1) of an output pixel, it gives the place in the image, in pixels from the
-            centre of the first one.
-        fill: colour of the pixels that come from outside the image.
+        image: 8-bit RGB.
+        matrix: [2][3], maps (x, y, 1) of an output pixel to the place in the image; the center of the first pixel is
+            (0, 0).
+        fill: color of pixels from outside the image.
     """
     warped = cv2.warpAffine(
         np.asarray(image),
@@ -154,121 +157,104 @@ def _warp(image: Image.Image, matrix: Matrix, fill: Color) -> Image.Image:
 # ---- RandAugment
 
 MAX_MAGNITUDE = 10
-_SMOOTH = np.array(((1, 1, 1), (1, 5, 1), (1, 1, 1)), np.float32) / 13  # Pillow's ImageFilter.SMOOTH
 
 
 def _signed(value: float, rng: np.random.Generator) -> float:
     return -value if rng.random() < 0.5 else value
 
 
-def _posterize(image, magnitude, rng, fill):
-    # Not down to the 0 bits of timm at magnitude 10: that is a black image, and an error since Pillow 13.
+def _without_draw(function: Callable[[Image.Image], Image.Image]) -> AugmentOp:
+    return lambda image, magnitude, rng, fill, geometry: function(image)
+
+
+def _posterize(image, magnitude, rng, fill, geometry):
+    # timm goes down to 0 bits, which is a black image and, since Pillow 13, an error.
     return ImageOps.posterize(image, max(1, 4 - int(4 * magnitude / MAX_MAGNITUDE)))
 
 
-def _solarize(image, magnitude, rng, fill):
+def _solarize(image, magnitude, rng, fill, geometry):
     return ImageOps.solarize(image, 256 - int(256 * magnitude / MAX_MAGNITUDE))
 
 
-def _solarize_add(image, magnitude, rng, fill):
+def _solarize_add(image, magnitude, rng, fill, geometry):
     added = int(110 * magnitude / MAX_MAGNITUDE)
     return image.point([min(255, level + added) if level < 128 else level for level in range(256)] * 3)
 
 
 def _enhance(enhancer: Callable) -> AugmentOp:
-    def op(image, magnitude, rng, fill):
+    def op(image, magnitude, rng, fill, geometry):
         return enhancer(image).enhance(1 + _signed(0.9 * magnitude / MAX_MAGNITUDE, rng))
 
     return op
 
 
-def _sharpness(image, magnitude, rng, fill):
-    # ImageEnhance.Sharpness to the bit, in a quarter of its time: OpenCV's filter, with the edge left as it is.
-    pixels = np.asarray(image)
-    smooth = pixels.copy()
-    smooth[1:-1, 1:-1] = cv2.filter2D(pixels, -1, _SMOOTH)[1:-1, 1:-1]
-    return Image.blend(Image.fromarray(smooth), image, 1 + _signed(0.9 * magnitude / MAX_MAGNITUDE, rng))
+def _geometric(draw: Callable[[tuple[int, int], float, np.random.Generator], Matrix]) -> AugmentOp:
+    """Make an op of ``draw(size, magnitude, rng)``, which returns the matrix for :func:`_warp`."""
 
-
-class GeometricOp:
-    """An op that moves the content of the image.
-
-    Args:
-        draw: ``draw(size, magnitude, rng)`` gives the matrix for :func:`_warp`; size is (width, height) in pixels.
-    """
-
-    def __init__(self, draw: Callable[[tuple[int, int], float, np.random.Generator], Matrix]):
-        self.draw = draw
-
-    def __call__(self, image, magnitude, rng, fill, geometry: Geometry | None = None):
-        matrix = self.draw(image.size, magnitude, rng)
-        if geometry is not None:
-            geometry.warp(matrix, image.size)
+    def op(image, magnitude, rng, fill, geometry):
+        matrix = draw(image.size, magnitude, rng)
+        geometry.warp(matrix, image.size)
         return _warp(image, matrix, fill)
 
+    return op
 
-@GeometricOp
+
 def _rotate(size, magnitude, rng):
     return _rotation(size, _signed(30 * magnitude / MAX_MAGNITUDE, rng))
 
 
-# What a shear leaves in place is the edge of the image, half a pixel before the centre of the first one.
-@GeometricOp
+# A shear keeps the edge of the image in place, which is half a pixel before the center of the first one.
 def _shear_x(size, magnitude, rng):
     shear = _signed(0.3 * magnitude / MAX_MAGNITUDE, rng)
     return (1, shear, shear / 2), (0, 1, 0)
 
 
-@GeometricOp
 def _shear_y(size, magnitude, rng):
     shear = _signed(0.3 * magnitude / MAX_MAGNITUDE, rng)
     return (1, 0, 0), (shear, 1, shear / 2)
 
 
-@GeometricOp
 def _translate_x(size, magnitude, rng):
     return (1, 0, _signed(0.45 * size[0] * magnitude / MAX_MAGNITUDE, rng)), (0, 1, 0)
 
 
-@GeometricOp
 def _translate_y(size, magnitude, rng):
     return (1, 0, 0), (0, 1, _signed(0.45 * size[1] * magnitude / MAX_MAGNITUDE, rng))
 
 
-# Each op takes (image, magnitude 0..10, rng, colour of the pixels that come from outside the image).
 RAND_AUGMENT_OPS: dict[str, AugmentOp] = {
-    "AutoContrast": lambda image, magnitude, rng, fill: ImageOps.autocontrast(image),
-    "Equalize": lambda image, magnitude, rng, fill: ImageOps.equalize(image),
-    "Invert": lambda image, magnitude, rng, fill: ImageOps.invert(image),
-    "Rotate": _rotate,
+    "AutoContrast": _without_draw(ImageOps.autocontrast),
+    "Equalize": _without_draw(ImageOps.equalize),
+    "Invert": _without_draw(ImageOps.invert),
+    "Rotate": _geometric(_rotate),
     "PosterizeIncreasing": _posterize,
     "SolarizeIncreasing": _solarize,
     "SolarizeAdd": _solarize_add,
     "ColorIncreasing": _enhance(ImageEnhance.Color),
     "ContrastIncreasing": _enhance(ImageEnhance.Contrast),
     "BrightnessIncreasing": _enhance(ImageEnhance.Brightness),
-    "SharpnessIncreasing": _sharpness,
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateXRel": _translate_x,
-    "TranslateYRel": _translate_y,
+    "SharpnessIncreasing": _enhance(ImageEnhance.Sharpness),
+    "ShearX": _geometric(_shear_x),
+    "ShearY": _geometric(_shear_y),
+    "TranslateXRel": _geometric(_translate_x),
+    "TranslateYRel": _geometric(_translate_y),
 }
 
 
 class RandAugment:
-    """RandAugment (arXiv 1909.13719) with the ops whose strength grows with the magnitude, as in timm's recipes.
+    """RandAugment (arXiv 1909.13719) with timm's "increasing" ops.
 
     ``num_ops`` ops are drawn with replacement; each is applied with probability 0.5, at a magnitude drawn from
     N(magnitude, magnitude_std) and clipped to 0..10.
 
     Args:
-        recipe: timm's notation: "rand" and, joined by "-", ``m`` magnitude, ``n`` number of ops (2), ``mstd`` standard
-            deviation of the magnitude (0), ``inc1`` (required: the other ops are not provided); for example
+        recipe: in timm's notation: "rand" and, joined by "-", ``m`` magnitude, ``n`` number of ops (2), ``mstd``
+            standard deviation of the magnitude (0), and ``inc1`` (required, since other ops are not provided), such as
             "rand-m9-mstd0.5-inc1".
-        fill: colour of the pixels that come from outside the image.
+        fill: color of pixels from outside the image.
 
     Raises:
-        UserError: a recipe with an unknown, repeated, malformed or missing part.
+        UserError: a part of the recipe is unknown, repeated, malformed or missing.
     """
 
     APPLY_PROBABILITY = 0.5
@@ -296,20 +282,16 @@ class RandAugment:
         return values["m"], int(values.get("n", 2)), values.get("mstd", 0.0)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, geometry: Geometry | None = None) -> Image.Image:
-        """Augment an RGB image; ``geometry`` is told where its content went."""
-        ops = list(RAND_AUGMENT_OPS.values())
+        """Augment an RGB image; ``geometry`` records the warps."""
+        ops, geometry = list(RAND_AUGMENT_OPS.values()), geometry or Geometry()
         for index in rng.integers(len(ops), size=self.num_ops):
             if rng.random() < self.APPLY_PROBABILITY:
-                op = ops[index]
                 magnitude = min(max(rng.normal(self.magnitude, self.magnitude_std), 0.0), MAX_MAGNITUDE)
-                if isinstance(op, GeometricOp):
-                    image = op(image, magnitude, rng, self._fill, geometry)
-                else:
-                    image = op(image, magnitude, rng, self._fill)
+                image = ops[index](image, magnitude, rng, self._fill, geometry)
         return image
 
 
-# ---- colour jitter, random erasing
+# ---- color jitter, random erasing
 
 
 def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
@@ -323,13 +305,13 @@ def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) 
 def random_erase(array: np.ndarray, scale: tuple[float, float], rng: np.random.Generator) -> None:
     """Overwrite a random box with N(0, 1) noise, in place (Random Erasing, arXiv 1708.04896).
 
-    The box takes a share of the area drawn uniformly from ``scale``, with height / width from 0.3 to 1 / 0.3 on a log
-    scale. If ten draws do not fit, nothing is erased.
+    The share of the area is drawn uniformly from ``scale``, height / width from 0.3 to 1 / 0.3 on a log scale. If ten
+    draws do not fit, nothing is erased.
 
     Args:
-        array: np.float32 [channels, height, width], normalised.
+        array: float32 [channels, height, width], normalized.
         scale: limits of the erased share of the area.
-        rng: generator of the draw.
+        rng: random generator.
     """
     channels, height, width = array.shape
     log_aspect = math.log(0.3), -math.log(0.3)
@@ -347,31 +329,30 @@ def random_erase(array: np.ndarray, scale: tuple[float, float], rng: np.random.G
 
 
 class TrainTransform:
-    """Random resized crop, flip, rotation, RandAugment or colour jitter, normalisation, random erasing.
+    """Random resized crop, flip, rotation, RandAugment or color jitter, normalization, random erasing.
 
     Args:
-        image_size: pixels of the output, one number or (height, width).
+        image_size: side of the output in pixels.
         scale: limits of the crop's share of the image area.
         ratio: limits of the crop's width / height.
         interpolation: a key of INTERPOLATIONS.
         flip: probability of a horizontal flip.
-        rotation: degrees; the angle is uniform within +-rotation and the corners become black. Meant for digits and
-            the like, on a black ground.
-        rand_augment: recipe of RandAugment; "" for none.
-        color_jitter: strength, see ``color_jitter``; like in timm it is used only without RandAugment.
+        rotation: degrees; the angle is uniform within +-rotation, and the corners become black. It suits images with a
+            black background, such as digits.
+        rand_augment: recipe of RandAugment; "" disables it.
+        color_jitter: strength, see ``color_jitter``; as in timm, it is used only without RandAugment.
         erasing: probability of random erasing.
         erasing_scale: limits of the erased share of the area.
-        mean: per channel, on the scale 0..1; also the colour that RandAugment fills with.
-        std: per channel, on the scale 0..1.
+        mean, std: of each channel, for pixels from 0 to 1. ``mean`` is also the color that RandAugment fills with.
 
     Raises:
-        ValueError: an argument out of its range.
-        UserError: a wrong ``rand_augment`` recipe.
+        ValueError: an argument is out of range.
+        UserError: the ``rand_augment`` recipe is invalid.
     """
 
     def __init__(
         self,
-        image_size: int | Sequence[int],
+        image_size: int,
         scale: Sequence[float] = (0.08, 1.0),
         ratio: Sequence[float] = (3 / 4, 4 / 3),
         interpolation: str = "bicubic",
@@ -384,7 +365,7 @@ class TrainTransform:
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ):
-        self._height, self._width = _pair(image_size)
+        self._size = image_size
         self._scale = _range("scale", scale, 1.0)
         self._ratio = _range("ratio", ratio)
         self._resample = _resampling(interpolation)
@@ -401,25 +382,23 @@ class TrainTransform:
         self._rand_augment = RandAugment(rand_augment, self._normalize.mean_color) if rand_augment else None
 
     def min_size(self) -> int:
-        """Shortest side, in pixels, at which even the smallest crop need not be enlarged: the hint for ``load``."""
+        """Smallest side of an image, in pixels, with which no crop is enlarged: the argument of ``Dataset.load``."""
         low, high = self._ratio
-        return math.ceil(max(self._width / math.sqrt(low), self._height * math.sqrt(high)) / math.sqrt(self._scale[0]))
+        return math.ceil(self._size * max(1 / math.sqrt(low), math.sqrt(high)) / math.sqrt(self._scale[0]))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, geometry: Geometry | None = None) -> np.ndarray:
-        """Transform an RGB image to np.float32 [3, height, width]; ``geometry`` is told where its content went."""
+        """Transform an RGB image to float32 [3, size, size]; ``geometry`` records crop, flip and warps."""
+        geometry = geometry or Geometry()
         box = random_crop_box(*image.size, self._scale, self._ratio, rng)
-        if geometry is not None:
-            geometry.crop(box, image.size)
-        image = image.resize((self._width, self._height), self._resample, box=box)
+        geometry.crop(box, image.size)
+        image = image.resize((self._size, self._size), self._resample, box=box)
         if rng.random() < self._flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            if geometry is not None:
-                geometry.flip()
+            geometry.flip()
         if self._rotation:
             angle = rng.uniform(-self._rotation, self._rotation)
             image = image.rotate(angle, Image.Resampling.BILINEAR)
-            if geometry is not None:
-                geometry.warp(_rotation(image.size, angle), image.size)
+            geometry.warp(_rotation(image.size, angle), image.size)
         if self._rand_augment:
             image = self._rand_augment(image, rng, geometry)
         elif self._color_jitter:
@@ -431,46 +410,44 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Resize, crop the centre, normalise.
+    """Resize, center crop, normalize.
 
-    The image is scaled, keeping its proportions, until it just covers ``image_size / crop_pct`` (for a square size:
-    until its shorter side is that long), and the centre is cut out.
+    The image is resized, keeping its proportions, until its shorter side is ``image_size / crop_pct``, and the center
+    is cropped.
 
     Args:
-        image_size: pixels of the output, one number or (height, width).
+        image_size: side of the output in pixels.
         crop_pct: share of the resized side that the crop keeps, 0 < crop_pct <= 1.
         interpolation: a key of INTERPOLATIONS.
-        mean: per channel, on the scale 0..1.
-        std: per channel, on the scale 0..1.
+        mean, std: of each channel, for pixels from 0 to 1.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
         self,
-        image_size: int | Sequence[int],
+        image_size: int,
         crop_pct: float = 0.875,
         interpolation: str = "bicubic",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ):
-        self._height, self._width = _pair(image_size)
+        self._size = image_size
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct {crop_pct!r} is not within 0 < crop_pct <= 1")
-        self._cover_height, self._cover_width = round(self._height / crop_pct), round(self._width / crop_pct)
+        self._shorter_side = round(image_size / crop_pct)
         self._resample = _resampling(interpolation)
         self._normalize = Normalize(mean, std)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Size (width, height) that an image of the given size is scaled to before the crop."""
-        if width * self._cover_height >= height * self._cover_width:
-            return max(self._cover_width, width * self._cover_height // height), self._cover_height
-        return self._cover_width, max(self._cover_height, height * self._cover_width // width)
+        """Size (width, height) to which an image is resized before the crop."""
+        shorter = min(width, height)
+        return width * self._shorter_side // shorter, height * self._shorter_side // shorter
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Transform an RGB image to np.float32 [3, height, width]; ``rng`` is not used."""
+        """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used."""
         width, height = self.resized(*image.size)
         image = image.resize((width, height), self._resample)
-        left, top = round((width - self._width) / 2), round((height - self._height) / 2)
-        return self._normalize(image.crop((left, top, left + self._width, top + self._height)))
+        left, top = round((width - self._size) / 2), round((height - self._size) / 2)
+        return self._normalize(image.crop((left, top, left + self._size, top + self._size)))

@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
-from common.pictures.drawing import original_pixels, side_by_side
+from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import is_main_process, rank, world_size
 from common.training.dry_run import dry_run_loss
 from common.training.loader import build_loader
@@ -200,7 +200,7 @@ class Detection(Task):
         mean, std = find_normalization(self.config, "TrainReader")
         pictures = []
         for number in range(count):
-            pixels = original_pixels(batch["image"][number].numpy(), mean, std)
+            pixels = denormalize(batch["image"][number].numpy(), mean, std)
             boxes, labels = (batch[key][number].values for key in ("gt_bbox", "gt_class"))
             pictures.append(draw_detections(pixels, boxes, labels.ravel().astype(int), None, None, class_names))
         return side_by_side(pictures, [f"image {number + 1}" for number in range(count)])

@@ -1,4 +1,4 @@
-"""A detector as ``tools/export.py`` writes it: one image to boxes and small masks, with the suppression inside."""
+"""Description of a detector for ``tools/export.py``: one image to boxes and small masks, NMS included."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def exportable(detector: Detector) -> Exportable:
     """An image to its objects.
 
     Raises:
-        UserError: the model is of an architecture that cannot be exported.
+        UserError: the architecture cannot be exported.
     """
     layer = SingleImageDetector(detector.model)
     reader = plain(detector.config.EvalReader)
     mean, std = find_normalization(detector.config, "EvalReader")
     boxes = Output("boxes", ["objects", 6], "label, score, x1, y1, x2, y2 in pixels of the original image")
-    masks = Output("masks", ["objects", "side", "side"], "probabilities, spread evenly over each box")
+    masks = Output("masks", ["objects", "side", "side"], "probabilities on a regular grid over each box")
 
     def reference(inputs: dict[str, Tensor]) -> Arrays:
-        """What the launcher makes of the image, with the masks as the model gives them."""
+        """The outputs of the task's own model, with masks before they are pasted into the image."""
         post_process = getattr(detector.model, "mask_post_process", None)
         try:
             if post_process is not None:
@@ -59,7 +59,7 @@ def exportable(detector: Detector) -> Exportable:
         outputs=[boxes, masks] if layer.has_masks else [boxes],
         inputs_of=inputs_of,
         preprocessing={
-            "colour_order": "RGB",
+            "color_order": "RGB",
             "divide_by": 255,
             "mean": mean.tolist(),
             "std": std.tolist(),
@@ -68,15 +68,15 @@ def exportable(detector: Detector) -> Exportable:
             "resize_with": "OpenCV",
             "sides_multiple_of": STRIDE,
             "im_shape": "height and width after resizing, before padding",
-            "scale_factor": "by what height and width were multiplied",
+            "scale_factor": "factors by which height and width were multiplied",
             "ppdet_sample_transforms": reader.get("sample_transforms", []),
             "ppdet_batch_transforms": reader.get("batch_transforms", []),
         },
         postprocessing=(
-            "non-maximum suppression is in the model; cut the scores where you like, enlarge masks to their boxes, "
-            f"bilinearly, and cut them at {detector.mask_threshold}"
+            "NMS is included; apply a threshold to the scores, resize each mask bilinearly to its box, "
+            f"and apply the threshold {detector.mask_threshold}"
             if layer.has_masks
-            else "non-maximum suppression is in the model; cut the scores where you like"
+            else "NMS is included; apply a threshold to the scores"
         ),
         stride=STRIDE,
         reference=reference,
@@ -85,7 +85,7 @@ def exportable(detector: Detector) -> Exportable:
 
 
 def _same_order(expected: Arrays, found: Arrays) -> Arrays:
-    """Objects of almost equal scores may stand in either order: pair each with the most similar."""
+    """Pair each expected box with the most similar one, since the order of almost equal scores is undefined."""
     boxes, others = expected[0], found[0]
     if boxes.shape != others.shape or not len(boxes):
         return found

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_utils
 
 from common.inference.predictor import PredictOptions
 from common.pictures.drawing import font_size, palette, side_by_side
-from common.pictures.fonts import choose_font, drawable
+from common.pictures.fonts import choose_font, printable
 
 if TYPE_CHECKING:
     from object_detection.evaluation import Detections
@@ -70,7 +70,7 @@ def draw_detections(
         _draw_box(draw, boxes[number], colors[number], line)
     taken: list[tuple[int, ...]] = []
     for number, label in enumerate(labels):
-        name = drawable(names[label], font) if len(names) > 1 else ""
+        name = printable(names[label]) if len(names) > 1 else ""
         text = _fit(name, "" if scores is None else f"{scores[number]:.2f}", font, picture.width - font.size)
         _draw_label(draw, text, boxes[number], colors[number], font, taken)
     return np.asarray(picture)

@@ -1,4 +1,4 @@
-"""The objects on single images, as pictures and as numbers."""
+"""Detection on images of a user, as pictures and as numbers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = ["Detector"]
 
 
 class Detector(PicturePredictor):
-    """Objects with class, score, box and, where the model has them, mask; images go through ``EvalReader``.
+    """Finds objects with class, score, box and, if the model has them, mask; images are transformed by ``EvalReader``.
 
-    They are read as PaddleDetection reads them: grey images get three equal channels, transparency is dropped, of more
-    than 8 bits a channel the upper 8 stay, and what EXIF says about the orientation is followed.
+    Images are read as in PaddleDetection: gray images get three equal channels, transparency is dropped, channels of
+    more than 8 bits are reduced to the upper 8, and the EXIF orientation is applied.
     """
 
     model: Callable[[dict[str, Any]], dict[str, Any]]
@@ -64,7 +64,7 @@ class Detector(PicturePredictor):
 
     @property
     def mask_threshold(self) -> float:
-        """The probability from which a pixel belongs to an object."""
+        """The probability above which a pixel belongs to an object."""
         return plain(self.config.get("MaskPostProcess", {})).get("binary_thresh", 0.5)
 
     def predict_image(
@@ -73,7 +73,7 @@ class Detector(PicturePredictor):
         """Write ``NAME_detections.png``.
 
         Returns:
-            ``picture`` (its path) and ``detections`` with a score of at least ``options.threshold``, the highest first:
+            ``picture`` (its path) and ``detections`` with a score of at least ``options.threshold``, highest first:
             ``label``, ``name``, ``score`` (0 to 1), ``box`` (x1, y1, x2, y2 in pixels) and, if the model has masks,
             ``segmentation`` (COCO's RLE).
 
@@ -104,11 +104,10 @@ class Detector(PicturePredictor):
         return "\n".join([f"{result['image']} -> {result['picture']}", *(lines or ["     0  objects"])])
 
     def inputs_of(self, file: str, image: np.ndarray) -> dict[str, paddle.Tensor]:
-        """The batch of an image, see :func:`object_detection.evaluation.detect`.
+        """The batch of an image; see :func:`object_detection.evaluation.detect`.
 
         Args:
-            file: what is read.
-            image: [h, w, 3], the same, for the message.
+            image: content of the file, [h, w, 3], for the message.
 
         Raises:
             UserError: the transforms cannot take an image of this size.

@@ -1,8 +1,7 @@
-"""Detection on one image without control flow, which is what static graphs and their converters can express.
+"""Detection on one image without control flow, so that it can be traced and converted.
 
-PaddleDetection's models choose, while they run, by how many boxes there are, and loop over the images of a batch;
-neither can be traced in Paddle 3. Here the layers of such a model, and the settings of its post-processing, are put
-together again for a single image.
+PaddleDetection's models branch on the number of boxes, and loop over the images of a batch; Paddle 3 can trace neither.
+Here the layers of such a model are called, with the settings of its post-processing, for a single image.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from object_detection.ppdet_patches import replace_empty_boxes
 __all__ = ["SingleImageDetector"]
 
 _ARCHITECTURES = ("FasterRCNN", "MaskRCNN", "CascadeRCNN", "RetinaNet")
-_ALL = 2**20  # boxes; more than there ever are, where a limit has to be given
-_LEAST = -1e10  # below the score of any proposal, which is a logit
+_ALL = 2**20  # boxes; an argument where a limit is required, larger than any number of boxes
+_LEAST = -1e10  # below the score of any proposal (a logit)
 _STABLE = {"stable": True} if "stable" in inspect.signature(paddle.argsort).parameters else {}
 
 
 class SingleImageDetector(nn.Layer):
-    """A model of :func:`object_detection.components.build_model` for one image, in evaluation.
+    """A model of :func:`object_detection.components.build_model` for one image, in evaluation mode.
 
     Args:
-        model: of an architecture of PaddleDetection with proposals (``FasterRCNN``, ``MaskRCNN``, ``CascadeRCNN``), or
-            a ``RetinaNet``; its layers are shared, not copied.
+        model: a ``FasterRCNN``, ``MaskRCNN``, ``CascadeRCNN`` or ``RetinaNet`` of PaddleDetection; its layers are
+            shared, not copied.
 
     Raises:
-        UserError: it is another, or is built of parts that are not known here.
+        UserError: the model is another one, or has parts that are not supported here.
     """
 
     def __init__(self, model: nn.Layer):
@@ -52,7 +51,7 @@ class SingleImageDetector(nn.Layer):
         _refuse_unknown_parts(model, nms)
         self.model, self.nms = model, nms
         generator = model.head.anchor_generator if name == "RetinaNet" else model.rpn_head.anchor_generator
-        # As numbers, which a graph can hold: its tensors are no weights of the model.
+        # As numbers, because a traced program cannot contain tensors that are no parameters.
         self.cell_anchors = [anchors.tolist() for anchors in generator.cell_anchors]
         self.anchor_strides, self.anchor_offset = generator.strides, generator.offset
         self.has_masks = getattr(model, "mask_head", None) is not None
@@ -63,13 +62,12 @@ class SingleImageDetector(nn.Layer):
 
         Args:
             image: float32 ``[1, 3, H, W]``, multiples of 32.
-            im_shape: float32 ``[1, 2]``, height and width of what in it is not padding.
-            scale_factor: float32 ``[1, 2]``, by what the height and the width of the original were multiplied.
+            im_shape: float32 ``[1, 2]``, height and width without padding.
+            scale_factor: float32 ``[1, 2]``, the factors by which height and width of the original were multiplied.
 
         Returns:
-            Boxes, float32 ``[n, 6]``: label, score, x1, y1, x2, y2 in pixels of the original image, the highest score
-            first. From models with masks also ``[n, m, m]``: the probabilities of each box's mask, spread evenly over
-            the box.
+            Boxes, float32 ``[n, 6]``: label, score, x1, y1, x2, y2 in pixels of the original image, by falling score.
+            From models with masks also ``[n, m, m]``: the probabilities of each mask on a regular grid over its box.
         """
         maps = self._pyramid(self.model.backbone({"image": image}))
         if type(self.model).__name__ == "RetinaNet":
@@ -77,7 +75,7 @@ class SingleImageDetector(nn.Layer):
         else:
             found = self._detect_in_two_stages(maps, im_shape)
         boxes = self._to_original(found, im_shape, scale_factor)
-        # Nothing is left of a box in the padding or beyond the edge.
+        # Boxes in the padding or outside of the image are empty now.
         kept = paddle.nonzero((boxes[:, 4:] > boxes[:, 2:4]).all(axis=1)).reshape([-1])
         outputs = [boxes.gather(kept)]
         if self.has_masks:
@@ -102,7 +100,7 @@ class SingleImageDetector(nn.Layer):
     # ---- one stage
 
     def _detect_in_one_stage(self, maps: Sequence[Tensor]) -> Tensor:
-        """Boxes in the image as the model sees it: float32 [n, 6]."""
+        """Boxes in pixels of the resized image: float32 [n, 6]."""
         head = self.model.head
         logits, deltas = head(maps)
         boxes, scores = [], []
@@ -122,7 +120,7 @@ class SingleImageDetector(nn.Layer):
     # ---- two stages
 
     def _detect_in_two_stages(self, maps: Sequence[Tensor], im_shape: Tensor) -> Tensor:
-        """Boxes in the image as the model sees it: float32 [n, 6]."""
+        """Boxes in pixels of the resized image: float32 [n, 6]."""
         proposals = self._propose(maps, im_shape)
         head, post_process = self.model.bbox_head, self.model.bbox_post_process
         weights = post_process.decode.prior_box_var
@@ -136,7 +134,7 @@ class SingleImageDetector(nn.Layer):
         return self._suppress(boxes.expand([-1, scores.shape[1], 4]), scores)
 
     def _propose(self, maps: Sequence[Tensor], im_shape: Tensor) -> Tensor:
-        """The region proposal network: float32 [n, 4], the best first."""
+        """Proposals of the region proposal network: float32 [n, 4], by falling score."""
         head = self.model.rpn_head
         settings = head.test_proposal
         features = head.rpn_feat(maps)
@@ -149,7 +147,7 @@ class SingleImageDetector(nn.Layer):
             level_boxes = delta2bbox(level_deltas.gather(chosen), anchors.gather(chosen)).reshape([-1, 4])
             level_boxes = _clip(level_boxes.unsqueeze(1), im_shape).squeeze(1)
             sides = level_boxes[:, 2:] - level_boxes[:, :2]
-            large = (sides >= max(settings.min_size, 1.0)).all(axis=1)  # as Paddle's kernel has it
+            large = (sides >= max(settings.min_size, 1.0)).all(axis=1)  # as in Paddle's kernel
             level_scores = paddle.where(large, level_scores, paddle.full_like(level_scores, 2 * _LEAST))
             kept = settings.pre_nms_top_n if settings.topk_after_collect else settings.post_nms_top_n
             rows = _nms(level_boxes, level_scores, _LEAST, settings.nms_thresh)
@@ -163,7 +161,7 @@ class SingleImageDetector(nn.Layer):
         """The cascade's stages.
 
         Returns:
-            The boxes that go into the last stage, the mean scores [n, classes + 1], and the last stage's deltas.
+            The input boxes of the last stage, the mean scores [n, classes + 1], and the last stage's deltas.
         """
         head = self.model.bbox_head
         scores = []
@@ -175,7 +173,7 @@ class SingleImageDetector(nn.Layer):
                 rois = _clip(delta2bbox(deltas, rois, head.bbox_weight[stage]), im_shape).reshape([-1, 4])
         return rois, paddle.add_n(scores) / head.num_cascade_stages, deltas
 
-    # ---- what both have
+    # ---- shared by both
 
     def _suppress(self, boxes: Tensor, scores: Tensor) -> Tensor:
         """Non-maximum suppression within each class.
@@ -185,15 +183,15 @@ class SingleImageDetector(nn.Layer):
             scores: [n, classes].
 
         Returns:
-            [m, 6], label, score and box, the highest score first.
+            [m, 6], label, score and box, by falling score.
         """
         nms = self.nms
         parts = []
-        # One class at a time: paddle2onnx counts on a fixed number of boxes where there are several.
+        # One class at a time: for several, paddle2onnx assumes a fixed number of boxes.
         for label in range(scores.shape[1]):
             class_boxes, class_scores = boxes[:, label], scores[:, label]
             if nms.nms_top_k > 0:
-                # Here, because the limit of ONNX's operator is on what is left.
+                # Before NMS, because the limit of ONNX's operator applies to its result.
                 best = _best(class_scores, nms.nms_top_k)
                 class_boxes, class_scores = class_boxes.gather(best), class_scores.gather(best)
             kept = _nms(class_boxes, class_scores, nms.score_threshold, nms.nms_threshold, nms.normalized)
@@ -202,7 +200,7 @@ class SingleImageDetector(nn.Layer):
         return rows.gather(_best(rows[:, 1], nms.keep_top_k if nms.keep_top_k > 0 else _ALL))
 
     def _to_original(self, found: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
-        """Boxes [n, 6] in the original image, and within it."""
+        """Boxes [n, 6] in pixels of the original image, clipped to it."""
         size = original_size(im_shape, scale_factor)
         scale = scale_factor.flip([1]).tile([1, 2])  # y, x to x, y, x, y
         boxes = _clip((found[:, 2:] / scale).unsqueeze(1), size).squeeze(1)
@@ -222,7 +220,7 @@ class SingleImageDetector(nn.Layer):
 
 
 def _refuse_unknown_parts(model: nn.Layer, nms: Any) -> None:
-    """Refuse what PaddleDetection can do and is not written again here.
+    """Refuse settings of PaddleDetection that are not implemented here.
 
     Raises:
         UserError: the model has such a setting.
@@ -238,7 +236,7 @@ def _refuse_unknown_parts(model: nn.Layer, nms: Any) -> None:
     unknown = {
         "MultiClassNMS.trt": nms.trt,
         "MultiClassNMS.nms_eta": nms.nms_eta != 1,
-        "MultiClassNMS.normalized": head is None and not nms.normalized,  # suppressed in the original's pixels
+        "MultiClassNMS.normalized": head is None and not nms.normalized,  # its NMS is in pixels of the original
         "RPNHead.test_proposal.eta": proposals and proposals.eta != 1,
         "RPNHead.test_proposal.pre_nms_top_n": proposals and proposals.pre_nms_top_n <= 0,
         **{f"{type(head).__name__}.{name}": getattr(head, name, False) for name in ("with_pool", "use_cot")},
@@ -246,49 +244,51 @@ def _refuse_unknown_parts(model: nn.Layer, nms: Any) -> None:
     }
     for name in unknown:
         if unknown[name]:
-            raise UserError(f"{name} as it is set cannot be exported; leave it at its default")
+            raise UserError(f"{name} with this value cannot be exported; leave it at its default")
 
 
 def _double(x: Tensor, scale_factor: float, mode: str) -> Tensor:
-    """NCHW maps of twice the height and width, each value four times."""
+    """Upsample NCHW maps by 2 with nearest neighbors."""
     if (scale_factor, mode) != (2.0, "nearest"):
-        raise UserError(f"FPN interpolates by {scale_factor} and {mode}, which cannot be exported")
+        raise UserError(
+            f"FPN interpolates by {scale_factor} and {mode}, which cannot be exported; only 2.0 and nearest can"
+        )
     return x.unsqueeze([3, 5]).tile([1, 1, 1, 2, 1, 2]).flatten(4, 5).flatten(2, 3)
 
 
-# paddle2onnx cannot convert an interpolation by a factor, whose attribute is a double.
+# paddle2onnx cannot convert an interpolation by a factor.
 _fpn = FunctionType(FPN.forward.__code__, {**FPN.forward.__globals__, "F": namespace(F, interpolate=_double)})
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
-    """Where the highest of scores [n] are, the highest first, at most so many.
+    """Indices of the ``count`` highest of scores [n], by falling score.
 
-    By sorting, because there may be none, which ``paddle.topk`` refuses. Of equal ones the first is the first, as ONNX
-    has it; PaddlePaddle 2 cannot promise that.
+    By sorting, because ``paddle.topk`` refuses an empty tensor. Equal scores keep their order, as in ONNX, except with
+    PaddlePaddle 2.
     """
     return paddle.argsort(scores, descending=True, **_STABLE)[:count]
 
 
 def _clip(boxes: Tensor, size: Tensor) -> Tensor:
-    """Boxes [n, classes, 4] cut at the edges of an image of size [1, 2], its height and width."""
+    """Clip boxes [n, classes, 4] to an image of size [1, 2], height and width."""
     sides = size.flip([1]).tile([1, 2]).unsqueeze(0)
     return paddle.maximum(paddle.minimum(boxes, sides), paddle.zeros_like(boxes))
 
 
 def _nms(boxes: Tensor, scores: Tensor, least: float, overlap: float, normalized: bool = True) -> Tensor:
-    """Boxes that no better one overlaps, [m, 5]: score and box; in no certain order.
+    """Non-maximum suppression: [m, 5], score and box, in undefined order.
 
     Args:
         boxes: [n, 4].
         scores: [n].
-        least: score above which a box is looked at.
-        overlap: intersection over union above which the worse one goes.
-        normalized: false counts the pixels at both ends.
+        least: boxes with lower scores are dropped.
+        overlap: intersection over union above which the box with the lower score is dropped.
+        normalized: False includes the pixels at both ends in widths and heights.
     """
     settings = {
         "score_threshold": least,
         "nms_top_k": _ALL,
-        "keep_top_k": -1,  # with a number, paddle2onnx's graph fails where a single box is left
+        "keep_top_k": -1,  # with a number, the converted graph fails if one box is left
         "nms_threshold": overlap,
         "normalized": normalized,
         "nms_eta": 1.0,
@@ -298,7 +298,7 @@ def _nms(boxes: Tensor, scores: Tensor, least: float, overlap: float, normalized
     if paddle.in_dynamic_mode() or not _builds_new_graphs():
         rows = ops.multiclass_nms(boxes, scores, **settings)[0]
     else:
-        # PaddleDetection's own function can only build the graphs that were Paddle's before version 3.
+        # PaddleDetection's function can only build the graphs of Paddle before version 3.
         rows = paddle._C_ops.multiclass_nms3(boxes, scores, None, *settings.values())[0]
     return rows.reshape([-1, 6])[:, 1:]
 
@@ -323,10 +323,10 @@ def _align_in_pyramid(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> 
     sides = boxes[:, 2:] - boxes[:, :2]
     size = paddle.sqrt(sides[:, 0] * sides[:, 1]) / extractor.canonical_size + 1e-8
     lowest, highest = extractor.start_level, extractor.end_level
-    # Not by a logarithm, whose rounding would be another in another runtime: one level more for each bound reached.
+    # Not by a logarithm, which runtimes round differently: one level up for each bound that is reached.
     bounds = [2.0 ** (level + 2 - extractor.canconical_level) for level in range(lowest + 1, highest + 1)]
     levels = sum((size >= bound).astype("int64") for bound in bounds) + lowest
-    # On each level a box of no use comes first: PaddlePaddle 2 cannot gather where nonzero has found nothing.
+    # Each level gets an extra first box, because PaddlePaddle 2 cannot gather with empty indices.
     boxes = paddle.concat([paddle.to_tensor([[0.0, 0.0, 1.0, 1.0]]), boxes])
     features, places = [], []
     for level in range(lowest, highest + 1):
@@ -334,14 +334,14 @@ def _align_in_pyramid(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> 
         scale = extractor.spatial_scale[level]
         features.append(_align_in(maps[level], boxes.gather(here), extractor, scale, extractor.sampling_ratio))
         places.append(here)
-    order = paddle.argsort(paddle.concat(places))  # the extra boxes are the first ones
+    order = paddle.argsort(paddle.concat(places))  # the extra boxes come first
     return paddle.concat(features).gather(order[highest + 1 - lowest :])
 
 
 def _align_in(feature: Tensor, boxes: Tensor, extractor: Any, scale: float, sampling_ratio: int) -> Tensor:
     if not extractor.aligned:
-        # The same by the aligned form, for which alone paddle2onnx has a counterpart: boxes of at least one position
-        # of the map, half a position further.
+        # The same in the aligned form, the only one that paddle2onnx converts: boxes of at least one position of the
+        # map, shifted by half a position.
         start = boxes[:, :2]
         boxes = paddle.concat([start, start + paddle.clip(boxes[:, 2:] - start, min=1 / scale)], axis=1) + 0.5 / scale
     count = paddle.shape(boxes)[:1].astype("int32")

@@ -1,4 +1,4 @@
-"""PaddleSeg's components out of the sections of a configuration, with errors that say which section is wrong."""
+"""PaddleSeg's components, built from the sections of a configuration, with errors that name the section."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ __all__ = [
 
 
 def find_component(item: Any, where: str, registry: ComponentManager) -> Callable:
-    """The class or function that ``{type: NAME, ...}`` names.
+    """Look up the class or function that ``{type: NAME, ...}`` names.
 
     Args:
-        where: what to call the item in messages.
-        registry: PaddleSeg's, of components of this kind.
+        item: the section.
+        where: its name, for messages.
+        registry: PaddleSeg's registry of this kind of components.
 
     Raises:
-        UserError: it names none.
+        UserError: there is no such component.
     """
     if not isinstance(item, Mapping) or not isinstance(item.get("type"), str):
         raise UserError(f"{where} is {item!r}; write {{type: NAME, ...}}")
@@ -51,16 +52,16 @@ def find_component(item: Any, where: str, registry: ComponentManager) -> Callabl
 
 
 def defaults_of(component: Callable) -> dict[str, Any]:
-    """The defaults of a component's arguments, of those that have one."""
+    """Return the default values of a component's arguments."""
     parameters = inspect.signature(component).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
 
 
 def check_arguments(component: Callable, arguments: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Return the arguments with the defaults of those not given.
+    """Check the arguments of a component, and add its default values.
 
     Raises:
-        UserError: one is unknown or missing, or a word in place of a number or the other way round.
+        UserError: an argument is unknown or missing, or a string is given for a number or vice versa.
     """
     signature = inspect.signature(component)
     try:
@@ -69,7 +70,7 @@ def check_arguments(component: Callable, arguments: Mapping[str, Any], where: st
         raise UserError(f"{where}: {error}; its arguments are {', '.join(signature.parameters)}") from error
     for name, value in arguments.items():
         default = getattr(signature.parameters.get(name), "default", None)
-        # Only words and numbers are told apart: PaddleSeg takes lists, or nothing, in place of some of either.
+        # Other types are not compared: some arguments of PaddleSeg take lists or None as well.
         for kind, other in (((int, float), str), (str, (int, float))):
             if isinstance(default, kind) and isinstance(value, other):
                 raise UserError(f"{where}: {name} is {value!r}; give something like the default, {default!r}")
@@ -78,15 +79,15 @@ def check_arguments(component: Callable, arguments: Mapping[str, Any], where: st
 
 
 def build_component(item: Any, where: str, registry: ComponentManager = manager.TRANSFORMS) -> Any:
-    """Build what ``{type: NAME, argument: value, ...}`` describes, nested ones included.
+    """Build a component ``{type: NAME, argument: value, ...}``, with nested components.
 
-    PaddleSeg's own builder looks a name up in all registries and hides the cause of an error in several lines.
+    PaddleSeg's own builder looks names up in all registries, and its errors hide the cause.
 
     Args:
-        where, registry: see :func:`find_component`.
+        item, where, registry: see :func:`find_component`.
 
     Raises:
-        UserError: there is no such component, or the arguments are wrong.
+        UserError: there is no such component, or the arguments are invalid.
     """
     component = find_component(item, where, registry)
     named = f"{where} ({item['type']})"
@@ -113,19 +114,23 @@ def _build_nested(value: Any, where: str, registry: ComponentManager) -> Any:
 
 
 def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False, source: str = "the data") -> nn.Layer:
-    """Build the section ``model`` for so many classes.
+    """Build the section ``model``.
 
     Args:
-        source: what has so many classes, for messages.
-        load_pretrained: load what the section, or its backbone, names as ``pretrained``. Where all weights come from
-            elsewhere, the file is not needed.
+        config: of the task.
+        num_classes: of the data or the weights.
+        load_pretrained: load the ``pretrained`` weights of the section and its backbone; otherwise the files need not
+            exist.
+        source: where ``num_classes`` comes from, for messages.
 
     Raises:
-        UserError: the section asks for what does not exist or cannot work.
+        UserError: the section is invalid.
     """
     section = plain(config.model)
     if not load_pretrained:
-        _remove_pretrained(section)
+        for part in (section, section.get("backbone")):
+            if isinstance(part, dict):
+                part.pop("pretrained", None)
     if section.setdefault("num_classes", num_classes) != num_classes:
         raise UserError(
             f"model.num_classes is {section['num_classes']}, but {source} has {num_classes} classes; set it to "
@@ -134,23 +139,18 @@ def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False
     return build_component(section, "model", manager.MODELS)
 
 
-def _remove_pretrained(section: dict[str, Any]) -> None:
-    for part in (section, section.get("backbone")):
-        if isinstance(part, dict):
-            part.pop("pretrained", None)
-
-
 def build_losses(config: CfgNode, ignore_index: int) -> dict[str, list]:
-    """Build the section ``loss``: one loss and one coefficient for each output of the model in training.
+    """Build the section ``loss``: a loss and a coefficient for each output of the model in training.
 
     Args:
-        ignore_index: the data's; losses that take one and say nothing get it.
+        config: of the task.
+        ignore_index: of the data, the default of losses that have this argument.
 
     Returns:
-        ``types`` and ``coef`` as ``paddleseg.core.train.loss_computation`` wants them.
+        ``types`` and ``coef`` for ``paddleseg.core.train.loss_computation``.
 
     Raises:
-        UserError: the section asks for what does not exist or cannot work.
+        UserError: the section is invalid.
     """
     section = plain(config.loss)
     check_keys(section, ("types", "coef"), "loss")
@@ -169,19 +169,19 @@ def build_losses(config: CfgNode, ignore_index: int) -> dict[str, list]:
 
 
 def _check_weights(values: Any, where: str) -> None:
-    # PaddleSeg takes any: with a negative one, training makes the loss as large as it can.
+    # PaddleSeg accepts negative ones, which maximize the loss.
     for number, value in enumerate(values if isinstance(values, list) else ()):
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise UserError(f"{where}[{number}] is {value!r}; it must be a number from 0 up")
     if isinstance(values, list) and values and not any(values):
-        raise UserError(f"{where} is {values!r}, with which nothing would be learnt; let one be above 0")
+        raise UserError(f"{where} is {values!r}, which trains nothing; let one be above 0")
 
 
 def _prepare_loss(item: Any, where: str, ignore_index: int) -> None:
     component = find_component(item, where, manager.LOSSES)
     for name in ("weight", "coef"):
         _check_weights(item.get(name), f"{where}.{name}")
-    parts = item.get("losses")  # MixedLoss has several
+    parts = item.get("losses")  # of MixedLoss
     for number, part in enumerate(parts if isinstance(parts, list) else ()):
         _prepare_loss(part, f"{where}.losses[{number}]", ignore_index)
     takes_it = "ignore_index" in inspect.signature(component).parameters
@@ -192,10 +192,10 @@ def _prepare_loss(item: Any, where: str, ignore_index: int) -> None:
 
 
 def build_schedule(config: CfgNode) -> Callable[[int], float]:
-    """Build the section ``lr_scheduler`` as a function of the optimizer step, the first of which is 0.
+    """Build the section ``lr_scheduler`` as a function from the optimizer step, from 0, to the learning rate.
 
     Raises:
-        UserError: Paddle has no such scheduler, or the arguments are wrong.
+        UserError: Paddle has no such scheduler, or the arguments are invalid.
     """
     section = plain(config.lr_scheduler)
     kind = getattr(paddle.optimizer.lr, section["type"], None)
@@ -212,8 +212,8 @@ def build_schedule(config: CfgNode) -> Callable[[int], float]:
             raise UserError(f"lr_scheduler.{name} is {value!r}; it must be a number")
     warmup = section.get("warmup_iters", 0)
     if type(warmup) is not int or warmup < 0:
-        raise UserError(f"lr_scheduler.warmup_iters is {warmup!r}; it must be a whole number from 0 up")
-    if not warmup:  # PaddleSeg takes a warm-up of some length, or none
+        raise UserError(f"lr_scheduler.warmup_iters is {warmup!r}; it must be an integer of at least 0")
+    if not warmup:  # PaddleSeg does not accept a warm-up of 0 steps
         section.pop("warmup_iters", None)
         section.pop("warmup_start_lr", None)
     settings = SimpleNamespace(lr_scheduler_cfg=section, iters=config.iters)
@@ -225,10 +225,10 @@ def build_schedule(config: CfgNode) -> Callable[[int], float]:
 
 
 def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.optimizer.Optimizer:
-    """Build the section ``optimizer``, with PaddleSeg's default for what it does not say, for the model.
+    """Build the section ``optimizer``, with PaddleSeg's default values.
 
     Raises:
-        UserError: a key is unknown, or a value impossible.
+        UserError: a key is unknown, or a value is invalid.
     """
     section = plain(config.optimizer)
     check_keys(section, ("type", "beta1", "beta2", "weight_decay"), "optimizer")

@@ -1,4 +1,4 @@
-"""A look at every image and mask before training, which would otherwise fail after hours or learn from wrong labels."""
+"""A check of every image and mask before training, so that it neither fails after hours nor learns wrong labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.data import check_record
 from common.data.check_record import CheckRecord
-from common.data.class_table import column_width, pad
+from common.data.class_table import class_table
 from common.data.image_file import check_name, is_turned, look_at_image
 from common.errors import UserError, one_line
 from common.runtime.distributed import gather_lines, gather_rows, rank, sum_over_ranks, world_size
@@ -30,90 +30,81 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class DataReport:
-    """What the masks of a data set hold; printed, a table.
+    """The result of a check; ``str`` gives a table of the classes, warnings and problems.
 
     Attributes:
-        split: what the data is called: ``"train"`` or ``"val"``.
-        class_names: of the classes.
+        split: ``"train"`` or ``"val"``.
+        class_names: of all classes.
         num_images: pairs of image and mask.
+        sizes: smallest and largest width and height, such as ``30x10 to 50x20``.
         pixels: of each class: int64 [classes].
         images: that contain each class: int64 [classes].
-        ignored: pixels of no class.
-        smallest, largest: width and height; either may be those of different images.
-        deep_images: with more than 8 bits a channel.
-        problems: one line for each pair that cannot be used; empty unless all were asked for.
+        ignored: ignored pixels.
+        deep_images: images with more than 8 bits per channel.
+        problems: one line for each pair that cannot be used.
     """
 
     split: str
     class_names: list[str]
     num_images: int
+    sizes: str
     pixels: np.ndarray
     images: np.ndarray
     ignored: int
-    smallest: tuple[int, int]
-    largest: tuple[int, int]
     deep_images: int = 0
     problems: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
-        """What is suspicious but may be meant."""
+        """Return what looks wrong but may be intended."""
         lines = []
         absent = [f"{number} {self.class_names[number]}" for number in np.flatnonzero(self.pixels == 0)]
         if absent:
-            more = f" and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
-            lines.append(f"no pixel of the {self.split} data is of class {', '.join(absent[:_LISTED])}{more}")
+            lines.append(f"no pixel of the {self.split} data is of class {_first(absent)}")
         if self.ignored and np.count_nonzero(self.pixels) == 1:
             lines.append(
-                f"but for ignored pixels, the {self.split} data has one class only: if the masks are drawn in 0 and "
-                "255, write the numbers 0 and 1 instead"
+                f"except for ignored pixels, the {self.split} data has only one class: if the masks are drawn in 0 and "
+                "255, write the class numbers 0 and 1 instead"
             )
         if self.deep_images:
             lines.append(
-                f"{self.deep_images} images of the {self.split} data have 16 bits a channel, of which PaddleSeg "
+                f"{self.deep_images} images of the {self.split} data have 16 bits per channel, of which PaddleSeg "
                 "keeps the upper 8: convert them to 8 bits yourself unless they use the whole range"
             )
         return lines
 
     def __str__(self) -> str:
         total = max(int(self.pixels.sum()) + self.ignored, 1)
-        (low_width, low_height), (high_width, high_height) = self.smallest, self.largest
-        width = max(5, column_width(self.class_names))
-        lines = [
-            f"{self.split} data: {self.num_images:,} images of {low_width}x{low_height} to {high_width}x{high_height} "
-            f"pixels, {100 * self.ignored / total:.2f} % of the pixels ignored",
-            f"  {'class':>5}  {pad('name', width)}  {'pixels':>15}  {'share':>8}  {'images':>8}",
-        ]
-        lines += [
-            f"  {number:>5}  {pad(name, width)}  {pixels:>15,}  {100 * pixels / total:>6.2f} %  {images:>8,}"
-            for number, (name, pixels, images) in enumerate(
-                zip(self.class_names, self.pixels.tolist(), self.images.tolist(), strict=True)
-            )
-        ]
-        return "\n".join(lines + [f"  warning: {line}" for line in self.warnings()] + self.problems)
+        table = class_table(
+            [f"{number} {name}" for number, name in enumerate(self.class_names)],
+            {"pixels": self.pixels, "share, %": 100.0 * self.pixels / total, "images": self.images},
+            f"{self.split} data: {self.num_images:,} images of {self.sizes} pixels, "
+            f"{100 * self.ignored / total:.2f} % of the pixels ignored",
+        )
+        return "\n".join([table, *(f"warning: {line}" for line in self.warnings()), *self.problems])
 
 
 def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None, list_all: bool = False) -> DataReport:
-    """Look at every pair of image and mask; a collective operation that shares them out among the ranks.
+    """Check every pair of image and mask; a collective operation, in which each rank checks a share of them.
 
-    Masks are decoded, and all their values compared with the classes; images are looked at as
-    :func:`common.data.image_file.look_at_image` does.
+    Masks are decoded and all their values compared with the classes; images are checked by
+    :func:`common.data.image_file.look_at_image`.
 
     Args:
         dataset: from :func:`semantic_segmentation.datasets.build_dataset`.
-        split: what to call the data: ``"train"`` or ``"val"``.
-        progress: is told after each pair how many this rank has looked at, and how many it has to.
+        split: ``"train"`` or ``"val"``, for messages.
+        progress: called after each pair with the numbers of pairs that this rank has checked and has to check.
         list_all: return the problems instead of raising.
 
     Raises:
         UserError: on all ranks, the first problem and the number of others.
     """
     classes = dataset.num_classes
-    counts, images = np.zeros(classes + 1, np.int64), np.zeros(classes, np.int64)
-    sizes, deep_images, problems = [], 0, []
+    counts, images, deep_images = np.zeros(classes + 1, np.int64), np.zeros(classes, np.int64), 0
+    problems, sizes = [], []
     numbers = range(rank(), len(dataset.file_list), world_size())
     pairs = [dataset.file_list[number] for number in numbers]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for done, found in enumerate(pool.map(partial(_inspect_or_explain, dataset), pairs), 1):
+        for done, found in enumerate(pool.map(partial(_check_pair, dataset), pairs), 1):
             if isinstance(found, str):
                 problems.append(f"{numbers[done - 1]:09d} {found}")
             else:
@@ -131,29 +122,28 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
     if problems and not list_all:
         more = f" (and {len(problems) - 1} more; -check_data lists them all)" if len(problems) > 1 else ""
         raise UserError(problems[0] + more)
-    smallest, largest = _size_range(sizes)
     return DataReport(
         split=split,
         class_names=list(getattr(dataset, "class_names", map(str, range(classes)))),
         num_images=len(dataset.file_list),
+        sizes=_size_range(sizes),
         pixels=totals[:classes],
         images=totals[classes + 1 : -1],
         ignored=int(totals[classes]),
-        smallest=smallest,
-        largest=largest,
         deep_images=int(totals[-1]),
         problems=problems,
     )
 
 
 def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | None = None) -> DataReport | None:
-    """:func:`check_dataset`, unless the same files have passed it before; a collective operation.
+    """Run :func:`check_dataset` unless the same files have passed it before; a collective operation.
 
     Args:
-        record: file of what has passed; see :class:`common.data.check_record.CheckRecord`.
+        dataset, split, progress: see :func:`check_dataset`.
+        record: file of :class:`common.data.check_record.CheckRecord`.
 
     Returns:
-        The report, or None where the data has passed before.
+        The report, or None if the check was skipped.
 
     Raises:
         UserError: as :func:`check_dataset`, or the record cannot be written.
@@ -167,7 +157,7 @@ def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | 
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Of all that the outcome of the check depends on: rules, classes and files."""
+    """Hash everything that the result of the check depends on: settings, paths, sizes and times of the files."""
     rules = f"{type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index}"
     return check_record.fingerprint(rules, (path for pair in dataset.file_list for path in pair))
 
@@ -175,37 +165,35 @@ def fingerprint(dataset: Dataset) -> str:
 # ---- one pair
 
 
-class _Found(NamedTuple):
-    counts: np.ndarray  # pixels of each class, then ignored ones: int64 [classes + 1]
+class _Pair(NamedTuple):
+    counts: np.ndarray  # pixels of each class and, last, ignored ones: int64 [classes + 1]
     size: tuple[int, int]  # width, height
-    deep: bool  # more than 8 bits a channel
+    deep: bool  # more than 8 bits per channel
 
 
-def _inspect_or_explain(dataset: Dataset, pair: Sequence[str]) -> _Found | str:
+def _check_pair(dataset: Dataset, pair: Sequence[str]) -> _Pair | str:
+    """Return the content of a pair, or the reason why it cannot be used."""
+    image, mask = pair
     try:
-        return _inspect(dataset, *pair)
+        check_name(image)
+        size, deep = look_at_image(image)
+        values, counts, mask_size = _read_mask(mask, image, isinstance(dataset, ADE20K))
+        if size != mask_size:
+            (width, height), (mask_width, mask_height) = size, mask_size
+            turned = " (turned by its EXIF orientation)" if is_turned(image) else ""
+            raise UserError(
+                f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {mask_width}x{mask_height}; "
+                "make them the same size"
+            )
+        return _Pair(_count_classes(dataset, mask, values, counts), size, deep)
     except UserError as error:
         return str(error)
     except Exception as error:
-        return f"image {pair[0]} or its mask {pair[1]} cannot be read ({one_line(error)}); replace it"
-
-
-def _inspect(dataset: Dataset, image: str, mask: str) -> _Found:
-    check_name(image)
-    size, deep = look_at_image(image)
-    values, counts, mask_size = _read_mask(mask, image, isinstance(dataset, ADE20K))
-    if size != mask_size:
-        (width, height), (mask_width, mask_height) = size, mask_size
-        turned = " (turned by its EXIF orientation)" if is_turned(image) else ""
-        raise UserError(
-            f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {mask_width}x{mask_height}; "
-            "make them the same size, pixel on pixel"
-        )
-    return _Found(_count_classes(dataset, mask, values, counts), size, deep)
+        return f"image {image} or its mask {mask} cannot be read ({one_line(error)}); replace it"
 
 
 def _read_mask(path: str, image: str, from_ade20k: bool) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """The values of a mask, their numbers of pixels, and the mask's width and height."""
+    """Return the values of a mask, the number of pixels of each, and the (width, height) of the mask."""
     if not Path(path).is_file():
         raise UserError(f"mask {path} of image {image} does not exist; restore it, or take the image out of the data")
     try:
@@ -219,19 +207,19 @@ def _read_mask(path: str, image: str, from_ade20k: bool) -> tuple[np.ndarray, np
             return values.astype(np.int64), counts, mask.size
     except UserError:
         raise
-    except Exception as error:  # on broken data Pillow's decoders raise nearly any type
+    except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
         raise UserError(f"mask {path} is damaged ({one_line(error)}); replace it") from error
 
 
 def _check_kind(path: str, mask: Image.Image, from_ade20k: bool) -> None:
-    remedy = "save it as an 8-bit PNG with one class number a pixel (grey or palette)"
+    remedy = "save it as an 8-bit PNG with one class number per pixel (gray or palette)"
     if mask.format == "JPEG":
         raise UserError(f"mask {path} is a JPEG, which does not keep the class numbers; {remedy}")
     if mask.mode == "1":
-        raise UserError(f"mask {path} has 1 bit a pixel, which PaddleSeg pads with class 1; {remedy}")
-    # ADE20K's 0 becomes the ignored 255 in 8 bits only.
+        raise UserError(f"mask {path} has 1 bit per pixel, which PaddleSeg pads with class 1; {remedy}")
+    # Only in 8 bits, ADE20K's 0 becomes the ignored 255.
     if mask.mode not in (("L", "P") if from_ade20k else ("L", "P", "I;16", "I")):
-        kind = {"I;16": "16-bit", "I": "32-bit", "F": "floating-point"}.get(mask.mode, f"colour ({mask.mode})")
+        kind = {"I;16": "16-bit", "I": "32-bit", "F": "floating-point"}.get(mask.mode, f"color ({mask.mode})")
         raise UserError(f"mask {path} is a {kind} image, not class numbers; {remedy}")
 
 
@@ -241,22 +229,25 @@ def _count_classes(dataset: Dataset, path: str, values: np.ndarray, counts: np.n
     wrong = (labels != ignored) & ((labels < 0) | (labels >= classes))
     if wrong.any():
         found = [f"{value} ({count:,} pixels)" for value, count in zip(values[wrong], counts[wrong], strict=True)]
-        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
         rule = f"classes are 0 to {classes - 1}, and {ignored} is ignored"
         remedy = "correct the mask, num_classes or ignore_index"
         if isinstance(dataset, ADE20K):
             rule, remedy = f"ADE20K's classes are 1 to {classes}, and 0 is ignored", "take the original annotations"
-        raise UserError(f"mask {path} holds the value {', '.join(found[:_LISTED])}{more}, but {rule}; {remedy}")
+        raise UserError(f"mask {path} holds the value {_first(found)}, but {rule}; {remedy}")
     totals = np.zeros(classes + 1, np.int64)
     np.add.at(totals, np.where(labels == ignored, classes, labels), counts)
     return totals
 
 
-def _size_range(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Smallest and largest width and height over all ranks; 0 where no image could be looked at."""
+def _size_range(sizes: Sequence[tuple[int, int]]) -> str:
+    """Smallest and largest width and height over all ranks; 0 if no image could be read."""
     own = np.array(sizes or [(0, 0)])
-    rows = gather_rows([len(sizes), *own.min(axis=0), *own.max(axis=0)])
-    rows = rows[rows[:, 0] > 0, 1:].astype(int)
-    if not len(rows):
-        return (0, 0), (0, 0)
-    return tuple(rows[:, :2].min(axis=0).tolist()), tuple(rows[:, 2:].max(axis=0).tolist())
+    rows = gather_rows([len(sizes), *own.min(axis=0), *own.max(axis=0)]).astype(int)
+    if rows[:, 0].any():
+        rows = rows[rows[:, 0] > 0]
+    return "{}x{} to {}x{}".format(*rows[:, 1:3].min(axis=0), *rows[:, 3:].max(axis=0))
+
+
+def _first(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more

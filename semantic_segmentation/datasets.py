@@ -1,7 +1,7 @@
-"""PaddleSeg's data sets and transforms, built out of a configuration, checked, and read reproducibly.
+"""PaddleSeg's data sets and transforms, built from a configuration, checked, and read reproducibly.
 
-A data set is one that PaddleSeg has (``manager.DATASETS``), or ``Nuclei`` or ``HENuclei``, which are small and real and
-registered here. It is described by a section of a configuration in PaddleSeg's form:
+A data set is a component of PaddleSeg (``manager.DATASETS``), or ``Nuclei`` or ``HENuclei``, small real data sets that
+are registered here. A section of the configuration, in PaddleSeg's format, describes it:
 
     train_dataset:
       type: Dataset
@@ -48,34 +48,20 @@ __all__ = [
 
 CLASS_NAME_FILES = ("labels.txt", "class_names.txt")
 
-# What PaddleSeg's own data sets look for under dataset_root. {mode} is train or val, {long} training or validation.
-_EXPECTED = {
+# Folders of images and masks below dataset_root; {mode} is train or val, {long} is training or validation.
+_FOLDERS = {
     "ADE20K": ("images/{long}", "annotations/{long}"),
-    "CHASEDB1": ("{mode}_list.txt",),
     "Cityscapes": ("leftImg8bit/{mode}", "gtFine/{mode}"),
     "CocoStuff": ("images/{mode}2017", "annotations/{mode}2017"),
-    "DRIVE": ("{mode}_list.txt",),
-    "HRF": ("{mode}_list.txt",),
-    "MiniDeepGlobeRoadExtraction": ("{mode}.txt",),
-    "OpticDiscSeg": ("{mode}_list.txt",),
-    "PPHumanSeg14K": ("{mode}.txt",),
-    "PascalContext": ("ImageSets/Segmentation/{mode}_context.txt", "JPEGImages", "Context"),
-    "PascalVOC": ("VOC2012/ImageSets/Segmentation", "VOC2012/JPEGImages", "VOC2012/SegmentationClass"),
-    "STARE": ("{mode}_list.txt",),
 }
-# They pair the sorted images with the sorted masks, whatever their names and however many: the folders between those
-# of _EXPECTED and the files, and how the names of an image and of its mask end.
+# PaddleSeg pairs the sorted images with the sorted masks of these data sets, whatever their names: the path between
+# folder and file, and the ends of the names of an image and its mask.
 _PAIRED_BY_ORDER = {
     "Cityscapes": ("*/", "_leftImg8bit.png", "_gtFine_labelTrainIds.png"),
     "CocoStuff": ("", ".jpg", ".png"),
 }
-_UNSUPPORTED = {
-    "EG1800": "it takes the transforms of PortraitNet",
-    "PSSLDataset": "its masks are .npz files",
-    "SUPERVISELY": "it takes the transforms of PortraitNet",
-}
 _TRAIN_MODES = ("train", "trainval", "trainaug")
-# PaddleSeg's transforms that leave the size alone or note in trans_info how to undo what they do.
+# PaddleSeg's transforms that keep the size, or record in trans_info how to undo the change.
 _EVAL_TRANSFORMS = (
     "Normalize",
     "Resize",
@@ -86,7 +72,7 @@ _EVAL_TRANSFORMS = (
     "PaddingByAspectRatio",
 )
 
-# The names of the benchmark's list, objectInfo150 (http://sceneparsing.csail.mit.edu), in their usual short form.
+# Short forms of the names in the benchmark's objectInfo150 (http://sceneparsing.csail.mit.edu).
 _ADE20K_CLASSES = """wall building sky floor tree ceiling road bed windowpane grass cabinet sidewalk person earth door
 table mountain plant curtain chair car water painting sofa shelf house sea mirror rug field armchair seat fence desk
 rock wardrobe lamp bathtub railing cushion base box column signboard chest_of_drawers counter sand sink skyscraper
@@ -111,8 +97,8 @@ _CLASS_NAMES = {
 }
 
 
-class _Micrograph(paddleseg_datasets.Dataset):
-    """A segmentation folder that :mod:`common.demo_data.folders` makes on first use.
+class _DemoDataset(paddleseg_datasets.Dataset):
+    """A segmentation folder of :mod:`common.demo_data.folders`, which is made on first use.
 
     Args:
         transforms: PaddleSeg's transforms.
@@ -143,7 +129,7 @@ class _Micrograph(paddleseg_datasets.Dataset):
 
 
 @manager.DATASETS.add_component
-class Nuclei(_Micrograph):
+class Nuclei(_DemoDataset):
     """Nuclei in a fluorescence micrograph; see :func:`common.demo_data.folders.write_nuclei_segmentation`."""
 
     class_names = demo_folders.NUCLEI_CLASSES
@@ -152,7 +138,7 @@ class Nuclei(_Micrograph):
 
 
 @manager.DATASETS.add_component
-class HENuclei(_Micrograph):
+class HENuclei(_DemoDataset):
     """Three types of nuclei in H&E-stained tissue; see :func:`common.demo_data.folders.write_he_segmentation`."""
 
     class_names = demo_folders.HE_NUCLEI_CLASSES
@@ -164,28 +150,26 @@ class HENuclei(_Micrograph):
 
 
 def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.Dataset:
-    """Build the training or validation data of a configuration in PaddleSeg's form.
+    """Build the training or validation data set of a configuration.
 
-    Paths may begin with ``~``; a ``train_path`` or ``val_path`` that does not exist as given is taken relative to
-    ``dataset_root``. Nothing is downloaded but the demo data: PaddleSeg would fetch a missing data set, on every rank.
+    Paths may begin with ``~``. A ``train_path`` or ``val_path`` that does not exist is taken relative to
+    ``dataset_root``. Only the demo data is downloaded; PaddleSeg would download a missing data set, on every rank.
 
     Args:
         section: ``type``, ``transforms`` (a list of ``{type: ..., argument: ...}``), and the arguments of that type.
-        name: what the section is called: ``"train_dataset"`` or ``"val_dataset"``.
+        name: of the section: ``"train_dataset"`` or ``"val_dataset"``.
 
     Returns:
-        PaddleSeg's data set. Its ``file_list`` of (image, mask) is the same on all machines, and its ``class_names``
-        is a list of ``num_classes`` names: known ones, those of ``labels.txt`` or ``class_names.txt`` in
-        ``dataset_root``, one on a line, or else the numbers.
+        PaddleSeg's data set. Its ``file_list`` of (image, mask) is the same on all machines. Its ``class_names`` is a
+        list of ``num_classes`` names: those of the benchmark, those of ``labels.txt`` or ``class_names.txt`` in
+        ``dataset_root``, one per line, or else the numbers.
 
     Raises:
-        UserError: the section asks for what does not exist or cannot work, or the data is not there.
+        UserError: a value is invalid, or data is missing.
     """
     training = name == "train_dataset"
     component = find_component(section, name, manager.DATASETS)
     kind, where = section["type"], f"{name} ({section['type']})"
-    if kind in _UNSUPPORTED:
-        raise UserError(f"{where} is not supported: {_UNSUPPORTED[kind]}; give another type")
     arguments = {key: value for key, value in section.items() if key != "type"}
     require_transforms(section, name)
     if "num_classes" in arguments and hasattr(component, "NUM_CLASSES"):
@@ -196,126 +180,101 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     mode = check_arguments(component, arguments, where).get("mode", "train")
     if not isinstance(mode, str) or mode.lower() not in (_TRAIN_MODES if training else ("val",)):
         raise UserError(f"{name}.mode is {mode!r}; write mode: {'train' if training else 'val'}")
-    _check_numbers(arguments, name)
-    _find_files(component, arguments, mode.lower(), name)
+    for key, low, high in (("num_classes", 2, 2**16), ("ignore_index", 0, 255)):
+        value = arguments.get(key, low)
+        # Masks have 8 bits, and OpenCV pads them with the nearest value that fits: with class 0 for -1.
+        if type(value) is not int or not low <= value <= high:
+            raise UserError(f"{name}.{key} is {value!r}; give an integer from {low} to {high}")
+    for key in ("dataset_root", "train_path", "val_path"):
+        if arguments.get(key) is not None:
+            if not isinstance(arguments[key], str):
+                raise UserError(f"{name}.{key} is {arguments[key]!r}; give a path")
+            arguments[key] = str(Path(arguments[key]).expanduser())
+    if not issubclass(component, _DemoDataset):
+        _find_files(kind, arguments, mode.lower(), name)
     arguments["transforms"] = [
         _build_transform(item, f"{name}.transforms[{number}]", training)
         for number, item in enumerate(arguments["transforms"])
     ]
     dataset = build_component({"type": kind, **arguments}, name, manager.DATASETS)
-    if kind == "ADE20K":
-        dataset.file_list.sort()  # PaddleSeg leaves them in the order of the file system
-    _check_pairs(dataset, kind, where, mode.lower())
+    if kind in _PAIRED_BY_ORDER:
+        dataset.file_list = _pair_by_name(Path(dataset.dataset_root), kind, mode.lower())
+    elif kind == "ADE20K":
+        dataset.file_list.sort()  # PaddleSeg keeps the order of the file system
+    if not dataset.file_list:
+        raise UserError(f"{where} finds no images in {dataset.dataset_root}; check it")
     if training:
         _check_padding(dataset, name)
     dataset.class_names = _class_names(dataset, kind)
     return dataset
 
 
-def _check_numbers(arguments: Mapping[str, Any], name: str) -> None:
-    for key, low, high in (("num_classes", 2, 2**16), ("ignore_index", 0, 255)):
-        value = arguments.get(key, low)
-        # Masks have 8 bits, and OpenCV pads them with the nearest value that fits: with class 0 for -1.
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise UserError(f"{name}.{key} is {value!r}; give an integer from {low} to {high}")
-
-
-def _find_files(component: type, arguments: dict[str, Any], mode: str, name: str) -> None:
-    """Make the paths among the arguments right, or say what is missing, before PaddleSeg downloads or fails."""
-    for key in ("dataset_root", "train_path", "val_path"):
-        value = arguments.get(key)
-        if value is not None:
-            if not isinstance(value, str):
-                raise UserError(f"{name}.{key} is {value!r}; give a path")
-            arguments[key] = str(Path(value).expanduser())
-    if not component.__module__.startswith("paddleseg."):
-        return
-    kind, given = component.__name__, arguments.get("dataset_root")
-    words = {"mode": mode, "long": {"train": "training", "val": "validation"}.get(mode, mode)}
-    expected = [path.format(**words) for path in _EXPECTED.get(kind, ())]
-    holding = f"the folder that holds {', '.join(expected)}" if expected else "the folder that the list files refer to"
-    if given is None:
-        raise UserError(f"{name}.dataset_root is missing; {kind} needs {holding}")
-    root = Path(given)
+def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> None:
+    """Check that folders and lists exist: PaddleSeg would download the data, or fail with a less clear message."""
+    expected = _folders(kind, mode)
+    content = f"the folder that holds {', '.join(expected)}" if expected else "the folder of the images and masks"
+    if arguments.get("dataset_root") is None:
+        raise UserError(f"{name}.dataset_root is missing; give {content}")
+    root = Path(arguments["dataset_root"])
     if not root.is_dir():
-        raise UserError(f"{name}.dataset_root: {root} is no folder; {kind} needs {holding}")
+        raise UserError(f"{name}.dataset_root: {root} is not a folder; give {content}")
     missing = [path for path in expected if not (root / path).exists()]
     if missing:
-        raise UserError(f"{name}.dataset_root: {root} has no {missing[0]}; {kind} needs {holding}")
+        raise UserError(f"{name}.dataset_root: {root} has no {missing[0]}; give {content}")
     if kind == "Dataset":
-        _find_list(arguments, root, "val_path" if mode == "val" else "train_path", name)
+        key = "val_path" if mode == "val" else "train_path"
+        given = arguments.get(key)
+        if given is None:
+            raise UserError(f"{name}.{key} is missing; give a list file with one line IMAGE MASK per image")
+        path = next((path for path in (Path(given), root / given) if path.is_file()), None)
+        if path is None:
+            raise UserError(f"{name}.{key}: neither {given} nor {root / given} exists; give the list of the images")
+        _check_list(path, arguments.get("separator", " "))
+        arguments[key] = str(path)
 
 
-def _find_list(arguments: dict[str, Any], root: Path, key: str, name: str) -> None:
-    given = arguments.get(key)
-    if given is None:
-        raise UserError(f"{name}.{key} is missing; give the file with one line IMAGE MASK for each image")
-    path = next((path for path in (Path(given), root / given) if path.is_file()), None)
-    if path is None:
-        raise UserError(f"{name}.{key}: there is neither {given} nor {root / given}; give the list of the images")
-    arguments[key] = str(path)
-    _check_list(path, arguments.get("separator", " "))
+def _folders(kind: str, mode: str) -> list[str]:
+    long = {"train": "training", "val": "validation"}.get(mode, mode)
+    return [path.format(mode=mode, long=long) for path in _FOLDERS.get(kind, ())]
 
 
 def _check_list(path: Path, separator: str | None) -> None:
-    """Read the list as PaddleSeg will."""
-    number = 0
+    """Check that PaddleSeg can read the list."""
     try:
         with path.open() as file:
-            for number, line in enumerate(file, 1):
-                columns = line.strip().split(separator)
-                if len(columns) != 2:
-                    raise UserError(
-                        f"{path} line {number}: {line.strip()!r} has not two columns; write IMAGE MASK, separated by "
-                        f"{separator!r} (or set separator), and leave no line empty"
-                    )
-                if columns[0].startswith("\ufeff"):
-                    raise UserError(f"{path} begins with a byte order mark; save it as UTF-8 without one")
+            lines = list(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list {path} ({error}); check it") from error
-    if not number:
-        raise UserError(f"the list {path} is empty; write one line IMAGE MASK for each image")
+    if not lines:
+        raise UserError(f"the list {path} is empty; write one line IMAGE MASK per image")
+    if lines[0].startswith("\ufeff"):
+        raise UserError(f"{path} begins with a byte order mark; save it as UTF-8 without one")
+    for number, line in enumerate(lines, 1):
+        if len(line.strip().split(separator)) != 2:
+            raise UserError(
+                f"{path} line {number}: {line.strip()!r} does not have two columns; write IMAGE MASK, separated by "
+                f"{separator!r} (or set separator), and leave no line empty"
+            )
 
 
 def _build_transform(item: Any, where: str, training: bool) -> Callable[[dict], dict]:
     component = find_component(item, where, manager.TRANSFORMS)
     named = f"{where} ({item['type']})"
-    own = component.__module__.startswith("paddleseg.")
-    if own and not training and item["type"] not in _EVAL_TRANSFORMS:
+    if component.__module__.startswith("paddleseg.") and not training and item["type"] not in _EVAL_TRANSFORMS:
         raise UserError(f"{named} cannot be undone after prediction; use only {', '.join(_EVAL_TRANSFORMS)}")
     if item["type"] == "ResizeByShort" and isinstance(item.get("short_size"), list):
         raise UserError(f"{named} draws one of short_size once for the whole run; give one size, or ResizeStepScaling")
     return build_component(item, where)
 
 
-def _check_pairs(dataset: paddleseg_datasets.Dataset, kind: str, where: str, mode: str) -> None:
-    if kind not in _PAIRED_BY_ORDER:
-        if not dataset.file_list:
-            raise UserError(f"{where} finds no images in {dataset.dataset_root}; check it")
-        return
-    between, *suffixes = _PAIRED_BY_ORDER[kind]
-    folders = [Path(dataset.dataset_root, path.format(mode=mode)) for path in _EXPECTED[kind]]
-    images, masks = (
-        sorted(str(path.relative_to(folder)).removesuffix(suffix) for path in folder.glob(f"{between}*{suffix}"))
-        for folder, suffix in zip(folders, suffixes, strict=True)
-    )
-    if not images:
-        raise UserError(
-            f"{where} finds no images *{suffixes[0]} with *{suffixes[1]} in {dataset.dataset_root}; check it"
-        )
-    for own, others, (folder, partner), (suffix, missing), what in (
-        (images, masks, folders, suffixes, "mask"),
-        (masks, images, folders[::-1], suffixes[::-1], "image"),
-    ):
-        alone = sorted({*own} - {*others})
-        if alone:
-            more = f" ({len(alone)} such files)" if len(alone) > 1 else ""
-            expected = partner / f"{alone[0]}{missing}"
-            raise UserError(
-                f"{where}: {folder / f'{alone[0]}{suffix}'} has no {what} {expected}{more}; add or remove one"
-            )
-    dataset.file_list = [
-        [str(folder / f"{name}{suffix}") for folder, suffix in zip(folders, suffixes, strict=True)] for name in images
+def _pair_by_name(root: Path, kind: str, mode: str) -> list[list[str]]:
+    """Pair each image with the mask of its name; the check of the data reports missing masks."""
+    between, image_end, mask_end = _PAIRED_BY_ORDER[kind]
+    images, masks = (root / folder for folder in _folders(kind, mode))
+    found = sorted(images.glob(f"{between}*{image_end}"))
+    return [
+        [str(image), str(masks / (str(image.relative_to(images)).removesuffix(image_end) + mask_end))]
+        for image in found
     ]
 
 
@@ -349,16 +308,16 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
 
 
 class SeededDataset(paddle.io.Dataset):
-    """Training samples whose random numbers depend on the seed and the :class:`SampleKey` only.
+    """Training samples whose random numbers depend only on the seed and the :class:`SampleKey`.
 
-    A sample is ``{"img": float32 [3, h, w], "label": int64 [h, w], "error": ""}``. As
-    :func:`common.training.loader.build_loader` demands, it does not raise: what cannot be read becomes one pixel and a
-    message in ``error``. PaddleSeg's transforms draw from the global generators of Python and NumPy, which every sample
-    seeds.
+    A sample is ``{"img": float32 [3, h, w], "label": int64 [h, w], "error": ""}``. It does not raise (see
+    :func:`common.training.loader.build_loader`): for an unreadable sample, ``error`` is the message and the arrays are
+    placeholders. PaddleSeg's transforms use the global generators of Python and NumPy, which are seeded for every
+    sample.
 
     Args:
-        dataset: a data set of PaddleSeg's in a training mode.
-        seed: seed of the run.
+        dataset: a data set of PaddleSeg in a training mode.
+        seed: of the run.
     """
 
     def __init__(self, dataset: paddleseg_datasets.Dataset, seed: int):
@@ -382,14 +341,14 @@ class SeededDataset(paddle.io.Dataset):
 
 
 class EvalDataset(paddle.io.Dataset):
-    """Validation samples, of any size.
+    """Validation samples of any size.
 
-    A sample is ``{"img": float32 [3, h, w], "label": int64 [H, W], "trans_info": list, "path": str, "error": ""}``: the
-    mask keeps its size, and ``trans_info`` tells ``paddleseg.core.infer`` how to undo what happened to the image. It
-    does not raise; see :class:`SeededDataset`.
+    A sample is ``{"img": float32 [3, h, w], "label": int64 [H, W], "trans_info": list, "path": str, "error": ""}``.
+    The mask keeps its size; ``trans_info`` tells ``paddleseg.core.infer`` how to undo the transforms of the image. It
+    does not raise, as :class:`SeededDataset`.
 
     Args:
-        dataset: a data set of PaddleSeg's in mode ``val``.
+        dataset: a data set of PaddleSeg in mode ``val``.
     """
 
     def __init__(self, dataset: paddleseg_datasets.Dataset):
@@ -426,7 +385,7 @@ def _explain(dataset: paddleseg_datasets.Dataset, index: int, error: Exception) 
     for kind, path in (("image", image), ("mask", mask)):
         if not Path(path).is_file():
             return f"{kind} {path} does not exist; restore it, or take it out of the data"
-    if isinstance(error, AttributeError) and "NoneType" in str(error):  # PaddleSeg does not look at what OpenCV returns
+    if isinstance(error, AttributeError) and "NoneType" in str(error):  # PaddleSeg uses OpenCV's None as an image
         return f"image {image} cannot be read; replace it, or take it out of the data"
     return f"cannot read image {image} with mask {mask} ({one_line(error)}); check them and the transforms"
 
@@ -451,22 +410,20 @@ def collate_train(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def collate_eval(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Make a batch of the one sample of :class:`EvalDataset`: images differ in size.
+    """Make a batch of one sample of :class:`EvalDataset`; images differ in size, so that a batch has one.
 
     Returns:
         ``{"img": float32 [1, 3, h, w], "label": int64 [1, H, W], "trans_info": list, "path": str, "error": str}``.
     """
-    sample = dict(samples[0])
-    if len(samples) > 1:
-        sample["error"] = f"images are evaluated one by one, not {len(samples)} at once; set the batch size to 1"
+    (sample,) = samples
     return {**sample, **{key: np.ascontiguousarray(sample[key][np.newaxis]) for key in ("img", "label")}}
 
 
 def check_batch(batch: Mapping[str, Any]) -> None:
-    """Raise what a reader had to report.
+    """Raise the ``error`` of a batch.
 
     Raises:
-        UserError: a sample could not be read, or the samples do not make a batch.
+        UserError: a sample could not be read, or the samples differ in size.
     """
     if batch["error"]:
         raise UserError(batch["error"])

@@ -1,4 +1,4 @@
-"""Figures of semantic segmentation out of one confusion matrix, counted over all images and ranks."""
+"""Metrics of semantic segmentation from one confusion matrix, counted over all images and ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from paddle import nn
 from common.data.class_table import class_table
 from common.errors import UserError
 from common.runtime.distributed import sum_over_ranks
-from semantic_segmentation.config import ABSENT_CLASSES
 from semantic_segmentation.datasets import check_batch
 from semantic_segmentation.inference import InferenceSettings, predict_labels
 
@@ -23,14 +22,16 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
     """Count the pixels of each pair of classes.
 
     Args:
-        label: integers of any shape; pixels with ``ignore_index`` do not count.
+        label: integers of any shape.
         prediction: integers of the same shape, 0 to ``num_classes`` - 1.
+        num_classes: number of classes.
+        ignore_index: label of pixels that are not counted.
 
     Returns:
-        int64 [classes, classes]: the labels' class goes down, the predictions' across.
+        int64 [classes, classes]; rows are the labels, columns the predictions.
 
     Raises:
-        UserError: the label has another size or a class that there is not.
+        UserError: the label has another size, or a value that is not a class.
     """
     if label.shape != prediction.shape:
         sizes = ("x".join(map(str, array.shape)) for array in (label, prediction))
@@ -41,44 +42,42 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
         wrong = label[(label < 0) | (label >= num_classes)][0]
         raise UserError(
             f"the label has a pixel of class {wrong}, but there are {num_classes} classes, 0 to {num_classes - 1}, and "
-            f"{ignore_index} for unlabelled pixels; mend the label or the number of classes"
+            f"{ignore_index} for ignored pixels; correct the label or the number of classes"
         )
     pairs = np.bincount(label * num_classes + prediction, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)
 
 
 def class_figures(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Figures of each class in percent, float64 [classes]; NaN where there is nothing to divide by.
+    """Compute metrics of each class in percent: float64 [classes].
 
-    ``IoU`` and ``Dice`` are NaN for a class in neither labels nor predictions, ``Acc`` (the share of a class's pixels
-    that are recognised) for one that is not in the labels, ``share`` (of the labelled pixels) for an empty matrix.
+    ``IoU`` and ``Dice`` are NaN for a class that neither labels nor predictions have, ``Acc`` (recall) for a class that
+    the labels do not have, ``share`` (of the labeled pixels) for an empty matrix.
 
     Args:
-        matrix: counts [classes, classes] as from :func:`confusion_matrix`.
+        matrix: from :func:`confusion_matrix`.
     """
-    correct, labelled, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    correct, labeled, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     with np.errstate(invalid="ignore"):
         return {
-            "IoU": 100.0 * correct / (labelled + predicted - correct),
-            "Acc": 100.0 * correct / labelled,
-            "Dice": 200.0 * correct / (labelled + predicted),
-            "share": 100.0 * labelled / labelled.sum(),
+            "IoU": 100.0 * correct / (labeled + predicted - correct),
+            "Acc": 100.0 * correct / labeled,
+            "Dice": 200.0 * correct / (labeled + predicted),
+            "share": 100.0 * labeled / labeled.sum(),
         }
 
 
 def mean_figures(matrix: np.ndarray, absent_classes: str = "exclude") -> dict[str, float]:
-    """``mIoU``, ``aAcc`` (pixels), ``mAcc`` (mean of the classes) and ``mDice`` in percent.
+    """Compute ``mIoU``, ``aAcc`` (of all pixels), ``mAcc`` (mean of the classes) and ``mDice`` in percent.
 
     Args:
-        matrix: counts [classes, classes] as from :func:`confusion_matrix`.
-        absent_classes: what a class that is NaN in :func:`class_figures` does to a mean: ``"exclude"``, nothing, as in
-            mmsegmentation; ``"zero"``, it counts as 0, as in PaddleSeg's ``mean_iou``.
+        matrix: from :func:`confusion_matrix`.
+        absent_classes: classes that are NaN in :func:`class_figures` are left out of a mean (``"exclude"``), as in
+            mmsegmentation, or count as 0 (``"zero"``), as in PaddleSeg's ``mean_iou``.
 
     Raises:
-        UserError: the matrix is empty, or ``absent_classes`` something else.
+        UserError: the matrix is empty.
     """
-    if absent_classes not in ABSENT_CLASSES:
-        raise UserError(f"absent_classes is {absent_classes!r}; it must be {' or '.join(ABSENT_CLASSES)}")
     if not matrix.any():
         raise UserError("no pixel of the validation labels has a class; check the labels and the ignored value")
     classes = class_figures(matrix)
@@ -92,10 +91,12 @@ def mean_figures(matrix: np.ndarray, absent_classes: str = "exclude") -> dict[st
 
 
 def per_class_table(names: Sequence[str], matrix: np.ndarray, title: str) -> str:
-    """A text table of each class's IoU, accuracy and share of the labelled pixels in percent, ``-`` where undefined.
+    """Format IoU, accuracy and share of the labeled pixels of each class in percent, with ``-`` for NaN.
 
     Args:
-        title: what was evaluated; it begins the first line.
+        names: of the classes.
+        matrix: from :func:`confusion_matrix`.
+        title: what was evaluated; the first line begins with it.
     """
     figures = class_figures(matrix)
     columns = {"IoU": figures["IoU"], "Acc": figures["Acc"], "pixels": figures["share"]}
@@ -113,18 +114,17 @@ def evaluate(
     absent_classes: str = "exclude",
     on_image: Callable[[int, Mapping[str, Any], np.ndarray, np.ndarray], None] | None = None,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Evaluate on this rank's share and add up over the ranks: the result is the same for any number of them.
+    """Evaluate this rank's share of the images, and sum the confusion matrices of all ranks.
 
     Args:
-        model: ``model(images)`` gives a list whose first entry is the logits at the images' size.
-        loader: yields each image once over all ranks, one at a time (``datasets.collate_eval``): the tensors ``img``,
-            float32 [1, 3, H, W], and ``label``, integers [1, h, w] or [1, 1, h, w]; ``trans_info`` as PaddleSeg's
-            transforms note it; ``path``; and ``error``, empty or what kept the image from being read.
-        settings: how an image goes through the model.
+        model: ``model(images)`` returns a list whose first entry is the logits at the images' size.
+        loader: batches of :func:`semantic_segmentation.datasets.collate_eval`, each image once over all ranks.
+        num_classes, ignore_index: of the data.
+        settings: of the inference.
         amp: ``"float16"``, ``"bfloat16"`` or empty.
         absent_classes: see :func:`mean_figures`.
-        on_image: called with the place of the image in this rank's loader, from 0, what the loader gave, its label
-            [h, w] and the predicted labels [h, w].
+        on_image: called with the position of the image in this rank's loader, the batch, the label [h, w] and the
+            predicted labels [h, w].
 
     Returns:
         ``mIoU``, ``aAcc``, ``mAcc`` and ``mDice`` in percent and ``images``; and the confusion matrix of all images,
@@ -143,8 +143,7 @@ def evaluate(
     matrix, images = np.zeros((num_classes, num_classes), np.int64), 0
     for place, batch in enumerate(loader):
         check_batch(batch)
-        label = batch["label"].numpy()
-        label = label.reshape(label.shape[-2:])
+        label = batch["label"][0].numpy()
         prediction = predict_labels(run, batch["img"], settings, batch["trans_info"])
         try:
             matrix += confusion_matrix(label, prediction, num_classes, ignore_index)

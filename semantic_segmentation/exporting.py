@@ -1,4 +1,4 @@
-"""A segmenter as ``tools/export.py`` writes it: one window, without the sliding."""
+"""Description of a segmenter for ``tools/export.py``: a single window, without sliding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["exportable"]
 
 
 class _Logits(nn.Layer):
-    """The first of the lists that PaddleSeg's models give."""
+    """The first of the outputs of a PaddleSeg model."""
 
     def __init__(self, model: nn.Layer):
         super().__init__()
@@ -27,7 +27,7 @@ class _Logits(nn.Layer):
 
 
 def exportable(segmenter: Segmenter) -> Exportable:
-    """Images, or windows of them, to logits at their size."""
+    """Images, or windows of images, to logits of the same size."""
     normalize = next((item for item in segmenter.transforms if isinstance(item, Normalize)), None)
     mean, std = (np.ravel(normalize.mean), np.ravel(normalize.std)) if normalize else (np.zeros(3), np.ones(3))
     section = plain(segmenter.config.model)
@@ -39,7 +39,7 @@ def exportable(segmenter: Segmenter) -> Exportable:
         outputs=[Output("logits", ["batch", len(segmenter.class_names), "height", "width"], "of each class and pixel")],
         inputs_of=lambda file: {"images": segmenter.preprocess(file)[0]},
         preprocessing={
-            "colour_order": "RGB",
+            "color_order": "RGB",
             "divide_by": 255 if normalize else 1,
             "mean": mean.tolist(),
             "std": std.tolist(),
@@ -49,7 +49,7 @@ def exportable(segmenter: Segmenter) -> Exportable:
             "paddleseg_transforms": plain(segmenter.config.val_dataset).get("transforms", []),
         },
         postprocessing=(
-            "the class of a pixel is the one with the highest logit; large images go in as overlapping windows whose "
-            f"logits are averaged (test_config: {plain(segmenter.config.test_config) or 'the whole image'})"
+            "the class of a pixel is the one with the highest logit; large images are split into overlapping windows, "
+            f"whose logits are averaged (test_config: {plain(segmenter.config.test_config) or 'the whole image'})"
         ),
     )

@@ -1,4 +1,4 @@
-"""Pictures of a validation image: what the model says beside what is true."""
+"""Pictures for VisualDL: images with their labels and predictions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import paddle
 from paddleseg.core import infer
 
-from common.pictures.drawing import original_pixels, overlay, palette, present_classes, side_by_side, with_legend
+from common.pictures.drawing import denormalize, overlay, palette, present_classes, side_by_side, with_legend
 
-__all__ = ["labelled_images", "original_image", "prediction_beside_truth"]
+__all__ = ["labeled_images", "original_image", "prediction_beside_truth"]
 
 
 def original_image(
@@ -20,51 +20,51 @@ def original_image(
 
     Args:
         image: float32 [1, 3, H, W].
-        trans_info: what the transforms noted of resizing and padding.
-        mean, std: of the three channels, for values from 0 to 1.
+        trans_info: record of resizing and padding by PaddleSeg's transforms.
+        mean, std: of ``Normalize``.
 
     Returns:
         RGB uint8 [h, w, 3].
     """
     image = infer.reverse_transform(image, trans_info, mode="bilinear")
-    return original_pixels(image[0].numpy(), mean, std)
+    return denormalize(image[0].numpy(), mean, std)
 
 
 def prediction_beside_truth(
-    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, names: Sequence[str], opacity: float = 0.5
+    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, names: Sequence[str]
 ) -> np.ndarray:
-    """The image, the prediction and the truth, with a legend of the classes in the latter two.
+    """Draw the image, the prediction and the ground truth side by side, with a legend of the classes that occur.
 
     Args:
         image: RGB uint8 [h, w, 3].
-        label, prediction: integers [h, w]; pixels labelled with no class show the image.
+        label, prediction: integers [h, w]; ignored pixels show the image.
         names: of all classes.
 
     Returns:
         RGB uint8.
     """
-    colours = palette(len(names))
-    panels = [image, overlay(image, prediction, colours, opacity), overlay(image, label, colours, opacity)]
-    present = present_classes(prediction, label, classes=len(names))
+    colors = palette(len(names))
+    panels = [image, overlay(image, prediction, colors), overlay(image, label, colors)]
     row = side_by_side(panels, ["image", "prediction", "truth"])
-    return with_legend(row, [names[number] for number in present], colours[present])
+    return _with_present_classes(row, [prediction, label], names)
 
 
-def labelled_images(
-    images: Sequence[np.ndarray], labels: Sequence[np.ndarray], names: Sequence[str], opacity: float = 0.5
-) -> np.ndarray:
-    """Images side by side, painted with their labels, with a legend of the classes.
+def labeled_images(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Draw images side by side, overlaid with their labels, with a legend of the classes that occur.
 
     Args:
         images: RGB uint8 [h, w, 3] each.
-        labels: integers [h, w]; pixels labelled with no class show the image.
+        labels: integers [h, w]; ignored pixels show the image.
         names: of all classes.
 
     Returns:
         RGB uint8.
     """
-    colours = palette(len(names))
-    panels = [overlay(image, label, colours, opacity) for image, label in zip(images, labels, strict=True)]
-    present = present_classes(*labels, classes=len(names))
+    panels = [overlay(image, label, palette(len(names))) for image, label in zip(images, labels, strict=True)]
     row = side_by_side(panels, [f"image {number + 1}" for number in range(len(panels))])
-    return with_legend(row, [names[number] for number in present], colours[present])
+    return _with_present_classes(row, labels, names)
+
+
+def _with_present_classes(picture: np.ndarray, labels: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+    present = present_classes(*labels, classes=len(names))
+    return with_legend(picture, [names[number] for number in present], palette(len(names))[present])

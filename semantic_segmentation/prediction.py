@@ -18,7 +18,7 @@ from common.checkpoints.loading import Checkpoint
 from common.errors import UserError
 from common.inference.exported_model import ExportedModel
 from common.inference.predictor import PicturePredictor, PredictOptions
-from common.pictures.drawing import colour_map, index_png, overlay, palette, present_classes, with_legend
+from common.pictures.drawing import color_map, index_png, overlay, palette, present_classes, with_legend
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
 from semantic_segmentation.components import build_component, build_model
@@ -32,13 +32,13 @@ LARGE = 2048 * 2048  # pixels; above this many, the logits of a whole image woul
 class Segmenter(PicturePredictor):
     """The class of every pixel, with the transforms and the inference of the validation data.
 
-    Images of more than ``LARGE`` pixels are labelled in sliding windows: those of ``test_config`` or, where it has
+    Images of more than ``LARGE`` pixels are labeled in sliding windows: those of ``test_config`` or, where it has
     none, of 512 pixels that overlap by a third. The memory is then that of one row of windows.
     """
 
     def __init__(self, model: Model, config: CfgNode, class_names: list[str]):
         super().__init__(model, config, class_names)
-        self.colours = palette(len(class_names))
+        self.colors = palette(len(class_names))
         self.settings = InferenceSettings.from_test_config(plain(config.test_config))
         self.transforms = [
             build_component(item, f"val_dataset.transforms[{number}]")
@@ -63,7 +63,7 @@ class Segmenter(PicturePredictor):
     def predict_image(
         self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions
     ) -> dict[str, Any]:
-        """Write ``NAME_overlay.png``, ``NAME_colours.png`` and ``NAME_labels.png`` (class numbers).
+        """Write ``NAME_overlay.png``, ``NAME_colors.png`` and ``NAME_labels.png`` (class numbers).
 
         Returns:
             The paths of the three, and ``classes``: ``label``, ``name`` and ``share`` (0 to 1) of those that occur, the
@@ -75,11 +75,11 @@ class Segmenter(PicturePredictor):
         """
         labels = self.label(image)
         present = present_classes(labels, classes=len(self.class_names))
-        legend = [self.class_names[number] for number in present], self.colours[present]
+        legend = [self.class_names[number] for number in present], self.colors[present]
         drawn = {
-            "overlay": Image.fromarray(with_legend(overlay(image, labels, self.colours), *legend)),
-            "colours": Image.fromarray(with_legend(colour_map(labels, self.colours), *legend)),
-            "labels": index_png(labels, self.colours),
+            "overlay": Image.fromarray(with_legend(overlay(image, labels, self.colors), *legend)),
+            "colors": Image.fromarray(with_legend(color_map(labels, self.colors), *legend)),
+            "labels": index_png(labels, self.colors),
         }
         shares = [float((labels == number).mean()) for number in present]
         classes = [
@@ -95,12 +95,12 @@ class Segmenter(PicturePredictor):
             UserError: the transforms or the scales of the inference cannot take an image of this size.
         """
         height, width = image.shape[:2]
-        only_normalised = all(isinstance(transform, Normalize) for transform in self.transforms)
-        if height * width > LARGE and only_normalised and not self.settings.aug_eval:
+        only_normalized = all(isinstance(transform, Normalize) for transform in self.transforms)
+        if height * width > LARGE and only_normalized and not self.settings.aug_eval:
             windows = self.settings
             if not windows.is_slide:
                 windows = replace(windows, is_slide=True, crop_size=(512, 512), stride=(341, 341))
-            return predict_large(self.model, image, self._normalise, windows)
+            return predict_large(self.model, image, self._normalize, windows)
         data = self._transform(image)
         return predict_labels(self.model, paddle.to_tensor(data["img"][None]), self.settings, data["trans_info"])
 
@@ -113,7 +113,7 @@ class Segmenter(PicturePredictor):
         lines = [f"  {100 * row['share']:6.2f} %  {row['name']}" for row in result["classes"]]
         return "\n".join([f"{result['image']} -> {result['overlay']}", *lines])
 
-    def _normalise(self, window: np.ndarray) -> np.ndarray:
+    def _normalize(self, window: np.ndarray) -> np.ndarray:
         return self._transform(window)["img"].astype(np.float32)
 
     def _transform(self, image: np.ndarray) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from semantic_segmentation.datasets import (
 )
 from semantic_segmentation.evaluation import evaluate, per_class_table
 from semantic_segmentation.inference import InferenceSettings
-from semantic_segmentation.pictures import labelled_images, original_image, prediction_beside_truth
+from semantic_segmentation.pictures import labeled_images, original_image, prediction_beside_truth
 
 __all__ = ["Segmentation"]
 
@@ -153,9 +153,9 @@ class Segmentation(Task):
         if len(outputs) != len(losses["types"]):
             raise UserError(f"the model has {len(outputs)} outputs in training, loss has {len(losses['types'])} types")
         terms = [term.reshape([]) for term in loss_computation(outputs, labels, None, losses)]
-        labelled = labels != ignore_index
-        correct = (outputs[0].argmax(1) == labels) & labelled
-        accuracy = 100.0 * correct.astype("float32").sum() / labelled.astype("float32").sum().clip(min=1.0)
+        labeled = labels != ignore_index
+        correct = (outputs[0].argmax(1) == labels) & labeled
+        accuracy = 100.0 * correct.astype("float32").sum() / labeled.astype("float32").sum().clip(min=1.0)
         return StepResult(sum(terms[1:], terms[0]), len(images), {"aAcc": accuracy})
 
     def _draw_samples(self, batch: dict[str, Any], dataset: datasets.Dataset) -> np.ndarray | None:
@@ -164,7 +164,7 @@ class Segmentation(Task):
             return None
         images = [original_image(image.unsqueeze(0), [], *_mean_and_std(dataset)) for image in batch["img"][:count]]
         labels = batch["label"][:count].numpy()
-        return labelled_images(images, labels.reshape([len(images), *labels.shape[-2:]]), dataset.class_names)
+        return labeled_images(images, labels.reshape([len(images), *labels.shape[-2:]]), dataset.class_names)
 
 
 class SegmentationValidation(Validation):

@@ -1,7 +1,6 @@
-"""UPerNet (arXiv 1807.10221) in the setting of the paper's ADE20K results: mmsegmentation's UPerHead, width 512 [C].
+"""UPerNet (arXiv 1807.10221) as for the paper's ADE20K results: mmsegmentation's UPerHead, width 512 [C].
 
-PaddleSeg's own UPerNet has another auxiliary head, corner-aligned interpolation, no dropout, and 9.5M parameters that
-it never uses. Its data sets, losses and inference run this one.
+PaddleSeg's own UPerNet differs: another auxiliary head, ``align_corners``, no dropout, and 9.5M unused parameters.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class ConvBNReLU(nn.Sequential):
     """Convolution with "same" padding and no bias -> BatchNorm -> ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
-        # He's normal distribution over the outputs that a weight takes part in [A: mmsegmentation].
+        # Paddle's KaimingNormal has no fan_out mode [A: mmsegmentation's].
         fan_out = nn.initializer.KaimingNormal(fan_in=out_channels * kernel_size**2)
         super().__init__(
             nn.Conv2D(
@@ -40,7 +39,7 @@ class ConvBNReLU(nn.Sequential):
 
 
 class PyramidPooling(nn.Layer):
-    """The map beside its averages over 1x1, 2x2, ... equal regions (PSPNet, arXiv 1612.01105), fused by a 3x3."""
+    """Concatenate a map with its averages over 1x1, 2x2, ... regions, and fuse (PSPNet, arXiv 1612.01105)."""
 
     def __init__(self, in_channels: int, channels: int, pool_sizes: Sequence[int], align_corners: bool):
         super().__init__()
@@ -50,13 +49,13 @@ class PyramidPooling(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to ``[B, channels, H, W]``."""
-        pooled = [conv(_average_over_regions(x, self.pool_sizes[i])) for i, conv in enumerate(self.convs)]
+        pooled = [conv(_adaptive_avg_pool(x, self.pool_sizes[i])) for i, conv in enumerate(self.convs)]
         pooled = [_resize(level, x, self.align_corners) for level in pooled]
         return self.fusion(paddle.concat([x, *pooled], axis=1))
 
 
 class UPerHead(nn.Layer):
-    """Pyramid pooling on the last map, a feature pyramid over all, their fusion, and the classifier ``cls``."""
+    """Pyramid pooling on the last map, a feature pyramid over all maps, their fusion, and the classifier ``cls``."""
 
     def __init__(
         self,
@@ -78,7 +77,7 @@ class UPerHead(nn.Layer):
         self.cls = _classifier(channels, num_classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Map NCHW maps, finest first, to logits ``[B, num_classes, H, W]`` at the size of the finest."""
+        """Map NCHW feature maps, finest first, to logits ``[B, num_classes, H, W]`` at the size of the finest."""
         levels = [lateral(maps[i]) for i, lateral in enumerate(self.laterals)]
         levels.append(self.pyramid_pooling(maps[-1]))
         for i in range(len(levels) - 1, 0, -1):
@@ -90,7 +89,7 @@ class UPerHead(nn.Layer):
 
 
 class FCNHead(nn.Layer):
-    """One 3x3 convolution and the classifier ``cls``: the auxiliary head [C: the parameters of the paper]."""
+    """The auxiliary head: one 3x3 convolution and the classifier ``cls`` [C: the paper's number of parameters]."""
 
     def __init__(self, in_channels: int, channels: int, num_classes: int, dropout: float):
         super().__init__()
@@ -105,25 +104,24 @@ class FCNHead(nn.Layer):
 
 @manager.MODELS.add_component
 class PaleUPerNet(nn.Layer):
-    """A backbone of four maps with UPerNet's head and an auxiliary head, which takes part in training only.
+    """A backbone with UPerNet's head and an auxiliary head, which is used in training only.
 
     Args:
         num_classes: outputs of both classifiers.
-        backbone: gives the maps, and ``out_channels`` or PaddleSeg's ``feat_channels``;
-            ``semantic_segmentation.pale_backbone`` registers ours for PaddleSeg's yaml files.
+        backbone: returns a list of feature maps, and has their widths as ``out_channels`` or, as in PaddleSeg,
+            ``feat_channels``. ``semantic_segmentation.pale_backbone`` registers Pale Transformers in PaddleSeg.
         channels: width of the head [C: 512].
         aux_channels: width of the auxiliary head [C: 256].
         pool_sizes: regions along a side, for each level of the pyramid pooling.
-        dropout: rate at which whole channels are dropped before the classifiers [A: mmsegmentation].
-        aux_in_index: map that the auxiliary head reads, counted from 0.
-        align_corners: see ``paddle.nn.functional.interpolate``; for all interpolations.
-        pretrained: weights of a whole model as :func:`common.checkpoints.loading.load_pretrained` takes them. The
-            classifiers are left out if they are for another number of classes. Weights of a backbone go into the
-            backbone.
+        dropout: rate of the 2-D dropout before the classifiers [A: mmsegmentation].
+        aux_in_index: index of the map that the auxiliary head reads.
+        align_corners: for all interpolations, see ``paddle.nn.functional.interpolate``.
+        pretrained: weights of a whole model or of a backbone, see
+            :func:`common.checkpoints.loading.load_pretrained`. Classifiers for another number of classes are skipped.
 
     Raises:
-        ValueError: an argument is out of range; the message names it.
-        common.errors.UserError: the weights cannot be had, are unsafe or damaged, or do not fit.
+        ValueError: an argument is out of range.
+        common.errors.UserError: the weights cannot be found or downloaded, are unsafe or damaged, or do not fit.
     """
 
     head_prefixes = ("decode_head.cls.", "auxiliary_head.cls.")
@@ -143,12 +141,12 @@ class PaleUPerNet(nn.Layer):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("channels", channels), ("aux_channels", aux_channels)):
             if not _is_positive(value):
-                raise ValueError(f"{name} is {value!r}; it must be a positive whole number")
+                raise ValueError(f"{name} is {value!r}; it must be a positive integer")
         if not isinstance(pool_sizes, list | tuple) or not pool_sizes or not all(map(_is_positive, pool_sizes)):
-            raise ValueError(f"pool_sizes is {pool_sizes!r}; give a list of positive whole numbers")
+            raise ValueError(f"pool_sizes is {pool_sizes!r}; give a list of positive integers")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
-        widths = getattr(backbone, "feat_channels", None) or backbone.out_channels  # the first is PaddleSeg's name
+        widths = getattr(backbone, "feat_channels", None) or backbone.out_channels
         if not 0 <= aux_in_index < len(widths):
             raise ValueError(f"aux_in_index is {aux_in_index}; the maps are 0 to {len(widths) - 1}")
         self.num_classes, self.aux_in_index, self.align_corners = num_classes, aux_in_index, align_corners
@@ -159,10 +157,9 @@ class PaleUPerNet(nn.Layer):
             load_pretrained(self, pretrained)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images ``[B, C, H, W]``, H and W from 32 up, to logits ``[B, num_classes, H, W]``.
+        """Map images ``[B, C, H, W]``, H and W at least 32, to a list of logits ``[B, num_classes, H, W]``.
 
-        Returns:
-            The logits; in training also those of the auxiliary head.
+        The list has one entry; in training, the logits of the auxiliary head are the second.
         """
         maps = self.backbone(images)
         logits = [self.decode_head(maps)]
@@ -176,7 +173,7 @@ def _is_positive(value: object) -> bool:
 
 
 def _classifier(channels: int, num_classes: int) -> nn.Conv2D:
-    """Pointwise convolution, normally distributed with 0.01, no bias at first [A: mmsegmentation]."""
+    """Pointwise convolution, initialized with N(0, 0.01^2) and a bias of 0 [A: mmsegmentation]."""
     return nn.Conv2D(
         channels,
         num_classes,
@@ -186,8 +183,8 @@ def _classifier(channels: int, num_classes: int) -> nn.Conv2D:
     )
 
 
-def _average_over_regions(x: Tensor, regions: int) -> Tensor:
-    """``F.adaptive_avg_pool2d`` to ``regions x regions``, in graphs as products, which have a form in ONNX."""
+def _adaptive_avg_pool(x: Tensor, regions: int) -> Tensor:
+    """``F.adaptive_avg_pool2d``; in graphs two matrix products, because ONNX has no adaptive pooling."""
     if paddle.in_dynamic_mode():
         return F.adaptive_avg_pool2d(x, regions)
     down, across = (_region_weights(paddle.shape(x)[axis], regions) for axis in (2, 3))
@@ -195,9 +192,9 @@ def _average_over_regions(x: Tensor, regions: int) -> Tensor:
 
 
 def _region_weights(length: Tensor, regions: int) -> Tensor:
-    """What each position of an axis counts for in the mean of each region, float32 ``[regions, length]``.
+    """Weights of each position of an axis in the mean of each region, float32 ``[regions, length]``.
 
-    Region i reaches from ``floor(i * length / regions)`` to before ``ceil((i + 1) * length / regions)``.
+    Region i begins at ``floor(i * length / regions)`` and ends before ``ceil((i + 1) * length / regions)``.
     """
     length = length.astype("int64")
     number = paddle.arange(regions, dtype="int64").unsqueeze(1)

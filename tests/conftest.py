@@ -8,12 +8,7 @@ import pytest
 
 from common.runtime.cpu_settings import use_fast_gemm
 from tests.helpers import tiny_configs
-from tests.helpers.scheduling import (  # noqa: F401 (pytest finds its hooks and fixtures here)
-    pytest_collection_modifyitems,
-    pytest_configure,
-    pytest_xdist_auto_num_workers,
-    turn,
-)
+from tests.helpers.scheduling import pytest_collection_modifyitems, pytest_xdist_auto_num_workers  # noqa: F401 (hooks)
 
 use_fast_gemm()  # as the programs do: a test may compare with what one of them computed
 

@@ -1,280 +1,337 @@
-"""Train configurations of image classification in several seeds, and compare what they reach.
+"""Train several configurations of image classification with several seeds, and compare their accuracies.
 
     python tools/ablate.py -jobs 2
-    python tools/ablate.py -list
-    python tools/ablate.py -report -into docs/ablation.md -plot docs/ablation.png
-    python tools/ablate.py my_configs/*.yaml -seeds 0 1 2 3 4 -output output/mine -opts TRAIN.EPOCHS 5
+    python tools/ablate.py -report
+    python tools/ablate.py -report -results results/ablation.csv -into docs/ablation.md
+    python tools/ablate.py my_configs -seeds 0 1 2 3 4 -output output/mine -opts TRAIN.EPOCHS 5
 
-A row is a configuration, a run a row with a seed, in a process of one thread. The same command goes on after an
-interruption: it leaves out the runs that are in the results, and the others resume. Ctrl-C lets the runs save first.
+Each run is a process of image_classification/main_multi_gpu.py on one thread, and becomes one line of the results file.
+After an interruption, the same command continues: finished runs are skipped, the others resume from their last
+checkpoint. To repeat a finished run, delete its line from the results file and its folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import ctypes
+import os
+import re
+import signal
+import statistics
+import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict
-from datetime import datetime, timedelta, timezone
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tools/ are
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # where common/, tools/ and the folders of the tasks are
 
-from tqdm import tqdm  # noqa: E402
+from yacs.config import CfgNode  # noqa: E402
 
-from common.errors import UserError  # noqa: E402
+from common.errors import StoppedBySignal, UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
-from tools.ablation.jobs import Job, exclusive, work  # noqa: E402
-from tools.ablation.results import Result, read_results, write_results  # noqa: E402
-from tools.ablation.rows import Counts, Row, count, default_files, load_rows  # noqa: E402
+from common.runtime.csv_table import read_table, write_table  # noqa: E402
+from image_classification.config import CONFIG  # noqa: E402
+from tools.helpers.markdown import markdown_table, replace_section  # noqa: E402
+from tools.plot_curves import read_records  # noqa: E402
 
+LAUNCHER = ROOT / "image_classification" / "main_multi_gpu.py"
+DEFAULT_CONFIGS = ROOT / "image_classification" / "configs" / "ablation_small"
+BASE = "base.yaml"  # shared by the configurations of a folder, and not one of them
+REFERENCE = "shape_pale"  # of the default configurations
 SECTION = "ablation"  # the part of a document that the table replaces
-Key = tuple[str, int]  # row and seed of a run
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run, a line of the results file.
+
+    Attributes:
+        row: name of the configuration file, without suffix.
+        seed: random seed of the run.
+        top1: validation accuracy in percent after the last epoch.
+        params: number of trainable values.
+        multiply_adds: of the forward pass on one image.
+        code_version: see :func:`common.runtime.machine.code_version`.
+        machine: see :func:`common.runtime.machine.describe_device`.
+        date: when the run finished, in UTC.
+    """
+
+    row: str
+    seed: int
+    top1: float
+    params: int
+    multiply_adds: int
+    code_version: str
+    machine: str
+    date: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration.
+
+    Attributes:
+        name: name of the configuration file, without suffix.
+        file: the yaml file.
+        config: its values.
+    """
+
+    name: str
+    file: Path
+    config: CfgNode
+
+    @cached_property
+    def costs(self) -> tuple[int, int]:
+        """Parameters and multiply-adds; the data set is opened for its number of classes."""
+        from common.flops import count_flops, params
+        from image_classification.datasets import build_dataset
+        from image_classification.pale_backbone import build_model
+
+        data = self.config.DATA
+        classes = self.config.MODEL.NUM_CLASSES
+        classes = classes or build_dataset(data.DATASET, data.DATA_PATH or None, "val").num_classes
+        model = build_model(self.config, classes)
+        return params(model), count_flops(model, data.IMAGE_SIZE, data.IMAGE_SIZE)
+
+
+class Job:
+    """One run: a configuration with a seed.
+
+    Args:
+        options: ``KEY VALUE ...``, which override the configuration.
+        output: folder of all runs.
+    """
+
+    def __init__(self, row: Row, seed: int, options: Sequence[str], output: Path):
+        self.row, self.seed, self.options = row, seed, options
+        self.folder = output / row.name / f"seed{seed}"
+        self.log = self.folder.with_suffix(".log")
+        self.process: subprocess.Popen | None = None
+
+    def __str__(self) -> str:
+        return f"{self.row.name} seed {self.seed}"
+
+    def start(self) -> None:
+        """Start the launcher, which resumes if the run was interrupted."""
+        command = [sys.executable, str(LAUNCHER), "-cfg", str(self.row.file.resolve()), "-seed", str(self.seed)]
+        command += ["-output", str(self.folder.resolve()), "-resume", "auto"]
+        command += ["-opts", *self.options] if self.options else []
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches this program only, which passes it on
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+
+    def top1(self) -> float:
+        """Accuracy after the last epoch, of the averaged weights if the run averages them.
+
+        Raises:
+            UserError: the run failed, or its log does not reach the last epoch.
+        """
+        if self.process.returncode:
+            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+            errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            raise UserError(f"{(errors or lines or ['no output'])[-1]}; the whole output is in {self.log}")
+        train = self.row.config.TRAIN
+        last = read_records(self.folder, "val_ema" if train.EMA_DECAY else "val")[-1]
+        if last["epoch"] != train.EPOCHS:
+            raise UserError(f"the log of {self.folder} ends with epoch {last['epoch']:g} of {train.EPOCHS}")
+        return round(last["top1"], 4)
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    _check(arguments)
-    results = {(result.row, result.seed): result for result in read_results(arguments.results)}
-    if arguments.report:
-        _report(arguments, list(results.values()))
-        return
-    rows = load_rows(arguments.configs or default_files(), arguments.opts)
-    jobs = [Job(row, seed, arguments.output, arguments.opts) for seed in arguments.seeds for row in rows]
-    if arguments.list:
-        _list(rows, jobs, results, arguments.json)
-        return
-    _refuse_changed(jobs, results, arguments)
-    with exclusive(arguments.output):
-        _run(jobs, results, arguments)
-
-
-def _check(arguments: Namespace) -> None:
-    """Reject what cannot be meant before anything runs."""
     if arguments.jobs < 1:
         raise UserError(f"-jobs is {arguments.jobs}; it must be at least 1")
     if min(arguments.seeds) < 0 or len(set(arguments.seeds)) < len(arguments.seeds):
-        raise UserError(f"-seeds {' '.join(map(str, arguments.seeds))}: they must be different and not negative")
-    if arguments.results is None:
-        arguments.results = arguments.output / "results.csv"
-    if not arguments.report and (arguments.into or arguments.plot):
-        raise UserError("-into and -plot belong to -report; add it")
-    if arguments.json and not (arguments.report or arguments.list):
-        raise UserError("-json belongs to -report or -list; add one of them")
+        raise UserError(f"-seeds {' '.join(map(str, arguments.seeds))}: seeds must be different and not negative")
+    if arguments.into and not arguments.report:
+        raise UserError("-into needs -report")
+    file = arguments.results or arguments.output / "results.csv"
+    if arguments.report:
+        table = report(read_table(file, Result), file, arguments.reference)
+        print(table)
+        if arguments.into:
+            replace_section(arguments.into, SECTION, table)
+    else:
+        train_all(arguments, file)
 
 
-# ---- run
+def find_rows(paths: Sequence[Path], options: Sequence[str]) -> list[Row]:
+    """Read the configurations in files and folders.
+
+    Raises:
+        UserError: one is missing or invalid, or two have the same name.
+    """
+    rows: dict[str, Row] = {}
+    for path in paths:
+        files = sorted(path.glob("*.yaml"), key=lambda file: _natural(file.stem)) if path.is_dir() else [path]
+        for file in files:
+            if path.is_dir() and file.name == BASE:
+                continue
+            if file.stem in rows:
+                raise UserError(f"{rows[file.stem].file} and {file} have the same name; rename one")
+            config = CONFIG.load(Namespace(cfg=str(file), opts=list(options)))
+            rows[file.stem] = Row(file.stem, file, config)
+    if not rows:
+        raise UserError(f"{' '.join(map(str, paths))} has no configuration *.yaml")
+    return list(rows.values())
 
 
-def _is_current(row: Row, result: Result | None) -> bool:
-    return result is not None and result.fingerprint == row.fingerprint
+def train_all(arguments: Namespace, file: Path) -> None:
+    """Do the runs that are not in the results file, and append each result as soon as it is known.
 
-
-def _refuse_changed(jobs: Sequence[Job], results: dict[Key, Result], arguments: Namespace) -> None:
-    """Stop where results would be replaced by those of another configuration, unless that was asked for."""
-    for job in jobs:
-        old = results.get((job.row.name, job.seed))
-        if old and not _is_current(job.row, old) and not arguments.rerun:
-            raise UserError(
-                f"{arguments.results} has {job} of another configuration ({old.fingerprint}, now "
-                f"{job.row.fingerprint}); replace what has changed with -rerun, or give another -results"
-            )
-
-
-def _run(jobs: Sequence[Job], results: dict[Key, Result], arguments: Namespace) -> None:
-    """Do what is not in the results yet, and write each result as soon as it is there."""
+    Raises:
+        UserError: a configuration is invalid, or runs failed (the others were finished first).
+        StoppedBySignal: SIGINT or SIGTERM was received; the current runs have saved their states.
+    """
     from common.runtime.device import select_device
     from common.runtime.machine import code_version, describe_device
 
-    waiting = [job for job in jobs if not _is_current(job.row, results.get((job.row.name, job.seed)))]
+    rows = find_rows(arguments.configs or [DEFAULT_CONFIGS], arguments.opts)
+    results = read_table(file, Result)
+    finished = {(result.row, result.seed) for result in results}
+    jobs = [Job(row, seed, arguments.opts, arguments.output) for seed in arguments.seeds for row in rows]
+    waiting = [job for job in jobs if (job.row.name, job.seed) not in finished]
     print(f"{len(jobs)} runs: {len(jobs) - len(waiting)} are finished, {len(waiting)} are left", flush=True)
     if not waiting:
         return
-    counts = {name: count(row) for name, row in {job.row.name: job.row for job in waiting}.items()}
     ran_on = code_version(), describe_device(select_device(waiting[0].row.config.DEVICE))
-    failed: list[Job] = []
-    progress = _Progress(len(jobs), waiting)
-    with progress.bar, closing(work(waiting, arguments.jobs, progress.update)) as ended:
-        for job in ended:
-            try:
-                if job.exit_code():
-                    raise UserError(job.failure())
-                result = _result(job, counts[job.row.name], *ran_on)
-            except UserError as error:
-                failed.append(job)
-                progress.finish(job, f"failed: {str(error).removeprefix('error: ')}; all it said: {job.log}")
-                continue
-            results[result.row, result.seed] = result
-            write_results(results.values(), arguments.results)
-            progress.finish(job, f"top-1 {result.top1:.2f}, best {result.best_top1:.2f}")
+    for job in waiting:
+        _ = job.row.costs  # fails now if the data set is missing
+    failed = []
+    for number, job in enumerate(run_jobs(waiting, arguments.jobs), len(jobs) - len(waiting) + 1):
+        try:
+            today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+            result = Result(job.row.name, job.seed, job.top1(), *job.row.costs, *ran_on, today)
+        except UserError as error:
+            failed.append(job)
+            print(f"[{number}/{len(jobs)}] {job} failed: {error}", flush=True)
+            continue
+        results.append(result)
+        write_table(file, Result, results)
+        print(f"[{number}/{len(jobs)}] {job}: top-1 {result.top1:.2f}", flush=True)
     if failed:
-        names = ", ".join(map(str, failed))
-        raise UserError(f"{len(failed)} of {len(waiting)} runs failed ({names}); the same command tries them again")
-    print(f"all results are in {arguments.results}")
+        raise UserError(f"{len(failed)} runs failed ({', '.join(map(str, failed))}); the same command repeats them")
+    print(f"all results are in {file}")
 
 
-def _result(job: Job, counts: Counts, version: str, machine: str) -> Result:
-    return Result(
-        row=job.row.name,
-        seed=job.seed,
-        **job.figures(),
-        params=counts.params,
-        multiply_adds=counts.multiply_adds,
-        fingerprint=job.row.fingerprint,
-        code_version=version,
-        machine=machine,
-        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[Job]:
+    """Run all jobs, ``at_once`` at a time, and yield each when its process has ended.
+
+    Raises:
+        StoppedBySignal: SIGINT or SIGTERM was received; the current runs have saved their states.
+    """
+    from common.runtime.signals import StopRequest
+
+    queue, running = list(jobs), []
+    with StopRequest() as stop:
+        try:
+            while (queue or running) and not stop.signal_number:
+                while queue and len(running) < at_once:
+                    queue[0].start()
+                    running.append(queue.pop(0))
+                time.sleep(POLL_SECONDS)
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    yield job
+        finally:
+            for job in running:
+                job.process.terminate()  # it saves a checkpoint and exits
+            for job in running:
+                job.process.wait()
+    if stop.signal_number:
+        raise StoppedBySignal(stop.signal_number)
+
+
+def report(results: Sequence[Result], file: Path, reference: str | None) -> str:
+    """A Markdown table of the rows' mean accuracies, their deviations, and differences to the reference row.
+
+    Raises:
+        UserError: there are no results, or none of the reference.
+    """
+    if not results:
+        raise UserError(f"{file} has no results yet; run without -report first, or give another -results")
+    rows: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: _natural(result.row)):
+        rows.setdefault(result.row, []).append(result)
+    reference = reference or (REFERENCE if REFERENCE in rows else next(iter(rows)))
+    if reference not in rows:
+        raise UserError(f"{file} has no results of -reference {reference}; there are {', '.join(rows)}")
+    means = {row: statistics.mean(result.top1 for result in runs) for row, runs in rows.items()}
+    lines = []
+    for row in (reference, *(row for row in rows if row != reference)):
+        runs = rows[row]
+        deviation = f" ± {statistics.stdev(result.top1 for result in runs):.2f}" if len(runs) > 1 else ""
+        difference = "" if row == reference else f"{means[row] - means[reference]:+.2f}"
+        costs = f"{runs[0].params / 1e6:.3f}M", f"{runs[0].multiply_adds / 1e6:.2f}M"
+        lines.append([f"`{row}`", *costs, str(len(runs)), f"{means[row]:.2f}{deviation}", difference])
+    header = ["row", "params", "multiply-adds", "seeds", "top-1, mean ± standard deviation"]
+    table = markdown_table([*header, f"difference to `{reference}`"], lines, right=range(1, 6))
+    freedom = len(results) - len(rows)
+    if not freedom:
+        return table
+    pooled = (sum((result.top1 - means[result.row]) ** 2 for result in results) / freedom) ** 0.5
+    return (
+        f"{table}\n\nStandard deviation of one run, pooled over all rows: {pooled:.2f} ({freedom} degrees of freedom)."
     )
 
 
-class _Progress:
-    """A line for each run that ended and, on a terminal, a bar below them.
-
-    Args:
-        total: all runs, finished ones included.
-        waiting: those that are to be done.
-    """
-
-    def __init__(self, total: int, waiting: Sequence[Job]):
-        self._total, self._unfinished, self._last = total, list(waiting), ""
-        self._began, self._at_first = time.monotonic(), self._behind()
-        hidden = not sys.stderr.isatty()
-        self.bar = tqdm(total=total, disable=hidden, leave=False, bar_format="{percentage:3.0f} %|{bar:20}| {desc}")
-
-    def _behind(self) -> float:
-        """Runs behind us, those under way as the part of them that is done."""
-        return self._total - len(self._unfinished) + sum(job.share() for job in self._unfinished)
-
-    def _left(self) -> str:
-        """How long the rest will take at the pace of what this program has done."""
-        behind = self._behind()
-        done = behind - self._at_first
-        if done <= 0:
-            return "time left unknown"
-        seconds = (time.monotonic() - self._began) / done * (self._total - behind)
-        return f"{timedelta(seconds=round(seconds))} left"
-
-    def update(self) -> None:
-        if not self.bar.disable:
-            self.bar.n = self._behind()
-            ended = self._total - len(self._unfinished)
-            self.bar.set_description_str(f"{ended} of {self._total} runs, {self._left()}{self._last}")
-
-    def finish(self, job: Job, outcome: str) -> None:
-        self._unfinished.remove(job)
-        self._last = f", last: {job}, {outcome}"
-        ended = self._total - len(self._unfinished)
-        tqdm.write(f"[{ended}/{self._total}] {job}: {outcome}; {self._left()}", file=sys.stdout)
-        sys.stdout.flush()
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sort key that orders numbers by value: ``size_9`` before ``size_10``."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
-# ---- look
-
-
-def _list(rows: Sequence[Row], jobs: Sequence[Job], results: dict[Key, Result], as_json: bool) -> None:
-    """Print what each row costs and how far its runs are."""
-    width = max(len(row.name) for row in rows)
-    records = []
-    for row in rows:
-        states, counts = {}, None
-        for job in jobs:
-            if job.row is row:
-                result = results.get((row.name, job.seed))
-                current = result if _is_current(row, result) else None
-                counts = Counts(current.params, current.multiply_adds) if current else counts
-                states[job.seed] = {
-                    "top1": current and current.top1,
-                    "share": 1.0 if current else job.share(),
-                    "changed": result is not current,
-                }
-        counts = counts or count(row)
-        records.append({"row": row.name, **asdict(counts), "seeds": states})
-        if not as_json:
-            cost = f"{counts.params / 1e6:.3f}M params  {counts.multiply_adds / 1e6:.2f}M multiply-adds"
-            print(f"{row.name:{width}}  {cost}  {'  '.join(map(_state, states.values()))}", flush=True)
-    if as_json:
-        print(json.dumps(records, indent=2))
-
-
-def _state(state: Mapping[str, Any]) -> str:
-    if state["changed"]:
-        return "changed"
-    return f"{100 * state['share']:.0f} %" if state["top1"] is None else f"{state['top1']:.2f}"
-
-
-def _report(arguments: Namespace, results: Sequence[Result]) -> None:
-    """Print the table, and write it and the picture where that was asked for."""
-    from tools.ablation.report import draw, markdown, records, summarise
-    from tools.markdown_section import replace_section
-
-    if arguments.configs:
-        raise UserError("-report shows all rows of -results; leave out the configurations")
-    if not results:
-        raise UserError(f"{arguments.results} has no results yet; run without -report first, or give another -results")
-    comparison = summarise(results, arguments.reference)
-    table = markdown(comparison)
-    print(json.dumps(records(comparison), indent=2) if arguments.json else table)
-    if arguments.plot:
-        draw(comparison, arguments.plot)
-    if arguments.into:
-        replace_section(arguments.into, SECTION, table)
+def _end_with_parent() -> None:
+    """Send SIGTERM to this process when its parent is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        __doc__,
-        "0 done, 2 wrong input or failed runs, 128 + signal when one made the runs save and leave, 1 anything else",
+        __doc__, "0 done, 2 wrong input or failed runs, 128 + signal after the runs have saved, 1 anything else"
     )
-    what = parser.add_argument_group("what is run")
-    what.add_argument(
+    parser.add_argument(
         "configs",
         nargs="*",
         type=Path,
         metavar="CONFIG",
-        help="yaml files, each a row (default: image_classification/configs/ablation_small without its base.yaml)",
+        help=f"yaml files or folders of them, without {BASE} (default: image_classification/configs/ablation_small)",
     )
-    parser.add_flag(
-        "seeds", what, nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of every row (default: 0 1 2)"
-    )
-    parser.add_flag("jobs", what, type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
-    parser.add_flag("rerun", what, action="store_true", help="replace results whose configuration has changed")
-    parser.add_flag(
-        "opts", what, nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: keys of every row; comes last"
-    )
-    look = parser.add_argument_group("instead of running")
-    parser.add_flag("list", look, action="store_true", help="show what each row costs and how far its runs are")
-    parser.add_flag("report", look, action="store_true", help="print the results as a Markdown table")
-    parser.add_flag("json", look, action="store_true", help="with -list or -report: print JSON instead")
-    parser.add_flag(
-        "reference",
-        look,
-        default="shape_pale",
-        metavar="ROW",
-        help="with -report: what the others are compared with (default: %(default)s)",
-    )
-    parser.add_flag(
-        "into",
-        look,
-        type=Path,
-        metavar="FILE",
-        help=f"with -report: Markdown to put it into, at <!-- begin {SECTION} -->",
-    )
-    parser.add_flag("plot", look, type=Path, metavar="FILE", help="with -report: picture to draw")
-    files = parser.add_argument_group("files")
+    parser.add_flag("seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of each row (default: 0 1 2)")
+    parser.add_flag("jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
     parser.add_flag(
         "output",
-        files,
         type=Path,
         default=Path("output/ablation"),
         metavar="FOLDER",
-        help="of the runs (default: %(default)s)",
+        help="for the runs (default: %(default)s)",
     )
-    parser.add_flag("results", files, type=Path, metavar="FILE", help="CSV file (default: results.csv in -output)")
+    parser.add_flag("results", type=Path, metavar="FILE", help="CSV file (default: results.csv in -output)")
+    parser.add_flag("report", action="store_true", help="print the results as a Markdown table instead of training")
+    parser.add_flag(
+        "reference",
+        metavar="ROW",
+        help=f"with -report: row that the others are compared with (default: {REFERENCE}, or the first row)",
+    )
+    parser.add_flag(
+        "into", type=Path, metavar="FILE", help=f"with -report: document to update, at <!-- begin {SECTION} -->"
+    )
+    parser.add_flag("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: override every row; comes last")
     return parser
 
 

@@ -37,8 +37,7 @@ from tqdm import tqdm  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
-from tools.markdown_section import read_section, replace_section  # noqa: E402
-from tools.markdown_table import markdown_table  # noqa: E402
+from tools.helpers.markdown import markdown_table, read_section, replace_section  # noqa: E402
 
 if TYPE_CHECKING:
     from tools.helpers.benchmark_runtimes import Case, Step

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Builds the site of the documents in .site, and stops at a link or an anchor that leads nowhere, a document that
-# mkdocs.yml does not list, and a docstring that is not what it describes.
+# Builds the site of the documents in .site. It fails at a broken link or anchor, a document that mkdocs.yml does not
+# list, and a docstring that does not match its function.
 #
 #     bash tools/build_site.sh
-#     .venv-docs/bin/mkdocs serve    # then, while writing
+#     .venv-docs/bin/mkdocs serve    # while writing
 #
-# Its tools are in .venv-docs, apart from what the project runs on; PaddlePaddle is not needed.
+# It installs its tools, the extra "docs" of pyproject.toml, into .venv-docs. PaddlePaddle is not needed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=.venv-docs/bin/python
-if ! cmp --silent requirements-docs.txt .venv-docs/installed.txt || ! "$python" -c "" 2>/dev/null; then
+if ! cmp --silent pyproject.toml .venv-docs/pyproject.toml || ! "$python" -c "" 2>/dev/null; then
     base=.venv/bin/python
     [[ -x $base ]] || base=python3
     "$base" -m venv --clear .venv-docs
-    "$python" -m pip install --quiet --disable-pip-version-check --no-input -r requirements-docs.txt
-    cp requirements-docs.txt .venv-docs/installed.txt
+    "$python" -m pip install --quiet --disable-pip-version-check --no-input -e ".[docs]"
+    cp pyproject.toml .venv-docs/
 fi
 NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 echo "The site is in $PWD/.site: python3 -m http.server --directory .site"

@@ -1,13 +1,13 @@
-"""Write a trained model for Paddle Inference and ONNX Runtime, and check what was written on real images.
+"""Export a trained model for Paddle Inference and ONNX Runtime, and check the files on real images.
 
     python tools/export.py -pretrained output/pale_nano_mnist5k/best.pdparams
     python tools/export.py -pretrained output/upernet_pale_nano_nuclei/best.pdparams -images my_images
     python tools/export.py -pretrained output/mask_rcnn_pale_nano_nuclei/best.pdparams -formats onnx -size 512 512
 
-The folder -out gets the files of both formats, labels.txt, preprocessing.json, config.yaml and model_card.json.
-Classifiers and segmenters take batches of any number; detectors one image at a time, with the suppression of boxes
-inside, and give small masks, which tools/predict.py enlarges. docs/deployment.md says how to run them without this
-project. "OK" is printed where each file agrees with the model to 1e-4 on every image; nothing is written otherwise.
+Writes the files of both formats, labels.txt, preprocessing.json, config.yaml and model_card.json to the folder -out.
+Classifiers and segmenters take batches; detectors take one image, include NMS, and return small masks, which
+tools/predict.py enlarges. docs/deployment.md shows how to run them without this project. Prints "OK" if each file
+agrees with the model to 1e-4 on every image; otherwise nothing is written.
 """
 
 from __future__ import annotations
@@ -29,20 +29,27 @@ from common.tasks import TASKS  # noqa: E402
 from common.training.config import add_weights_flags  # noqa: E402
 
 if TYPE_CHECKING:
-    from common.checkpoints.loading import Checkpoint
     from common.inference.exportable import Exportable
-    from common.inference.predictor import Predictor
-    from tools.exporting.checking import Case
+    from tools.helpers.export_checks import Case
 
-FORMATS = ("paddle", "onnx")
-_PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # two that scikit-learn brings
+_FORMATS = ("paddle", "onnx")  # the keys of common.inference.export_formats.FORMATS, whose import takes seconds
+_PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # of scikit-learn
 _MOST_IMAGES = 8
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    from common.inference.exported_model import refuse_exported, refuse_other_files, replace_exported
-    from tools.exporting.checking import TOLERANCE, make_cases
+    from common.inference.exported_model import (
+        CARD,
+        CONFIG,
+        LABELS,
+        PREPROCESSING,
+        refuse_exported,
+        refuse_other_files,
+        replace_exported,
+    )
+    from tools.helpers.export_card import make_card
+    from tools.helpers.export_checks import TOLERANCE, make_cases
     from tools.predict import open_weights
 
     refuse_exported(arguments.pretrained)
@@ -51,15 +58,29 @@ def main(argv: Sequence[str]) -> None:
     task, predictor, checkpoint = open_weights(arguments, fused=False)
     exportable: Exportable = TASKS[task].exportable()(predictor)
     size = _fixed_size(arguments.size, exportable)
+    inputs = {
+        name: [*shape[:2], *size] if size and len(shape) == 4 else list(shape)
+        for name, shape in exportable.inputs.items()
+    }
     _tell(f"running {exportable.name} on {', '.join(Path(image).name for image in images)}")
     cases = make_cases(exportable, images, size)
     out: Path = arguments.out
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out) as folder:
-            card = _write_all(Path(folder), arguments.formats, task, predictor, exportable, size, cases, checkpoint)
-            written = replace_exported(Path(folder), out)
+        with tempfile.TemporaryDirectory(dir=out) as temporary:
+            folder = Path(temporary)
+            checks, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
+            texts = {
+                LABELS: "".join(re.sub(r"[\r\n]+", " ", label) + "\n" for label in exportable.labels),
+                PREPROCESSING: _as_json(exportable.preprocessing),
+                CONFIG: TASKS[task].config().dump(predictor.config),
+            }
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            card = make_card(task, exportable, inputs, checkpoint, sorted(folder.iterdir()), checks, left_out)
+            (folder / CARD).write_text(_as_json(card), encoding="utf-8")
+            written = replace_exported(folder, out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another -out") from error
     finally:
@@ -69,13 +90,12 @@ def main(argv: Sequence[str]) -> None:
         return
     for file in written:
         print(file)
-    found = card["checked_against_eager_mode"]["largest_differences"]
-    largest = max(max(differences.values()) for differences in found.values())
-    print(f"OK: {' and '.join(found)}, {len(cases)} checks each, largest difference {largest:.1e} of {TOLERANCE:.0e}")
+    largest = max(max(differences.values()) for differences in checks.values())
+    print(f"OK: {' and '.join(checks)}, {len(cases)} checks each, largest difference {largest:.1e} of {TOLERANCE:.0e}")
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, the innermost first, up to one that holds something."""
+    """Remove folders, the innermost first, up to the first that is not empty."""
     for folder in folders:
         try:
             folder.rmdir()
@@ -83,57 +103,20 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             return
 
 
-def _write_all(
-    folder: Path,
-    formats: Sequence[str] | None,
-    task: str,
-    predictor: Predictor,
-    exportable: Exportable,
-    size: tuple[int, int] | None,
-    cases: Sequence[Case],
-    checkpoint: Checkpoint,
-) -> dict[str, Any]:
-    """Write the files of an exported model, and check them.
-
-    Returns:
-        The model card.
-    """
-    from common.inference.exported_model import CARD, CONFIG, LABELS, PREPROCESSING
-    from tools.exporting.card import make_card
-
-    inputs = {
-        name: [*shape[:2], *size] if size and len(shape) == 4 else list(shape)
-        for name, shape in exportable.inputs.items()
-    }
-    checks, left_out = _write_formats(folder, formats, exportable, inputs, cases)
-    texts = {
-        LABELS: "".join(f"{_in_one_line(label)}\n" for label in exportable.labels),
-        PREPROCESSING: _as_json(exportable.preprocessing),
-        CONFIG: TASKS[task].config().dump(predictor.config),
-    }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    card = make_card(task, exportable, inputs, checkpoint, sorted(folder.iterdir()), checks, left_out)
-    (folder / CARD).write_text(_as_json(card), encoding="utf-8")
-    return card
-
-
 def _write_formats(
     folder: Path,
-    formats: Sequence[str] | None,
+    wanted: Sequence[str] | None,
     exportable: Exportable,
     inputs: dict[str, list[int | None]],
     cases: Sequence[Case],
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Write the formats that are asked for, or those that can be written.
+    """Write and check the wanted formats; without a choice, those that can be written.
 
     Returns:
-        For each, what :func:`tools.exporting.checking.check` gives; and why others were left out.
+        The result of :func:`tools.helpers.export_checks.check` for each, and why others were left out.
     """
-    from common.inference.exported_model import ONNX, open_file
-    from common.inference.inference_program import save_program
-    from common.inference.onnx_export import convert_program
-    from tools.exporting.checking import check
+    from common.inference.export_formats import FORMATS, save_program
+    from tools.helpers.export_checks import check
 
     checks: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
@@ -142,26 +125,21 @@ def _write_formats(
         graph, weights = save_program(exportable.layer, folder, inputs)
     except (UserError, OSError):
         raise
-    except Exception as error:  # whatever Paddle's tracing comes upon in a model
+    except Exception as error:  # tracing a model can fail anywhere
         raise UserError(
-            f"Paddle cannot write {exportable.name} as a program; give -size HEIGHT WIDTH, or another one "
+            f"Paddle cannot write {exportable.name} as a program; give -size HEIGHT WIDTH, or another size "
             f"({one_line(error)})"
         ) from error
-    for name, file in (("paddle", graph), ("onnx", folder / ONNX)):
-        if name not in (formats or FORMATS):
+    for name in wanted or FORMATS:
+        try:
+            file = FORMATS[name].convert(graph, weights, folder, [output.name for output in exportable.outputs])
+        except UserError as error:
+            if wanted:
+                raise
+            left_out[name] = str(error)
+            print(f"warning: {name} is left out: {error}", file=sys.stderr)
             continue
-        if name == "onnx":
-            _tell("converting it to ONNX")
-            try:
-                convert_program(graph, weights, file, [output.name for output in exportable.outputs])
-            except UserError as error:
-                if formats:
-                    raise
-                # Not asked for by name: what can be written is of use without it.
-                left_out[name] = str(error)
-                print(f"warning: no {file.name}: {error}", file=sys.stderr)
-                continue
-        checks[name] = check(exportable, open_file(file), cases, file.name)
+        checks[name] = check(exportable, FORMATS[name].open(file, "cpu"), cases, file.name)
         _tell(f"{file.name}: {len(cases)} checks, largest difference {max(checks[name].values()):.1e}")
     if "paddle" not in checks:
         graph.unlink()
@@ -173,7 +151,7 @@ def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[in
     """Height and width that the exported files take; None for any.
 
     Raises:
-        UserError: the model cannot take what was asked for, or the size has to be said.
+        UserError: the model cannot take the size, or one is needed.
     """
     import paddle
 
@@ -182,19 +160,21 @@ def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[in
     if asked and len(asked) > 2:
         raise UserError(f"-size {' '.join(map(str, asked))}: give one number, or height and width")
     size = (asked[0], asked[-1]) if asked else None
-    shown = "" if size is None else f"-size {size[0]} {size[1]}"
-    if exportable.usual_size and size not in (None, exportable.usual_size):
+    if size and exportable.usual_size not in (None, size):
         height, width = exportable.usual_size
-        raise UserError(f"{shown}: images come as {height} by {width} pixels; set {exportable.size_key} to change that")
+        raise UserError(
+            f"-size {size[0]} {size[1]}: images are preprocessed to {height} by {width} pixels; set "
+            f"{exportable.size_key} to change that"
+        )
     if size and (min(size) < STRIDE or any(side % exportable.stride for side in size)):
         multiples = f" and multiples of {exportable.stride}" if exportable.stride > 1 else ""
-        raise UserError(f"{shown}: sides must be at least {STRIDE}{multiples}")
+        raise UserError(f"-size {size[0]} {size[1]}: sides must be at least {STRIDE}{multiples}")
     if size or exportable.takes_usual_size_only:
         return size or exportable.usual_size
     if paddle.__version__.startswith("2."):
         if exportable.usual_size is None:
             raise UserError("PaddlePaddle 2 cannot leave the size of images open; give -size HEIGHT WIDTH")
-        print(f"the size is fixed at {exportable.usual_size}, which PaddlePaddle 2 cannot leave open", file=sys.stderr)
+        _tell(f"the size is fixed at {exportable.usual_size}, which PaddlePaddle 2 cannot leave open")
         return exportable.usual_size
     return None
 
@@ -203,16 +183,12 @@ def _find_images(paths: Sequence[str] | None) -> list[str]:
     from common.inference.predictor import find_images
 
     if paths:
-        files = find_images(paths)[0]
+        files = find_images(paths)
         if len(files) > _MOST_IMAGES:
             _tell(f"taking the first {_MOST_IMAGES} of {len(files)} images")
         return files[:_MOST_IMAGES]
     folder = importlib.resources.files("sklearn.datasets") / "images"
     return [str(folder / name) for name in _PHOTOGRAPHS]
-
-
-def _in_one_line(label: str) -> str:
-    return re.sub(r"[\r\n]+", " ", label)
 
 
 def _tell(message: str) -> None:
@@ -224,21 +200,19 @@ def _as_json(values: Any) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        __doc__, "0 done, 2 wrong input or a file that does not agree with the model, 1 anything else"
-    )
+    parser = ArgumentParser(__doc__, "0 done, 2 wrong input or a file that disagrees with the model, 1 anything else")
     add_weights_flags(parser)
     parser.add_flag(
         "out",
         type=Path,
         default=Path("exported"),
-        help="folder to write, where an earlier export is replaced (default: %(default)s)",
+        help="output folder, where an earlier export is replaced (default: %(default)s)",
     )
     parser.add_flag(
         "formats",
         nargs="+",
-        choices=FORMATS,
-        help="what to write (default: paddle, and onnx if it can be converted; what is named has to be)",
+        choices=_FORMATS,
+        help="required formats (default: paddle, and onnx if it can be converted)",
     )
     parser.add_flag(
         "size",
@@ -251,7 +225,7 @@ def _parser() -> ArgumentParser:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help=f"files or folders to check on, at most {_MOST_IMAGES} images (default: two photographs in scikit-learn)",
+        help=f"files or folders to check on, at most {_MOST_IMAGES} images (default: two photographs of scikit-learn)",
     )
     parser.add_flag("json", action="store_true", help="print the model card instead of text")
     return parser

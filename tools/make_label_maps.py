@@ -1,8 +1,8 @@
-"""Make the label maps that training with token labels needs, with any trained classifier of this project.
+"""Compute the label maps for training with token labels, with any trained classifier of this project.
 
     python tools/make_label_maps.py -pretrained output/pale_base_224/best.pdparams -image_size 384 -out label_maps
 
-Data set and preprocessing are those of the weights' own configuration where no flag says otherwise.
+Data set and preprocessing are those of the configuration of the weights, unless flags override them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
 from common.training.config import add_weights_flags  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
-from image_classification.token_sampling import TOKEN_STRIDE  # noqa: E402
+from image_classification.label_map_alignment import TOKEN_STRIDE  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,13 +31,13 @@ def main(argv: Sequence[str]) -> None:
     from common.data.class_names import check_class_order
     from common.runtime.distributed import world_size
     from common.training.log import TrainingLog
-    from image_classification.annotation import annotate
     from image_classification.datasets import build_dataset
+    from image_classification.label_map_annotator import annotate
     from image_classification.label_maps import LabelMapInfo, LabelMapWriter
     from image_classification.prediction import Classifier
 
     if world_size() > 1:
-        raise UserError("one process makes label maps; start this without the launcher")
+        raise UserError("label maps are computed by one process; start this without the launcher")
     source = arguments.pretrained
     checkpoint = read_checkpoint(source)
     config = CONFIG.of_weights(checkpoint.config, source, arguments)
@@ -76,12 +76,12 @@ def _parser() -> ArgumentParser:
             name, images, type=flag.kind, metavar=flag.metavar, help=f"{flag.text} (default: as in the configuration)"
         )
     parser.add_flag(
-        "split", images, choices=("train", "val"), default="train", help="which to label (default: %(default)s)"
+        "split", images, choices=("train", "val"), default="train", help="images to label (default: %(default)s)"
     )
     maps = parser.add_argument_group("label maps")
-    parser.add_flag("out", maps, type=Path, required=True, metavar="FOLDER", help="folder to make")
+    parser.add_flag("out", maps, type=Path, required=True, metavar="FOLDER", help="folder to create")
     parser.add_flag(
-        "top", maps, type=int, default=5, metavar="N", help="classes to keep of each cell (default: %(default)s)"
+        "top", maps, type=int, default=5, metavar="N", help="classes to keep in each cell (default: %(default)s)"
     )
     return parser
 

@@ -1,9 +1,9 @@
-"""Draw the training loss and the validation figures of one or more runs.
+"""Plot the training loss and the validation metric of one or more runs.
 
     python tools/plot_curves.py output/pale_nano_mnist5k -out mnist5k.png
     python tools/plot_curves.py output/seed0 output/seed1 -out seeds.svg
 
-The runs must be of one task. Their figure is the one that decides which weights are the best: top-1, mIoU or box AP.
+The runs must be of one task. The metric is the one that selects the best weights: top-1, mIoU or box AP.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ is
 from common.errors import UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 
-# The figure that decides which weights of a task are the best -> what its runs are counted in, and its name.
-FIGURES = {"top1": ("epoch", "top-1"), "mIoU": ("step", "mIoU"), "box_AP": ("epoch", "box AP")}
+# The metric that selects the best weights of a task -> the unit of the horizontal axis, and its title.
+METRICS = {"top1": ("epoch", "top-1"), "mIoU": ("step", "mIoU"), "box_AP": ("epoch", "box AP")}
 
 
 def read_records(folder: Path, kind: str) -> list[dict]:
     """The records of one kind (``train``, ``val``, ``val_ema``) of a run's ``log.jsonl``, oldest first.
 
     Raises:
-        UserError: the folder is no run's, or its log has no such record or is damaged.
+        UserError: the folder has no log, or its log has no such record or is damaged.
     """
     file = folder / "log.jsonl"
     try:
@@ -46,26 +46,26 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     data = [(folder, read_records(folder, "train"), read_records(folder, "val")) for folder in arguments.runs]
 
-    found = [figure for figure in FIGURES if all(figure in val[-1] for _, _, val in data)]
+    found = [metric for metric in METRICS if all(metric in val[-1] for _, _, val in data)]
     if not found:
-        raise UserError(f"the runs have none of {', '.join(FIGURES)} in common; draw runs of one task at a time")
+        raise UserError(f"the runs have none of {', '.join(METRICS)} in common; plot runs of one task at a time")
     criterion = found[0]
-    unit, title = FIGURES[criterion]
+    unit, title = METRICS[criterion]
 
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (loss_axes, figure_axes) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure, (loss_axes, metric_axes) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for folder, train, val in data:
         loss_axes.plot([r[unit] for r in train], [r["loss"] for r in train], label=folder.name)
         label = f"{folder.name}: {max(r[criterion] for r in val):.2f} %"
-        figure_axes.plot([r[unit] for r in val], [r[criterion] for r in val], marker="o", markersize=3, label=label)
+        metric_axes.plot([r[unit] for r in val], [r[criterion] for r in val], marker="o", markersize=3, label=label)
     loss_axes.set(xlabel=unit, ylabel="training loss")
-    figure_axes.set(xlabel=unit, ylabel=f"validation {title} in %")
-    figure_axes.legend(title="best", loc="lower right")
-    for axes in (loss_axes, figure_axes):
+    metric_axes.set(xlabel=unit, ylabel=f"validation {title} in %")
+    metric_axes.legend(title="best", loc="lower right")
+    for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.3)
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run")
     parser.add_flag(
-        "out", type=Path, required=True, metavar="FILE", help="picture to write; its suffix chooses the format"
+        "out", type=Path, required=True, metavar="FILE", help="image to write; its suffix determines the format"
     )
     return parser
 

@@ -41,9 +41,7 @@ def main(argv: Sequence[str]) -> None:
     from common.inference.exported_model import find_exported
     from common.inference.predictor import PredictOptions, find_images
 
-    files, left_out = find_images(arguments.images)
-    if left_out:
-        print(f"left out {left_out} pictures that this project wrote; name such files to have them", file=sys.stderr)
+    files = find_images(arguments.images, arguments.out)
     exported = find_exported(arguments.pretrained)
     predictor = _open_exported(exported, arguments) if exported else open_weights(arguments)[1]
     options = PredictOptions(arguments.top, arguments.threshold, arguments.out)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes .venv at the repository root with the pinned requirements, and fetches the data of the first examples.
+# Creates .venv at the repository root with the pinned requirements, and fetches the data of the first examples.
 #
 #     bash tools/setup.sh          # CPU
 #     bash tools/setup.sh --gpu    # the PaddlePaddle of requirements-gpu.txt
 #     PYTHON=/path/to/python3.12 bash tools/setup.sh
 #
-# Running it again costs nothing unless a requirement file or the Python has changed.
+# It installs only if the requirements or the Python version have changed since the last time.
 set -euo pipefail
 
 fail() {
@@ -13,25 +13,25 @@ fail() {
     exit 1
 }
 
-# A relative PYTHON is meant from where the user stands.
+# A relative PYTHON is relative to the caller's directory.
 [[ ${PYTHON:-} == */* && $PYTHON != /* ]] && PYTHON=$PWD/$PYTHON
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 requirements=requirements.txt
-further=(-r requirements-dev.txt -r requirements-export.txt)
+extras=dev,export
 supported="3.10 3.11 3.12 3.13"
 case "$*" in
 "") ;;
 --gpu)
     requirements=requirements-gpu.txt
-    further=(-r requirements-dev.txt) # the version of paddle2onnx depends on that of PaddlePaddle
+    extras=dev                 # the version of paddle2onnx depends on that of PaddlePaddle
     supported="3.10 3.11 3.12" # of paddlepaddle-gpu 2.6.2
     ;;
 *) fail "unknown arguments '$*': tools/setup.sh takes --gpu or nothing" ;;
 esac
 venv_python=.venv/bin/python
 
-# Prints the version, such as 3.11, or nothing if it does not run (pyenv leaves commands on PATH that only say so).
+# Prints the version, such as 3.11, or nothing if it does not run (pyenv leaves commands on PATH that only print a hint).
 version_of() {
     "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
 }
@@ -57,15 +57,12 @@ else
     done
     [[ -n $python ]] || fail "no supported Python on PATH: install one of ${supported// /, }, or set PYTHON to its path"
 fi
-echo "== Python $version ($python); supported: ${supported// /, }"
+echo "== Python $version ($python)"
 
-# ---- .venv, and what is in it
-files=(requirements-base.txt "$requirements" requirements-toolkits.txt requirements-dev.txt requirements-export.txt)
-fingerprint="python $version $(cat "${files[@]}" |
-    "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
+# ---- .venv
 stamp=.venv/setup-stamp
-
-if [[ $(version_of "$venv_python") == "$version" && -f $stamp && $(<"$stamp") == "$fingerprint" ]]; then
+wanted="python $version $(cat pyproject.toml "$requirements" requirements-toolkits.txt | cksum)"
+if [[ $(version_of "$venv_python") == "$version" && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
     echo "== .venv: already set up"
 else
     rm -f "$stamp"
@@ -77,7 +74,7 @@ else
         "$python" -m venv --clear .venv || fail "$python cannot create $PWD/.venv: see the message above"
     fi
 
-    echo "== .venv: installing $requirements and what goes with it (a few minutes; the CPU build downloads 280 MB)"
+    echo "== .venv: installing $requirements and the extras $extras (a few minutes; the CPU build downloads 280 MB)"
     log=.venv/setup.log
     install() {
         "$venv_python" -m pip install --quiet --disable-pip-version-check --no-input "$@" >"$log" 2>&1 || {
@@ -85,7 +82,7 @@ else
             fail "pip cannot install $requirements: check the network or PIP_INDEX_URL; pip's messages are in $log"
         }
     }
-    install -r "$requirements" "${further[@]}"
+    install -r "$requirements" -e ".[$extras]"
     install --no-deps -r requirements-toolkits.txt
 
     echo "== .venv: importing paddle"
@@ -96,7 +93,7 @@ else
         fi
         fail "paddle cannot be imported ($(tail -n 1 "$log")): the whole message is in $log"
     fi
-    echo "$fingerprint" >"$stamp"
+    echo "$wanted" >"$stamp"
 fi
 
 # ---- data of the first examples

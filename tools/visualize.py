@@ -56,9 +56,7 @@ def main(argv: Sequence[str]) -> None:
     from common.pictures.picture_folder import PictureFolder
     from tools.helpers.visualize_model import open_model
 
-    files, left_out = find_images(arguments.images)
-    if left_out:
-        print(f"left out {left_out} pictures that this project wrote; name such files to have them", file=sys.stderr)
+    files = find_images(arguments.images, arguments.out)
     task, read = open_model(arguments)
     kinds = arguments.show or KINDS[task]
     for kind in kinds:

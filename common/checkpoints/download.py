@@ -1,4 +1,4 @@
-"""Fetch a file whose SHA-256 is known, once, through interruptions."""
+"""Download a file with a known SHA-256 once, and resume after interruptions."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ _TIMEOUT = 30  # seconds without a byte
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are kept: ``$PALE_HOME``, or ``~/.cache/pale_transformer``."""
+    """The folder of downloaded weights: ``$PALE_HOME``, or ``~/.cache/pale_transformer``."""
     return Path(os.environ.get("PALE_HOME") or Path.home() / ".cache" / "pale_transformer")
 
 
 def split_hash(url: str) -> tuple[str, str]:
-    """Take ``https://host/name.pdparams#sha256=<64 hex digits>`` apart into address and hash.
+    """Split ``https://host/name.pdparams#sha256=<64 hex digits>`` into address and hash.
 
     Raises:
-        UserError: the hash is missing or no SHA-256, or the scheme is another one.
+        UserError: the hash is missing or not a SHA-256, or the scheme is not https.
     """
     address, _, fragment = url.partition("#")
     match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     if not match:
-        raise UserError(f"{address}: weights from the network need their hash; append #sha256=<64 hex digits>")
+        raise UserError(f"{address}: downloads need a hash; append #sha256=<64 hex digits>")
     parts = urlsplit(address)
     local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme != "https" and not (local and parts.scheme == "http"):
-        raise UserError(f"{address}: only https addresses are fetched")
+        raise UserError(f"{address}: only https addresses are supported")
     return address, match[1].lower()
 
 
 def download(url: str, folder: Path | None = None) -> Path:
-    """Return the local copy of a file, fetching what is missing of it, with a progress bar.
+    """Return the local copy of a file, downloading it or its missing part with a progress bar.
 
-    Of several processes that ask for the same file, one fetches it and the others wait.
+    If several processes need the same file, one downloads it and the others wait.
 
     Args:
         url: address and hash, see :func:`split_hash`.
-        folder: where to keep it; ``None`` is :func:`cache_folder`.
+        folder: target folder; ``None`` is :func:`cache_folder`.
 
     Returns:
-        The file, whose hash was verified now or when it was fetched.
+        The file. Its hash was verified when it was downloaded.
 
     Raises:
-        UserError: the server cannot be reached or breaks off (what arrived is kept, and the next call goes on there),
-            or the hash is wrong (what arrived is deleted).
+        UserError: the server cannot be reached or the connection is lost (the next call resumes the download), or the
+            hash is wrong (the file is deleted).
     """
     address, expected = split_hash(url)
     name = Path(urlsplit(address).path).name or "weights"
@@ -84,34 +84,34 @@ def download(url: str, folder: Path | None = None) -> Path:
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         reason = " ".join(str(reason).split()) or type(error).__name__
-        raise UserError(f"{address}: {reason}; run the same command again to go on with the download") from error
+        raise UserError(f"{address}: {reason}; run the same command again to resume the download") from error
     raise UserError(f"{address}: SHA-256 is {found}, not {expected}; the file was deleted. Check address and hash")
 
 
 @contextlib.contextmanager
 def _locked(lock: Path, target: Path) -> Iterator[None]:
-    """Let one process or thread at a time work on a target, where the system can (Windows cannot)."""
+    """Let one process or thread at a time download a file (not on Windows)."""
     try:
         import fcntl
     except ImportError:
         yield
         return
     with lock.open("w") as file:
-        with contextlib.suppress(OSError):  # network file systems without locks
+        with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        if target.is_file():  # whoever still waits for this lock will see the target, too
+        if target.is_file():  # processes that still wait will find the target
             lock.unlink(missing_ok=True)
 
 
 def _fetch(address: str, partial: Path) -> None:
-    """Append the rest of the file to ``partial``, or write it anew where the server cannot continue."""
+    """Append the rest of the file to ``partial``, or write it anew if the server cannot resume."""
     have = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is left to send
+        if error.code == 416 and have:  # the file is complete
             return
         raise
     with response:
@@ -125,7 +125,7 @@ def _fetch(address: str, partial: Path) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
         if total is not None and partial.stat().st_size < total:
-            raise OSError("the connection broke off")
+            raise OSError("the connection was lost")
 
 
 def sha256_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without trust, written so that no crash leaves half of one behind."""
+"""Checkpoint files: untrusted files are read safely, and files are written atomically."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import os
 import pickle
 import struct
-import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +20,7 @@ __all__ = ["SUFFIXES", "load_file", "locate_file", "remove_leftovers", "save_fil
 
 SUFFIXES = (".pdparams", ".safetensors")
 
-# After the pickle, where readers of pickles no longer look: the CRC-32 of all bytes before this trailer.
+# After the pickle, where pickle readers have stopped: the CRC-32 of all bytes before this trailer.
 _TRAILER = struct.Struct("<8sI")
 _MAGIC = b"PALE-CRC"
 _CHUNK = 1 << 22  # bytes
@@ -41,7 +40,7 @@ def locate_file(path: str | Path) -> Path:
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
-    """Read a ``.pdparams`` or ``.safetensors`` file as nested dicts of NumPy arrays, running nothing that is in it.
+    """Read a ``.pdparams`` or ``.safetensors`` file as nested dicts of NumPy arrays, without executing code.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds something other than weights.
@@ -60,11 +59,11 @@ def load_file(path: str | Path) -> dict[str, Any]:
 def save_file(state: Mapping[str, Any], path: str | Path) -> None:
     """Write a nested dict of NumPy arrays and plain values as ``.pdparams``, or a flat one as ``.safetensors``.
 
-    The bytes go to a temporary file beside the target, are flushed to the disk, read back and compared with their
-    checksum; only then does the file get its name, in one step. ``paddle.load`` reads the result, too.
+    The bytes are written to a temporary file beside the target, flushed to the disk, read back and compared with their
+    checksum; then the file is renamed atomically. ``paddle.load`` can read it, too.
 
     Raises:
-        UserError: the file cannot be written; an older one of that name is as it was.
+        UserError: the file cannot be written; an older file of that name is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -97,14 +96,14 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of writes that were killed."""
+    """Delete the temporary files of killed processes."""
     for leftover in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()
 
 
 def _array_bytes(value: Any) -> int:
-    """Bytes of all arrays in nested containers, which is nearly all that a checkpoint takes."""
+    """Bytes of all arrays in nested containers, nearly the size of a checkpoint."""
     if isinstance(value, Mapping):
         return sum(map(_array_bytes, value.values()))
     if isinstance(value, (list, tuple)):
@@ -113,7 +112,7 @@ def _array_bytes(value: Any) -> int:
 
 
 class _ChecksumWriter:
-    """A file that knows the CRC-32 of what was written to it."""
+    """A file with the CRC-32 of the written bytes."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.checksum = file, 0
@@ -133,7 +132,7 @@ def _checksum(file: BinaryIO, size: int) -> int:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power failure, where the system can (Windows cannot open folders)."""
+    """Make a rename survive a power failure (not on Windows, which cannot open folders)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -142,65 +141,29 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _open_twice(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Open a file at two positions: the same file, even if a training replaces it at this moment."""
-    while True:
-        with path.open("rb") as first, path.open("rb") as second:
-            if os.path.sameopenfile(first.fileno(), second.fileno()):
-                yield first, second
-                return
-
-
 def _load_pickle(path: Path) -> dict[str, Any]:
-    with _open_twice(path) as (file, again):
+    with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - _TRAILER.size))
         trailer = file.read()
-        expected = None
-        if len(trailer) == _TRAILER.size and trailer.startswith(_MAGIC):
-            expected = _TRAILER.unpack(trailer)[1]
-            size -= _TRAILER.size
         file.seek(0)
-        with _checked(again, size, expected):
-            state = load_arrays(file, size)
-            if file.tell() != size:
-                raise UnsafePickleError(f"it is damaged: {size - file.tell()} bytes follow its end")
-            if not isinstance(state, dict):
-                raise UnsafePickleError(f"it holds a {type(state).__name__}, not a dict of weights")
-            return _join_slices(state, size)
-
-
-@contextlib.contextmanager
-def _checked(file: BinaryIO, size: int, expected: int | None) -> Iterator[None]:
-    """Compare the checksum on another thread while the body reads, and let its verdict win over the body's error."""
-    if expected is None:
-        yield
-        return
-    found: list[int] = []
-
-    def work() -> None:
-        found.append(_checksum(file, size))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    failure = None
-    try:
-        yield
-    except UnsafePickleError as error:
-        failure = error
-    finally:
-        thread.join()
-    if found != [expected]:
-        raise UnsafePickleError("its checksum does not fit: the file is damaged; use an older checkpoint or a new copy")
-    if failure:
-        raise failure
+        if len(trailer) == _TRAILER.size and trailer.startswith(_MAGIC):
+            size -= _TRAILER.size
+            if _checksum(file, size) != _TRAILER.unpack(trailer)[1]:
+                raise UnsafePickleError("its checksum is wrong: it is damaged; use an older checkpoint or a new copy")
+            file.seek(0)
+        state = load_arrays(file, size)
+        if file.tell() != size:
+            raise UnsafePickleError(f"it is damaged: {size - file.tell()} bytes follow its end")
+        if not isinstance(state, dict):
+            raise UnsafePickleError(f"it holds a {type(state).__name__}, not a dict of weights")
+        return _join_slices(state, size)
 
 
 def _join_slices(state: dict[str, Any], size: int) -> dict[str, Any]:
-    """Undo what ``paddle.save`` does with protocols 2 and 3 to arrays above 1 GiB, and drop its table of names.
+    """Join the slices in which ``paddle.save`` writes arrays above 1 GiB with protocols 2 and 3; drop its name table.
 
-    The arrays may be one array under many names, so that what is joined is held against the size of the file.
+    Several names may stand for the same array, so the joined bytes are limited to the size of the file.
     """
     state.pop("StructuredToParameterName@@", None)
     try:
@@ -222,7 +185,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(load(path))
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UnsafePickleError(f"it is damaged or holds no arrays that NumPy knows ({error})") from error
+        raise UnsafePickleError(f"it is damaged or has arrays that NumPy does not support ({error})") from error
 
 
 def _safetensors_bytes(state: Mapping[str, Any]) -> bytes:

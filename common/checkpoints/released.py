@@ -1,4 +1,4 @@
-"""Released weights, by the name of the model and the data they were trained on."""
+"""Released weights by model name and training data."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ReleasedWeights:
     tested_on: str
 
 
-# There are no official weights: the paper's authors released none, and we have not trained on ImageNet. What stands
-# here was trained by this project on a CPU; docs/results.md has the commands.
+# There are no official weights: the paper's authors released none, and we have not trained on ImageNet. These were
+# trained by this project on a CPU; docs/results.md has the commands.
 _RELEASED: tuple[ReleasedWeights, ...] = (
     ReleasedWeights("pale_nano", "mnist5k", "pale_nano_mnist5k.pdparams", 97.4, "1,000 held-out digits of MNIST-5k"),
     ReleasedWeights(
@@ -59,17 +59,17 @@ def list_weights(model: str | None = None) -> list[ReleasedWeights]:
 
 
 def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | Path:
-    """Turn what ``create_model`` was given into something to load.
+    """Find the file or address of ``pretrained``.
 
     Args:
         model: name of the variant; ``None`` looks among the weights of all.
         pretrained: ``True`` for ImageNet weights, a tag of :func:`list_weights`, a path, or an address with its hash.
 
     Returns:
-        A path, or an address for :func:`common.checkpoints.loading.load_pretrained`.
+        A path or an address.
 
     Raises:
-        UserError: there are no such weights; the message says which there are.
+        UserError: there are no such weights; the message lists the known ones.
     """
     rows = {row.tag: row for row in list_weights(model)}
     if pretrained is True:
@@ -113,12 +113,12 @@ def _read_registry(file: str) -> list[ReleasedWeights]:
     except OSError as error:
         raise UserError(f"cannot read the registry {path} ($PALE_WEIGHTS): {error.strerror}") from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"the registry {path} ($PALE_WEIGHTS) is no list of weights: {error}") from error
+        raise UserError(f"the registry {path} ($PALE_WEIGHTS) is not a list of weights: {error}") from error
 
 
 def _read_row(entry: dict[str, Any], folder: Path) -> ReleasedWeights:
     row = ReleasedWeights(**entry)
     for name in ("model", "tag", "location", "tested_on"):
         if not isinstance(entry[name], str):
-            raise TypeError(f"{name} is {entry[name]!r}, not a text")
+            raise TypeError(f"{name} is {entry[name]!r}, not a string")
     return row if "://" in row.location else replace(row, location=str(folder / row.location))

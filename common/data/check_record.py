@@ -1,4 +1,4 @@
-"""What has passed a check of the data, so that it is not checked again before it changes."""
+"""A record of data that has passed a check, which is then skipped until the data changes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["CheckRecord", "fingerprint"]
 
 
 def fingerprint(rules: str, paths: Iterable[str]) -> str:
-    """SHA-256 of all that the outcome of a check depends on.
+    """Compute the SHA-256 of everything that the result of a check depends on.
 
     Args:
-        rules: what the files are checked against.
-        paths: of the files, whose size and time count, too. They need not exist.
+        rules: settings of the check.
+        paths: of the checked files; their sizes and modification times are included. They need not exist.
     """
     digest = hashlib.sha256(f"{__version__} {rules}\n".encode(errors="surrogatepass"))
     for path in paths:
@@ -35,15 +35,15 @@ def fingerprint(rules: str, paths: Iterable[str]) -> str:
 
 
 class CheckRecord:
-    """A JSON file of what has passed, ``{split: fingerprint}``, which rank 0 reads and writes; made by all ranks.
+    """A JSON file ``{split: fingerprint}`` of data that has passed. All ranks create it; rank 0 reads and writes.
 
     Args:
         path: the file; it need not exist.
-        split: what the data is called: ``"train"`` or ``"val"``.
-        key: computes the data's fingerprint; called on rank 0 only.
+        split: ``"train"`` or ``"val"``.
+        key: returns the fingerprint of the data; called on rank 0 only.
 
     Attributes:
-        has_passed: whether the data has passed before.
+        has_passed: whether this data is in the record.
     """
 
     def __init__(self, path: Path, split: str, key: Callable[[], str]):
@@ -53,7 +53,7 @@ class CheckRecord:
         self.has_passed = bool(sum_over_ranks([float(passed)])[0])
 
     def add(self) -> None:
-        """Note that the data has passed.
+        """Record that the data has passed.
 
         Raises:
             UserError: the file cannot be written.
@@ -71,6 +71,6 @@ class CheckRecord:
     def _read(self) -> dict[str, str]:
         try:
             passed = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # absent or damaged: nothing has passed
+        except (OSError, ValueError):  # missing or damaged
             return {}
         return passed if isinstance(passed, dict) else {}

@@ -1,4 +1,4 @@
-"""Names of classes: out of the text file that stands beside the data, and compared with those that a model learnt."""
+"""Class names from a text file, and a check of the order of classes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ __all__ = ["check_class_order", "read_class_names"]
 
 
 def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Path] | None:
-    """Read the first of the files that there is: one name a line, without empty lines.
+    """Read the first of the files that exists: one name per line, empty lines are skipped.
 
     Args:
-        files: their names in the folder. UTF-8 with or without a byte order mark; what is none becomes U+FFFD.
+        folder: where the files are.
+        files: their names. They are read as UTF-8, with or without a byte order mark; invalid bytes become U+FFFD.
 
     Returns:
-        The names and the file that they are from, or None if there is no such file.
+        The names and the path of the file, or None if no file exists.
     """
     for path in (folder / file for file in files):
         if path.is_file():
@@ -26,19 +27,19 @@ def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Pat
     return None
 
 
-def check_class_order(names: Sequence[str] | None, learnt: Sequence[str] | None, data: str, source: str) -> None:
-    """Stop where the data numbers the classes otherwise than a model did; other names for them are no error.
+def check_class_order(names: Sequence[str] | None, learned: Sequence[str] | None, data: str, source: str) -> None:
+    """Check that the data numbers its classes as a model does. Classes may be renamed, but not reordered.
 
     Args:
-        names, learnt: of the data's classes and of the model's; None where they have none.
-        data, source: what has them, for the message.
+        names, learned: class names of the data and of the model, or None.
+        data, source: where they come from, for the message.
 
     Raises:
         UserError: a class has another number.
     """
-    for number, (name, other) in enumerate(zip(names or (), learnt or (), strict=False)):
-        if learnt and name != other and name in learnt:
+    for number, (name, other) in enumerate(zip(names or (), learned or (), strict=False)):
+        if learned and name != other and name in learned:
             raise UserError(
-                f"class {number} is {name!r} in {data} and {other!r} in {source}; give the data's classes the order "
-                "that they had in training"
+                f"class {number} is {name!r} in {data} and {other!r} in {source}; give the classes of the data the "
+                "order that they had in training"
             )

@@ -1,4 +1,4 @@
-"""Figures of each class as a text table."""
+"""Text tables with one line per class."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ import numpy as np
 
 __all__ = ["class_table", "column_width", "pad"]
 
-_WIDTH = 9  # of a column of figures
-
 
 def class_table(names: Sequence[str], columns: Mapping[str, Iterable[float]], title: str) -> str:
-    """Lay out a line for each class below a title.
+    """Format a table below a title.
 
     Args:
         names: of the classes.
-        columns: a figure of each class by heading: integers, or floats that are shown with two decimals, NaN as ``-``.
+        columns: by heading, one value per class: integers, or floats, which get two decimals; NaN becomes ``-``.
+        title: the first line.
     """
-    width = column_width(("class", *names))
-    lines = [title, pad("class", width) + "".join(f"{heading:>{_WIDTH}}" for heading in columns)]
-    for name, *values in zip(names, *columns.values(), strict=True):
-        lines.append(pad(name, width) + "".join(f"{_shown(value):>{_WIDTH}}" for value in values))
+    texts = [[heading, *map(_format, values)] for heading, values in columns.items()]
+    widths = [max(9, 2 + max(map(len, column))) for column in texts]
+    first = ["class", *names]
+    first_width = column_width(first)
+    lines = [title]
+    for name, *cells in zip(first, *texts, strict=True):
+        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        lines.append(pad(name, first_width) + row)
     return "\n".join(lines)
 
 
-def _shown(value: float) -> str:
-    if isinstance(value, int):
+def _format(value: float) -> str:
+    if isinstance(value, int | np.integer):
         return f"{value:,}"
     return "-" if np.isnan(value) else f"{value:.2f}"
 
 
 def column_width(texts: Iterable[str]) -> int:
-    """Columns of a terminal that the widest of some texts takes."""
+    """Terminal columns of the widest text."""
     return max(map(_columns, texts))
 
 
 def pad(text: str, width: int) -> str:
-    """Fill a text with blanks up to so many columns of a terminal."""
+    """Append blanks up to a number of terminal columns."""
     return text + " " * (width - _columns(text))
 
 
 def _columns(text: str) -> int:
-    """Columns that a text takes on a terminal, where Chinese characters, for one, take two."""
-    letters = [letter for letter in text if not unicodedata.combining(letter)]
-    return len(letters) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in letters)
+    """Terminal columns of a text; East Asian wide characters take two, combining ones none."""
+    characters = [character for character in text if not unicodedata.combining(character)]
+    return len(characters) + sum(unicodedata.east_asian_width(character) in "WF" for character in characters)

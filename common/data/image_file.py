@@ -1,4 +1,11 @@
-"""Image files of any name: reading them, and a look at whether that will work, mostly without decoding them."""
+"""Which files are images, and the two ways in which they are read.
+
+- :func:`list_images` lists the images of a folder, for all tasks.
+- :func:`load_rgb` reads with Pillow, for classification: EXIF orientation is ignored, as is usual for ImageNet; 16-bit
+  gray is scaled to 8 bits; alpha is dropped.
+- :func:`read_image` reads with OpenCV, for segmentation and detection, as PaddleSeg and PaddleDetection do: EXIF
+  orientation is applied; of 16 bits the upper 8 are kept; alpha is dropped.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +18,88 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import UserError, one_line
 
-__all__ = ["check_name", "is_turned", "look_at_image", "read_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "check_name",
+    "is_turned",
+    "list_images",
+    "load_rgb",
+    "look_at_image",
+    "read_image",
+    "to_rgb",
+]
+
+IMAGE_SUFFIXES = (
+    ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """List the files in and below a folder whose names end in one of ``IMAGE_SUFFIXES``, sorted.
+
+    Hidden files and folders, whose names begin with a dot, are left out.
+    """
+    found = []
+    for parent, subfolders, files in os.walk(folder):  # strings: a million Path objects take long
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths = (os.path.join(parent, name) for name in files if not name.startswith("."))  # noqa: PTH118
+        found += [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+    return sorted(found)
+
+
+def load_rgb(path: str | Path, min_size: int | None = None) -> Image.Image:
+    """Decode an image with Pillow.
+
+    Args:
+        path: of the image file.
+        min_size: in pixels; a JPEG may then be decoded at a half, quarter or eighth of its size, as long as both sides
+            keep so many. This is faster and changes the pixels.
+
+    Returns:
+        8-bit RGB; EXIF orientation is not applied.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            if min_size is not None:
+                image.draft(None, (min_size, min_size))
+            return to_rgb(image)
+    except FileNotFoundError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UserError("not an image format that Pillow supports") from error
+    except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
+        raise UserError(one_line(error)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a Pillow image to 8-bit RGB.
+
+    Alpha is dropped, not blended, as in torchvision and timm. 16-bit gray is scaled to 8 bits, where Pillow's own
+    conversion saturates.
+
+    Raises:
+        ValueError: the pixels are floating-point numbers, whose range is not defined.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range; save the image with 8 or 16 bits per channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # a direct conversion to RGB makes Pillow warn
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_image(path: str) -> np.ndarray | None:
-    """Decode an image as ``cv2.imread`` does, which opens only files whose names are UTF-8.
+    """Decode an image as ``cv2.imread`` does, whatever its name: ``cv2.imread`` opens only UTF-8 names.
 
     Returns:
-        RGB uint8 [h, w, 3], or None if the file cannot be read or is no image.
+        RGB uint8 [h, w, 3], or None if the file cannot be decoded.
     """
     try:
         content = np.fromfile(path, np.uint8)
@@ -29,7 +110,7 @@ def read_image(path: str) -> np.ndarray | None:
 
 
 def check_name(path: str) -> None:
-    """Refuse a name that PaddleSeg, which leaves the reading to ``cv2.imread``, cannot open, or crashes on.
+    """Refuse a file name that ``cv2.imread``, which PaddleSeg uses, cannot open or crashes on.
 
     Raises:
         UserError: the name is not UTF-8.
@@ -39,16 +120,15 @@ def check_name(path: str) -> None:
 
 
 def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
-    """Measure an image as OpenCV will read it, which PaddleSeg and PaddleDetection do.
+    """Check that OpenCV can read an image, mostly without decoding it.
 
-    Of PNG and JPEG only the header is decoded, and the checksums or the end of the file looked at; other formats are
-    read.
+    Of a PNG the header and the checksums are read, of a JPEG the header and the end; other formats are decoded.
 
     Returns:
-        Width and height, and whether OpenCV will lose bits: more than 8 a channel.
+        Width and height as OpenCV gives them, and whether there are more than 8 bits per channel, which OpenCV drops.
 
     Raises:
-        UserError: the file does not exist, or is damaged, or is of a format that OpenCV cannot read.
+        UserError: the file is missing or damaged, or OpenCV cannot read its format.
     """
     if not Path(path).is_file():
         raise UserError(f"image {path} does not exist; restore it, or take it out of the data")
@@ -63,8 +143,8 @@ def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
                 elif not _has_end_of_jpeg(path):
                     image.load()
     except UnidentifiedImageError:
-        pass  # OpenCV may know the format
-    except Exception as error:  # on broken data Pillow's decoders raise nearly any type
+        pass  # OpenCV may support the format
+    except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
         raise UserError(
             f"image {path} is damaged ({one_line(error)}); replace it, or take it out of the data"
         ) from error
@@ -79,7 +159,7 @@ def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
 
 
 def is_turned(path: str) -> bool:
-    """Whether the EXIF orientation of an image swaps its sides."""
+    """Whether the EXIF orientation of an image swaps width and height."""
     try:
         with Image.open(path) as image:
             return _swaps_sides(image)
@@ -88,7 +168,7 @@ def is_turned(path: str) -> bool:
 
 
 def _bits_per_channel(path: str, image: Image.Image) -> int:
-    """As the file has them; Pillow opens some as 8 bits that have 16."""
+    """Bits per channel in the file; Pillow opens some 16-bit files with 8 bits."""
     if image.format == "PNG":
         with Path(path).open("rb") as file:
             return file.read(25)[24]  # in the header chunk (PNG specification, 11.2.1)
@@ -98,7 +178,7 @@ def _bits_per_channel(path: str, image: Image.Image) -> int:
 
 
 def _has_end_of_jpeg(path: str) -> bool:
-    """Whether the end-of-image marker is near the end of the file; OpenCV reads a truncated JPEG without a word."""
+    """Whether the end-of-image marker is near the end of the file: OpenCV reads a truncated JPEG without an error."""
     with Path(path).open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(file.tell() - 64, 0))
@@ -106,6 +186,6 @@ def _has_end_of_jpeg(path: str) -> bool:
 
 
 def _swaps_sides(image: Image.Image) -> bool:
-    """Whether EXIF's orientation, which OpenCV follows and Pillow does not, is a quarter turn."""
-    # Without any EXIF, Pillow would decode the whole PNG to look for it.
+    """Whether the EXIF orientation, which OpenCV applies and Pillow does not, is a quarter turn."""
+    # The first test keeps Pillow from decoding a whole PNG in search of EXIF data.
     return "exif" in image.info and image.getexif().get(0x0112, 1) >= 5

@@ -1,4 +1,4 @@
-"""Masks as polygons in COCO's form."""
+"""Polygons of masks, in COCO format."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ __all__ = ["mask_to_polygons"]
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
-    """Outline a mask along the edges of its pixels, one polygon for each of its (8-connected) parts.
+    """Outline a mask along the edges of its pixels, with one polygon per 8-connected component.
 
-    COCO's rasteriser puts pixel (0, 0) between the coordinates 0 and 1, while ``cv2.findContours`` goes through the
-    centres of the outermost pixels: taken as they are, its contours lose half a pixel on each side. Here they are those
-    of the mask enlarged twice, rounded to the pixels' corners. pycocotools decodes the polygons to the same mask, but
-    for its holes, which polygons in COCO's form cannot have.
+    COCO places pixel (0, 0) between the coordinates 0 and 1, but ``cv2.findContours`` follows the centers of the
+    outermost pixels, which loses half a pixel on each side. Therefore the contours of the mask at twice its size are
+    taken, and rounded to the pixels' corners. pycocotools decodes the polygons to the same mask with its holes filled:
+    COCO polygons cannot have holes.
 
     Args:
-        mask: bool or numbers [h, w]; what is not 0 is inside.
+        mask: bool or numbers [h, w]; nonzero pixels are inside.
 
     Returns:
-        Polygons ``[x0, y0, x1, y1, ...]`` in pixels, of at least 4 points; none if the mask is empty.
+        Polygons ``[x0, y0, x1, y1, ...]`` in pixels, with at least 4 points each; none if the mask is empty.
     """
     inside = np.asarray(mask) != 0
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))

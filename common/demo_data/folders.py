@@ -1,7 +1,12 @@
-"""Folders for semantic segmentation and object detection, made of the micrographs of :mod:`common.demo_data.wheels`.
+"""Folders for semantic segmentation and object detection, cut out of the micrographs of :mod:`.wheels`.
 
-Training and validation images come from one micrograph: they show that training works, not that a model generalises.
+Training and validation images come from one micrograph: they show that training works, not that a model generalizes.
+
+Each ``write_*`` function makes its folder on the first call and returns its path; several processes may call it at
+once. It raises ``UserError`` as the ``load_*`` function of the micrograph does, and if the folder cannot be written.
 """
+
+from __future__ import annotations
 
 import json
 import shutil
@@ -19,30 +24,30 @@ from .wheels import data_root, fetch, load_dsb_nuclei, load_he_nuclei, make_fold
 __all__ = [
     "HE_NUCLEI_CLASSES",
     "NUCLEI_CLASSES",
-    "write_he_detection",
     "write_he_segmentation",
     "write_nuclei_detection",
     "write_nuclei_segmentation",
 ]
 
-# The types of nuclei are numbered in the type mask and named in the table of outlines that histolytics has beside it
-# (hgsc_nest.parquet); the numbers were matched with the names by position, without one exception in 1,295 outlines.
 NUCLEI_CLASSES = ("background", "nucleus")
+# The type mask has numbers only. Their names are those of the outlines that histolytics ships beside it
+# (hgsc_nest.parquet), matched by position: all 1,295 outlines agree.
 HE_NUCLEI_CLASSES = ("background", "connective", "inflammatory", "neoplastic")
-_CLASS_COLOURS = ((0, 0, 0), (0, 158, 115), (86, 180, 233), (213, 94, 0))  # Okabe and Ito: told apart by everybody
+_MASK_COLORS = ((0, 0, 0), (0, 158, 115), (86, 180, 233), (213, 94, 0))
 _VAL_TILES = 4
-_MIN_PIXELS = 10  # smaller pieces of a nucleus, which a tile's edge cuts off, cannot be told from the background
+_MIN_PIXELS = 10  # smaller parts of a nucleus at the edge of a tile are not annotated
 
 
 @dataclass(frozen=True)
 class _Micrograph:
-    """An image to cut up: where it comes from, and which of its columns are for what.
+    """An image to cut up.
 
     Attributes:
-        source: its name in :mod:`common.demo_data.wheels`.
-        class_names: of its types, background first.
-        read: returns the image, RGB uint8 [h, w, 3], and its instances and types, int32 [h, w].
-        train, val: columns.
+        source: name of the demo data.
+        class_names: of the types of nuclei, background first.
+        read: returns the image, RGB uint8 [h, w, 3], instances and types, int32 [h, w].
+        train, val: columns of the training and validation images.
+        train_images: number of training images for segmentation.
     """
 
     source: str
@@ -50,162 +55,128 @@ class _Micrograph:
     read: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]
     train: slice
     val: slice
-
-    def copy_licence(self, folder: Path) -> None:
-        shutil.copyfile(fetch(self.source) / "LICENSE", folder / "LICENSE")
+    train_images: int
 
 
 def _read_nuclei() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     image, instances = load_dsb_nuclei()
     low, high = np.percentile(image[:, _NUCLEI.train], (1, 99))
-    grey = np.rint(255 * np.clip((image - low) / (high - low), 0, 1)).astype(np.uint8)
-    return np.repeat(grey[..., np.newaxis], 3, axis=2), instances, (instances > 0).astype(np.int32)
+    gray = np.rint(255 * np.clip((image - low) / (high - low), 0, 1)).astype(np.uint8)
+    return np.repeat(gray[..., np.newaxis], 3, axis=2), instances, (instances > 0).astype(np.int32)
 
 
-_NUCLEI = _Micrograph("dsb_nuclei", NUCLEI_CLASSES, _read_nuclei, train=slice(0, 384), val=slice(384, 512))
-# The right edge would not do for validation: it has hardly any neoplastic and inflammatory nuclei.
-_HE = _Micrograph("he_nuclei", HE_NUCLEI_CLASSES, load_he_nuclei, train=slice(375, 1500), val=slice(0, 375))
+_NUCLEI = _Micrograph("dsb_nuclei", NUCLEI_CLASSES, _read_nuclei, slice(0, 384), slice(384, 512), 2)
+# The left edge is for validation because the right edge has hardly any neoplastic and inflammatory nuclei.
+_HE = _Micrograph("he_nuclei", HE_NUCLEI_CLASSES, load_he_nuclei, slice(375, 1500), slice(0, 375), 3)
 
 
 # ---- semantic segmentation
 
 
 def write_nuclei_segmentation(folder: str | Path | None = None) -> Path:
-    """Make (on the first call) a folder for semantic segmentation out of the fluorescence micrograph.
+    """Make a folder for semantic segmentation out of the fluorescence micrograph.
 
-    ``images/*.png`` (RGB, 8 bits), ``masks/*.png`` (class numbers with a palette), ``train.txt`` and ``val.txt`` with
-    lines ``images/train_0.png masks/train_0.png``, and ``labels.txt`` with ``NUCLEI_CLASSES``. The left 384 columns
-    make 2 training images of 384x256 pixels, the right 128 columns 4 validation images of 128x128. Grey values are
-    scaled so that the 1st and the 99th percentile of the training columns become 0 and 255.
+    It has ``images/*.png`` (8-bit RGB), ``masks/*.png`` (class numbers with a palette), ``train.txt`` and ``val.txt``
+    with lines ``images/train_0.png masks/train_0.png``, and ``labels.txt`` with ``NUCLEI_CLASSES``. The left 384
+    columns give 2 training images of 384x256 pixels, the right 128 columns 4 validation images of 128x128. Gray values
+    are scaled so that the 1st and the 99th percentile of the training columns become 0 and 255.
 
     Args:
-        folder: ``data_root() / "nuclei_segmentation"`` if None. Several processes may call this at once.
-
-    Raises:
-        UserError: as :func:`common.demo_data.wheels.load_dsb_nuclei`, or the folder cannot be written or lacks files.
+        folder: ``data_root() / "nuclei_segmentation"`` if None.
     """
-    return _write_segmentation(data_root() / "nuclei_segmentation" if folder is None else Path(folder), _NUCLEI, 2)
+    return _write_segmentation(_folder(folder, "nuclei_segmentation"), _NUCLEI)
 
 
 def write_he_segmentation(folder: str | Path | None = None) -> Path:
-    """Make (on the first call) a folder for semantic segmentation out of the H&E-stained tissue image.
+    """Make a folder for semantic segmentation out of the H&E-stained tissue image, with ``HE_NUCLEI_CLASSES``.
 
-    As :func:`write_nuclei_segmentation`, with ``HE_NUCLEI_CLASSES``: the right 1125 columns make 3 training images of
-    1125x500 pixels, the left 375 columns 4 validation images of 375x375. The masks are noisy.
+    The format is that of :func:`write_nuclei_segmentation`. The right 1125 columns give 3 training images of 1125x500
+    pixels, the left 375 columns 4 validation images of 375x375. The masks are noisy.
 
     Args:
-        folder: ``data_root() / "he_segmentation"`` if None. Several processes may call this at once.
-
-    Raises:
-        UserError: as :func:`common.demo_data.wheels.load_he_nuclei`, or the folder cannot be written or lacks files.
+        folder: ``data_root() / "he_segmentation"`` if None.
     """
-    return _write_segmentation(data_root() / "he_segmentation" if folder is None else Path(folder), _HE, 3)
+    return _write_segmentation(_folder(folder, "he_segmentation"), _HE)
 
 
-def _write_segmentation(folder: Path, micrograph: _Micrograph, train_images: int) -> Path:
-    parts = {"train": (micrograph.train, train_images), "val": (micrograph.val, _VAL_TILES)}
-    files = {split: [f"{split}_{number}.png" for number in range(count)] for split, (_, count) in parts.items()}
+def _folder(folder: str | Path | None, name: str) -> Path:
+    return data_root() / name if folder is None else Path(folder)
 
+
+def _write_segmentation(folder: Path, micrograph: _Micrograph) -> Path:
     def fill(content: Path) -> None:
         image, _, types = micrograph.read()
         for subfolder in ("images", "masks"):
             (content / subfolder).mkdir(parents=True)
-        for split, (columns, count) in parts.items():
-            pieces = (np.array_split(array[:, columns], count) for array in (image, types))
-            for name, pixels, classes in zip(files[split], *pieces, strict=True):
-                Image.fromarray(pixels).save(content / "images" / name)
-                indexed = Image.fromarray(classes.astype(np.uint8))
-                indexed.putpalette(np.array(_CLASS_COLOURS, np.uint8).tobytes())
-                indexed.save(content / "masks" / name)
-            lines = [f"images/{name} masks/{name}\n" for name in files[split]]
+        for split, columns, count in (
+            ("train", micrograph.train, micrograph.train_images),
+            ("val", micrograph.val, _VAL_TILES),
+        ):
+            lines = []
+            for number, rows in enumerate(np.array_split(np.arange(len(image)), count)):
+                name = f"{split}_{number}.png"
+                Image.fromarray(image[rows, columns]).save(content / "images" / name)
+                mask = Image.fromarray(types[rows, columns].astype(np.uint8))
+                mask.putpalette(np.array(_MASK_COLORS, np.uint8).tobytes())
+                mask.save(content / "masks" / name)
+                lines.append(f"images/{name} masks/{name}\n")
             (content / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
         (content / "labels.txt").write_text("\n".join(micrograph.class_names) + "\n", encoding="utf-8")
-        micrograph.copy_licence(content)
+        shutil.copyfile(fetch(micrograph.source) / "LICENSE", content / "LICENSE")
 
-    pairs = [f"{subfolder}/{name}" for subfolder in ("images", "masks") for name in (*files["train"], *files["val"])]
-    return make_folder(folder, fill, ["train.txt", "val.txt", "labels.txt", "LICENSE", *pairs])
+    return make_folder(folder, fill, ["train.txt", "val.txt", "labels.txt", "LICENSE"])
 
 
 # ---- object detection
 
 
 def write_nuclei_detection(folder: str | Path | None = None) -> Path:
-    """Make (on the first call) a folder for object detection, with masks, out of the fluorescence micrograph.
+    """Make a folder for instance segmentation out of the fluorescence micrograph, in COCO format.
 
-    COCO's form: ``train/*.png`` and ``val/*.png`` (RGB, 8 bits), ``annotations/instances_train.json`` and
-    ``annotations/instances_val.json`` with the category 1, ``nucleus``. The images are those of
-    :func:`write_nuclei_segmentation`, cut up otherwise: the left 384 columns make 35 training tiles of 128x128 pixels
-    that overlap by half, the right 128 columns 4 validation tiles of 128x128 that do not. Boxes and areas are those
-    of the masks, whose polygons follow the edges of their pixels. Pieces of less than 10 pixels are left out.
-
-    Args:
-        folder: ``data_root() / "nuclei_detection"`` if None. Several processes may call this at once.
-
-    Raises:
-        UserError: as :func:`common.demo_data.wheels.load_dsb_nuclei`, or the folder cannot be written or lacks files.
-    """
-    return _write_detection(data_root() / "nuclei_detection" if folder is None else Path(folder), _NUCLEI)
-
-
-def write_he_detection(folder: str | Path | None = None) -> Path:
-    """Make (on the first call) a folder for object detection, with masks, out of the H&E-stained tissue image.
-
-    As :func:`write_nuclei_detection`, with the categories 1 to 3, ``HE_NUCLEI_CLASSES`` without the background: the
-    right 1125 columns make 35 training tiles of 375x375 pixels, the left 375 columns 4 validation tiles. A nucleus has
-    the type of most of its pixels. The masks are noisy.
+    It has ``train/*.png`` and ``val/*.png`` (8-bit RGB), ``annotations/instances_train.json`` and
+    ``annotations/instances_val.json`` with the category 1, ``nucleus``. The left 384 columns give 35 training tiles of
+    128x128 pixels, which overlap by half, the right 128 columns 4 validation tiles of 128x128, which do not. Gray
+    values are as in :func:`write_nuclei_segmentation`. Objects of less than 10 pixels are not annotated.
 
     Args:
-        folder: ``data_root() / "he_detection"`` if None. Several processes may call this at once.
-
-    Raises:
-        UserError: as :func:`common.demo_data.wheels.load_he_nuclei`, or the folder cannot be written or lacks files.
+        folder: ``data_root() / "nuclei_detection"`` if None.
     """
-    return _write_detection(data_root() / "he_detection" if folder is None else Path(folder), _HE)
+    return _write_detection(_folder(folder, "nuclei_detection"), _NUCLEI)
 
 
 def _write_detection(folder: Path, micrograph: _Micrograph) -> Path:
     size = micrograph.val.stop - micrograph.val.start
-    rows = _VAL_TILES * size
-    tiles = {
-        "train": list(_tiles(rows, micrograph.train, size, 2)),
-        "val": list(_tiles(rows, micrograph.val, size, 1)),
-    }
     categories = [{"id": number, "name": name} for number, name in enumerate(micrograph.class_names) if number]
 
     def fill(content: Path) -> None:
         image, instances, types = micrograph.read()
         (content / "annotations").mkdir(parents=True)
-        for split in tiles:
+        for split, columns, step in (("train", micrograph.train, size / 2), ("val", micrograph.val, size)):
             (content / split).mkdir()
-            images, annotations = [], []
-            for number, tile in enumerate(tiles[split], 1):
-                name = f"{split}_{number - 1}.png"
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
+            for tile in _tiles(_VAL_TILES * size, columns, size, step):
+                name = f"{split}_{len(images)}.png"
                 Image.fromarray(image[tile]).save(content / split / name)
-                images.append({"id": number, "file_name": name, "width": size, "height": size})
-                annotations += [{"image_id": number, **fields} for fields in _objects(instances[tile], types[tile])]
-            for number, annotation in enumerate(annotations, 1):
-                annotation["id"] = number
+                images.append({"id": len(images) + 1, "file_name": name, "width": size, "height": size})
+                for fields in _objects(instances[tile], types[tile]):
+                    annotations.append({"id": len(annotations) + 1, "image_id": len(images), **fields})
             coco = {"images": images, "categories": categories, "annotations": annotations}
             (content / f"annotations/instances_{split}.json").write_text(json.dumps(coco) + "\n", encoding="utf-8")
-        micrograph.copy_licence(content)
+        shutil.copyfile(fetch(micrograph.source) / "LICENSE", content / "LICENSE")
 
-    files = ["LICENSE"]
-    for split in tiles:
-        files += [f"annotations/instances_{split}.json"]
-        files += [f"{split}/{split}_{number}.png" for number in range(len(tiles[split]))]
-    return make_folder(folder, fill, files)
+    return make_folder(folder, fill, ["LICENSE", "annotations/instances_train.json", "annotations/instances_val.json"])
 
 
-def _tiles(rows: int, columns: slice, size: int, steps: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of square tiles, ``steps`` of which begin within the length of one."""
-    for row in range(steps * (rows // size - 1) + 1):
-        for column in range(steps * ((columns.stop - columns.start) // size - 1) + 1):
-            top, left = row * size // steps, columns.start + column * size // steps
+def _tiles(rows: int, columns: slice, size: int, step: float) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of square tiles, row by row."""
+    for top in np.arange(0, rows - size + 1, step).astype(int):
+        for left in np.arange(columns.start, columns.stop - size + 1, step).astype(int):
             yield slice(top, top + size), slice(left, left + size)
 
 
 def _objects(instances: np.ndarray, types: np.ndarray) -> Iterator[dict[str, Any]]:
-    """What COCO says of each instance in a tile."""
+    """Yield the COCO annotation of each instance in a tile."""
     for instance in np.unique(instances[instances > 0]):
         mask = instances == instance
         category = int(np.bincount(types[mask]).argmax())

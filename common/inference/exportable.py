@@ -1,4 +1,4 @@
-"""What a task says of a model that ``tools/export.py`` is to write."""
+"""The description of a model that a task gives to ``tools/export.py``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Arrays = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Output:
-    """One of the model's outputs.
+    """An output of the model.
 
     Attributes:
-        name: that ONNX files and the model card give it.
-        shape: a number, or the name of what it depends on, for each dimension.
+        name: in ONNX files and in the model card.
+        shape: a number, or the name of an open dimension, for each dimension.
         meaning: in one line.
     """
 
@@ -31,24 +31,24 @@ class Output:
 
 @dataclass(frozen=True)
 class Exportable:
-    """A model, and how it is used.
+    """A model to export.
 
     Attributes:
         name: of the model.
-        labels: its classes.
-        layer: takes the inputs in their order, and gives a tensor or a list of them, the outputs.
-        inputs: name and shape of each; the first are the images, [batch, 3, height, width]. None is open.
+        labels: names of the classes.
+        layer: takes the inputs in their order, and returns the outputs as a tensor or a list of tensors.
+        inputs: name and shape of each; the first are the images, ``[batch, 3, height, width]``. None is open.
         outputs: in their order.
         inputs_of: turns an image file into inputs of these names.
-        preprocessing: what it does, in plain values.
-        postprocessing: what is left to whoever uses the exported model, in a few sentences.
-        stride: what heights and widths must be a multiple of.
-        usual_size: height and width that the preprocessing gives, if they are always the same.
-        size_key: of the configuration, which sets them.
-        takes_usual_size_only: the model can take no other.
-        reference: what the task's own model makes of the inputs, where the layer is another: outputs as the layer's.
-        same_order: brings outputs into the order of others, where theirs is not certain: ``same_order(expected,
-            found)``.
+        preprocessing: the steps of ``inputs_of`` in plain values.
+        postprocessing: what the user of the exported model has to do, in a few sentences.
+        stride: heights and widths must be multiples of it.
+        usual_size: height and width of preprocessed images, if they are always the same.
+        size_key: the configuration key of ``usual_size``.
+        takes_usual_size_only: the model can take no other size.
+        reference: the outputs of the task's own model, where ``layer`` is another implementation of it.
+        same_order: brings outputs into the order of the expected ones, ``same_order(expected, found)``, where the order
+            is not defined.
     """
 
     name: str

@@ -15,58 +15,44 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint, build_lazily, load_weights
-from ..data.image_file import read_image
+from ..data.image_file import IMAGE_SUFFIXES, list_images, read_image
 from ..errors import UserError
 from ..fuse import fuse
-from ..pictures.own_pictures import is_own_picture
 from ..pictures.picture_folder import CannotWrite, PictureFolder
 
 if TYPE_CHECKING:
     from .exported_model import ExportedModel
 
-__all__ = ["IMAGE_SUFFIXES", "PicturePredictor", "PredictOptions", "Predictor", "find_images"]
+__all__ = ["PicturePredictor", "PredictOptions", "Predictor", "find_images"]
 
-IMAGE_SUFFIXES = {
-    ".bmp",
-    ".gif",
-    ".jfif",
-    ".jpeg",
-    ".jpg",
-    ".pbm",
-    ".pgm",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-}
 _PADDING = 127  # gray, in pictures of the model's input
 
 
-def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
-    """Replace each folder by the images in and below it, sorted by name, but for pictures that this project wrote.
+def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
+    """Replace each folder by the images in and below it (:func:`common.data.image_file.list_images`).
 
-    Returns:
-        The files, and the number of pictures that were left out.
+    Args:
+        paths: files and folders.
+        out: folder of the output; images in and below it are left out where a folder is listed.
 
     Raises:
-        UserError: a path is missing, or a folder holds no image.
+        UserError: a path does not exist, or a folder has no images.
     """
-    files, left_out = [], 0
+    files = []
     for path in map(Path, paths):
         if path.is_dir():
-            images = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
-            found = sorted(str(file) for file in images if not is_own_picture(file))
+            images = list_images(path)
+            found = [file for file in images if out is None or not Path(file).resolve().is_relative_to(out.resolve())]
+            if images and not found:
+                raise UserError(f"all images of {path} are in the output folder {out}; give another -out")
             if not found:
-                but = f" but {len(images)} that this project wrote" if images else ""
-                raise UserError(f"no image in {path}{but}; known are {', '.join(sorted(IMAGE_SUFFIXES))}")
+                raise UserError(f"no image in {path}; known are {', '.join(IMAGE_SUFFIXES)}")
             files += found
-            left_out += len(images) - len(found)
         elif path.is_file():
             files.append(str(path))
         else:
             raise UserError(f"no such image or folder: {path}")
-    return files, left_out
+    return files
 
 
 @dataclass(frozen=True)

@@ -1,80 +1,75 @@
-"""The folder into which predictions draw, where nothing is overwritten but pictures of earlier runs."""
+"""The folder that pictures of predictions are written to."""
 
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
 
 from ..errors import UserError
-from .own_pictures import is_own_picture, save_picture
 
 __all__ = ["CannotWrite", "PictureFolder"]
 
 
 class CannotWrite(UserError):
-    """A picture cannot be written, and no other could be either."""
+    """A picture cannot be written, and the next one could not be either."""
 
 
 class PictureFolder:
-    """Pictures of images, called after them.
+    """Writes ``NAME_KIND.png`` for images called ``NAME.*``.
 
-    Pictures of an earlier run are replaced. Where that would overwrite an image that is to be predicted, a picture of
-    this run, or a file that this project did not write, the name gets a number.
+    Existing files of these names are replaced, so that a second run with the same images gives the same files. Input
+    images, and pictures written before in this run, are never overwritten: ``NAME_2_KIND.png``, ``NAME_3_KIND.png``,
+    ... is written instead.
 
     Args:
-        folder: where; made if it is missing.
-        images: files that are to be predicted.
+        folder: created if it does not exist.
+        images: the input images of this run.
 
     Raises:
-        CannotWrite: the folder cannot be made.
+        CannotWrite: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, images: Iterable[str]):
         self.folder = folder
-        self._kept = {_identity(image) for image in images}
+        self._protected = {_file_id(image) for image in images} - {None}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CannotWrite(f"cannot write to {folder}: {error.strerror}; give another -out") from error
 
     def save(self, image: str, pictures: Mapping[str, Image.Image]) -> dict[str, str]:
-        """Write the pictures of an image, ``NAME_KIND.png``.
+        """Write the pictures of an image.
 
         Args:
-            image: the file, whose name without its suffix is NAME.
+            image: path of the input image.
             pictures: by KIND.
 
         Returns:
             The path of each kind.
 
         Raises:
-            CannotWrite: the file system refuses it.
+            CannotWrite: the operating system refuses it.
         """
-        paths = self._free_paths(Path(image).stem, pictures)
+        paths: dict[str, Path] = {}
+        for number in itertools.count(1):
+            name = Path(image).stem + (f"_{number}" if number > 1 else "")
+            paths = {kind: self.folder / f"{name}_{kind}.png" for kind in pictures}
+            if self._protected.isdisjoint(map(_file_id, paths.values())):
+                break
         for kind, path in paths.items():
             try:
-                save_picture(pictures[kind], path)
+                pictures[kind].save(path, format="PNG")
             except OSError as error:
                 raise CannotWrite(f"cannot write {path}: {error.strerror or error}; give another -out") from error
-        self._kept.update(map(_identity, paths.values()))
+            self._protected.add(_file_id(path))
         return {kind: str(path) for kind, path in paths.items()}
 
-    def _free_paths(self, stem: str, kinds: Collection[str]) -> dict[str, Path]:
-        """The first names under which nothing stands that has to stay."""
-        names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-        candidates = ({kind: self.folder / f"{name}_{kind}.png" for kind in kinds} for name in names)
-        return next(paths for paths in candidates if not any(map(self._stays, paths.values())))
 
-    def _stays(self, path: Path) -> bool:
-        return os.path.lexists(path) and (_identity(path) in self._kept or not is_own_picture(path))
-
-
-def _identity(path: str | Path) -> tuple[int, int] | None:
-    """The same for all names of a file, links and other spellings; None where there is none."""
+def _file_id(path: str | Path) -> tuple[int, int] | None:
+    """Device and inode, which are the same for all links to a file; None if it does not exist."""
     try:
         status = Path(path).stat()
     except OSError:

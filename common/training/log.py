@@ -13,7 +13,6 @@ from paddle.io import DataLoader
 from PIL import Image
 from tqdm import tqdm
 
-from ..pictures.own_pictures import save_picture
 from ..runtime.distributed import is_main_process
 from ..runtime.text_file import write_text
 
@@ -113,7 +112,7 @@ class TrainingLog:
             self._visualdl.add_image(name, pixels, step)
             file = Path(self._file.name).parent / "pictures" / f"{name.replace('/', '_').replace(' ', '_')}.png"
             file.parent.mkdir(exist_ok=True)
-            save_picture(Image.fromarray(pixels), file)
+            Image.fromarray(pixels).save(file)
 
     def progress(self, total: int, description: str, lines: bool = True) -> tqdm:
         """A progress bar on stderr if that is a terminal; under Paddle's launcher it is not.

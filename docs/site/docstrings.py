@@ -1,4 +1,4 @@
-"""Docstrings as the reference shows them, as an extension of Griffe."""
+"""An extension of Griffe that prepares docstrings for the reference."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ ARGUMENTS = re.compile(r"^( +)((?:\w+, )+\w+):(.*(?:\n\1 +.*)*)", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
-    """Turn roles into links, and arguments that share a description, ``height, width: ...``, into one entry each.
+    """Turns roles into links, and splits arguments that share a description (``height, width: ...``).
 
-    A role, such as :func:`common.flops.count_flops`, leads to what it names in the docstring's own scope. What the
-    reference does not show, a private name or a module of ``tools``, stays without a link. Attributes have no
-    entry of their own: the class describes them.
+    The name of a role, such as :func:`common.flops.count_flops`, is resolved in the scope of the docstring. Names that
+    the reference does not show, private ones and those of ``tools``, get no link. Attributes have no entry of their
+    own, because the docstring of the class describes them.
     """
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
-        """Go through the docstrings of a package that was loaded."""
+        """Rewrite the docstrings of a loaded package."""
         self._rewrite(pkg)
 
     def _rewrite(self, scope: griffe.Module | griffe.Class) -> None:
@@ -48,7 +48,7 @@ def _link(name: str, at: griffe.Object) -> str:
 
 
 def _path(name: str, at: griffe.Object) -> str:
-    """The full path of a name; one that cannot be resolved stays, and is reported as a link that leads nowhere."""
+    """The full path of a name. Unresolved names stay as they are, and are reported as broken links."""
     first, _, rest = name.partition(".")
     for scope in (at, at.parent):
         if scope and first in scope.members:

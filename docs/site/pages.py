@@ -1,8 +1,8 @@
 """The pages of the site, as hooks of MkDocs: the repository's own documents, each at its own path.
 
-So a link between two documents leads to the same place here and where the repository is browsed. What a document links
-to that is no document, such as a configuration, a module or a folder, becomes a page that shows it; notebooks become
-pages with the outputs stored in them; each module of the packages becomes a page of the reference.
+Links between documents therefore work on the site and in the repository. Other files and folders that a document links
+to, such as configurations and modules, get pages that show them. Notebooks become pages with their stored outputs, and
+each module of the packages becomes a page of the reference.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s]+)(?=(?:#[^)]*)?\))")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Complete the navigation: notebooks by the names of their pages, and the reference."""
+    """Complete the navigation: the page names of notebooks, and the reference."""
     config.nav = _with_page_names(config.nav)
     reference = [{package: [{_title(page): page} for page in _pages_of(package)]} for package in PACKAGES]
     config.nav.append({"Reference": reference})
@@ -34,7 +34,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Move the files of ``docs/`` to where they are in the repository, and add the pages from elsewhere."""
+    """Move the files of ``docs/`` to their paths in the repository, and add the other pages."""
     docs = Path(config.docs_dir)
     for file in list(files):
         if file.abs_src_path and Path(file.abs_src_path).is_relative_to(docs):
@@ -59,20 +59,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead the links to notebooks, sources and folders to their pages."""
+    """Rewrite links to notebooks, sources and folders to their pages."""
 
-    def lead(match: re.Match[str]) -> str:
+    def rewrite(match: re.Match[str]) -> str:
         target = match["target"]
         source = _resolve(target, page.file.src_uri)
         if source and (source.suffix == ".ipynb" or _shown_source(target, page.file.src_uri)):
             return target.rstrip("/") + _page_name(source)[len(_name(source)) :]
         return target
 
-    return LINK.sub(lead, markdown)
+    return LINK.sub(rewrite, markdown)
 
 
 def _name(path: Path) -> str:
-    """A path of the repository as MkDocs writes it."""
+    """A path relative to the repository, with slashes."""
     return path.relative_to(ROOT).as_posix()
 
 
@@ -89,18 +89,18 @@ def _with_page_names(nav: Any) -> Any:
 
 
 def _pages_of(package: str) -> list[str]:
-    """The pages of the reference of one package: its modules but the launcher, which has no names to import."""
+    """The reference pages of one package: its modules except the launcher, which has no public names."""
     modules = sorted(file for file in (ROOT / package).rglob("*.py") if not file.stem.startswith("__"))
     return [f"reference/{_name(file)[:-3]}.md" for file in modules if file.stem != "main_multi_gpu"]
 
 
 def _title(page: str) -> str:
-    """A module's name below its package."""
+    """The name of a module, relative to its package."""
     return ".".join(PurePosixPath(page).with_suffix("").parts[2:])
 
 
 def _resolve(target: str, page: str) -> Path | None:
-    """The file or folder of the repository that a page links to, if it is one."""
+    """The file or folder of the repository that a page links to, if there is one."""
     if "://" in target:
         return None
     path = (ROOT / page).parent.joinpath(target).resolve()
@@ -108,13 +108,13 @@ def _resolve(target: str, page: str) -> Path | None:
 
 
 def _shown_source(target: str, page: str) -> Path | None:
-    """What a page links to, if it is shown as a page because it is neither a document nor a picture."""
+    """The linked file or folder if it needs a page that shows it, since it is neither a document nor an image."""
     source = _resolve(target, page)
     return source if source and source.suffix not in (".md", ".ipynb", ".png", ".jpg") else None
 
 
 def _add_source(files: Files, config: MkDocsConfig, source: Path) -> None:
-    """Add the page that shows a text file, or lists a folder, unless it is there."""
+    """Add the page that shows a text file or lists a folder, unless it exists."""
     name = _page_name(source)
     if files.get_file_from_path(name):
         return
@@ -133,7 +133,7 @@ def _add_source(files: Files, config: MkDocsConfig, source: Path) -> None:
 
 
 def _add_notebook(files: Files, config: MkDocsConfig, source: Path) -> None:
-    """Add the page of a notebook with the outputs stored in it, and its pictures."""
+    """Add the page of a notebook with its stored outputs, and its images."""
     folder = f"{source.stem}_files"
     text, resources = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor(enabled=True)]).from_notebook_node(
         nbformat.read(source, 4), {"output_files_dir": folder, "unique_key": source.stem}

@@ -68,7 +68,7 @@ def test_a_file_is_fetched_verified_and_then_cached(server, tmp_path):
 
 def test_a_download_that_broke_off_is_continued(server, tmp_path):
     server.breaks_off_after = 300_000
-    with pytest.raises(UserError, match="again to go on"):
+    with pytest.raises(UserError, match="again to resume"):
         download(server.url, tmp_path)
     server.breaks_off_after = None
     assert download(server.url, tmp_path).read_bytes() == CONTENT
@@ -127,7 +127,7 @@ def test_a_part_that_is_longer_than_the_file_is_deleted(server, tmp_path):
 )
 def test_a_malformed_answer_is_one_line(server, tmp_path, raw):
     server.raw = raw
-    with pytest.raises(UserError, match="again to go on") as caught:
+    with pytest.raises(UserError, match="again to resume") as caught:
         download(server.url, tmp_path)
     assert "\n" not in str(caught.value)
 

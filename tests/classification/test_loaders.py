@@ -1,4 +1,4 @@
-"""Batches from a folder of images: the same for any number of workers and ranks, and what becomes of broken images."""
+"""Batches of images: the same for any number of workers and ranks; unreadable images are named or replaced."""
 
 import functools
 
@@ -25,7 +25,7 @@ from image_classification.loaders import (
 
 @pytest.fixture(autouse=True)
 def pipes_instead_of_shared_memory(monkeypatch):
-    """Where loaders with and without processes take turns, as only here, Paddle 3.3's shared memory can hang."""
+    """Paddle 3.3's shared memory can hang where loaders with and without processes alternate, as only here."""
     loader = paddle.io.DataLoader
     monkeypatch.setattr(paddle.io, "DataLoader", functools.partial(loader, use_shared_memory=False))
 
@@ -90,15 +90,9 @@ def test_evaluation_batches_are_the_transformed_images_in_order(shapes):
     np.testing.assert_array_equal(labels, dataset.labels)
 
 
-def test_training_batches_are_the_same_for_any_number_of_workers(shapes):
+def test_batches_are_the_same_for_any_number_of_workers(shapes):
     assert_equal(train_batches(shapes, epoch=1, NUM_WORKERS=2), train_batches(shapes, epoch=1))
-
-
-def test_number_of_workers_is_the_configurations(shapes):
-    for workers in (0, 2):
-        config = make_config(NUM_WORKERS=workers)
-        assert build_train_loader(config, build_dataset("folder", shapes, "train"))[0].num_workers == workers
-        assert build_eval_loader(config, build_dataset("folder", shapes, "val")).num_workers == workers
+    assert_equal(eval_batches(shapes, NUM_WORKERS=2), eval_batches(shapes))
 
 
 class ThreadsOfOpenCV(paddle.io.Dataset):
@@ -121,25 +115,12 @@ def test_opencv_has_one_thread_in_a_reader_and_all_of_them_here():
         cv2.setNumThreads(before)
 
 
-def test_evaluation_batches_are_the_same_for_any_number_of_workers(shapes):
-    assert_equal(eval_batches(shapes, NUM_WORKERS=2), eval_batches(shapes))
-
-
 def test_one_loader_gives_one_epoch_after_another(shapes):
     loader, sampler = build_train_loader(make_config(), build_dataset("folder", shapes, "train"))
     for epoch in (0, 1, 0):
         sampler.set_range(epoch)
         assert_equal([as_numpy(batch) for batch in loader], train_batches(shapes, epoch))
-
-
-def test_epoch_may_be_taken_up_in_its_middle(shapes):
     assert_equal(train_batches(shapes, epoch=1, first_batch=4), train_batches(shapes, epoch=1)[4:])
-
-
-def test_epochs_and_seeds_differ_in_order(shapes):
-    runs = [train_batches(shapes, epoch, SEED=seed) for seed in (0, 1) for epoch in (0, 1)]
-    labels = {tuple(np.concatenate([batch["labels"] for batch in run])) for run in runs}
-    assert len(labels) == 4
 
 
 def test_random_numbers_differ_between_seeds_epochs_and_positions(shapes):
@@ -158,14 +139,14 @@ def test_repeats_are_one_image_augmented_anew(shapes):
         Image.new("RGB", (40, 40), (7 * number, 0, 0)).save(path)
     batches = train_batches(shapes, REPEATS=3, FLIP=0.0, ERASING=1.0, RAND_AUGMENT="")
     for images in (batch["images"] for batch in batches):
-        colours = np.median(images[:, 0].reshape(6, -1), axis=1)
-        assert len(np.unique(colours)) == 2
-        np.testing.assert_array_equal(colours, np.repeat(colours[::3], 3))
+        colors = np.median(images[:, 0].reshape(6, -1), axis=1)
+        assert len(np.unique(colors)) == 2
+        np.testing.assert_array_equal(colors, np.repeat(colors[::3], 3))
         assert len(np.unique(images.reshape(6, -1), axis=0)) == 6
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_the_images_that_one_rank_would_see(shapes, monkeypatch, world_size):
+def test_ranks_share_the_images_that_one_rank_would_see(shapes, monkeypatch):
+    world_size = 3
     alone = train_batches(shapes, BATCH_SIZE=6)
     alone_eval = np.concatenate([batch["images"] for batch in eval_batches(shapes)])
     shares, eval_shares = [], []
@@ -196,10 +177,9 @@ def broken(shapes):
     return paths
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_broken_training_image_is_named(shapes, broken, workers):
+def test_broken_training_image_is_named(shapes, broken):
     failures = []
-    for batch in train_batches(shapes, NUM_WORKERS=workers):
+    for batch in train_batches(shapes, NUM_WORKERS=2):
         try:
             assert check_batch(batch, skip_broken=False) == []
         except UserError as error:
@@ -211,10 +191,8 @@ def test_broken_training_image_is_named(shapes, broken, workers):
     assert "DATA.SKIP_BROKEN" in failures[0]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("skip", [False, True])
-def test_broken_evaluation_image_is_named_or_counted_but_never_replaced(shapes, broken, workers, skip):
-    whole = eval_batches(shapes, NUM_WORKERS=workers, SKIP_BROKEN=skip)
+def test_broken_evaluation_image_is_named_or_counted_but_never_replaced(shapes, broken):
+    whole = eval_batches(shapes, SKIP_BROKEN=True)
     path, index = broken["val"]
     batch, position = whole[index // 4], index % 4
     assert batch["labels"][position] == IGNORED_LABEL
@@ -227,10 +205,9 @@ def test_broken_evaluation_image_is_named_or_counted_but_never_replaced(shapes, 
         check_batch(batch, skip_broken=False)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_broken_training_image_is_replaced_by_the_next_and_counted(shapes, broken, workers):
+def test_broken_training_image_is_replaced_by_the_next_and_counted(shapes, broken):
     path, index = broken["train"]
-    batches = train_batches(shapes, NUM_WORKERS=workers, SKIP_BROKEN=True)
+    batches = train_batches(shapes, SKIP_BROKEN=True)
     messages = [message for batch in batches for message in check_batch(batch, skip_broken=True)]
     assert len(messages) == 1
     assert str(path) in messages[0]
@@ -245,7 +222,7 @@ def test_broken_training_image_is_replaced_by_the_next_and_counted(shapes, broke
 
 
 def train_sample(folder, index, **changes):
-    """Image, label and message of one sample without Paddle's loader, which would wait for ever if loading raised."""
+    """Image, label and message of one sample without Paddle's loader, which would hang if loading raised."""
     loader, _ = build_train_loader(make_config(**changes), build_dataset("folder", folder, "train"))
     sample = loader.dataset[SampleKey(index, 0, 0)]
     assert sample.keys() == {"images", "labels", "errors"}
@@ -261,20 +238,15 @@ def test_last_image_is_replaced_by_the_first(shapes):
     np.testing.assert_array_equal(image, train_sample(shapes, 0)[0])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_nothing_but_broken_images_ends_with_ignored_ones(shapes, workers):
+def test_nothing_but_broken_images_is_an_error(shapes):
     for path in (shapes / "train").rglob("*.png"):
         path.write_bytes(b"")
-    batches = train_batches(shapes, NUM_WORKERS=workers, SKIP_BROKEN=True)
-    assert len(batches) == 6
-    for batch in batches:
-        assert (batch["labels"] == IGNORED_LABEL).all()
-        assert not batch["images"].any()
-        with pytest.raises(UserError, match="cannot read image"):
-            check_batch(batch, skip_broken=False)
+    batch = train_batches(shapes, SKIP_BROKEN=True)[0]
+    with pytest.raises(UserError, match="10 images in a row could not be read"):
+        check_batch(batch, skip_broken=True, training=True)
 
 
-def test_whatever_goes_wrong_with_an_image_names_it(shapes, monkeypatch):
+def test_any_error_names_the_image(shapes, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError("nothing to divide by")
 
@@ -284,7 +256,7 @@ def test_whatever_goes_wrong_with_an_image_names_it(shapes, monkeypatch):
     assert message == f"{shapes / 'train' / 'blue' / '03.png'}: ZeroDivisionError: nothing to divide by"
 
 
-def test_only_training_may_decode_images_at_a_reduced_size(shapes, monkeypatch):
+def test_only_training_decodes_images_at_a_reduced_size(shapes, monkeypatch):
     sizes, real = [], FileDataset.load
 
     def spy(dataset, index, min_size=None):
@@ -297,7 +269,7 @@ def test_only_training_may_decode_images_at_a_reduced_size(shapes, monkeypatch):
     assert sizes == [build_transform(make_config(), training=True).min_size()] + [None] * 21
 
 
-# ---- impossible configurations
+# ---- invalid configurations
 
 
 def test_too_few_training_images_for_a_step(shapes):
@@ -313,11 +285,6 @@ def test_more_ranks_than_evaluation_images(shapes, monkeypatch):
         eval_batches(shapes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [({"CROP_PCT": 1.5}, "1.5"), ({"INTERPOLATION": "cubist"}, "cubist"), ({"RAND_AUGMENT": "rand-x"}, "'x'")],
-)
-def test_impossible_transform_is_the_users_error(changes, part):
-    with pytest.raises(UserError) as caught:
-        build_transform(make_config(**changes), training="CROP_PCT" not in changes)
-    assert part in str(caught.value)
+def test_an_invalid_transform_is_a_user_error():
+    with pytest.raises(UserError, match="DATA or AUG: interpolation 'cubist'"):
+        build_transform(make_config(INTERPOLATION="cubist"), training=True)

@@ -1,4 +1,4 @@
-"""The training and evaluation transforms and their parts."""
+"""Training and evaluation transforms and their parts."""
 
 import random
 
@@ -8,10 +8,10 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from common.errors import UserError
 from image_classification import transforms
+from image_classification.label_map_alignment import Geometry
 from image_classification.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    INTERPOLATIONS,
     RAND_AUGMENT_OPS,
     EvalTransform,
     Normalize,
@@ -23,10 +23,11 @@ from image_classification.transforms import (
 
 RECIPE = "rand-m9-mstd0.5-inc1"
 FILL = (124, 116, 104)
+PLAIN = {"scale": (1, 1), "ratio": (1, 1), "flip": 0, "erasing": 0}
 
 
 def make_image(width, height, seed=0):
-    """Smooth random colours, so that resampling is well behaved."""
+    """Smooth random colors, so that resampling is well behaved."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -40,41 +41,33 @@ def plain_normalize(image):
     return ((array - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
 
 
-# ---- normalisation
-
-
 def test_normalize_is_the_plain_formula():
-    levels = np.arange(256, dtype=np.uint8)
-    image = Image.fromarray(np.stack([levels, levels[::-1], np.roll(levels, 9)], -1).reshape(8, 32, 3))
-    array = Normalize()(image)
-    assert array.shape == (3, 8, 32)
-    assert array.dtype == np.float32
-    assert array.flags.c_contiguous
-    np.testing.assert_allclose(array, plain_normalize(image), atol=1e-6)
+    array = Normalize()(make_noise(32, 8))
+    assert (array.shape, array.dtype, array.flags.c_contiguous) == ((3, 8, 32), np.float32, True)
+    np.testing.assert_allclose(array, plain_normalize(make_noise(32, 8)), atol=1e-6)
 
 
 # ---- training transform
 
 
-@pytest.mark.parametrize(("size", "shape"), [(32, (3, 32, 32)), ((24, 40), (3, 24, 40))])
-@pytest.mark.parametrize("image_size", [(50, 37), (20, 20), (3, 200), (1, 1)])
-def test_train_shape(size, shape, image_size):
-    transform = TrainTransform(size, rand_augment=RECIPE, erasing=1.0, rotation=10)
+@pytest.mark.parametrize("image_size", [(50, 37), (3, 200), (1, 1)])
+def test_training_transform_takes_any_size(image_size):
+    transform = TrainTransform(24, rand_augment=RECIPE, erasing=1.0, rotation=10)
     rng = np.random.default_rng(0)
     for _ in range(5):
         array = transform(make_image(*image_size), rng)
-        assert array.shape == shape
-        assert array.dtype == np.float32
-        assert array.flags.c_contiguous
+        assert (array.shape, array.dtype, array.flags.c_contiguous) == ((3, 24, 24), np.float32, True)
         assert np.isfinite(array).all()
 
 
 @pytest.mark.parametrize("options", [{"rand_augment": RECIPE}, {"color_jitter": 0.4, "rotation": 15, "erasing": 1.0}])
-def test_train_is_a_function_of_the_seed(options):
+def test_training_transform_depends_only_on_the_generator(options):
     transform, image = TrainTransform(32, **options), make_image(60, 45)
     before = image.tobytes()
     runs = []
     for seed in (7, 7, 8):
+        random.seed(len(runs))
+        np.random.seed(len(runs))
         rng = np.random.default_rng(seed)
         runs.append(np.stack([transform(image, rng) for _ in range(20)]))
     np.testing.assert_array_equal(runs[0], runs[1])
@@ -82,38 +75,17 @@ def test_train_is_a_function_of_the_seed(options):
     assert image.tobytes() == before
 
 
-def test_global_random_state_is_neither_used_nor_changed():
-    transform, image = TrainTransform(32, rand_augment=RECIPE, erasing=1.0), make_image(60, 45)
-    first = transform(image, np.random.default_rng(0))
-    random.seed(1)
-    np.random.seed(1)
-    states = random.getstate(), np.random.get_state()[1].tolist()
-    second = transform(image, np.random.default_rng(0))
-    assert states == (random.getstate(), np.random.get_state()[1].tolist())
-    np.testing.assert_array_equal(first, second)
-
-
-def test_train_without_augmentation_is_a_resize():
+def test_without_augmentation_it_is_a_resize_and_flip_mirrors():
     image = make_image(60, 60)
-    transform = TrainTransform(32, scale=(1, 1), ratio=(1, 1), flip=0, erasing=0)
     expected = plain_normalize(image.resize((32, 32), Image.Resampling.BICUBIC))
-    np.testing.assert_allclose(transform(image, np.random.default_rng(0)), expected, atol=1e-6)
+    np.testing.assert_allclose(TrainTransform(32, **PLAIN)(image, np.random.default_rng(0)), expected, atol=1e-6)
+    flipped = TrainTransform(32, **{**PLAIN, "flip": 1})(image, np.random.default_rng(0))
+    np.testing.assert_allclose(flipped[:, :, ::-1], expected, atol=1e-6)
 
 
-def test_flip():
-    image = make_image(32, 32)
-    arrays = [
-        TrainTransform(32, scale=(1, 1), ratio=(1, 1), flip=flip, erasing=0)(image, np.random.default_rng(0))
-        for flip in (0, 1)
-    ]
-    np.testing.assert_array_equal(arrays[0][:, :, ::-1], arrays[1])
-
-
-def test_rotation_turns_and_fills_with_black():
+def test_rotation_fills_with_black():
     image = Image.new("RGB", (28, 28), (255, 255, 255))
-    transform = TrainTransform(
-        28, scale=(1, 1), ratio=(1, 1), flip=0, erasing=0, rotation=30, mean=(0,) * 3, std=(1,) * 3
-    )
+    transform = TrainTransform(28, **PLAIN, rotation=30, mean=(0,) * 3, std=(1,) * 3)
     array = transform(image, np.random.default_rng(0))
     assert array[:, 14, 14] == pytest.approx(1)
     assert array[:, 0, 0] == pytest.approx(0)
@@ -126,24 +98,24 @@ def test_color_jitter_is_used_only_without_rand_augment():
     assert (make() != make(color_jitter=0.4)).any()
 
 
-def test_color_jitter_changes_the_colours_within_its_strength():
+def test_color_jitter_changes_the_colors_within_its_strength():
     image = Image.new("RGB", (4, 4), (100, 100, 100))
     levels = [transforms.color_jitter(image, 0.4, np.random.default_rng(s)).getpixel((0, 0))[0] for s in range(200)]
     assert 58 <= min(levels) < 70
     assert 130 < max(levels) <= 141
 
 
-def test_min_size_never_enlarges_a_crop():
-    transform = TrainTransform((24, 40), scale=(0.3, 1), ratio=(0.5, 3))
+def test_no_crop_of_an_image_of_min_size_is_enlarged():
+    transform = TrainTransform(40, scale=(0.3, 1), ratio=(0.5, 3))
     side, rng = transform.min_size(), np.random.default_rng(0)
     for _ in range(500):
         left, top, right, bottom = random_crop_box(side, side, (0.3, 0.3), (0.5, 3), rng)
         assert right - left >= 40 - 1
-        assert bottom - top >= 24 - 1
+        assert bottom - top >= 40 - 1
     assert TrainTransform(100, scale=(0.25, 1), ratio=(1, 1)).min_size() == 200
 
 
-def test_crop_box_within_its_limits():
+def test_crop_boxes_cover_their_limits():
     rng = np.random.default_rng(0)
     scale, ratio, width, height = (0.08, 1.0), (3 / 4, 4 / 3), 500, 375
     shares, aspects = [], []
@@ -157,41 +129,25 @@ def test_crop_box_within_its_limits():
     assert 0.9 < max(shares) <= 1
     assert 0.74 < min(aspects) < 0.77
     assert 1.3 < max(aspects) < 1.35
-
-
-@pytest.mark.parametrize(("size", "box"), [((400, 30), (180, 0, 220, 30)), ((30, 400), (0, 180, 30, 220))])
-def test_crop_box_of_an_extreme_image_is_central(size, box):
-    assert random_crop_box(*size, (1, 1), (3 / 4, 4 / 3), np.random.default_rng(0)) == box
+    assert random_crop_box(400, 30, (1, 1), ratio, rng) == (180, 0, 220, 30)  # no draw fits
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("image_size", 0),
-        ("image_size", (1, 2, 3)),
-        ("image_size", 22.4),
         ("scale", (1.0, 0.08)),
         ("scale", (0.5, 1.5)),
-        ("scale", (0, 1)),
-        ("ratio", (2, 1)),
         ("interpolation", "cubic"),
-        ("flip", -0.1),
         ("flip", 1.1),
-        ("erasing", -0.1),
-        ("erasing_scale", (0.5, 0.1)),
-        ("rotation", -5),
         ("rotation", float("nan")),
         ("color_jitter", -0.4),
-        ("mean", (0.5, 0.5)),
         ("std", (0.5, 0.5, 0)),
     ],
 )
-def test_wrong_arguments(option, value):
+def test_invalid_arguments(option, value):
     with pytest.raises(ValueError, match=option) as caught:
         TrainTransform(**{"image_size": 32, option: value})
     assert repr(value) in str(caught.value)
-    if option == "interpolation":
-        assert all(name in str(caught.value) for name in INTERPOLATIONS)
 
 
 # ---- random erasing
@@ -216,10 +172,10 @@ def test_erasing_area_and_noise():
     assert noise.std() == pytest.approx(1, abs=0.01)
 
 
-def test_erasing_happens_with_its_probability():
+def test_erasing_has_its_probability():
     image, rng = make_image(16, 16), np.random.default_rng(0)
-    transform = TrainTransform(16, scale=(1, 1), ratio=(1, 1), flip=0, erasing=0.25)
-    plain = TrainTransform(16, scale=(1, 1), ratio=(1, 1), flip=0, erasing=0)(image, rng)
+    transform = TrainTransform(16, **{**PLAIN, "erasing": 0.25})
+    plain = TrainTransform(16, **PLAIN)(image, rng)
     erased = [(transform(image, rng) != plain).any() for _ in range(1000)]
     assert np.mean(erased) == pytest.approx(0.25, abs=0.05)
 
@@ -227,24 +183,20 @@ def test_erasing_happens_with_its_probability():
 # ---- RandAugment
 
 
-@pytest.mark.parametrize("name", RAND_AUGMENT_OPS)
-@pytest.mark.parametrize("size", [(40, 30), (1, 1)])
-def test_every_op_at_every_magnitude(name, size):
-    image, rng = make_image(*size), np.random.default_rng(0)
-    before = image.tobytes()
-    for magnitude in np.linspace(0, 10, 21):
-        out = RAND_AUGMENT_OPS[name](image, float(magnitude), rng, FILL)
-        assert out.mode == "RGB"
-        assert out.size == size
-    assert image.tobytes() == before
-
-
-def test_there_are_fifteen_ops():
-    assert len(RAND_AUGMENT_OPS) == 15
-
-
 def apply(name, magnitude, image, seed=0):
-    return np.asarray(RAND_AUGMENT_OPS[name](image, magnitude, np.random.default_rng(seed), FILL)).astype(int)
+    rng = np.random.default_rng(seed)
+    return np.asarray(RAND_AUGMENT_OPS[name](image, magnitude, rng, FILL, Geometry())).astype(int)
+
+
+def test_every_op_keeps_size_and_input_at_every_magnitude():
+    assert len(RAND_AUGMENT_OPS) == 15
+    for size in ((40, 30), (1, 1)):
+        image = make_image(*size)
+        before = image.tobytes()
+        for name in RAND_AUGMENT_OPS:
+            for magnitude in np.linspace(0, 10, 21):
+                assert apply(name, float(magnitude), image).shape == (size[1], size[0], 3)
+        assert image.tobytes() == before
 
 
 @pytest.mark.parametrize(
@@ -253,12 +205,8 @@ def apply(name, magnitude, image, seed=0):
         ("AutoContrast", 5, ImageOps.autocontrast),
         ("Equalize", 5, ImageOps.equalize),
         ("Invert", 5, ImageOps.invert),
-        ("PosterizeIncreasing", 0, lambda image: ImageOps.posterize(image, 4)),
         ("PosterizeIncreasing", 5, lambda image: ImageOps.posterize(image, 2)),
         ("SolarizeIncreasing", 5, lambda image: ImageOps.solarize(image, 128)),
-        ("SolarizeIncreasing", 0, lambda image: image),
-        ("SolarizeIncreasing", 10, ImageOps.invert),
-        ("SolarizeAdd", 0, lambda image: image),
         ("SolarizeAdd", 10, lambda image: image.point(lambda level: min(255, level + 110) if level < 128 else level)),
     ],
 )
@@ -268,34 +216,15 @@ def test_ops_without_randomness(name, magnitude, expected):
 
 
 @pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
-@pytest.mark.parametrize("size", [(40, 30), (5, 2), (1, 1)])
-def test_enhancing_ops_go_both_ways(name, size):
-    image = make_noise(*size)
+def test_enhancing_ops_go_both_ways(name):
+    image = make_noise(40, 30)
     results = {apply(f"{name}Increasing", 5, image, seed).tobytes() for seed in range(20)}
     enhancer = getattr(ImageEnhance, name)(image)
     assert results == {np.asarray(enhancer.enhance(factor)).astype(int).tobytes() for factor in (0.55, 1.45)}
 
 
-def test_translation_is_relative_and_fills():
-    image = make_image(40, 20)
-    pixels = np.asarray(image).astype(int)
-    results = [apply("TranslateXRel", 10 / 4.5, image, seed) for seed in range(20)]
-    to_left = next(result for result in results if (result[:, -1] == FILL).all())
-    np.testing.assert_array_equal(to_left[:, :-4], pixels[:, 4:])
-    assert (to_left[:, -4:] == FILL).all()
-    assert any((result[:, :4] == FILL).all() for result in results)
-    assert any((apply("TranslateYRel", 10 / 4.5, image, seed)[:2] == FILL).all() for seed in range(20))
-
-
 def pillow_affine(image, matrix):
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
-
-
-@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
-def test_geometric_ops_at_zero_keep_the_image(name):
-    image = make_image(40, 30)
-    np.testing.assert_array_equal(apply(name, 0, image), np.asarray(image))
-    assert (apply(name, 9, image) == FILL).all(-1).any()
 
 
 @pytest.mark.parametrize(
@@ -310,43 +239,31 @@ def test_geometric_ops_at_zero_keep_the_image(name):
 )
 def test_geometric_ops_are_those_of_pillow(name, reference):
     image = make_noise(15, 12).resize((90, 72), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(apply(name, 0, image), np.asarray(image))
     for seed in (1, 2):
         sign = -1 if np.random.default_rng(seed).random() < 0.5 else 1
         differences = np.abs(apply(name, 9, image, seed) - np.asarray(reference(image, sign)))
-        assert np.percentile(differences, 90) <= 2  # beyond it are sharp edges and the border of the image
+        assert np.percentile(differences, 90) <= 2  # sharp edges and the border of the image differ more
 
 
-@pytest.mark.parametrize(
-    ("recipe", "values"),
-    [
-        ("rand-m9-mstd0.5-inc1", (9, 2, 0.5)),
-        ("rand-m9-n3-mstd0.5-inc1", (9, 3, 0.5)),
-        ("rand-inc1-m7.5", (7.5, 2, 0)),
-    ],
-)
-def test_recipe(recipe, values):
-    augment = RandAugment(recipe, FILL)
-    assert (augment.magnitude, augment.num_ops, augment.magnitude_std) == values
+def test_recipes():
+    augment = RandAugment("rand-m9-n3-mstd0.5-inc1", FILL)
+    assert (augment.magnitude, augment.num_ops, augment.magnitude_std) == (9, 3, 0.5)
+    augment = RandAugment("rand-inc1-m7.5", FILL)
+    assert (augment.magnitude, augment.num_ops, augment.magnitude_std) == (7.5, 2, 0)
 
 
 @pytest.mark.parametrize(
     ("recipe", "part"),
     [
-        ("m9-inc1", "'m9-inc1'"),
         ("augmix-m9-inc1", "'augmix-m9-inc1'"),
         ("rand-m9-inc1-x3", "'x3'"),
-        ("rand-m9-inc1-", "''"),
-        ("rand-m9-inc0", "'inc0'"),
         ("rand-m11-inc1", "'m11'"),
-        ("rand-m-inc1", "'m'"),
         ("rand-m9-m8-inc1", "'m8'"),
-        ("rand-m9-n0-inc1", "'n0'"),
-        ("rand-m9-mstd-inc1", "'mstd'"),
         ("rand-m9", "'inc'"),
-        ("rand-inc1", "'m'"),
     ],
 )
-def test_wrong_recipe(recipe, part):
+def test_invalid_recipes(recipe, part):
     with pytest.raises(UserError) as caught:
         TrainTransform(32, rand_augment=recipe)
     assert part in str(caught.value)
@@ -354,13 +271,13 @@ def test_wrong_recipe(recipe, part):
     assert "\n" not in str(caught.value)
 
 
-def test_rand_augment_draws(monkeypatch):
+def test_draws_of_rand_augment(monkeypatch):
     calls = []
     for name in RAND_AUGMENT_OPS:
         monkeypatch.setitem(
             RAND_AUGMENT_OPS,
             name,
-            lambda image, magnitude, rng, fill, name=name: calls.append((name, magnitude)) or image,
+            lambda image, magnitude, *others, name=name: calls.append((name, magnitude)) or image,
         )
     augment, rng, image = RandAugment("rand-m9-n2-mstd0.5-inc1", FILL), np.random.default_rng(0), make_image(4, 4)
     for _ in range(3000):
@@ -378,43 +295,24 @@ def test_rand_augment_draws(monkeypatch):
 # ---- evaluation transform
 
 
-@pytest.mark.parametrize("image_size", [(500, 375), (375, 500), (20, 20), (31, 7), (1, 1), (300, 10)])
-@pytest.mark.parametrize("size", [32, (24, 40), (40, 24), 33])
-def test_eval_shape(image_size, size):
-    array = EvalTransform(size)(make_image(*image_size))
-    assert array.shape == (3, *((size, size) if isinstance(size, int) else size))
-    assert array.dtype == np.float32
-    assert array.flags.c_contiguous
+@pytest.mark.parametrize("image_size", [(500, 375), (31, 7), (1, 1), (300, 10)])
+def test_evaluation_transform_takes_any_size(image_size):
+    array = EvalTransform(24)(make_image(*image_size))
+    assert (array.shape, array.dtype, array.flags.c_contiguous) == ((3, 24, 24), np.float32, True)
 
 
-def test_eval_resizes_the_shorter_side():
+def test_evaluation_resizes_the_shorter_side_and_crops_the_center():
     assert EvalTransform(224).resized(500, 375) == (341, 256)
-    assert EvalTransform(224).resized(375, 500) == (256, 341)
     assert EvalTransform(224, crop_pct=0.9).resized(100, 100) == (249, 249)
-    assert EvalTransform((224, 448), crop_pct=1.0).resized(448, 448) == (448, 448)
-    assert EvalTransform((224, 448), crop_pct=1.0).resized(1000, 100) == (2240, 224)
-
-
-def test_eval_is_resize_and_centre_crop():
     image = make_image(500, 375)
     expected = image.resize((341, 256), Image.Resampling.BICUBIC).crop((58, 16, 282, 240))
     np.testing.assert_allclose(EvalTransform(224)(image), plain_normalize(expected), atol=1e-6)
+    square = image.crop((0, 0, 375, 375))
+    expected = plain_normalize(square.resize((32, 32), Image.Resampling.LANCZOS))
+    np.testing.assert_allclose(EvalTransform(32, 1.0, "lanczos")(square), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_eval_whole_square_is_a_resize(interpolation):
-    image = make_image(50, 50)
-    array = EvalTransform(32, crop_pct=1.0, interpolation=interpolation)(image)
-    expected = plain_normalize(image.resize((32, 32), INTERPOLATIONS[interpolation]))
-    np.testing.assert_allclose(array, expected, atol=1e-6)
-
-
-def test_eval_of_the_right_size_is_the_image():
-    image = make_image(40, 24)
-    np.testing.assert_allclose(EvalTransform((24, 40), crop_pct=1.0)(image), plain_normalize(image), atol=1e-6)
-
-
-@pytest.mark.parametrize(("option", "value"), [("crop_pct", 0), ("crop_pct", 1.1), ("interpolation", "area")])
-def test_eval_wrong_arguments(option, value):
+@pytest.mark.parametrize(("option", "value"), [("crop_pct", 1.1), ("interpolation", "area")])
+def test_invalid_arguments_of_the_evaluation(option, value):
     with pytest.raises(ValueError, match=option):
         EvalTransform(**{"image_size": 32, option: value})

@@ -18,7 +18,7 @@ from ppdet.data.source import COCODataSet
 from ppdet.data.transform import NormalizeImage
 
 from common.demo_data import folders as demo_folders
-from common.pictures.drawing import original_pixels
+from common.pictures.drawing import denormalize
 from common.training.loader import build_loader
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from object_detection.coco_file import index_annotations
@@ -380,4 +380,4 @@ def test_what_the_transforms_normalise_is_undone(boxes_config, arguments):
     if arguments is not None:
         seen = NormalizeImage(**arguments).apply(seen)
     mean_and_std = find_normalization(config, "TrainReader")
-    np.testing.assert_array_equal(original_pixels(seen["image"].transpose(2, 0, 1), *mean_and_std), image)
+    np.testing.assert_array_equal(denormalize(seen["image"].transpose(2, 0, 1), *mean_and_std), image)

@@ -10,12 +10,12 @@ import pytest
 
 from common.flops import params
 from common.pale_transformer import VARIANTS
-from common.training.paper_figures import find_figure
 from object_detection.components import build_model
 from object_detection.config import CONFIG
 from object_detection.flops import count_detector_flops
 from tests.helpers.programs import ROOT
 from tests.segmentation.test_upernet import backbone_flops
+from tools.helpers.paper_figures import find_figure
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")
 LEVELS = (4, 8, 16, 32, 64)  # strides of the pyramid

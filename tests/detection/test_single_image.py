@@ -138,5 +138,5 @@ def test_other_models_are_refused_by_name(tmp_path):
 def test_settings_that_are_not_written_again_are_refused(tmp_path, model, owner, setting, value):
     built = build(tmp_path, model)
     setattr(attrgetter(owner)(built), setting, value)
-    with pytest.raises(UserError, match=rf"\w+\.{setting} as it is set cannot be exported; leave it at its default"):
+    with pytest.raises(UserError, match=rf"\w+\.{setting} with this value cannot be exported; leave it at its default"):
         SingleImageDetector(built)

@@ -15,7 +15,6 @@ from common.checkpoints.loading import numpy_state
 from common.flops import count_flops, params
 from common.layers.variants import VARIANTS
 from common.pale_transformer import create_model, list_models
-from common.training.paper_figures import find_figure
 from tests.helpers.masked_attention import randomize
 from tests.helpers.small_models import (
     SMALL,
@@ -25,6 +24,7 @@ from tests.helpers.small_models import (
     train_twice,
     variant_flops,
 )
+from tools.helpers.paper_figures import find_figure
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")
 

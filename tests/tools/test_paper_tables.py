@@ -1,254 +1,151 @@
-"""The paper's tables: its figures as data, ours beside them, and the documents that include both."""
+"""The paper's tables: its figures, ours beside them, and the documents that include both."""
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from common.errors import UserError
-from common.training.paper_figures import NEIGHBOURS, PAPER, SOURCES, PaperFigure, figures_of, find_figure
-from common.training.results import Result, read_results, results_file
+from common.training.results import read_results, results_file
 from tests.helpers.programs import ROOT
 from tools import paper_tables
-from tools.markdown_table import markdown_table
-from tools.paper import documents, rows
-from tools.paper.layout import aligned
-from tools.paper.metrics import METRICS
-from tools.paper.models import ABLATIONS, Counts, configuration
-from tools.paper.rows import TABLES, TASKS, Row, counted_rows, measured, paper_rows, summaries
-
-MODELS = ("pale_tiny", "pale_small", "pale_base")
+from tools.helpers import paper_layout, paper_results
+from tools.helpers.markdown import markdown_table
+from tools.helpers.paper_figures import NEIGHBORS, PAPER, PaperFigure, figures_of, find_figure
+from tools.helpers.paper_results import MODELS, TABLES, Counts, configuration, is_off, measured
 
 
-# ---- the paper's figures
-
-
-def test_every_figure_is_known_once_with_its_source():
-    for task in TASKS:
-        for paper in (PAPER, *NEIGHBOURS):
+def test_every_figure_is_known_once_and_has_its_mark():
+    for task in TABLES:
+        for paper in (PAPER, *NEIGHBORS):
             figures = list(figures_of(task, paper))
             assert len({(figure.model, figure.metric) for figure in figures}) == len(figures)
             for figure in figures:
                 assert figure.value > 0
-                assert figure.metric in METRICS
-                assert figure.paper in SOURCES
+                assert figure.metric in paper_layout.METRICS
                 assert figure.mark in (("P", "C") if paper == PAPER else ("",))
-        complete = {figure.metric for figure in figures_of(task)}
-        for model in MODELS:
-            assert {figure.metric for figure in figures_of(task) if figure.model == model} == complete
-            assert configuration(task, model).is_file()
-    assert find_figure("image_classification", "pale_nano", "top1") is None
+        assert all(configuration(task, model).is_file() for model in MODELS)
 
 
-def figure(text: str, metric: str = "params") -> PaperFigure:
-    return PaperFigure(PAPER, "image_classification", "pale_tiny", metric, text, "P")
-
-
-@pytest.mark.parametrize(
-    ("text", "ours", "is_off"),
-    [
-        ("22", 21.75, False),
-        ("22", 23.0, False),
-        ("22", 23.01, True),
-        ("22", 20.9, True),
-        ("9.0", 9.1, False),
-        ("9.0", 9.11, True),
-        ("9.0", 8.89, True),
-    ],
-)
-def test_one_in_the_last_printed_digit_is_allowed(text, ours, is_off):
-    row = Row("pale_tiny", "params", figure(text), ours, "counted")
-    assert row.is_off == is_off
-    assert row.difference == pytest.approx(ours - float(text))
-    assert not Row("pale_tiny", "top1", figure(text, "top1"), ours, "measured").is_off
-
-
-# ---- ours
-
-
-@pytest.fixture
-def recorded(monkeypatch):
-    """What ``results/`` holds, to be filled by a test."""
-    results: list[Result] = []
-    monkeypatch.setattr(rows, "_results_of", lambda task: tuple(results))
-    return results
+@pytest.mark.parametrize(("text", "ours"), [("22", 23.01), ("22", 20.9), ("9.0", 9.11), ("9.0", 8.89)])
+def test_one_unit_of_the_last_printed_digit_is_allowed(text, ours):
+    figure = PaperFigure(PAPER, "image_classification", "pale_tiny", "params", text, "P")
+    assert is_off(figure, ours)
+    assert not is_off(figure, figure.value + figure.last_digit)
+    assert not is_off(figure, figure.value - figure.last_digit)
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts that take no time: those of the paper, and a bit."""
+    """Counts that take no time: the paper's figures plus a constant."""
 
     def count(task, model):
         return Counts(*(find_figure(task, model, metric).value + 0.04 for metric in ("params", "flops")))
 
-    for module in (rows, documents):
-        monkeypatch.setattr(module, "count", count)
-    monkeypatch.setattr(documents, "count_demo", lambda task: Counts(0.94, None))
-    monkeypatch.setattr(rows, "count_classifier", lambda path: Counts(21.7, 4.2))
-    monkeypatch.setattr(rows, "_hours", lambda path: "~1234 A100-hours")
+    monkeypatch.setattr(paper_layout, "count", count)
+    monkeypatch.setattr(paper_layout, "count_demo", lambda task: Counts(0.94, None))
+    monkeypatch.setattr(paper_layout, "count_classifier", lambda path: Counts(21.7, 4.2))
+    monkeypatch.setattr(paper_layout, "training_cost", lambda path: SimpleNamespace(gpu_hours=107.6))
+    monkeypatch.setattr(paper_layout, "training_cost_table", lambda: "| hours |")
 
 
-def result(value: str, **changes: str) -> Result:
-    values = {
-        "model": "PaleUPerNet pale_tiny",
-        "data_set": "ADE20K",
-        "metric": "mIoU",
-        "value": value,
-        "paper_value": "50.4",
-        "checkpoint_sha256": "0123456789abcdef",
-        "command": "",
-        "code_version": "",
-        "machine": "",
-        "date": "2026-01-01T00:00Z",
-    }
-    return Result(**{**values, **changes})
+@pytest.fixture
+def recorded(monkeypatch):
+    """Recorded results of all tasks, to be filled by a test."""
+    (template,) = read_results(ROOT / results_file("image_classification"))[:1]
+    results = []
+
+    def add(model, data_set, metric, value, **changes):
+        fields = {"checkpoint_sha256": "", "date": "2026-01-01T00:00Z", **changes}
+        values = {"model": model, "data_set": data_set, "metric": metric, "value": value}
+        results.append(type(template)(**{**vars(template), **values, **fields}))
+
+    monkeypatch.setattr(paper_results, "_results_of", lambda task: tuple(results))
+    return add
 
 
-def test_the_latest_measurement_of_a_row_stands_beside_the_papers(recorded, counted):
-    recorded += [
-        result("50.1", date="2026-03-01T00:00Z"),
-        result("49.9"),
-        result("20", date="2026-04-01T00:00Z", paper_value=""),  # of other data
-        result("51.0", date="2026-04-01T00:00Z", model="PaleUPerNet pale_small"),
-    ]
-    assert measured("semantic_segmentation", "pale_tiny", "mIoU") == (
-        50.1,
-        "measured, checkpoint 01234567, 2026-03-01",
-    )
-    table = {(row.model, row.metric): row for row in paper_rows("semantic_segmentation")}
-    assert table["pale_tiny", "mIoU"].difference == pytest.approx(-0.3)
-    assert table["pale_small", "mIoU"].ours == 51.0
-    assert table["pale_base", "mIoU"].origin == "not run: needs ADE20K, ~1234 A100-hours"
-    assert table["pale_base", "params"].origin == "counted"
+def test_the_newest_measurement_of_a_row_is_shown_beside_the_papers(counted, recorded, capsys):
+    recorded("PaleUPerNet pale_tiny", "ADE20K", "mIoU", "50.1", date="2026-03-01T00:00Z")
+    recorded("PaleUPerNet pale_tiny", "ADE20K", "mIoU", "49.9")
+    recorded("PaleUPerNet pale_tiny", "Dataset other", "mIoU", "20", date="2026-04-01T00:00Z")
+    recorded("PaleUPerNet pale_small", "ADE20K", "mIoU", "51.0", date="2026-04-01T00:00Z")
+    recorded("pale_tiny ATTENTION=axial", "ImageNet-1K", "top1", "81.5")
+    assert measured("semantic_segmentation", "pale_tiny", "mIoU").value == "50.1"
+    paper_tables.main([])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "| pale_tiny | mIoU, % | 50.4 [P] | 50.1 | -0.3 | measured 2026-03-01 |" in lines
+    assert "| pale_base | mIoU, % | 52.2 [P] | - | - | not run: ~108 A100-hours |" in lines
+    assert "| pale_tiny | parameters, M | 52 [C] | 52.04 | +0.04 | counted |" in lines
+    assert "| shape_axial | 21.70 | 4.20 | 81.5 |" in lines
 
 
-def test_runs_of_several_seeds_are_one_line_and_checkpoints_their_own(recorded):
-    demo = {"paper_value": "", "data_set": "Nuclei", "checkpoint_sha256": ""}
-    recorded += [result("92", **demo), result("95", **demo), result("93", **demo)]
-    recorded += [result("90", **{**demo, "checkpoint_sha256": "f" * 64})]
-    recorded += [result("50")]
-    runs, checkpoint = summaries("semantic_segmentation")
-    assert (runs.value, runs.origin) == (93, "median of 3 runs")
-    assert (checkpoint.value, checkpoint.origin) == (90, "checkpoint ffffffff")
+def test_the_median_of_the_seeds_is_shown(counted, recorded):
+    for value in ("92", "95", "93"):
+        recorded("small", "Nuclei", "mIoU", value)
+    recorded("small", "Nuclei", "mIoU", "10", checkpoint_sha256="f" * 64)  # an evaluation, not a training run
+    recorded("PaleUPerNet pale_tiny", "ADE20K", "mIoU", "50")
+    rows = paper_layout.readme_table("semantic_segmentation").splitlines()
+    assert rows[2].endswith("| mIoU 50.0 |")
+    assert rows[-1] == "| `pale_nano` | 0.94M | - | - | - | mIoU 93.0 on nuclei (median of 3 runs) |"
 
 
-def test_results_are_readable_and_those_of_trainings_stand_in_the_document():
+def test_recorded_results_of_trainings_are_in_the_document():
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for task in TASKS:
+    for task in TABLES:
         found = read_results(ROOT / results_file(task))
         assert found
-        for row in found:
-            if not row.checkpoint_sha256:
-                assert row.value in text
-                assert row.command in text
-
-
-# ---- what is printed
-
-
-def test_tables_fit_a_terminal_and_have_every_figure(recorded, counted, capsys):
-    assert tuple(TABLES) == paper_tables.NAMES
-    paper_tables.main([])
-    printed = capsys.readouterr().out
-    for line in printed.splitlines():
-        assert len(line) <= 120, line
-    for task in TASKS:
-        for paper in (PAPER, *NEIGHBOURS):
-            for known in figures_of(task, paper):
-                assert re.search(rf"(?<![\d.]){re.escape(known.text)}(?![\d.])", printed)
-    assert all(path.stem in printed for path in ABLATIONS)
-    assert "A FLOP is one multiply-add" in printed
-
-
-def test_json_has_the_same(recorded, counted, capsys):
-    paper_tables.main(["imagenet", "neighbours", "-json"])
-    tables = json.loads(capsys.readouterr().out)
-    assert list(tables) == ["imagenet", "neighbours"]
-    row = tables["imagenet"][0]
-    assert (row["model"], row["metric"], row["paper"], row["mark"]) == ("pale_tiny", "params", 22, "P")
-    assert row["ours"] == pytest.approx(22.04)
-    assert row["within_one_digit"] is True
-    assert {row["source"] for row in tables["neighbours"]} == {SOURCES[paper] for paper in NEIGHBOURS}
+        for result in found:
+            if not result.checkpoint_sha256:
+                assert result.value in text
+                assert result.command in text
 
 
 def test_check_fails_for_a_figure_that_is_off(counted, monkeypatch, capsys):
     paper_tables.main(["-check"])
-    assert "none of 18 counted figures differs" in capsys.readouterr().out
-    monkeypatch.setattr(rows, "count", lambda task, model: Counts(22.0, 4.2))
+    assert "all 18 counted figures agree" in capsys.readouterr().out
+    monkeypatch.setattr(paper_layout, "count", lambda task, model: Counts(22.0, 4.2))
     with pytest.raises(SystemExit) as left:
-        paper_tables.main(["--check"])
+        paper_tables.main(["-check"])
     assert left.value.code == 1
     printed = capsys.readouterr().out
     assert "16 of 18 counted figures differ" in printed
-    assert printed.count("counted, too far from the paper's") == 16
+    assert printed.count("too far from the paper's") == 16
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["resnet"], "there is no table 'resnet'; choose of imagenet, ade20k"),
-        (["coco", "-check"], "leave TABLE and -json out"),
-        (["-json", "-markdown"], "leave TABLE and -json out"),
-    ],
-)
-def test_wrong_flags_are_refused(flags, message):
-    with pytest.raises(UserError, match=message):
-        paper_tables.main(flags)
-
-
-def test_columns_stand_below_each_other():
-    cells = (["a", "value"], [["数字", "1"], ["b", "10.25"]])
-    assert aligned(*cells, right=(1,)) == "a     value\n数字      1\nb     10.25"
-    assert markdown_table(*cells, right=(1,)) == "| a | value |\n|------|-----:|\n| 数字 | 1 |\n| b | 10.25 |"
-    padded = markdown_table(["a", "value", ""], [["name", "1", ""], ["b", "10.25", ""]], right=(1,), padded=True)
-    assert padded.splitlines() == [
-        "| a    | value |     |",
-        "| ---- | ----: | --- |",
-        "| name |     1 |     |",
-        "| b    | 10.25 |     |",
-    ]
-
-
-# ---- the documents
-
-
-@pytest.fixture
-def copies(tmp_path, monkeypatch):
-    """The documents, in a folder where they may be written."""
-    for document in {document for document, *_ in documents.sections()}:
+def test_tables_of_documents_are_written_and_compared(counted, tmp_path, monkeypatch, capsys):
+    for document in {document for document, *_ in paper_layout.sections()}:
         copy = tmp_path / document.relative_to(ROOT)
         copy.parent.mkdir(exist_ok=True)
         shutil.copy(document, copy)
-    monkeypatch.setattr(documents, "ROOT", tmp_path)
-    monkeypatch.setattr(paper_tables, "ROOT", tmp_path)
-    return tmp_path
-
-
-def test_tables_of_documents_are_written_and_compared(counted, copies, capsys):
+    monkeypatch.setattr(paper_layout, "ROOT", tmp_path)
     paper_tables.main(["-markdown"])
-    assert capsys.readouterr().out.count("wrote ") == 6
-    paper_tables.main(["-markdown"])
+    assert "README_cn.md: the table 'image_classification' was written" in capsys.readouterr().out
     paper_tables.main(["-markdown", "-check"])
-    assert capsys.readouterr().out == "all documents are up to date\n" * 2
-    readme = copies / "README.md"
+    assert capsys.readouterr().out == "all documents are up to date\n"
+    readme = tmp_path / "README.md"
     text = readme.read_text(encoding="utf-8")
     assert "| `pale_tiny` | 22.04M (22M) | 4.24G (4.2G) | 83.4 | 84.2 | not run |" in text
     readme.write_text(text.replace("| 83.4 |", "| 93.4 |"), encoding="utf-8")
     with pytest.raises(SystemExit) as left:
         paper_tables.main(["-markdown", "-check"])
     assert left.value.code == 1
-    assert "README.md: the table 'image_classification' is not up to date" in capsys.readouterr().out
+    assert "README.md: the table 'image_classification' is out of date" in capsys.readouterr().out
     assert "| 93.4 |" in readme.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_counted_figures_are_the_papers_and_the_documents_are_up_to_date(capsys):
-    paper_tables.main(["-check"])
+def test_the_documents_are_up_to_date(capsys):
     paper_tables.main(["-markdown", "-check"])
-    printed = capsys.readouterr().out
-    assert "none of 18 counted figures differs" in printed
-    assert printed.endswith("all documents are up to date\n")
-    assert {row.metric for task in TASKS for row in counted_rows(task)} == {"params", "flops"}
+    assert capsys.readouterr().out.endswith("all documents are up to date\n")
+
+
+def test_columns_of_a_table_are_aligned():
+    table = markdown_table(["a", "value", ""], [["name", "1", ""], ["b", "10.25", ""]], right=(1,), padded=True)
+    assert table.splitlines() == [
+        "| a    | value |     |",
+        "| ---- | ----: | --- |",
+        "| name |     1 |     |",
+        "| b    | 10.25 |     |",
+    ]
+    assert markdown_table(["a", "b"], [["x", "1"]], right=(1,)) == "| a | b |\n|------|-----:|\n| x | 1 |"

@@ -19,9 +19,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from common.errors import UserError
-from common.inference.inference_program import load_program, save_program
-from common.inference.onnx_export import export_onnx
-from common.inference.onnx_session import open_onnx
+from common.inference.export_formats import export_onnx, load_program, open_onnx, save_program
 from common.pale_transformer import create_model, list_models
 
 __all__ = ["RUNTIMES", "Case", "Step", "is_possible", "peer_versions"]

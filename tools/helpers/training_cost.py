@@ -11,8 +11,8 @@ from paddle import nn
 
 from common.flops import count_layer_flops, params
 from tools.helpers.configured_model import build_configured, task_of
-from tools.markdown_table import markdown_table
-from tools.paper.models import ROOT, configuration
+from tools.helpers.markdown import markdown_table
+from tools.helpers.paper_results import ROOT, configuration
 
 __all__ = ["GPU_FLOPS", "TrainingCost", "training_cost", "training_cost_table"]
 

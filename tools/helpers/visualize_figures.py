@@ -15,7 +15,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, Patch
 from PIL import Image
 
-from common.pictures.fonts import choose_font, drawable
+from common.pictures.fonts import choose_font, printable
 from tools.helpers.visualize_attention import TokenGroup
 from tools.helpers.visualize_gradients import ReceptiveField
 
@@ -155,7 +155,7 @@ def draw_heat(picture: np.ndarray, heat: np.ndarray, title: str) -> Image.Image:
     figure.colorbar(image, ax=[right], fraction=0.05).set_ticks([0, 1], labels=["0", "largest"], fontsize=8)
     font = choose_font([title], 12)
     left.set_title("input of the model", fontsize=9)
-    right.set_title(drawable(title, font), fontproperties=FontProperties(fname=font.path, size=9))
+    right.set_title(printable(title), fontproperties=FontProperties(fname=font.path, size=9))
     return _as_image(figure)
 
 

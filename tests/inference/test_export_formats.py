@@ -1,4 +1,4 @@
-"""Saved programs and ONNX files: they compute what the model computes, for every batch and, if open, every size."""
+"""Saved programs and ONNX files compute the same as the model, for any batch and, if open, any size."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import pytest
 from paddle import nn
 
 from common.errors import UserError
-from common.inference.inference_program import save_program
-from common.inference.onnx_export import export_onnx
+from common.inference.export_formats import convert_to_onnx, export_onnx, save_program
 from common.pale_transformer import create_model
 
 
 @pytest.fixture(scope="module")
 def model():
-    """pale_nano with BatchNorm statistics of its own."""
+    """A short pale_nano with BatchNorm statistics of its own."""
     paddle.seed(0)
-    model = create_model("pale_nano", num_classes=10)
+    model = create_model("pale_nano", num_classes=10, depths=(1, 1, 1, 1))
     for layer in model.sublayers():
         if isinstance(layer, nn.BatchNorm2D):
             layer._mean.set_value(paddle.randn(layer._mean.shape))
@@ -42,12 +41,16 @@ def test_a_saved_program_is_of_a_fused_copy(model, tmp_path):
 @pytest.mark.skipif(paddle.__version__.startswith("2."), reason="Paddle 2 cannot leave the sides open")
 @pytest.mark.parametrize(
     "settings",
-    [*({"attention": name} for name in ("axial", "cross", "window", "global")), {"parallel": False}],
-    ids=lambda settings: "-".join(map(str, *settings.items())),
+    [
+        {},
+        pytest.param({"attention": "axial", "parallel": False}, marks=pytest.mark.slow),
+        pytest.param({"attention": "window"}, marks=pytest.mark.slow),
+    ],
+    ids=["pale", "axial", "window"],
 )
-def test_a_program_of_every_attention_takes_images_of_any_size(settings, tmp_path):
+def test_a_program_takes_images_of_any_size(settings, tmp_path):
     paddle.seed(0)
-    model = create_model("pale_nano", num_classes=10, depths=(1, 2, 1, 1), **settings)
+    model = create_model("pale_nano", num_classes=10, depths=(1, 1, 1, 1), **settings)
     model.eval()
     graph, _ = save_program(model, tmp_path, {"images": [None, 3, None, None]})
     program = paddle.jit.load(str(graph.with_suffix("")))
@@ -57,10 +60,10 @@ def test_a_program_of_every_attention_takes_images_of_any_size(settings, tmp_pat
             assert np.allclose(program(images).numpy(), model(images).numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("position_encoding", ["absolute", "relative"])
-def test_a_program_with_learned_positions_takes_images_of_one_size(position_encoding, tmp_path):
+@pytest.mark.slow
+def test_a_program_with_learned_positions_takes_images_of_one_size(tmp_path):
     paddle.seed(0)
-    settings = {"position_encoding": position_encoding, "image_size": 64, "depths": (1, 1, 1, 1)}
+    settings = {"position_encoding": "relative", "image_size": 64, "depths": (1, 1, 1, 1)}
     model = create_model("pale_nano", num_classes=10, **settings)
     model.eval()
     images = paddle.rand([2, 3, 40, 72])
@@ -107,7 +110,7 @@ def test_a_fixed_size_takes_any_batch_and_leaves_the_model_as_it_was(model, tmp_
     used = {name for node in graph.node for name in node.input}
     assert {tensor.name for tensor in graph.initializer} <= used
     assert not any(node.op_type == "Constant" for node in graph.node)
-    assert sum(np.prod(tensor.dims) for tensor in graph.initializer) > 5e5  # the weights are where tools look for them
+    assert sum(np.prod(tensor.dims) for tensor in graph.initializer) > 1e5  # the weights are where tools look for them
     assert not any(node.op_type == "Pad" for node in graph.node)  # paddle2onnx converts them wrongly
 
 
@@ -131,7 +134,7 @@ def test_what_paddle2onnx_cannot_convert_is_one_line(tmp_path):
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_a_missing_paddle2onnx_is_named_with_the_command(model, tmp_path, monkeypatch):
+def test_a_missing_paddle2onnx_is_named_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -r requirements-export\.txt"):
-        export_onnx(model, tmp_path / "model.onnx", {"images": [None, 3, 64, 64]}, ["logits"])
+        convert_to_onnx(tmp_path / "inference.json", tmp_path / "inference.pdiparams", tmp_path / "m.onnx", ["logits"])

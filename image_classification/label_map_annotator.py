@@ -1,4 +1,4 @@
-"""The machine annotator of token labelling: dense labels of images, out of a trained classifier."""
+"""Makes the label maps of token labeling: a trained classifier annotates the images of a data set."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["WholeImage", "annotate", "token_logits"]
 
 
 class WholeImage:
-    """Resize the whole image to a square, whatever its proportions, and normalise.
+    """Resizes the whole image to a square, whatever its proportions, and normalizes it.
 
-    Nothing is cut off, because the crops of training reach everywhere. [A: ours]
+    Nothing is cropped, because the crops of training may come from any part of the image. [A: ours]
 
     Args:
         config: ``DATA.IMAGE_SIZE``, ``INTERPOLATION``, ``MEAN`` and ``STD``.
@@ -35,18 +35,19 @@ class WholeImage:
         self._normalize = Normalize(config.DATA.MEAN, config.DATA.STD)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Transform an RGB image to np.float32 [3, size, size]; ``rng`` is not used."""
+        """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used."""
         return self._normalize(image.resize((self._size, self._size), self._resample))
 
 
 def token_logits(model: PaleTransformer, images: Tensor) -> Tensor:
-    """Apply the classifier to each token of the final map, in place of their mean, as LV-ViT's annotators do.
+    """Apply the classifier to each token of the final map instead of their mean, as LV-ViT's annotators do.
 
     Args:
+        model: in evaluation mode.
         images: ``[B, 3, height, width]``.
 
     Returns:
-        ``[B, h, w, classes]``; their mean over the map is what ``model(images)`` gives.
+        ``[B, h, w, classes]``; the mean over the map equals ``model(images)``.
     """
     x = model.forward_features(images)[-1].transpose([0, 2, 3, 1])
     return model.head(model.norm(x))
@@ -58,16 +59,17 @@ def annotate(
 ) -> float:
     """Write the label maps of a data set.
 
-    Unreadable images get empty maps if ``DATA.SKIP_BROKEN`` allows it; training will not read these either.
+    With ``DATA.SKIP_BROKEN``, unreadable images get maps of zeros; training does not read these images either.
 
     Args:
         model: the annotator, in evaluation mode.
         config: of the images, and ``DATA.BATCH_SIZE_EVAL``, ``DATA.NUM_WORKERS``, ``TRAIN.AMP``.
-        writer: gets the maps, and is closed.
+        dataset: the images.
+        writer: receives the maps, and is closed.
         log: shows the progress.
 
     Returns:
-        The annotator's top-1 accuracy on these images, in percent, by the mean of the tokens.
+        Top-1 accuracy of the annotator on these images, in percent.
 
     Raises:
         UserError: an image could not be read.

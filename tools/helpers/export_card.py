@@ -1,4 +1,4 @@
-"""The model card: what an exported model is, for people and for programs."""
+"""The model card: the description of an exported model for people and for programs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from common.checkpoints.download import sha256_of
 from common.checkpoints.loading import Checkpoint
 from common.flops import params
 from common.inference.exportable import Exportable
-from tools.exporting.checking import TOLERANCE
+from tools.helpers.export_checks import TOLERANCE
 
 __all__ = ["make_card"]
 
-_FORMAT = 1  # of the card; goes up when a program that reads it would have to change
+_FORMAT = 1  # of the card; incremented when programs that read it would have to change
 _DIMENSIONS = ("batch", "channels", "height", "width")
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddle2onnx", "onnxruntime", "numpy")
 
@@ -34,12 +34,12 @@ def make_card(
     """Make a card.
 
     Args:
-        task: folder of its launcher.
+        task: its folder.
         inputs: the shapes that the exported files take.
         checkpoint: the weights.
-        files: that were written.
-        checks: for each file that was run, the largest difference from the model in each case.
-        left_out: formats that could not be written, and why.
+        files: of the export.
+        checks: the largest difference from the model in each case, by format.
+        left_out: formats that were not written, and the reason.
     """
     return {
         "format_version": _FORMAT,
@@ -48,7 +48,14 @@ def make_card(
         "architecture": "Pale Transformer, arXiv 2112.14000, in an independent implementation",
         "license": "Apache-2.0 (the code; weights have the terms of their data)",
         "parameters": params(exportable.layer),
-        "inputs": [{"name": key, "dtype": "float32", "shape": _named(shape)} for key, shape in inputs.items()],
+        "inputs": [
+            {
+                "name": name,
+                "dtype": "float32",
+                "shape": [_DIMENSIONS[place] if side is None else side for place, side in enumerate(shape)],
+            }
+            for name, shape in inputs.items()
+        ],
         "sides_multiple_of": exportable.stride,
         "classes": len(exportable.labels),
         "outputs": [
@@ -68,11 +75,6 @@ def make_card(
         "exported_with": {"pale-transformer-paddle": __version__, **_versions()},
         "exported_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
     }
-
-
-def _named(shape: Sequence[int | None]) -> list[int | str]:
-    """A shape with names where it is open."""
-    return [_DIMENSIONS[place] if side is None else side for place, side in enumerate(shape)]
 
 
 def _versions() -> dict[str, str]:

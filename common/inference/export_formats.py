@@ -1,0 +1,268 @@
+"""The formats of exported models: how each is written, and run.
+
+A model is first saved as a program of Paddle (``inference.json`` and ``inference.pdiparams``), from which the other
+formats are converted.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ..errors import UserError, one_line
+from ..fuse import fuse
+
+__all__ = [
+    "FORMATS",
+    "ExportFormat",
+    "Run",
+    "convert_to_onnx",
+    "export_onnx",
+    "load_program",
+    "open_onnx",
+    "save_program",
+]
+
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]  # inputs by name to the outputs in their order
+
+OPSET = 17  # the first with LayerNormalization
+_PROGRAM = "inference"  # as Paddle's own tools name these files
+_GRAPHS = (f"{_PROGRAM}.json", f"{_PROGRAM}.pdmodel")  # since Paddle 3, and before
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """A format of exported models.
+
+    Attributes:
+        names: of the file that is run; the first that exists counts.
+        other_names: of files that belong to it.
+        convert: makes the file in a folder of ``(graph, weights, folder, names of the outputs)``, and returns it.
+        open: opens the file on a device (``cpu``, ``gpu`` or ``gpu:N``).
+    """
+
+    names: tuple[str, ...]
+    other_names: tuple[str, ...]
+    convert: Callable[[Path, Path, Path, Sequence[str]], Path]
+    open: Callable[[Path, str], Run]
+
+
+# ---- Paddle
+
+
+def save_program(model: nn.Layer, folder: str | Path, inputs: Mapping[str, Sequence[int | None]]) -> tuple[Path, Path]:
+    """Save a copy of a model, fused (:func:`common.fuse.fuse`), as a program in evaluation mode.
+
+    Args:
+        model: takes tensors, and returns a tensor or a list of them.
+        folder: is created, and gets ``inference.json`` (``inference.pdmodel`` before Paddle 3) and
+            ``inference.pdiparams``.
+        inputs: name and shape of each float32 input in the model's order; None leaves a dimension open.
+
+    Returns:
+        The files of the graph and of the weights.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    model = copy.deepcopy(model)
+    fuse(model)
+    prefix = Path(folder) / _PROGRAM
+    specs = [paddle.static.InputSpec(list(shape), "float32", name) for name, shape in inputs.items()]
+    paddle.jit.save(model, str(prefix), input_spec=specs)
+    graphs = (prefix.with_name(name) for name in _GRAPHS)
+    return next(graph for graph in graphs if graph.exists()), prefix.with_suffix(".pdiparams")
+
+
+def load_program(
+    graph: Path, weights: Path, device: str = "cpu", precision: str = "Float32", threads: int | None = None
+) -> Run:
+    """Load a saved program into Paddle Inference.
+
+    Args:
+        graph: see :func:`save_program`.
+        weights: see :func:`save_program`.
+        device: ``cpu``, ``gpu`` or ``gpu:N``.
+        precision: on GPUs, the name of one of ``paddle.inference.PrecisionType``.
+        threads: on CPUs; None leaves it to Paddle.
+
+    Raises:
+        UserError: Paddle Inference cannot load it.
+    """
+    from paddle import inference
+
+    config = inference.Config(str(graph), str(weights))
+    config.disable_glog_info()
+    if device == "cpu":
+        config.disable_mkldnn()  # Paddle 3.3 cannot compile this model for it
+        if threads:
+            config.set_cpu_math_library_num_threads(threads)
+    else:
+        config.enable_use_gpu(256, _device_number(device), getattr(inference.PrecisionType, precision))
+    try:
+        predictor = inference.create_predictor(config)
+    except Exception as error:
+        raise UserError(f"Paddle Inference cannot load {graph}: {one_line(error)}") from error
+
+    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        for name, array in inputs.items():
+            predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(array))
+        predictor.run()
+        return [predictor.get_output_handle(name).copy_to_cpu() for name in predictor.get_output_names()]
+
+    return run
+
+
+def _keep_program(graph: Path, weights: Path, folder: Path, outputs: Sequence[str]) -> Path:
+    return graph
+
+
+def _device_number(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
+# ---- ONNX
+
+
+def export_onnx(
+    model: nn.Layer, path: str | Path, inputs: Mapping[str, Sequence[int | None]], outputs: Sequence[str]
+) -> None:
+    """Export a model, which stays as it is, to an ONNX file.
+
+    Args:
+        model: see :func:`save_program`.
+        path: of the ONNX file; its folder is created.
+        inputs: see :func:`save_program`.
+        outputs: names of the model's outputs in the file.
+
+    Raises:
+        UserError: see :func:`convert_to_onnx`.
+        OSError: the file cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        convert_to_onnx(*save_program(model, folder, inputs), path, outputs)
+
+
+def convert_to_onnx(graph: Path, weights: Path, path: str | Path, outputs: Sequence[str]) -> None:
+    """Convert the files of :func:`save_program` to an ONNX file; see :func:`export_onnx`.
+
+    Raises:
+        UserError: paddle2onnx is not installed, or cannot convert the model.
+        OSError: the file cannot be written.
+    """
+    if importlib.util.find_spec("paddle2onnx") is None:
+        raise UserError("paddle2onnx is not installed: pip install -r requirements-export.txt (Python 3.10 to 3.12)")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / "model.onnx"
+        # In another process, because paddle2onnx aborts its process over an unknown operator.
+        command = [sys.executable, "-m", "paddle2onnx.command", "--model_dir", str(graph.parent)]
+        command += ["--model_filename", graph.name, "--params_filename", weights.name]
+        command += ["--save_file", str(converted), "--opset_version", str(OPSET)]
+        if graph.suffix == ".json":
+            # Only paddle2onnx 2 has optimizers. They need packages that it does not require, and give no speed.
+            command += ["--optimize_tool", "None"]
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if not converted.exists() or not converted.stat().st_size:
+            lines = re.findall(r"^.*(?:error|unsupported|fail).*$", result.stdout, re.IGNORECASE | re.MULTILINE)
+            raise UserError(f"paddle2onnx cannot convert this model: {(lines or ['it gives no reason'])[0].strip()}")
+        _write_tidied(converted, path, outputs)
+
+
+def _write_tidied(source: Path, target: Path, outputs: Sequence[str]) -> None:
+    """Copy an ONNX file with other names of the outputs, and with constants as initializers, as other tools expect.
+
+    Unused constants, which paddle2onnx leaves and runtimes warn of, are removed.
+    """
+    import onnx  # installed with paddle2onnx
+
+    model = onnx.load(source)
+    used = {*_input_names(model.graph), *(output.name for output in model.graph.output)}
+    kept = []
+    for node in model.graph.node:
+        if node.op_type != "Constant":
+            kept.append(node)
+        elif node.output[0] in used:
+            node.attribute[0].t.name = node.output[0]
+            model.graph.initializer.append(node.attribute[0].t)
+    for output, name in zip(model.graph.output, outputs, strict=True):
+        # Through a node of its own, because subgraphs may read the output, too.
+        kept.append(onnx.helper.make_node("Identity", [output.name], [name]))
+        output.name = name
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    onnx.save(model, target)
+
+
+def _input_names(graph: Any) -> Iterator[str]:
+    """Names of the inputs of all nodes in a graph and its subgraphs."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _input_names(attribute.g)
+
+
+def open_onnx(file: Path, threads: int | None = None, device: str = "cpu") -> Any:
+    """Open an ONNX file in ONNX Runtime.
+
+    Args:
+        threads: on CPUs; None leaves it to ONNX Runtime.
+        device: ``cpu``, ``gpu`` or ``gpu:N``; operators without a GPU kernel run on the CPU.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``.
+
+    Raises:
+        UserError: onnxruntime is not installed, or cannot run the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("onnxruntime is not installed: pip install -r requirements-export.txt") from error
+    options = onnxruntime.SessionOptions()
+    if threads:
+        options.intra_op_num_threads = threads
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device != "cpu":
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": _device_number(device)}))
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:
+        raise UserError(f"ONNX Runtime cannot run {file}: {one_line(error)}") from error
+
+
+def _convert_to_onnx(graph: Path, weights: Path, folder: Path, outputs: Sequence[str]) -> Path:
+    file = folder / "model.onnx"
+    convert_to_onnx(graph, weights, file, outputs)
+    return file
+
+
+def _run_onnx(file: Path, device: str) -> Run:
+    session = open_onnx(file, device=device)
+    return lambda inputs: session.run(None, dict(inputs))
+
+
+# In the order in which a folder is searched for a model to run.
+FORMATS = {
+    "paddle": ExportFormat(
+        names=_GRAPHS,
+        other_names=(f"{_PROGRAM}.pdiparams", f"{_PROGRAM}.pdiparams.info"),
+        convert=_keep_program,
+        open=lambda file, device: load_program(file, file.with_suffix(".pdiparams"), device),
+    ),
+    "onnx": ExportFormat(names=("model.onnx",), other_names=(), convert=_convert_to_onnx, open=_run_onnx),
+}

@@ -1,0 +1,84 @@
+"""Which files are images, and how they are decoded."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data.image_file import check_name, list_images, load_rgb, read_image, to_rgb
+from common.errors import UserError
+
+NOT_UTF8 = os.fsdecode(b"\xff\xe9.png")
+
+
+def random_image(height=40, width=30):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+def test_images_are_listed_by_suffix_without_hidden_files_and_folders(tmp_path):
+    for name in ("b/photo.JPG", "b/.hidden.png", ".cache/x.png", "a.tiff", "notes.txt", "folder.png/c.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == [str(tmp_path / name) for name in ("a.tiff", "b/photo.JPG", "folder.png/c.webp")]
+
+
+@pytest.mark.parametrize("name", ["天空.png", "a%05d.png", NOT_UTF8])
+def test_images_of_any_name_are_read(tmp_path, name):
+    random_image().save(tmp_path / name)
+    np.testing.assert_array_equal(read_image(str(tmp_path / name)), np.asarray(random_image()))
+    np.testing.assert_array_equal(load_rgb(tmp_path / name), np.asarray(random_image()))
+
+
+def test_unreadable_files(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    for name in ("missing.png", "empty.png", "text.png"):
+        assert read_image(str(tmp_path / name)) is None
+    with pytest.raises(UserError, match="not an image format that Pillow supports"):
+        load_rgb(tmp_path / "text.png")
+    with pytest.raises(FileNotFoundError):
+        load_rgb(tmp_path / "missing.png")
+
+
+def test_large_jpegs_may_be_decoded_at_a_fraction_of_their_size(tmp_path):
+    random_image(800, 640).save(tmp_path / "a.jpg")
+    assert load_rgb(tmp_path / "a.jpg", 150).size == (160, 200)
+    assert load_rgb(tmp_path / "a.jpg").size == (640, 800)
+
+
+def test_exif_orientation_is_applied_by_opencv_only(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    random_image(40, 30).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(str(tmp_path / "a.jpg")).shape == (30, 40, 3)
+    assert load_rgb(tmp_path / "a.jpg").size == (30, 40)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I"])
+def test_modes_are_converted_to_rgb(mode):
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(gray.astype(np.uint16) * 257)
+        image = image if mode == "I;16" else image.convert("I")
+    else:
+        image = Image.fromarray(gray).convert(mode)
+        if mode.endswith("A"):
+            image.putalpha(3)  # is dropped, not blended
+    rgb = to_rgb(image)
+    assert rgb.mode == "RGB"
+    if mode != "1":
+        np.testing.assert_array_equal(np.asarray(rgb), gray[..., None].repeat(3, axis=2))
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(ValueError, match="no defined range"):
+        to_rgb(Image.new("F", (3, 3)))
+
+
+def test_names_that_paddleseg_cannot_read_are_refused():
+    check_name("天空.png")
+    with pytest.raises(UserError, match="is not UTF-8, which PaddleSeg cannot read; rename it"):
+        check_name(NOT_UTF8)
