@@ -50,12 +50,15 @@ def learn(model: nn.Layer, batch: dict) -> dict[str, float]:
     return losses
 
 
-@pytest.mark.parametrize("objects", [[2, 1], [0, 2], [0]], ids=str)
+@pytest.mark.parametrize(
+    "images", [{"objects": [2, 1], "crowds": 1}, {"objects": [0, 2], "flat": True}, {"objects": [0]}], ids=str
+)
 @pytest.mark.parametrize("model", ["mask_rcnn", "cascade_mask_rcnn", "retinanet"])
-def test_models_learn_from_images_with_and_without_objects(models, model, objects):
+def test_models_learn_from_images_with_and_without_objects(models, model, images):
     """``_concat``; with Paddle 2.6 ``_concat_empty`` and ``_bbox2delta``."""
-    losses = learn(models(model), make_batch(objects, flat=True))
-    if not sum(objects):
+    losses = learn(models(model), make_batch(**images))
+    assert losses["loss"] == pytest.approx(sum(losses.values()) - losses["loss"], rel=1e-5)
+    if not sum(images["objects"]):
         assert all(loss == 0.0 for name, loss in losses.items() if "reg" in name or "mask" in name)
 
 

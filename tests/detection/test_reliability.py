@@ -7,16 +7,13 @@ import re
 from pathlib import Path
 
 import numpy as np
-import paddle
 import pytest
 
 from common.checkpoints.file_format import load_file
-from object_detection.components import build_model
-from object_detection.datasets import check_batch, with_object_tensors
+from object_detection.datasets import check_batch
 from object_detection.detection import Detection
 from tests.helpers.detection_runs import LAUNCHER, load
 from tests.helpers.programs import ROOT, run_program, start_program
-from tests.helpers.tiny_detection import make_batch
 from tests.helpers.tiny_runs import assert_same_training, kill, wait_for_steps
 
 # Random numbers in samples, batches, model and sampling; accumulation; an interval that leaves unsaved steps behind.
@@ -50,52 +47,12 @@ def keep_objects(folder: Path, images: set[int]) -> None:
 # ---- one process
 
 
-@pytest.fixture(scope="module")
-def models():
-    """A model of each kind, as small as the demo's."""
-    sections = ("FPN.out_channel", "32", "TwoFCHead.out_channel", "32", "MaskFeat.num_convs", "1")
-    cascade = ("-cfg", ROOT / "object_detection" / "configs" / "cascade_mask_rcnn_pale_tiny_1x_coco.yml", "-opts")
-    retina = ("-cfg", ROOT / "object_detection" / "configs" / "retinanet_pale_tiny_1x_coco.yml", "-opts")
-    nano = ("PaleTransformer.variant", "pale_nano", "FPN.out_channel", "32")
-    head = ("RetinaHead.conv_feat.feat_in", "32", "RetinaHead.conv_feat.feat_out", "32")
-    configs = {
-        "mask_rcnn": load("-opts", *sections),
-        "cascade_mask_rcnn": load(*cascade, *nano, "CascadeTwoFCHead.out_channel", "32", "MaskFeat.out_channel", "16"),
-        "retinanet": load(*retina, *nano, *head),
-    }
-    paddle.seed(0)
-    return {name: build_model(config, 3) for name, config in configs.items()}
-
-
-@pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn", "retinanet"])
-@pytest.mark.parametrize(
-    "batch",
-    [{"objects": [2, 0]}, {"objects": [0, 0]}, {"objects": [2, 1], "flat": True}, {"objects": [1, 1], "crowds": 1}],
-    ids=["one image without", "none", "no area", "crowds"],
-)
-def test_images_without_objects_and_boxes_without_area_give_finite_gradients(models, name, batch):
-    model = models[name]
-    model.train()
-    batch = {**make_batch(**batch), "error": ""}
-    if "mask" not in name:
-        del batch["gt_poly"]
-    paddle.seed(0)
-    result = Detection._loss(model, batch, np.random.default_rng(0))
-    result.loss.backward()
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    assert np.isfinite(float(result.loss))
-    assert float(result.loss) == pytest.approx(sum(map(float, result.metrics.values())), rel=1e-5)
-    assert len(gradients) > 100
-    assert all(np.isfinite(gradient.numpy()).all() for gradient in gradients)
-    model.clear_gradients()
-
-
-def test_readers_hand_on_images_without_objects(boxes_config):
+def test_reading_processes_pass_on_images_without_objects(boxes_config):
     task = Detection(load("-cfg", boxes_config, "-batch_size", "5", "-opts", "DATA.NUM_WORKERS", "1"))
     training = task.build_training(resumed=False)
     (batch,) = training.loader
     check_batch(batch)
-    batch = with_object_tensors(batch)
+    batch |= batch["objects"].tensors()
     counts = {len(rows) for rows in batch["gt_bbox"]}
     assert counts == {0, 2}, "one of the images is empty"
     for key, width, dtype in (("gt_bbox", 4, "float32"), ("gt_class", 1, "int32"), ("is_crowd", 1, "int32")):
@@ -153,7 +110,7 @@ class Kept(Detection):
         self.training, self.seen = super().build_training(resumed), []
         loss = self.training.compute_loss
         def count(model, batch, rng):
-            self.seen.append(sum(map(len, batch["gt_poly"])))
+            self.seen.append(sum(map(len, batch["objects"].fields["gt_poly"])))
             return loss(model, batch, rng)
         self.training.compute_loss = count
         return self.training
