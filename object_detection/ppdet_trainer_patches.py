@@ -5,7 +5,6 @@ Importing this module applies them; :mod:`object_detection.pale_backbone` does.
 
 from __future__ import annotations
 
-import functools
 import importlib
 from typing import Any
 
@@ -20,7 +19,6 @@ from ppdet.modeling.post_process import MaskPostProcess
 
 from common.toolkits.patches import apply, minimize, namespace
 
-_optimizer = importlib.import_module("ppdet.optimizer.optimizer")
 _visualizer = importlib.import_module("ppdet.utils.visualizer")
 _original_paste = MaskPostProcess.__call__
 
@@ -39,22 +37,6 @@ def _paste_masks(self: Any, mask_out: Tensor, bboxes: Tensor, bbox_num: Tensor, 
     return _original_paste(self, mask_out, bboxes, bbox_num, origin_shape.gather(first_boxes))
 
 
-class _Optimizers:
-    """``paddle.optimizer``, whose optimizers leave out empty parameter groups.
-
-    Without it: IndexError if the first of ``param_groups`` matches no trainable parameter. Paddle 2.6 and 3.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        original = getattr(paddle.optimizer, name)
-        return functools.partial(_build_optimizer, original) if isinstance(original, type) else original
-
-
-def _build_optimizer(optimizer: type, parameters: list, **settings: Any) -> paddle.optimizer.Optimizer:
-    filled = [group for group in parameters if not isinstance(group, dict) or group["params"]]
-    return optimizer(parameters=filled, **settings)
-
-
 def _draw(image: Image.Image) -> ImageDraw.ImageDraw:
     """``ImageDraw.Draw`` with ``textsize``, which Pillow 10 removed.
 
@@ -68,5 +50,4 @@ def _draw(image: Image.Image) -> ImageDraw.ImageDraw:
 if SUPPORTED:
     apply(paddle.amp.GradScaler, "minimize", minimize)
     apply(MaskPostProcess, "__call__", _paste_masks)
-    apply(_optimizer, "optimizer", _Optimizers())
     apply(_visualizer, "ImageDraw", namespace(ImageDraw, Draw=_draw))

@@ -6,11 +6,10 @@ Importing this module applies them; :mod:`semantic_segmentation.pale_backbone` d
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import paddle
-from paddle import Tensor, nn
+from paddle import Tensor
 from paddleseg.utils import metrics
 
 from common.toolkits.patches import apply, minimize
@@ -59,32 +58,7 @@ def _calculate_area(
     return count(label, counted.logical_and(pred == label)), count(pred, counted), count(label, label == label)
 
 
-_original_flops = paddle.flops
-
-
-def _flops(net: Any, input_size: Sequence[int], custom_ops: dict | None = None, print_detail: bool = False) -> int:
-    """Count FLOPs, and remove the buffers and the ``forward`` that ``paddle.flops`` leaves in the layers.
-
-    Without it, after ``paddleseg.core.train``, which ends with ``paddle.flops``: ``total_ops`` and ``total_params`` in
-    the state_dict, and a bound ``forward`` that copies of the model share. Paddle 2.6 and 3.
-    """
-    if not isinstance(net, nn.Layer):
-        return _original_flops(net, input_size, custom_ops, print_detail)
-    layers = net.sublayers(include_self=True)
-    buffers, forward = [set(layer._buffers) for layer in layers], net.__dict__.get("forward")
-    try:
-        return _original_flops(net, input_size, custom_ops, print_detail)
-    finally:
-        for layer, own in zip(layers, buffers, strict=True):
-            for name in set(layer._buffers) - own:
-                delattr(layer, name)
-        net.__dict__.pop("forward", None)
-        if forward is not None:
-            net.forward = forward
-
-
 if SUPPORTED:
     apply(paddle.amp.GradScaler, "minimize", minimize)
     apply(_train, "loss_computation", _loss_computation)
     apply(metrics, "calculate_area", _calculate_area)
-    apply(paddle, "flops", _flops)
