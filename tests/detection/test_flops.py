@@ -74,6 +74,7 @@ def test_multiply_adds_at_800x1280_are_the_papers_and_the_documents():
     assert f"{'/'.join(without_norms)}G (`python -m object_detection.flops`" in document
 
 
+@pytest.mark.slow
 def test_the_count_is_exactly_the_formula():
     height, width = 64, 96
     model = build_model(load("mask_rcnn_pale_nano_nuclei"), 3)
