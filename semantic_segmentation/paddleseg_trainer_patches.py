@@ -6,14 +6,13 @@ Importing this module applies them; :mod:`semantic_segmentation.pale_backbone` d
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import paddle
-from paddle import Tensor, nn
+from paddle import Tensor
 from paddleseg.utils import metrics
 
-from common.toolkits.patches import apply, minimize
+from common.toolkits.patches import apply, minimize, namespace
 from semantic_segmentation.paddleseg_patches import SUPPORTED
 
 # `paddleseg.core.train` is the function: the package hides the module of that name behind it.
@@ -29,62 +28,8 @@ def _loss_computation(*args: Any, **kwargs: Any) -> list[Tensor]:
     return [loss.reshape([1]) for loss in _original_loss_computation(*args, **kwargs)]
 
 
-def _calculate_area(
-    pred: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Count the pixels of each class.
-
-    Without it: ValueError in ``paddleseg.core.evaluate``, which concatenates tensors of shape []. Paddle 2.6 and 3.
-
-    Args:
-        pred, label: class indices, ``[B, H, W]`` or ``[B, 1, H, W]``.
-        ignore_index: label of the pixels whose prediction does not count.
-
-    Returns:
-        int64 ``[num_classes]``: pixels of each class in both, in ``pred``, in ``label``.
-
-    Raises:
-        ValueError: the numbers of pixels differ.
-    """
-    pred, label = pred.flatten().astype("int64"), label.flatten().astype("int64")
-    if pred.shape != label.shape:
-        raise ValueError(f"pred has {pred.shape[0]} pixels, label {label.shape[0]}")
-
-    def count(classes: Tensor, where: Tensor) -> Tensor:
-        where = where.logical_and(classes >= 0).logical_and(classes < num_classes)
-        others = paddle.full_like(classes, num_classes)
-        return paddle.bincount(paddle.where(where, classes, others), minlength=num_classes + 1)[:num_classes]
-
-    counted = label != ignore_index
-    return count(label, counted.logical_and(pred == label)), count(pred, counted), count(label, label == label)
-
-
-_original_flops = paddle.flops
-
-
-def _flops(net: Any, input_size: Sequence[int], custom_ops: dict | None = None, print_detail: bool = False) -> int:
-    """Count FLOPs, and remove the buffers and the ``forward`` that ``paddle.flops`` leaves in the layers.
-
-    Without it, after ``paddleseg.core.train``, which ends with ``paddle.flops``: ``total_ops`` and ``total_params`` in
-    the state_dict, and a bound ``forward`` that copies of the model share. Paddle 2.6 and 3.
-    """
-    if not isinstance(net, nn.Layer):
-        return _original_flops(net, input_size, custom_ops, print_detail)
-    layers = net.sublayers(include_self=True)
-    buffers, forward = [set(layer._buffers) for layer in layers], net.__dict__.get("forward")
-    try:
-        return _original_flops(net, input_size, custom_ops, print_detail)
-    finally:
-        for layer, own in zip(layers, buffers, strict=True):
-            for name in set(layer._buffers) - own:
-                delattr(layer, name)
-        net.__dict__.pop("forward", None)
-        if forward is not None:
-            net.forward = forward
-
-
 if SUPPORTED:
     apply(paddle.amp.GradScaler, "minimize", minimize)
     apply(_train, "loss_computation", _loss_computation)
-    apply(metrics, "calculate_area", _calculate_area)
-    apply(paddle, "flops", _flops)
+    # Without it: ValueError in metrics.calculate_area, which concatenates tensors of shape []. Paddle 2.6 and 3.
+    apply(metrics, "paddle", namespace(paddle, concat=paddle.stack))

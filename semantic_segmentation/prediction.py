@@ -31,8 +31,8 @@ LARGE = 2048 * 2048  # pixels; the logits of larger images would take gigabytes
 class Segmenter(PicturePredictor):
     """The class of every pixel, with the transforms and the inference of the validation data.
 
-    Images of more than ``LARGE`` pixels are labeled in overlapping tiles if the transforms only normalize. The memory is
-    then that of one tile.
+    Images of more than ``LARGE`` pixels are labeled in overlapping tiles, in the memory of one tile, if the transforms
+    only normalize.
     """
 
     def __init__(self, model: Model, config: CfgNode, class_names: list[str]):
