@@ -252,43 +252,16 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
 # ---- from a data set to batches
 
 
-class SeededDataset(paddle.io.Dataset):
-    """Training samples whose random numbers depend only on the seed and the :class:`SampleKey`.
-
-    A sample is ``{"img": float32 [3, h, w], "label": int64 [h, w], "error": ""}``. It does not raise (see
-    :func:`common.training.loader.build_loader`): for an unreadable sample, ``error`` is the message and the arrays are
-    placeholders. PaddleSeg's transforms use the global generators of Python and NumPy, which are seeded for every
-    sample.
-
-    Args:
-        dataset: a data set of PaddleSeg in a training mode.
-        seed: of the run.
-    """
-
-    def __init__(self, dataset: paddleseg_datasets.Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        seed_generators(self.seed, key.epoch, key.position)
-        sample = _read(self.dataset, key.index)
-        if not sample["error"] and sample["img"].shape[1:] != sample["label"].shape:
-            image, mask = self.dataset.file_list[key.index]
-            sample["error"] = f"image {image} and mask {mask} differ in size after the transforms; check them"
-        return {name: sample[name] for name in ("img", "label", "error")}
-
-
 class EvalDataset(paddle.io.Dataset):
-    """Validation samples of any size.
+    """Samples of any size.
 
     A sample is ``{"img": float32 [3, h, w], "label": int64 [H, W], "trans_info": list, "path": str, "error": ""}``.
-    The mask keeps its size; ``trans_info`` tells ``paddleseg.core.infer`` how to undo the transforms of the image. It
-    does not raise, as :class:`SeededDataset`.
+    In mode ``val``, the mask keeps its size; ``trans_info`` tells ``paddleseg.core.infer`` how to undo the transforms
+    of the image. Reading does not raise (see :func:`common.training.loader.build_loader`): for an unreadable sample,
+    ``error`` is the message and the arrays are placeholders.
 
     Args:
-        dataset: a data set of PaddleSeg in mode ``val``.
+        dataset: a data set of PaddleSeg.
     """
 
     def __init__(self, dataset: paddleseg_datasets.Dataset):
@@ -299,6 +272,29 @@ class EvalDataset(paddle.io.Dataset):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         return _read(self.dataset, key.index)
+
+
+class SeededDataset(EvalDataset):
+    """Training samples ``img``, ``label`` and ``error``, whose random numbers depend only on the seed and the key.
+
+    PaddleSeg's transforms use the global generators of Python and NumPy, which are seeded for every sample.
+
+    Args:
+        dataset: a data set of PaddleSeg in a training mode.
+        seed: of the run.
+    """
+
+    def __init__(self, dataset: paddleseg_datasets.Dataset, seed: int):
+        super().__init__(dataset)
+        self.seed = seed
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        seed_generators(self.seed, key.epoch, key.position)
+        sample = _read(self.dataset, key.index)
+        if not sample["error"] and sample["img"].shape[1:] != sample["label"].shape:
+            image, mask = self.dataset.file_list[key.index]
+            sample["error"] = f"image {image} and mask {mask} differ in size after the transforms; check them"
+        return {name: sample[name] for name in ("img", "label", "error")}
 
 
 _PLACEHOLDER = {"img": np.zeros((3, 1, 1), np.float32), "label": np.zeros((1, 1), np.int64)}

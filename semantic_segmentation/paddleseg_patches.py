@@ -1,27 +1,27 @@
-"""Patches of PaddleSeg 2.8.0 that this project's launcher needs: a loss and a transform.
-
-Importing this module applies them. :mod:`semantic_segmentation.paddleseg_trainer_patches` has those that only
-PaddleSeg's own training and evaluation loops need.
-"""
+"""Patches of PaddleSeg 2.8.0, which importing this module applies: for losses, a transform, and its training loop."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
+import paddle
 import paddle.nn.functional as F
 import paddleseg
 from paddle import Tensor
 from paddleseg.models.losses import CrossEntropyLoss, cross_entropy_loss
 from paddleseg.transforms import RandomPaddingCrop
+from paddleseg.utils import metrics
 
-from common.toolkits.patches import apply, is_patched_version, namespace
+from common.toolkits.patches import apply, is_patched_version, minimize, namespace
 
-__all__ = ["SUPPORTED"]
+__all__: list[str] = []
 
-SUPPORTED = is_patched_version("PaddleSeg", paddleseg.__version__, "2.8.0")
-
+# `paddleseg.core.train` is the function: the package hides the module of that name behind it.
+_train = importlib.import_module("paddleseg.core.train")
 _original_average_loss = CrossEntropyLoss._post_process_loss
 _original_crop = RandomPaddingCrop.__call__
+_original_loss_computation = _train.loss_computation
 
 
 def _average_loss(
@@ -29,7 +29,7 @@ def _average_loss(
 ) -> Tensor:
     """Average the losses of the pixels, with labels of float32.
 
-    Without the patch: TypeError, because PaddleSeg multiplies float32 by int64. Paddle 3.
+    Without it: TypeError, because PaddleSeg multiplies float32 by int64. Paddle 3.
     """
     return _original_average_loss(self, logit, label.astype("float32"), semantic_weights, loss)
 
@@ -41,8 +41,7 @@ def _one_hot(label: Tensor, num_classes: int) -> Tensor:
 def _crop_randomly(self: RandomPaddingCrop, data: dict[str, Any]) -> dict[str, Any]:
     """Pad to the size of the crop, and crop the image and its labels at the same place.
 
-    Without the patch, with ``category_max_ratio`` below 1: labels in the image's place, or no crop. Every version of
-    Paddle.
+    Without it, with ``category_max_ratio`` below 1: labels in the image's place, or no crop. Paddle 2.6 and 3.
     """
     data = self._padding(data)
     fields = data.get("gt_fields", [])
@@ -52,7 +51,20 @@ def _crop_randomly(self: RandomPaddingCrop, data: dict[str, Any]) -> dict[str, A
     return data
 
 
-if SUPPORTED:
+def _loss_computation(*args: Any, **kwargs: Any) -> list[Tensor]:
+    """Compute the losses, each of shape [1].
+
+    Without it: IndexError, because ``paddleseg.core.train`` logs the element [0] of each. Paddle 2.6 and 3.
+    """
+    return [loss.reshape([1]) for loss in _original_loss_computation(*args, **kwargs)]
+
+
+if is_patched_version("PaddleSeg", paddleseg.__version__, "2.8.0"):
     apply(CrossEntropyLoss, "_post_process_loss", _average_loss, ("3.",))
     apply(cross_entropy_loss, "F", namespace(F, one_hot=_one_hot), ("3.",))
     apply(RandomPaddingCrop, "__call__", _crop_randomly)
+    # The others are for PaddleSeg's own training and evaluation.
+    apply(_train, "loss_computation", _loss_computation)
+    apply(paddle.amp.GradScaler, "minimize", minimize)
+    # Without it: ValueError in metrics.calculate_area, which concatenates tensors of shape []. Paddle 2.6 and 3.
+    apply(metrics, "paddle", namespace(paddle, concat=paddle.stack))

@@ -70,7 +70,7 @@ def test_the_output_folder_is_left_out_of_a_folder_and_files_that_are_named_are_
 # ---- names
 
 
-@pytest.mark.parametrize(("encoding", "as_json"), [("utf-8", False), ("ascii", False), ("ascii", True)])
+@pytest.mark.parametrize(("encoding", "as_json"), [("ascii", False), ("ascii", True)])
 def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(tmp_path, build, monkeypatch, encoding, as_json):
     segmenter = build()
     folder = tmp_path / "né"
@@ -90,7 +90,7 @@ def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(tmp_path, 
         assert entry["image"] == str(folder / NOT_UTF8)
         assert {row["name"] for row in entry["classes"]} <= {"background", "天空", "green"}
     else:
-        assert output.startswith(f"{tmp_path}/{'né' if encoding == 'utf-8' else 'n' + chr(92) + 'xe9'}/\\udcff\\udce9")
+        assert output.startswith(f"{tmp_path}/n\\xe9/\\udcff\\udce9")
 
 
 # ---- what is written where
