@@ -34,7 +34,6 @@ from common.errors import UserError, one_line
 from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
 from semantic_segmentation.components import build_component, check_arguments, find_component
-from semantic_segmentation.config import require_transforms
 
 __all__ = [
     "EvalDataset",
@@ -148,7 +147,6 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     component = find_component(section, name, manager.DATASETS)
     kind, where = section["type"], f"{name} ({section['type']})"
     arguments = {key: value for key, value in section.items() if key != "type"}
-    require_transforms(section, name)
     if "num_classes" in arguments and hasattr(component, "NUM_CLASSES"):
         raise UserError(
             f"{name}.num_classes is {arguments['num_classes']!r}, but {kind} always has {component.NUM_CLASSES} "
@@ -163,7 +161,7 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         if type(value) is not int or not low <= value <= high:
             raise UserError(f"{name}.{key} is {value!r}; give an integer from {low} to {high}")
     if not issubclass(component, _DemoDataset):
-        _find_files(kind, arguments, name)
+        _find_files(kind, arguments, mode, name)
     ignore_index = arguments.get("ignore_index", 255)
     arguments["transforms"] = [
         _build_transform(item, f"{name}.transforms[{number}]", training, ignore_index)
@@ -180,11 +178,16 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     return dataset
 
 
-def _find_files(kind: str, arguments: dict[str, Any], name: str) -> None:
+def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> None:
     """Complete the paths among the arguments; PaddleSeg would download a missing data set."""
     root = Path(str(arguments.get("dataset_root"))).expanduser()
     if not root.is_dir():
         raise UserError(f"{name}.dataset_root: {root} is not a folder; give the folder of the images and masks")
+    for pattern in _PAIRED_BY_ORDER.get(kind, ()):
+        if not any(root.glob(pattern.format(mode=mode))):
+            raise UserError(
+                f"{name}.dataset_root: {root} has no {pattern.format(mode=mode)}; give the folder of {kind}"
+            )
     arguments["dataset_root"] = str(root)
     for key in ("train_path", "val_path"):
         if kind == "Dataset" and isinstance(arguments.get(key), str):
