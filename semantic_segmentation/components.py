@@ -26,7 +26,6 @@ __all__ = [
     "build_optimizer",
     "build_schedule",
     "check_arguments",
-    "defaults_of",
     "find_component",
 ]
 
@@ -48,12 +47,6 @@ def find_component(item: Any, where: str, registry: ComponentManager) -> Callabl
     if item["type"] not in known:
         raise UserError(f"{where}: unknown type {item['type']!r}; choose one of {', '.join(sorted(known))}")
     return known[item["type"]]
-
-
-def defaults_of(component: Callable) -> dict[str, Any]:
-    """Return the default values of a component's arguments."""
-    parameters = inspect.signature(component).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
 
 
 def check_arguments(component: Callable, arguments: Mapping[str, Any], where: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""UPerNet: its size and cost in the paper's setting, outputs, initial values, parameter groups and weights."""
+"""UPerNet: its size and cost in the paper's setting, outputs, initial values and weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from common.errors import UserError
 from common.flops import count_flops, params
 from common.pale_features import PaleFeatures, create_features
 from common.pale_transformer import PaleTransformer
-from common.training.optimizer import parameter_groups
 from semantic_segmentation.upernet import PaleUPerNet
 from tools.helpers.paper_figures import find_figure
 
@@ -150,25 +149,6 @@ def test_initial_values():
                 expected = math.sqrt(2.0 / (outputs * math.prod(kernel)))
                 assert sublayer.weight.numpy().std() == pytest.approx(expected, rel=0.2), name
                 assert sublayer.bias is None, name
-
-
-# ---- parameter groups
-
-
-def test_parameter_groups_hold_every_parameter_once_and_decay_only_weights():
-    model = make_model()
-    names = {id(parameter): name for name, parameter in trainable(model).items()}
-    seen = []
-    for group in parameter_groups(model, 0.05, layer_decay=0.5):
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            seen.append(name)
-            assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0), name
-            part, _, rest = name.partition(".")
-            assert group["learning_rate"] == 0.5 ** (6 - (model.backbone.layer_id(rest) if part == "backbone" else 6))
-    assert sorted(seen) == sorted(names.values())
-    batch_norms = {name for name in names.values() if name.startswith("decode_head.fusion.1.")}
-    assert batch_norms == {"decode_head.fusion.1.weight", "decode_head.fusion.1.bias"}
 
 
 # ---- weights
