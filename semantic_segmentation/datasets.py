@@ -238,7 +238,7 @@ def _pair_by_name(root: Path, kind: str, mode: str) -> list[list[str]]:
 def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
     if kind in _CLASS_NAMES:
         return [name.replace("_", " ") for name in _CLASS_NAMES[kind].split()]
-    if isinstance(dataset, _DemoDataset):
+    if hasattr(dataset, "class_names"):
         return list(dataset.class_names)
     found = read_class_names(Path(dataset.dataset_root), CLASS_NAME_FILES)
     if found is None:
@@ -253,6 +253,9 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
 
 
 # ---- from a data set to batches
+
+
+_PLACEHOLDER = {"img": np.zeros((3, 1, 1), np.float32), "label": np.zeros((1, 1), np.int64)}
 
 
 class EvalDataset(paddle.io.Dataset):
@@ -274,7 +277,25 @@ class EvalDataset(paddle.io.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        return _read(self.dataset, key.index)
+        image, mask = self.dataset.file_list[key.index]
+        # A copy, because a transform may change itself: after a long image, ResizeByShort makes all others smaller.
+        dataset = copy.copy(self.dataset)
+        dataset.transforms = copy.deepcopy(dataset.transforms)
+        try:
+            check_name(image)
+            data = dataset[key.index]
+            img, label = np.asarray(data["img"], np.float32), np.asarray(data["label"], np.int64)
+            label = label.reshape(label.shape[-2:])  # PaddleSeg adds an axis in mode val
+        except Exception as error:
+            missing = [path for path in (image, mask) if not Path(path).is_file()]
+            if isinstance(error, UserError):
+                message = str(error)
+            elif missing:
+                message = f"{missing[0]} does not exist; restore it, or take it out of the data"
+            else:
+                message = f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says more"
+            return {**_PLACEHOLDER, "trans_info": [], "path": image, "error": message}
+        return {"img": img, "label": label, "trans_info": data["trans_info"], "path": image, "error": ""}
 
 
 class SeededDataset(EvalDataset):
@@ -293,37 +314,12 @@ class SeededDataset(EvalDataset):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         seed_generators(self.seed, key.epoch, key.position)
-        sample = _read(self.dataset, key.index)
+        sample = super().__getitem__(key)
         if not sample["error"] and sample["img"].shape[1:] != sample["label"].shape:
-            image, mask = self.dataset.file_list[key.index]
-            sample["error"] = f"image {image} and mask {mask} differ in size after the transforms; check them"
+            sample["error"] = "image {} and mask {} differ in size after the transforms; check them".format(
+                *self.dataset.file_list[key.index]
+            )
         return {name: sample[name] for name in ("img", "label", "error")}
-
-
-_PLACEHOLDER = {"img": np.zeros((3, 1, 1), np.float32), "label": np.zeros((1, 1), np.int64)}
-
-
-def _read(dataset: paddleseg_datasets.Dataset, index: int) -> dict[str, Any]:
-    """Read a sample of :class:`EvalDataset`."""
-    image, mask = dataset.file_list[index]
-    # A copy, because a transform may change itself: after a long image, ResizeByShort makes all others smaller.
-    dataset = copy.copy(dataset)
-    dataset.transforms = copy.deepcopy(dataset.transforms)
-    try:
-        check_name(image)
-        data = dataset[index]
-        img, label = np.asarray(data["img"], np.float32), np.asarray(data["label"], np.int64)
-        label = label.reshape(label.shape[-2:])  # PaddleSeg adds an axis in mode val
-    except Exception as error:
-        missing = next((path for path in (image, mask) if not Path(path).is_file()), None)
-        if isinstance(error, UserError):
-            message = str(error)
-        elif missing:
-            message = f"{missing} does not exist; restore it, or take it out of the data"
-        else:
-            message = f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says what is wrong"
-        return {**_PLACEHOLDER, "trans_info": [], "path": image, "error": message}
-    return {"img": img, "label": label, "trans_info": data["trans_info"], "path": image, "error": ""}
 
 
 def collate_train(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
