@@ -45,7 +45,9 @@ def test_nothing_mixed(options):
 def test_mixup():
     images, labels = batch()
     mixed, targets = mixup_or_cutmix(images, labels, CLASSES, rng(), mixup_alpha=0.8, cutmix_alpha=0)
-    lam = rng_lambda(0.8)
+    generator = rng()
+    generator.random()  # whether the batch is mixed
+    lam = generator.beta(0.8, 0.8)
     expected = lam * images.numpy() + (1 - lam) * np.roll(images.numpy(), 1, axis=0)
     np.testing.assert_allclose(mixed.numpy(), expected, atol=1e-6)
     expected = lam * one_hot(labels) + (1 - lam) * np.roll(one_hot(labels), 1, axis=0)
@@ -53,31 +55,17 @@ def test_mixup():
     assert targets.dtype == paddle.float32
 
 
-def rng_lambda(alpha, seed=0):
-    generator = rng(seed)
-    generator.random()
-    return generator.beta(alpha, alpha)
-
-
 def test_cutmix_targets_are_the_exact_areas():
     size = 3
     images, labels = batch(size)
     for seed in range(10):
         mixed, targets = mixup_or_cutmix(images, labels, CLASSES, rng(seed), mixup_alpha=0, cutmix_alpha=1.0)
+        np.testing.assert_array_equal(images.numpy(), batch(size)[0].numpy())  # the argument is not modified
         for index in range(size):
             own = mixed.numpy()[index] == index
             assert (own | (mixed.numpy()[index] == (index - 1) % size)).all()
             assert targets.numpy()[index, index] == pytest.approx(own.mean(), abs=1e-6)
             assert targets.numpy()[index, (index - 1) % size] == pytest.approx(1 - own.mean(), abs=1e-6)
-
-
-def test_the_arguments_are_not_modified():
-    images, labels = batch()
-    before = images.numpy().copy(), labels.numpy().copy()
-    for seed in range(10):
-        mixup_or_cutmix(images, labels, CLASSES, rng(seed), 0.8, 1.0, label_smoothing=0.1)
-    np.testing.assert_array_equal(images.numpy(), before[0])
-    np.testing.assert_array_equal(labels.numpy(), before[1])
 
 
 def test_probabilities():
