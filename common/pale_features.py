@@ -45,12 +45,16 @@ class PaleFeatures(PaleTransformer):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images ``[B, C, H, W]``, H and W from 32 up, to the normalised NCHW maps of ``out_indices``.
+        """See :meth:`output_maps`."""
+        return self.output_maps(images)
+
+    def output_maps(self, images: Tensor) -> list[Tensor]:
+        """Map images ``[B, C, H, W]``, H and W from 32 up, to the normalized NCHW maps of ``out_indices``.
 
         Returns:
             Maps with ``out_channels`` channels at ``out_strides``; a side that a stride does not divide is rounded up.
         """
-        maps = list(self._stage_outputs(images))
+        maps = self._stage_outputs(images)
         return [self.out_norms[stage](maps[stage]).transpose([0, 3, 1, 2]) for stage in self.out_indices]
 
     def reset_head(self, num_classes: int) -> None:

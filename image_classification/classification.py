@@ -1,10 +1,10 @@
-"""Training and evaluation of one configuration: what is particular to classification."""
+"""Training and evaluation of image classification."""
 
 from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,14 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
+from yacs.config import CfgNode
 
 from common.checkpoints.loading import build_lazily
-from common.pictures.drawing import denormalize
+from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
-from common.training.measurement import Measurement
+from common.training.log import TrainingLog
 from common.training.optimizer import build_adamw, warmup_cosine
-from common.training.paper_figures import VALIDATION
-from common.training.task import Task, Training
-from common.training.trainer import Evaluation, StepResult
+from common.training.task import Evaluation, StepResult, Task, Training, Validation
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
@@ -29,7 +28,6 @@ from image_classification.label_maps import LabelMaps
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, check_batch
 from image_classification.mixup import mixup_or_cutmix, smooth, smooth_one_hot
 from image_classification.pale_backbone import build_model
-from image_classification.pictures import row_of_images
 from image_classification.token_labeling import (
     draw_mixed_tokens,
     mix_classes,
@@ -42,110 +40,74 @@ __all__ = ["Classification"]
 
 
 class Classification(Task):
-    """One run of the launcher.
-
-    Args:
-        config: the frozen configuration.
-    """
+    """See :class:`common.training.task.Task`."""
 
     name = "image_classification"
-    form = CONFIG
+    config_spec = CONFIG
     criterion = "top1"
     length_key = "TRAIN.EPOCHS"
 
-    def model_name(self) -> str:
+    @property
+    def backbone_name(self) -> str:
         return self.config.MODEL.NAME
+
+    @property
+    def model_name(self) -> str:
+        return model_title(self.config)
 
     def build_training(self, resumed: bool) -> Training:
         config = self.config
         if config.TOKEN_LABEL.MAPS:
             check_token_labels(config)
-        train_set, val_set = self._dataset("train"), self._dataset("val")
-        self._names = train_set.class_names
+        train_set, val_set = self._build_dataset("train"), self._build_dataset("val")
         num_classes = config.MODEL.NUM_CLASSES or train_set.num_classes
         maps = LabelMaps(config.TOKEN_LABEL.MAPS, train_set, num_classes) if config.TOKEN_LABEL.MAPS else None
         loader, sampler = build_train_loader(config, train_set, maps)
-        self._val_loader = build_eval_loader(config, val_set)
         model = build_model(config, num_classes, token_labels=maps is not None)
-        loss_function = self._token_label_loss if maps else self._loss
-        data = f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes"
-        alike = {"training images": len(train_set), "validation images": len(val_set), "classes": num_classes}
-        steps_per_epoch = sampler.num_batches // config.TRAIN.ACCUM_ITER
+        description = f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes"
+        must_match = {"training images": len(train_set), "validation images": len(val_set), "classes": num_classes}
+        if maps:
+            description += f"\nlabel maps: {maps.info}"
+            must_match["label maps"] = zlib.crc32(str(maps.info).encode())
         return Training(
             model=model,
-            loss_function=functools.partial(loss_function, num_classes=num_classes),
+            compute_loss=functools.partial(self._token_label_loss if maps else self._loss, num_classes=num_classes),
             loader=loader,
             sampler=sampler,
             optimizer=build_adamw(
                 model, config.TRAIN.BASE_LR, config.TRAIN.WEIGHT_DECAY, config.TRAIN.BETAS, config.TRAIN.LAYER_DECAY
             ),
-            learning_rate=self._learning_rate(steps_per_epoch),
-            total_steps=steps_per_epoch * config.TRAIN.EPOCHS,
-            validate_steps=steps_per_epoch * config.VALIDATE_EPOCHS,
-            keep_steps=steps_per_epoch * config.SAVE_EPOCHS,
-            data=f"{data}\nlabel maps: {maps.info}" if maps else data,
-            alike={**alike, "label maps": zlib.crc32(str(maps.info).encode())} if maps else alike,
-            metadata={"class_names": train_set.class_names},
+            learning_rate=self._learning_rate(sampler.steps_per_epoch),
+            total_steps=sampler.steps_per_epoch * config.TRAIN.EPOCHS,
+            validation=ClassificationValidation(config, val_set, num_classes, self.log),
+            class_names=train_set.class_names,
+            description=description,
+            must_match=must_match,
+            draw_samples=functools.partial(self._draw_samples, class_names=train_set.class_names),
         )
 
-    def build_evaluation(self) -> nn.Layer:
-        val_set = self._dataset("val")
-        self.class_names = self._names = val_set.class_names
-        self._val_loader = build_eval_loader(self.config, val_set)
+    def build_evaluation(self) -> tuple[nn.Layer, Validation]:
+        val_set = self._build_dataset("val")
         num_classes = self.config.MODEL.NUM_CLASSES or val_set.num_classes
-        return build_lazily(lambda: build_model(self.config, num_classes))
+        model = build_lazily(lambda: build_model(self.config, num_classes))
+        return model, ClassificationValidation(self.config, val_set, num_classes, self.log)
 
-    def validate(self, model: nn.Layer, kind: str) -> Evaluation:
-        batches = self.log.over(self._val_loader, kind)
-        show = functools.partial(self._show, kind) if self.log.has_visualdl else None
-        return Evaluation(evaluate(model, batches, self.config.TRAIN.AMP, self.config.DATA.SKIP_BROKEN, show))
-
-    def draw_samples(self, batch: dict[str, Any]) -> np.ndarray | None:
-        """See the base class; Mixup, CutMix and MixToken come after."""
-        labels = batch["labels"][: self.config.PICTURES].tolist()
-        return self._row(batch["images"], [self._class_name(label) for label in labels]) if labels else None
-
-    def _show(self, kind: str, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
-        """Give VisualDL the first images of this rank's share with what is true and what the model says."""
-        if place or not self.config.PICTURES:
-            return
-        probabilities = F.softmax(logits[: self.config.PICTURES], axis=-1)
-        titles = []
-        for label, row in zip(batch["labels"].tolist(), probabilities.numpy(), strict=False):
-            found = int(row.argmax())
-            verdict = "right" if found == label else f"is {self._class_name(label)}"
-            titles.append(f"{self._class_name(found)} {100 * row[found]:.0f} %, {verdict}")
-        self.log.picture(f"{kind}/images", self.step, self._row(batch["images"], titles))
-
-    def _row(self, images: paddle.Tensor, titles: Sequence[str]) -> np.ndarray:
-        data = self.config.DATA
-        shown = images[: len(titles)].astype("float32").numpy()
-        return row_of_images([denormalize(image, data.MEAN, data.STD) for image in shown], titles)
-
-    def _class_name(self, label: int) -> str:
-        if label == IGNORED_LABEL:
-            return "unreadable"
-        return str(self._names[label]) if self._names else str(label)
-
-    def measurement(self, model: nn.Layer, figures: Mapping[str, float]) -> Measurement:
-        data, title = self.config.DATA, model_title(self.config)
-        paper_data, images = VALIDATION[self.name]
-        in_lists = data.DATASET in ("imagenet2012", "list")
-        is_papers = in_lists and (model.num_classes, figures["images"]) == (1000, images)
-        is_row = is_papers and data.IMAGE_SIZE == 224 and title == self.config.MODEL.NAME
-        folder = Path(data.DATA_PATH).name if in_lists or data.DATASET in ("folder", "idx") else ""
-        top1 = "top1_token_labels" if self.config.TOKEN_LABEL.MAPS else "top1"
-        top5 = {"top5": figures["top5"]} if "top5" in figures else {}
-        return Measurement(
-            model=title,
-            data_set=paper_data if is_papers else f"{data.DATASET} {folder}".strip(),
-            figures={top1: figures["top1"], **top5},
-            paper_model=title if is_row else "",
-        )
-
-    def _dataset(self, split: str) -> Dataset:
+    def _build_dataset(self, split: str) -> Dataset:
         data = self.config.DATA
         return build_dataset(data.DATASET, data.DATA_PATH or None, split, self.config.MODEL.NUM_CLASSES or None)
+
+    def _learning_rate(self, steps_per_epoch: int) -> Callable[[int], float]:
+        train = self.config.TRAIN
+        global_batch = self.config.DATA.BATCH_SIZE * world_size() * train.ACCUM_ITER
+        scale = global_batch / train.LINEAR_SCALED_LR if train.LINEAR_SCALED_LR else 1.0
+        return functools.partial(
+            warmup_cosine,
+            total_steps=steps_per_epoch * train.EPOCHS,
+            warmup_steps=round(steps_per_epoch * train.WARMUP_EPOCHS),
+            base_lr=train.BASE_LR * scale,
+            warmup_lr=train.WARMUP_LR * scale,
+            end_lr=train.END_LR * scale,
+        )
 
     def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> StepResult:
         aug = self.config.AUG
@@ -189,15 +151,60 @@ class Classification(Task):
         token_top1 = 100.0 * (token_logits.argmax(-1) == targets.argmax(-1)).astype("float32").mean()
         return StepResult(loss, len(images), {"top1": top1, "token_top1": token_top1}, len(skipped))
 
-    def _learning_rate(self, steps_per_epoch: int):
-        train = self.config.TRAIN
-        global_batch = self.config.DATA.BATCH_SIZE * world_size() * train.ACCUM_ITER
-        scale = global_batch / train.LINEAR_SCALED_LR if train.LINEAR_SCALED_LR else 1.0
-        return functools.partial(
-            warmup_cosine,
-            total_steps=steps_per_epoch * train.EPOCHS,
-            warmup_steps=round(steps_per_epoch * train.WARMUP_EPOCHS),
-            base_lr=train.BASE_LR * scale,
-            warmup_lr=train.WARMUP_LR * scale,
-            end_lr=train.END_LR * scale,
-        )
+    def _draw_samples(self, batch: dict[str, Any], class_names: Sequence[str] | None) -> np.ndarray | None:
+        """The first images of a batch before Mixup, CutMix and MixToken."""
+        labels = batch["labels"][: self.config.PICTURES].tolist()
+        titles = [_class_name(label, class_names) for label in labels]
+        return _draw_row(self.config, batch["images"], titles) if labels else None
+
+
+class ClassificationValidation(Validation):
+    """See :class:`common.training.task.Validation`."""
+
+    def __init__(self, config: CfgNode, dataset: Dataset, num_classes: int, log: TrainingLog):
+        self.class_names = dataset.class_names
+        self.data_set = _data_title(config, len(dataset), num_classes)
+        self.metric_suffix = "_token_labels" if config.TOKEN_LABEL.MAPS else ""
+        self._config, self._log = config, log
+        self._loader = build_eval_loader(config, dataset)
+
+    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> Evaluation:
+        config = self._config
+        draw = functools.partial(self._draw, kind, step) if self._log.has_visualdl and config.PICTURES else None
+        batches = self._log.batches(self._loader, kind)
+        return Evaluation(evaluate(model, batches, config.TRAIN.AMP, config.DATA.SKIP_BROKEN, draw))
+
+    def _draw(self, kind: str, step: int, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
+        """Log the first images of this rank's shard with their labels and predictions."""
+        if place:
+            return
+        probabilities = F.softmax(logits[: self._config.PICTURES], axis=-1)
+        titles = []
+        for label, row in zip(batch["labels"].tolist(), probabilities.numpy(), strict=False):
+            found = int(row.argmax())
+            verdict = "right" if found == label else f"is {_class_name(label, self.class_names)}"
+            titles.append(f"{_class_name(found, self.class_names)} {100 * row[found]:.0f} %, {verdict}")
+        self._log.picture(f"{kind}/images", step, _draw_row(self._config, batch["images"], titles))
+
+
+def _data_title(config: CfgNode, images: int, num_classes: int) -> str:
+    """What to call the validation data in a table of results."""
+    data = config.DATA
+    if data.DATASET in ("imagenet2012", "list") and (images, num_classes) == (50_000, 1000):
+        return "ImageNet-1K"
+    folder = Path(data.DATA_PATH).name if data.DATASET in ("imagenet2012", "list", "folder", "idx") else ""
+    return f"{data.DATASET} {folder}".strip()
+
+
+def _draw_row(config: CfgNode, images: paddle.Tensor, titles: Sequence[str]) -> np.ndarray:
+    """Draw the first images of a batch side by side, as many as there are titles."""
+    scale = -(-128 // config.DATA.IMAGE_SIZE)  # small images are enlarged, so that their titles fit
+    shown = images[: len(titles)].astype("float32").numpy()
+    pictures = [denormalize(image, config.DATA.MEAN, config.DATA.STD) for image in shown]
+    return side_by_side([picture.repeat(scale, 0).repeat(scale, 1) for picture in pictures], titles)
+
+
+def _class_name(label: int, class_names: Sequence[str] | None) -> str:
+    if label == IGNORED_LABEL:
+        return "unreadable"
+    return str(class_names[label]) if class_names else str(label)

@@ -8,55 +8,54 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.training.config import Flag, TaskConfig, require, shared_config
-from common.training.measurement import unlike_defaults
 from image_classification.label_map_alignment import TOKEN_STRIDE
 
 __all__ = ["CONFIG", "check_token_labels", "default_config", "model_title"]
 
 
 def default_config() -> CfgNode:
-    """Every key there is, with the value that holds where a file does not say otherwise."""
+    """All keys with their default values."""
     config = shared_config()
 
     config.DATA.DATASET = "imagenet2012"  # imagenet2012, folder, idx, mnist, fashion_mnist or mnist5k
-    config.DATA.DATA_PATH = ""  # empty only for mnist5k, which comes with the set-up
-    config.DATA.BATCH_SIZE = 128  # images in a batch on each rank
+    config.DATA.DATA_PATH = ""  # may be empty for mnist5k, which comes with the set-up
+    config.DATA.BATCH_SIZE = 128  # images per batch and rank
     config.DATA.BATCH_SIZE_EVAL = 128
     config.DATA.IMAGE_SIZE = 224
-    config.DATA.CROP_PCT = 0.875  # evaluation: the centre crop's side over the resized image's shorter side
+    config.DATA.CROP_PCT = 0.875  # evaluation: side of the center crop / shorter side of the resized image
     config.DATA.INTERPOLATION = "bicubic"
     config.DATA.MEAN = [0.485, 0.456, 0.406]
     config.DATA.STD = [0.229, 0.224, 0.225]
     config.DATA.SKIP_BROKEN = False  # count and replace unreadable images instead of stopping
 
     config.AUG = CfgNode()
-    config.AUG.CROP_SCALE = [0.08, 1.0]  # random resized crop: share of the image's area
+    config.AUG.CROP_SCALE = [0.08, 1.0]  # random resized crop: fraction of the image's area
     config.AUG.CROP_RATIO = [3 / 4, 4 / 3]
     config.AUG.FLIP = 0.5
     config.AUG.ROTATION = 0.0  # degrees to either side
     config.AUG.RAND_AUGMENT = ""  # such as rand-m9-mstd0.5-inc1
     config.AUG.COLOR_JITTER = 0.0  # used where RAND_AUGMENT is empty
     config.AUG.ERASING = 0.0
-    config.AUG.REPEATS = 1  # repeated augmentation: times an image stands in an epoch
+    config.AUG.REPEATS = 1  # repeated augmentation: copies of an image in an epoch
     config.AUG.MIXUP = 0.0  # alpha; 0 is off
     config.AUG.CUTMIX = 0.0
-    config.AUG.MIX_PROB = 1.0  # share of the batches that are mixed
-    config.AUG.MIX_SWITCH_PROB = 0.5  # share of CutMix where both are on
+    config.AUG.MIX_PROB = 1.0  # fraction of the batches that are mixed
+    config.AUG.MIX_SWITCH_PROB = 0.5  # fraction of CutMix if both are on
     config.AUG.LABEL_SMOOTHING = 0.0
 
     config.TOKEN_LABEL = CfgNode()
     config.TOKEN_LABEL.MAPS = ""  # folder that tools/make_label_maps.py made; empty trains without token labels
-    config.TOKEN_LABEL.WEIGHT = 0.5  # of the tokens' part of the loss
+    config.TOKEN_LABEL.WEIGHT = 0.5  # weight of the tokens' loss
     config.TOKEN_LABEL.MIX_TOKEN = 1.0  # alpha; 0 is off
-    config.TOKEN_LABEL.CLASS_FROM_MAP = False  # take the image's class from the map of the crop, not from the data set
+    config.TOKEN_LABEL.CLASS_FROM_MAP = False  # the image's class is that of its crop's label map, not the data set's
 
     config.MODEL.NAME = "pale_tiny"
-    config.MODEL.NUM_CLASSES = 0  # 0 takes the data set's
-    config.MODEL.ATTENTION = "pale"  # or axial, cross, window, global: which tokens attend to each other
-    config.MODEL.PALE_SIZE = []  # rows and columns in a group, one number or four, a stage each; [] is the model's own
-    config.MODEL.PARALLEL = True  # rows and columns in every block; False: rows in one, columns in the next
-    config.MODEL.POSITION_ENCODING = "cpe"  # or absolute, relative, none
-    config.MODEL.NUM_HEADS = []  # in each of the four stages, rows and columns together; empty is the model's own
+    config.MODEL.NUM_CLASSES = 0  # 0: as many as the data set has
+    config.MODEL.ATTENTION = "pale"  # pale, axial, cross, window or global: which tokens attend to each other
+    config.MODEL.PALE_SIZE = []  # rows and columns in a group: one number, or one per stage; [] is the model's default
+    config.MODEL.PARALLEL = True  # rows and columns in every block; False: rows in one block, columns in the next
+    config.MODEL.POSITION_ENCODING = "cpe"  # cpe, absolute, relative or none
+    config.MODEL.NUM_HEADS = []  # of each stage, for rows and columns together; [] is the model's default
     config.MODEL.STAGE_NORMS = True  # LayerNorm after each patch merging and before the pooling
     config.MODEL.DROP_PATH = 0.0
     config.MODEL.RECOMPUTE = False  # less memory, more time
@@ -67,13 +66,12 @@ def default_config() -> CfgNode:
     config.TRAIN.BASE_LR = 1e-3
     config.TRAIN.WARMUP_LR = 1e-6
     config.TRAIN.END_LR = 1e-5
-    config.TRAIN.LINEAR_SCALED_LR = 0  # batch that the three rates are meant for; 0 takes them as they are
+    config.TRAIN.LINEAR_SCALED_LR = 0  # batch size that the three rates are meant for; 0 does not scale them
     config.TRAIN.WEIGHT_DECAY = 0.05
     config.TRAIN.BETAS = [0.9, 0.999]
     config.TRAIN.GRAD_CLIP = 5.0
 
-    config.VALIDATE_EPOCHS = 1  # epochs between two evaluations
-    config.SAVE_EPOCHS = 10  # epochs between two checkpoints that are kept
+    config.CHECKPOINT_EVERY = 10
     config.OUTPUT = "output/classification"
     return config
 
@@ -99,14 +97,14 @@ _FLAGS = {
 }
 
 _FREE_KEYS = """
-    SAVE_EPOCHS VALIDATE_EPOCHS DATA.DATA_PATH DATA.BATCH_SIZE_EVAL MODEL.RECOMPUTE
+    DATA.DATA_PATH DATA.BATCH_SIZE_EVAL MODEL.RECOMPUTE
     TRAIN.EPOCHS DATA.BATCH_SIZE AUG.REPEATS
 """
 
 
 def _check(config: CfgNode) -> None:
-    """Reject values that no run can use. What the model and the transforms check themselves is left to them."""
-    positive = "DATA.BATCH_SIZE DATA.BATCH_SIZE_EVAL TRAIN.EPOCHS TRAIN.BASE_LR AUG.REPEATS VALIDATE_EPOCHS SAVE_EPOCHS"
+    """Reject impossible values; the model and the transforms check their own."""
+    positive = "DATA.BATCH_SIZE DATA.BATCH_SIZE_EVAL TRAIN.EPOCHS TRAIN.BASE_LR AUG.REPEATS"
     require(config, positive, lambda value: value > 0, "must be greater than 0")
     not_negative = (
         "MODEL.NUM_CLASSES TRAIN.WARMUP_EPOCHS TRAIN.WARMUP_LR TRAIN.END_LR TRAIN.LINEAR_SCALED_LR TRAIN.WEIGHT_DECAY "
@@ -119,9 +117,14 @@ def _check(config: CfgNode) -> None:
     require(config, "MODEL.PALE_SIZE", lambda sizes: len(sizes) in (0, 1, 4), "must be a list of one number or of four")
     require(config, "MODEL.NUM_HEADS", lambda heads: len(heads) in (0, 4), "must be a list of four numbers")
     require(config, "DATA.IMAGE_SIZE", lambda value: value >= 32, "must be at least 32, the largest stride")
-    require(config, "TRAIN.LAST_EPOCH", lambda value: value >= -1, "must be an epoch, or -1 for the checkpoint's own")
+    require(
+        config,
+        "TRAIN.LAST_EPOCH",
+        lambda value: value >= -1,
+        "must be an epoch, or -1 to continue where the checkpoint is",
+    )
     if config.TRAIN.LAST_EPOCH >= 0 and not config.RESUME:
-        raise UserError("-last_epoch says after which epoch to go on; it needs -resume")
+        raise UserError("-last_epoch selects the epoch to continue after; it needs -resume")
 
 
 CONFIG = TaskConfig(
@@ -135,17 +138,19 @@ CONFIG = TaskConfig(
 
 
 def check_token_labels(config: CfgNode) -> None:
-    """Check what training with token labels asks for; evaluation and prediction are free of it.
+    """Check the settings for training with token labels; evaluation and prediction do not need this.
 
     Raises:
         UserError: Mixup or CutMix is on, or tokens would not divide the image evenly.
     """
-    require(config, "AUG.MIXUP AUG.CUTMIX", lambda value: value == 0, "must be 0: MixToken is in its place")
+    require(config, "AUG.MIXUP AUG.CUTMIX", lambda value: value == 0, "must be 0: MixToken takes its place")
     whole = f"must be a multiple of {TOKEN_STRIDE} with token labels, so that tokens divide the image evenly"
     require(config, "DATA.IMAGE_SIZE", lambda value: value % TOKEN_STRIDE == 0, whole)
 
 
 def model_title(config: CfgNode) -> str:
-    """The variant, and what its configuration changes in it: ``pale_tiny`` or ``pale_tiny ATTENTION=axial``."""
-    free = "NAME", "NUM_CLASSES", "PRETRAINED", "DROP_PATH", "RECOMPUTE"  # leave the model what it is
-    return " ".join([config.MODEL.NAME, *unlike_defaults(config.MODEL, default_config().MODEL, *free)])
+    """The variant, and the keys that change it: ``pale_tiny`` or ``pale_tiny ATTENTION=axial``."""
+    default = default_config().MODEL
+    ignored = "NAME", "NUM_CLASSES", "PRETRAINED", "DROP_PATH", "RECOMPUTE"  # do not change the model's function
+    changes = [f"{key}={value}" for key, value in config.MODEL.items() if key not in ignored and value != default[key]]
+    return " ".join([config.MODEL.NAME, *changes])

@@ -13,7 +13,6 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from common.errors import UserError
-from common.runtime.distributed import is_main_process
 from common.training.config import Flag, TaskConfig, require, shared_config
 
 __all__ = ["CONFIG", "default_config"]
@@ -28,8 +27,6 @@ def default_config() -> CfgNode:
     config.metric = "COCO"  # no other is supported
 
     config.STRICT_DATA = False  # every problem of the annotations and images is an error
-    config.VALIDATE_EPOCHS = 1
-    config.SAVE_EPOCHS = 1
     config.PICTURE_THRESHOLD = 0.5  # the lowest score of a detection that is drawn on VisualDL's images
     config.CHECK_DATA = False  # only check the data
     config.OUTPUT = "output/detection"
@@ -64,19 +61,22 @@ _FLAGS = {
 
 _FREE_KEYS = """
     epoch EvalDataset EvalReader TestDataset TestReader TrainDataset.dataset_dir TrainReader.batch_size
-    VALIDATE_EPOCHS SAVE_EPOCHS PICTURE_THRESHOLD STRICT_DATA
+    PICTURE_THRESHOLD STRICT_DATA
 """
 
 
 def _check(config: CfgNode) -> None:
     """Reject values that no run can use. PaddleDetection's components check their own sections."""
-    if config.pop("ON_PROBLEM", None) is not None and is_main_process():  # of version 0.1.0
-        print(
-            "warning: ON_PROBLEM is ignored: each kind of problem has a fixed treatment, and -strict makes all of them "
-            "errors",
-            file=sys.stderr,
-        )
-    require(config, "epoch VALIDATE_EPOCHS SAVE_EPOCHS", lambda value: value > 0, "must be greater than 0")
+    if config.pop("ON_PROBLEM", None) is not None:  # of version 0.1.0
+        from common.runtime.distributed import is_main_process  # imports Paddle
+
+        if is_main_process():
+            print(
+                "warning: ON_PROBLEM is ignored: each kind of problem has a fixed treatment, and -strict makes all of "
+                "them errors",
+                file=sys.stderr,
+            )
+    require(config, "epoch", lambda value: value > 0, "must be greater than 0")
     require(config, "num_classes", lambda value: value >= 0, "must not be negative")
     require(config, "PICTURE_THRESHOLD", lambda value: 0 <= value <= 1, "must be between 0 and 1")
     require(config, "metric", lambda value: value == "COCO", "must be COCO")

@@ -1,7 +1,7 @@
-"""Training and evaluation of one configuration: what is particular to object detection.
+"""Training and evaluation of object detection.
 
-Models, transforms and schedule are PaddleDetection's. Its Trainer is not used: it cannot resume bit by bit, stop all
-ranks at one step, or evaluate on all of them.
+Models, transforms and schedule are PaddleDetection's. Its Trainer is not used: it cannot resume exactly, stop all ranks
+at one step, or evaluate on all of them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,17 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import nn
-from pycocotools.coco import COCO
 from yacs.config import CfgNode
 
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
-from common.flops import params
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import is_main_process, rank, world_size
-from common.training.dry_run import try_loss
+from common.training.dry_run import dry_run_loss
 from common.training.loader import build_loader
-from common.training.measurement import Measurement
-from common.training.paper_figures import VALIDATION, find_figure
+from common.training.log import TrainingLog
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
-from common.training.task import Task, Training
-from common.training.trainer import Evaluation, StepResult
+from common.training.task import Evaluation, StepResult, Task, Training, Validation
 from object_detection.check_annotations import AnnotationReport, check_annotations
 from object_detection.coco_file import check_same_categories, index_annotations, read_annotations
 from object_detection.components import build_model, build_optimizer, build_schedule, silence_loggers
@@ -52,49 +48,42 @@ from object_detection.pictures import detections_beside_truth, draw_detections
 
 __all__ = ["Detection"]
 
-_PAPER_EPOCHS = 12  # of the paper's Mask R-CNN, "1x" [P]
 _SPLITS = {"TrainDataset": "train", "EvalDataset": "val"}
 
 
 class Detection(Task):
-    """One run of the launcher.
-
-    Args:
-        config: the frozen configuration.
-    """
+    """See :class:`common.training.task.Task`."""
 
     name = "object_detection"
-    form = CONFIG
+    config_spec = CONFIG
     criterion = "box_AP"
     length_key = "epoch"
 
     def __init__(self, config: CfgNode):
         super().__init__(config)
         silence_loggers()
-        self._total_steps = 0  # of the training, if there is any
 
-    def model_name(self) -> str:
+    @property
+    def backbone_name(self) -> str:
         return str(self.config.get("PaleTransformer", {}).get("variant", self.config.architecture))
 
-    def data_reports(self) -> Iterator[AnnotationReport]:
-        masks = _has_masks(build_model(self.config, max(self.config.num_classes, 1)))
-        parts = []
-        for name in _SPLITS:
-            parts.append(self._read(name))
-            yield self._check(*parts[-1], masks, raise_errors=False)[1]
-        _check_same_categories(*parts)
+    @property
+    def model_name(self) -> str:
+        return f"{self.config.architecture} {self.backbone_name} {self.config.epoch} epochs"
 
     def build_training(self, resumed: bool) -> Training:
         config = self.config
-        (data, annotations), (val_data, val_annotations) = parts = [self._read(name) for name in _SPLITS]
-        _check_same_categories(*parts)
+        (data, annotations), (val_data, val_annotations) = (self._read(name) for name in _SPLITS)
+        check_same_categories(annotations, val_annotations, (data.file, val_data.file))
         num_classes = self._count_classes(annotations)
+        class_names = _class_names(annotations, num_classes)
         model = build_model(config, num_classes, load_pretrained=not resumed)
         optimizer = build_optimizer(config, model, 0.0)  # the trainer sets the rate of each step
         require_fields(data, _has_masks(model))
         transforms, batch_transforms = build_transforms(config, "TrainReader", num_classes)
-        self._prepare_validation(val_data, val_annotations, model)
-        records = read_records(data, self._use(data, annotations, _has_masks(model)), config.SEED)
+        validation = self._build_validation(val_data, val_annotations, model)
+        usable = index_annotations(self._check(data, annotations, _has_masks(model)))
+        records = read_records(data, usable, config.SEED)
         try:
             sampler = ShardedTrainSampler(
                 len(records),
@@ -106,12 +95,10 @@ class Detection(Task):
             )
         except ValueError as error:
             raise UserError(f"{error}; lower one of them") from error
-        steps_per_epoch = sampler.num_batches // config.TRAIN.ACCUM_ITER
-        learning_rate = build_schedule(config, steps_per_epoch)
-        self._total_steps = steps_per_epoch * config.epoch
+        val_images = len(validation.records)
         return Training(
             model=model,
-            loss_function=self._loss,
+            compute_loss=self._loss,
             loader=build_loader(
                 SeededDataset(records, transforms, config.SEED),
                 sampler,
@@ -120,80 +107,40 @@ class Detection(Task):
             ),
             sampler=sampler,
             optimizer=optimizer,
-            learning_rate=learning_rate,
-            total_steps=self._total_steps,
-            validate_steps=steps_per_epoch * config.VALIDATE_EPOCHS,
-            keep_steps=steps_per_epoch * config.SAVE_EPOCHS,
-            data=f"data: {len(records)} training and {len(self._val_records)} validation images, {num_classes} classes",
-            alike={
-                "training images": len(records),
-                "validation images": len(self._val_records),
-                "classes": num_classes,
-            },
-            metadata={"class_names": _class_names(annotations, num_classes)},
-            find_unused=True,  # without an object in its batch, a rank does not use the layer that refines boxes
+            learning_rate=build_schedule(config, sampler.steps_per_epoch),
+            total_steps=sampler.steps_per_epoch * config.epoch,
+            validation=validation,
+            class_names=class_names,
+            description=f"data: {len(records)} training and {val_images} validation images, {num_classes} classes",
+            must_match={"training images": len(records), "validation images": val_images, "classes": num_classes},
+            draw_samples=functools.partial(self._draw_samples, class_names=class_names),
+            find_unused_parameters=True,  # the layer that refines boxes is not used on a rank without objects
         )
 
-    def build_evaluation(self) -> nn.Layer:
+    def build_evaluation(self) -> tuple[nn.Layer, Validation]:
         data, annotations = self._read("EvalDataset")
         model = build_model(self.config, self._count_classes(annotations))
-        self._prepare_validation(data, annotations, model)
-        self._try_validation(model)
-        return model
+        validation = self._build_validation(data, annotations, model)
+        validation.dry_run(model)
+        return model, validation
 
-    def check(self, training: Training) -> None:
-        """Try a step on the first batch, and the first image of the validation."""
+    def preflight(self, training: Training) -> None:
+        """Dry-run a step on the first batch, and the first image of the validation."""
         images = training.loader.dataset
         batch = training.loader.collate_fn([images[key] for key in next(iter(training.sampler))])
         check_batch(batch)
-        try_loss(training.model, training.loss_function, _as_tensors(batch))
-        self._try_validation(training.model)
+        dry_run_loss(training.model, training.compute_loss, _as_tensors(batch))
+        training.validation.dry_run(training.model)
 
-    def validate(self, model: nn.Layer, kind: str) -> Evaluation:
-        config = self.config
-        sampler = ShardedEvalSampler(len(self._val_records), 1, rank(), world_size())
-        loader = build_loader(self._val_set, sampler, config.DATA.NUM_WORKERS, self._val_collate)
-        found = evaluate(
-            model,
-            self.log.over(loader, kind),
-            self._truth,
-            _has_masks(model),
-            config.TRAIN.AMP,
-            functools.partial(self._show, kind) if self.log.has_visualdl else None,
-        )
-        if is_main_process():
-            self._write_results(kind, found.results)
-        if not is_main_process() or (not config.EVAL and self.step < self._total_steps):
-            return Evaluation(found.metrics)
-        return Evaluation(found.metrics, per_class_table(self._truth, found.per_class, kind))
-
-    def draw_samples(self, batch: dict[str, Any]) -> np.ndarray | None:
-        count = min(self.config.PICTURES, len(batch["image"]))
-        if batch["error"] or not count:
-            return None
-        mean, std = find_normalization(self.config, "TrainReader")
-        pictures = []
-        for number in range(count):
-            pixels = denormalize(batch["image"][number].numpy(), mean, std)
-            boxes, labels = (batch[key][number].values for key in ("gt_bbox", "gt_class"))
-            pictures.append(draw_detections(pixels, boxes, labels.ravel().astype(int), None, None, self.class_names))
-        return side_by_side(pictures, [f"image {number + 1}" for number in range(count)])
-
-    def measurement(self, model: nn.Layer, figures: Mapping[str, float]) -> Measurement:
-        config, variant = self.config, self.model_name()
-        paper_data, images = VALIDATION[self.name]
-        annotations = Path(str(config.EvalDataset.get("anno_path", ""))).name
-        is_papers = (annotations, figures["images"]) == ("instances_val2017.json", images)
-        size = find_figure(self.name, variant, "params")
-        alike = size and abs(params(model) / 1e6 - size.value) <= size.last_digit
-        is_row = is_papers and alike and config.architecture == "MaskRCNN" and config.epoch == _PAPER_EPOCHS
-        folder = Path(str(config.EvalDataset.get("dataset_dir", ""))).name
-        return Measurement(
-            model=f"{config.architecture} {variant} {config.epoch} epochs",
-            data_set=paper_data if is_papers else f"{config.EvalDataset.get('name')} {folder}".strip(),
-            figures={metric: value for metric, value in figures.items() if metric != "images"},
-            paper_model=variant if is_row else "",
-        )
+    def check_data(self) -> Iterator[AnnotationReport]:
+        masks = _has_masks(build_model(self.config, max(self.config.num_classes, 1)))
+        splits = []
+        for name in _SPLITS:
+            data, annotations = self._read(name)
+            splits.append((data, annotations))
+            yield self._report(data, annotations, masks, raise_errors=False)[1]
+        (data, annotations), (val_data, val_annotations) = splits
+        check_same_categories(annotations, val_annotations, (data.file, val_data.file))
 
     # ---- data
 
@@ -204,7 +151,14 @@ class Detection(Task):
     def _count_classes(self, annotations: Mapping[str, Any]) -> int:
         return self.config.num_classes or len(annotations["categories"])
 
-    def _check(
+    def _check(self, data: CocoData, annotations: dict[str, Any], masks: bool) -> dict[str, Any]:
+        """Check all annotations, and all images unless they have passed before; return the usable annotations."""
+        usable, report = self._report(data, annotations, masks, record=Path(self.config.OUTPUT) / "data_check.json")
+        for line in report.warnings():
+            self.log.line(f"warning: {line}")
+        return usable
+
+    def _report(
         self, data: CocoData, annotations: dict[str, Any], masks: bool, **options: Any
     ) -> tuple[dict[str, Any], AnnotationReport]:
         split = _SPLITS[data.name]
@@ -221,57 +175,14 @@ class Detection(Task):
                 **options,
             )
 
-    def _use(self, data: CocoData, annotations: dict[str, Any], masks: bool) -> COCO:
-        """The annotations as they are used, after a look at all of them, and at the images unless they have passed."""
-        record = Path(self.config.OUTPUT) / "data_check.json"
-        used, report = self._check(data, annotations, masks, record=record)
-        for line in report.warnings():
-            self.log.line(f"warning: {line}")
-        return index_annotations(used)
+    def _build_validation(self, data: CocoData, annotations: dict[str, Any], model: nn.Layer) -> DetectionValidation:
+        class_names = _class_names(annotations, self._count_classes(annotations))
+        transforms = build_transforms(self.config, "EvalReader", len(class_names))  # fails before the data is checked
+        masks = _has_masks(model)
+        usable = self._check(data, annotations, masks)
+        return DetectionValidation(self.config, data, usable, class_names, masks, transforms, self.log)
 
-    def _prepare_validation(self, data: CocoData, annotations: dict[str, Any], model: nn.Layer) -> None:
-        num_classes = self._count_classes(annotations)
-        transforms, batch_transforms = build_transforms(self.config, "EvalReader", num_classes)
-        self.class_names = _class_names(annotations, num_classes)
-        self._truth = self._use(data, annotations, _has_masks(model))
-        self._val_records = read_records(data, self._truth, self.config.SEED)
-        self._val_set = EvalDataset(self._val_records, transforms)
-        self._val_collate = functools.partial(collate, transforms=batch_transforms)
-
-    def _try_validation(self, model: nn.Layer) -> None:
-        batch = self._val_collate([self._val_set[SampleKey(0, 0, 0)]])
-        check_batch(batch)
-        training = model.training
-        model.eval()
-        try:
-            detect(model, _as_tensors(batch), self.config.TRAIN.AMP)
-        except Exception as error:
-            raise UserError(
-                f"the first validation image fails: {one_line(error)}; check the model and EvalReader "
-                "(-debug shows where it happens)"
-            ) from error
-        finally:
-            if training:
-                model.train()
-
-    # ---- results
-
-    def _write_results(self, kind: str, results: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Leave COCO's result files, ``val_bbox.json`` and the like."""
-        folder = Path(self.config.OUTPUT)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in results.items():
-            (folder / f"{kind}_{name}.json").write_text(json.dumps(rows), encoding="utf-8")
-
-    def _show(self, kind: str, place: int, image_id: int, found: Detections) -> None:
-        """Give VisualDL the first images of this rank's share with what was found and the truth."""
-        if place >= self.config.PICTURES:
-            return
-        record = next(record for record in self._val_records if record["im_id"][0] == image_id)
-        truth = annotated_objects(self._truth, image_id, found.masks is not None)
-        image = read_image(record["im_file"])
-        picture = detections_beside_truth(image, found, truth, self.class_names, self.config.PICTURE_THRESHOLD)
-        self.log.picture(f"{kind}/image {image_id}", self.step, picture)
+    # ---- training
 
     @staticmethod
     def _loss(model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator) -> StepResult:
@@ -282,24 +193,126 @@ class Detection(Task):
         total = losses.pop("loss")
         return StepResult(total, len(batch["image"]), losses)
 
+    def _draw_samples(self, batch: dict[str, Any], class_names: list[str]) -> np.ndarray | None:
+        count = min(self.config.PICTURES, len(batch["image"]))
+        if batch["error"] or not count:
+            return None
+        mean, std = find_normalization(self.config, "TrainReader")
+        pictures = []
+        for number in range(count):
+            pixels = denormalize(batch["image"][number].numpy(), mean, std)
+            boxes, labels = (batch[key][number].values for key in ("gt_bbox", "gt_class"))
+            pictures.append(draw_detections(pixels, boxes, labels.ravel().astype(int), None, None, class_names))
+        return side_by_side(pictures, [f"image {number + 1}" for number in range(count)])
+
+
+class DetectionValidation(Validation):
+    """See :class:`common.training.task.Validation`.
+
+    Args:
+        annotations: the usable ones.
+        class_names: of all classes of the model.
+        masks: evaluate masks as well as boxes.
+        transforms: those of a sample and those of a batch.
+
+    Attributes:
+        records: PaddleDetection's record of each image.
+    """
+
+    def __init__(
+        self,
+        config: CfgNode,
+        data: CocoData,
+        annotations: dict[str, Any],
+        class_names: list[str],
+        masks: bool,
+        transforms: tuple[Any, Any],
+        log: TrainingLog,
+    ):
+        sample_transforms, batch_transforms = transforms
+        self.class_names, self.data_set = class_names, _data_title(config)
+        self._config, self._masks, self._log = config, masks, log
+        self._truth = index_annotations(annotations)
+        self.records = read_records(data, self._truth, config.SEED)
+        self._dataset = EvalDataset(self.records, sample_transforms)
+        self._collate = functools.partial(collate, transforms=batch_transforms)
+
+    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> Evaluation:
+        config = self._config
+        sampler = ShardedEvalSampler(len(self.records), 1, rank(), world_size())
+        loader = build_loader(self._dataset, sampler, config.DATA.NUM_WORKERS, self._collate)
+        found = evaluate(
+            model,
+            self._log.batches(loader, kind),
+            self._truth,
+            self._masks,
+            config.TRAIN.AMP,
+            functools.partial(self._draw, kind, step) if self._log.has_visualdl else None,
+        )
+        if not is_main_process():
+            return Evaluation(found.metrics)
+        self._write_results(kind, found.results)
+        return Evaluation(found.metrics, per_class_table(self._truth, found.per_class, kind) if last else "")
+
+    def dry_run(self, model: nn.Layer) -> None:
+        """Detect on the first image.
+
+        Raises:
+            UserError: that fails.
+        """
+        batch = self._collate([self._dataset[SampleKey(0, 0, 0)]])
+        check_batch(batch)
+        training = model.training
+        model.eval()
+        try:
+            detect(model, _as_tensors(batch), self._config.TRAIN.AMP)
+        except Exception as error:
+            raise UserError(
+                f"the first validation image fails: {one_line(error)}; check the model and EvalReader "
+                "(-debug shows where it happens)"
+            ) from error
+        finally:
+            if training:
+                model.train()
+
+    def _write_results(self, kind: str, results: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Write COCO's result files, ``val_bbox.json`` and the like."""
+        folder = Path(self._config.OUTPUT)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in results.items():
+            (folder / f"{kind}_{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+
+    def _draw(self, kind: str, step: int, place: int, image_id: int, found: Detections) -> None:
+        """Log the first images of this rank's shard with their detections and annotations."""
+        if place >= self._config.PICTURES:
+            return
+        record = next(record for record in self.records if record["im_id"][0] == image_id)
+        truth = annotated_objects(self._truth, image_id, found.masks is not None)
+        image = read_image(record["im_file"])
+        picture = detections_beside_truth(image, found, truth, self.class_names, self._config.PICTURE_THRESHOLD)
+        self._log.picture(f"{kind}/image {image_id}", step, picture)
+
+
+def _data_title(config: CfgNode) -> str:
+    """What to call the validation data in a table of results."""
+    section = config.EvalDataset
+    if Path(str(section.get("anno_path", ""))).name == "instances_val2017.json":
+        return "COCO"
+    return f"{section.get('name')} {Path(str(section.get('dataset_dir', ''))).name}".strip()
+
 
 def _has_masks(model: nn.Layer) -> bool:
     return getattr(model, "mask_head", None) is not None
 
 
-def _check_same_categories(train: tuple[CocoData, dict[str, Any]], val: tuple[CocoData, dict[str, Any]]) -> None:
-    """See :func:`object_detection.coco_file.check_same_categories`."""
-    check_same_categories(train[1], val[1], (train[0].file, val[0].file))
-
-
 def _class_names(annotations: Mapping[str, Any], num_classes: int) -> list[str]:
-    """The names of the categories, and the numbers of classes that have none."""
+    """The names of the categories, and the numbers of classes without a category."""
     names = [category["name"] for category in annotations["categories"]]
     return names + [str(number) for number in range(len(names), num_classes)]
 
 
 def _as_tensors(batch: Any) -> Any:
-    """What the loader makes of a batch."""
+    """Convert the arrays of a batch as the loader does."""
     if isinstance(batch, dict):
         return {key: _as_tensors(value) for key, value in batch.items()}
     if isinstance(batch, list):

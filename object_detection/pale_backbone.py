@@ -59,7 +59,7 @@ class PaleTransformer(PaleFeatures):
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Map ``inputs["image"]``, ``[B, C, H, W]``, to the normalized NCHW maps of ``out_indices``."""
-        return PaleFeatures.forward(self, inputs["image"])  # Paddle 2.6 cannot trace super()
+        return self.output_maps(inputs["image"])
 
     @property
     def out_shape(self) -> list[ShapeSpec]:

@@ -1,4 +1,4 @@
-"""The configuration of semantic segmentation: PaddleSeg's own form, and the keys in capitals that all tasks share.
+"""The configuration of semantic segmentation: PaddleSeg's format, and the keys in capitals that all tasks share.
 
 The keys in small letters are PaddleSeg's: the same file works with PaddleSeg's own tools, which ignore the others.
 """
@@ -16,22 +16,21 @@ from common.training.config import Flag, TaskConfig, require, shared_config
 
 __all__ = ["ABSENT_CLASSES", "CONFIG", "default_config", "require_transforms"]
 
-ABSENT_CLASSES = ("exclude", "zero")  # what a class that neither labels nor predictions have does to a mean
+ABSENT_CLASSES = ("exclude", "zero")  # how a class in neither labels nor predictions counts in a mean
 
 _SECTIONS = ("train_dataset", "val_dataset", "model", "loss", "optimizer", "lr_scheduler", "test_config")
 
 
 def default_config() -> CfgNode:
-    """Every key there is, with the value that holds where a file does not say otherwise."""
+    """All keys with their default values."""
     config = shared_config()
-    config.batch_size = 2  # images in a batch on each rank
+    config.batch_size = 2  # images per batch and rank
     config.iters = 160000  # optimizer steps
     for section in _SECTIONS:
         config[section] = CfgNode()
 
-    config.VALIDATE_STEPS = 16000  # optimizer steps between two evaluations
-    config.KEEP_STEPS = 16000  # optimizer steps between two checkpoints that are kept
-    config.ABSENT_CLASSES = "exclude"  # classes that neither labels nor predictions have: exclude, or zero as PaddleSeg
+    config.VALIDATE_EVERY = config.CHECKPOINT_EVERY = 16000  # optimizer steps
+    config.ABSENT_CLASSES = "exclude"  # classes in neither labels nor predictions: exclude, or zero as PaddleSeg does
     config.CHECK_DATA = False  # only check the data
     config.OUTPUT = "output/segmentation"
     return config
@@ -63,23 +62,23 @@ _FLAGS = {
 
 _FREE_KEYS = """
     iters batch_size val_dataset test_config train_dataset.dataset_root
-    VALIDATE_STEPS KEEP_STEPS ABSENT_CLASSES
+    ABSENT_CLASSES
 """
 
 
 def require_transforms(section: Mapping[str, Any], name: str) -> None:
-    """Check that a section of a data set has a list of transforms.
+    """Check that the section of a data set has a list of transforms.
 
     Raises:
-        UserError: it has not.
+        UserError: it has none.
     """
     if not isinstance(section.get("transforms"), list):
         raise UserError(f"{name}.transforms is {section.get('transforms')!r}; give a list of PaddleSeg's transforms")
 
 
 def _check(config: CfgNode) -> None:
-    """Reject values that no run can use. What PaddleSeg's components check themselves is left to them."""
-    require(config, "batch_size iters VALIDATE_STEPS KEEP_STEPS", lambda value: value > 0, "must be greater than 0")
+    """Reject impossible values; PaddleSeg's components check their own."""
+    require(config, "batch_size iters", lambda value: value > 0, "must be greater than 0")
     require(config, "ABSENT_CLASSES", lambda value: value in ABSENT_CLASSES, f"must be {' or '.join(ABSENT_CLASSES)}")
     for section in ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler"):
         if not isinstance(config[section].get("type"), str):
@@ -87,7 +86,7 @@ def _check(config: CfgNode) -> None:
     for section in ("train_dataset", "val_dataset"):
         require_transforms(config[section], section)
     if config.optimizer.type != "AdamW":
-        raise UserError(f"optimizer.type is {config.optimizer.type!r}; AdamW is what this launcher trains with")
+        raise UserError(f"optimizer.type is {config.optimizer.type!r}; this launcher trains with AdamW only")
 
 
 CONFIG = TaskConfig(

@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the folders of the tasks are
 
 from common.errors import UserError  # noqa: E402
-from common.runtime.command_line import ArgumentParser, run, select_device  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.device import select_device  # noqa: E402
 from common.training.config import add_weights_flags  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
 from image_classification.label_map_alignment import TOKEN_STRIDE  # noqa: E402
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
         sha256=sha256_of(checkpoint.path),
         image_size=config.DATA.IMAGE_SIZE,
     )
-    log = TrainingLog(None)
+    log = TrainingLog()
     top1 = annotate(annotator.model, config, dataset, LabelMapWriter(arguments.out, info, dataset.names()), log)
     log.line(f"{arguments.out}: {info}; its top-1 on these images is {top1:.2f}")
 

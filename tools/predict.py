@@ -21,7 +21,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the 
 from tqdm import tqdm  # noqa: E402
 
 from common.errors import UserError  # noqa: E402
-from common.runtime.command_line import ArgumentParser, run, select_device  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.device import select_device  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
 from common.training.config import add_weights_flags, read_yaml_with_bases  # noqa: E402
 

@@ -6,9 +6,8 @@ import contextlib
 import os
 import pickle
 import struct
-import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -142,59 +141,23 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _open_twice(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Open a file at two positions; the same file, even if a training replaces it at this moment."""
-    while True:
-        with path.open("rb") as first, path.open("rb") as second:
-            if os.path.sameopenfile(first.fileno(), second.fileno()):
-                yield first, second
-                return
-
-
 def _load_pickle(path: Path) -> dict[str, Any]:
-    with _open_twice(path) as (file, again):
+    with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - _TRAILER.size))
         trailer = file.read()
-        expected = None
-        if len(trailer) == _TRAILER.size and trailer.startswith(_MAGIC):
-            expected = _TRAILER.unpack(trailer)[1]
-            size -= _TRAILER.size
         file.seek(0)
-        with _checked(again, size, expected):
-            state = load_arrays(file, size)
-            if file.tell() != size:
-                raise UnsafePickleError(f"it is damaged: {size - file.tell()} bytes follow its end")
-            if not isinstance(state, dict):
-                raise UnsafePickleError(f"it holds a {type(state).__name__}, not a dict of weights")
-            return _join_slices(state, size)
-
-
-@contextlib.contextmanager
-def _checked(file: BinaryIO, size: int, expected: int | None) -> Iterator[None]:
-    """Compute the checksum in another thread while the body reads; a wrong one replaces the body's error."""
-    if expected is None:
-        yield
-        return
-    found: list[int] = []
-
-    def work() -> None:
-        found.append(_checksum(file, size))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    failure = None
-    try:
-        yield
-    except UnsafePickleError as error:
-        failure = error
-    finally:
-        thread.join()
-    if found != [expected]:
-        raise UnsafePickleError("its checksum does not fit: the file is damaged; use an older checkpoint or a new copy")
-    if failure:
-        raise failure
+        if len(trailer) == _TRAILER.size and trailer.startswith(_MAGIC):
+            size -= _TRAILER.size
+            if _checksum(file, size) != _TRAILER.unpack(trailer)[1]:
+                raise UnsafePickleError("its checksum is wrong: it is damaged; use an older checkpoint or a new copy")
+            file.seek(0)
+        state = load_arrays(file, size)
+        if file.tell() != size:
+            raise UnsafePickleError(f"it is damaged: {size - file.tell()} bytes follow its end")
+        if not isinstance(state, dict):
+            raise UnsafePickleError(f"it holds a {type(state).__name__}, not a dict of weights")
+        return _join_slices(state, size)
 
 
 def _join_slices(state: dict[str, Any], size: int) -> dict[str, Any]:

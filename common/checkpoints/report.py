@@ -108,6 +108,9 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
         return "its relative positions are of another attention; set MODEL.ATTENTION and MODEL.PARALLEL to match"
     if all(name.startswith(tuple(getattr(model, "training_only_prefixes", ()))) for name in report.wrong):
         return "it was trained without token labels, which this run has"
+    head = weights.get("head.weight")
+    if head is not None and head.ndim == 2 and any(name.startswith("head.weight ") for name in report.mismatched):
+        return f"its head has {head.shape[1]} classes, the model {getattr(model, 'num_classes', '?')}"
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in report.wrong):
         return f"its head is for another number of classes: {report.wrong[0]}"
     if {f"stages.{stage}.merging.norm.weight" for stage in range(4)} <= set(report.wrong):

@@ -1,4 +1,4 @@
-"""What every command-line program of this project does first and last: device, process group, errors, exit codes."""
+"""The command line of all programs: flags, help, the process group, error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError
-from .cpu_settings import keep_freed_memory, use_fast_gemm
+from .cpu_settings import use_fast_gemm
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ side reports every connection otherwise
 use_fast_gemm()
 
 EXIT_USER_ERROR = 2
 
-__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run", "select_device"]
+__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run"]
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Indented paragraphs, examples, stay as they are; a flag is shown with one dash alone."""
+    """Keeps the line breaks of indented paragraphs, and shows flags with one dash only."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.split("\n\n")
@@ -41,14 +41,12 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with this project's manners: a wrong flag is one line, and flags take one dash or two.
-
-    Every program has ``-debug``, which :func:`run` acts on.
+    """argparse with one-line errors, flags with one dash or two, and ``-debug``, which :func:`run` reads.
 
     Args:
-        documentation: of the program, its module's docstring: a summary, then indented examples and other paragraphs.
+        documentation: the program's docstring: a summary, then indented examples and other paragraphs.
         exit_codes: what its exit codes mean.
-        options: argparse's own.
+        options: further arguments of argparse.
     """
 
     def __init__(
@@ -70,30 +68,29 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Run a program: ``main(arguments)``, then exit with 0, or with 2 and one line for a mistake of the user's.
+    """Run ``main(arguments)``, then exit with 0, or with 2 and one line for an error that the user can correct.
 
-    ``-debug`` among the arguments shows the traceback as well. When several ranks were launched and one of them fails,
-    all exit with its code and rank 0 prints its line. A run that saved and left because of a signal exits with 128 plus
-    the signal's number.
+    ``-debug`` among the arguments prints the traceback as well. If one of several ranks fails, all exit with its code
+    and rank 0 prints its line. A run that saved its state because of a signal exits with 128 plus the signal's number.
     """
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")  # while a model is traced
     argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names may have letters that the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may have characters the terminal cannot print
     watch, exit_code = None, 0
     try:
-        if _has_several_ranks():  # else -h and mistakes need not wait for Paddle
-            from ..runtime import distributed
+        if int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1:  # else -h and wrong flags need not wait for Paddle
+            from . import failure_watch
 
-            watch = distributed.init_process_group()
+            watch = failure_watch.init_process_group()
         main(argv)
     except UserError as error:
         if _wants_traceback(argv):
             traceback.print_exc()
         _fail(watch, str(error), EXIT_USER_ERROR)
-    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(128 + signal.SIGPIPE)
     except OSError as error:
@@ -106,21 +103,19 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except StoppedBySignal as stop:
         exit_code = stop.exit_code
     except Exception as error:
-        lost = watch and distributed.is_lost_connection(error)
+        lost = watch and failure_watch.is_lost_connection(error)
         if not lost or _wants_traceback(argv):
             traceback.print_exc()
         if lost:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _fail(watch, watch.explain_loss() if watch and lost else f"{type(error).__name__}: {error}", 1)
     if watch:
-        distributed.barrier()
+        from .distributed import barrier
+
+        barrier()
         watch.close()
     if exit_code:
         _leave(exit_code)
-
-
-def _has_several_ranks() -> bool:
-    return int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1
 
 
 def _wants_traceback(argv: Sequence[str]) -> bool:
@@ -128,7 +123,7 @@ def _wants_traceback(argv: Sequence[str]) -> bool:
 
 
 def _fail(watch, message: str, exit_code: int) -> NoReturn:
-    """Print the message where the user sees it and end all ranks."""
+    """Print the message where the user sees it, and end all ranks."""
     if watch:
         watch.take_over()
     message = " ".join(message.encode(errors="backslashreplace").decode().split())
@@ -141,42 +136,9 @@ def _fail(watch, message: str, exit_code: int) -> NoReturn:
 
 
 def _leave(exit_code: int) -> NoReturn:
-    """Exit without waiting for reader processes or for a collective operation that will never end."""
+    """Exit without waiting for reader processes or an unfinished collective operation."""
     for reader in multiprocessing.active_children():
         reader.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
-
-
-def select_device(name: str = "") -> str:
-    """Choose where to compute and return it as Paddle spells it.
-
-    Args:
-        name: ``"cpu"``, ``"gpu"`` or ``"gpu:N"``; empty takes a GPU when Paddle was compiled for GPUs and sees one.
-
-    Raises:
-        UserError: a GPU was asked for and this Paddle or this machine has none.
-    """
-    import paddle
-
-    gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
-    if name not in ("", "cpu", "gpu") and not name.startswith("gpu:"):
-        raise UserError(f"unknown device {name!r}; choose cpu, gpu or gpu:N")
-    if name.startswith("gpu") and not gpus:
-        reason = "sees no GPU" if paddle.is_compiled_with_cuda() else "was compiled without GPU support"
-        raise UserError(f"-device {name}: this Paddle {paddle.__version__} {reason}; use -device cpu")
-    if _has_several_ranks() and (name.startswith("gpu:") or (name == "cpu" and gpus)):
-        raise UserError(
-            f"-device {name} with several ranks: the launcher gives each its own; choose with its --devices"
-        )
-    if not name:
-        name = "gpu" if gpus else "cpu"
-    launched_on = os.environ.get("FLAGS_selected_gpus")  # noqa: SIM112 (Paddle's launcher spells it so)
-    if name == "gpu" and launched_on:
-        name = f"gpu:{launched_on.split(',')[0]}"
-    if name == "cpu":
-        # Strided views save copies on GPUs; on CPUs the copies behind them are up to 40 times slower than a transpose.
-        paddle.set_flags({"FLAGS_use_stride_kernel": False})
-        keep_freed_memory()
-    return paddle.set_device(name) and name

@@ -13,10 +13,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def use_fast_gemm() -> None:
-    """Let Intel's library for matrix products, which Paddle brings, use AVX2 on AMD's processors too.
+    """Let MKL, Paddle's library for matrix products, use AVX2 on AMD processors as well.
 
-    That of 2019 asks for the vendor, not for the instructions, and takes an old path otherwise. To be called before
-    paddle is imported; a value that the user gave to ``MKL_DEBUG_CPU_TYPE`` stays.
+    The MKL of 2019 checks the vendor instead of the instruction set. Call it before importing paddle; the user's own
+    ``MKL_DEBUG_CPU_TYPE`` has priority.
     """
     try:
         processor = _PROCESSOR.read_text()
@@ -27,11 +27,11 @@ def use_fast_gemm() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory that it frees, for its next tensors.
+    """Let the process keep freed memory for its next tensors.
 
-    glibc gives large blocks back to the system, which clears each page anew when the next tensor touches it: for
-    tensors of tens of megabytes that takes longer than to compute them. ``MALLOC_TRIM_THRESHOLD_`` or
-    ``MALLOC_MMAP_MAX_`` in the environment, and other C libraries, leave everything as it is.
+    glibc returns large blocks to the system, which clears every page again on the next use: for tensors of tens of
+    megabytes that takes longer than the computation. The user's own ``MALLOC_TRIM_THRESHOLD_`` or
+    ``MALLOC_MMAP_MAX_`` has priority; other C libraries are left alone.
     """
     if {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"} & set(os.environ):
         return

@@ -1,4 +1,4 @@
-"""Tables of dataclasses: CSV files, a line each, which are at any time whole."""
+"""CSV files with one dataclass per row, written atomically."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Line = TypeVar("Line", bound="DataclassInstance")
 
 
 def read_table(file: Path, kind: type[Line]) -> list[Line]:
-    """Read a table; none where there is no file.
+    """Read a table; a missing file has no rows.
 
     Args:
-        kind: a dataclass, whose fields are the columns; each is of a type that its text makes, as ``int``.
+        kind: a dataclass whose fields are the columns; the type of each, such as ``int``, converts its text.
 
     Raises:
         UserError: the file cannot be read, has other columns, or a line is damaged; the message names the line.
@@ -47,14 +47,14 @@ def read_table(file: Path, kind: type[Line]) -> list[Line]:
             found.append(kind(*(types[column](cell) for column, cell in zip(columns, cells, strict=True))))
         return found
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{file} line {lines.line_num} is damaged ({error}); mend or delete it") from error
+        raise UserError(f"{file} line {lines.line_num} is damaged ({error}); correct or delete it") from error
 
 
 def write_table(file: Path, kind: type[Line], lines: Iterable[Line]) -> None:
-    """Write a table in place of what the file held, in one step, so that no half line is ever in it.
+    """Replace a table atomically.
 
     Raises:
-        OSError: it cannot be written; it is then as it was.
+        OSError: it cannot be written; it is unchanged then.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

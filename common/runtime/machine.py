@@ -1,4 +1,4 @@
-"""What a figure was computed by: the processor or GPU, and the state of this project's code."""
+"""The processor or GPU and the version of the code, to note with results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def cpu_model() -> str:
-    """What the processor calls itself."""
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -24,7 +24,7 @@ def cpu_model() -> str:
 
 
 def describe_device(device: str) -> str:
-    """GPU or processor, cores of the machine, and Paddle's version, such as ``AMD EPYC, 2 cores, Paddle 3.3.1``.
+    """The GPU or processor, the machine's cores, and Paddle's version, such as ``AMD EPYC, 2 cores, Paddle 3.3.1``.
 
     Args:
         device: ``cpu``, ``gpu`` or ``gpu:N``.
@@ -36,10 +36,10 @@ def describe_device(device: str) -> str:
 
 
 def git_state(*without: str) -> str:
-    """The commit of this project's checkout, with ``-dirty`` where files differ from it; empty outside a checkout.
+    """The commit of this checkout, with ``-dirty`` if files differ from it; empty outside a checkout.
 
     Args:
-        without: folders whose files may differ.
+        without: folders to ignore.
     """
     if not (_ROOT / ".git").exists():  # installed; a repository further up is another project's
         return ""
@@ -54,7 +54,7 @@ def git_state(*without: str) -> str:
 def code_version() -> str:
     """The project's version and, in a checkout, its commit: ``0.1.0+48f1370``, or ``0.1.0+48f1370-dirty``.
 
-    Files in ``results/`` do not make it dirty, because an evaluation that is recorded changes them.
+    Files in ``results/`` do not make it dirty, because ``-record`` changes them.
     """
     commit = git_state("results")
     return f"{__version__}+{commit}" if commit else __version__

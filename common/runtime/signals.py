@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to save and leave."""
+"""SIGTERM and SIGINT as a request to save and exit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def bind_to_parent(*_: object) -> None:
-    """Make a reader process end with its parent, and only with it: a terminal or a scheduler signals readers, too.
+    """Let a reader process end with its parent, and only then.
 
-    Paddle's readers wait for ever for the orders of a parent that was killed.
+    Terminals and schedulers send signals to readers, too. Paddle's readers wait forever for a parent that was killed.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -29,8 +29,8 @@ def bind_to_parent(*_: object) -> None:
 class StopRequest:
     """Remembers the first signal; a second one ends the process at once.
 
-    The launcher passes a signal on to processes that the terminal or the scheduler has already told, so what arrives
-    within a second of the first belongs to it.
+    The launcher forwards signals that the terminal or the scheduler has sent to its processes already, so signals
+    within a second of the first one are ignored.
     """
 
     _SAME = 1.0  # seconds
@@ -54,6 +54,6 @@ class StopRequest:
             self.signal_number, self._since = number, now
             if is_main_process() and os.getpid() == self._process:
                 name = signal.Signals(number).name
-                os.write(1, f"{name}: finishing this step, then saving; a second signal leaves at once\n".encode())
+                os.write(1, f"{name}: finishing this step, then saving; a second signal exits at once\n".encode())
         elif now - self._since > self._SAME:
             os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""Text files that are either whole or as they were."""
+"""Text files that are written atomically."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ __all__ = ["write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file and its folder: the text goes to a file beside it, which takes its place in one step.
+    """Replace a UTF-8 file atomically: write a temporary file beside it, flush it to the disk, and rename it.
+
+    Its folder is created if need be.
 
     Raises:
-        OSError: it cannot be written; an older file of that name is as it was.
+        OSError: it cannot be written; an existing file is unchanged then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

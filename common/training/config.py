@@ -1,15 +1,14 @@
-"""The configuration of a run: defaults, then a yaml file and its base, then flags, then ``-opts``.
+"""The configuration of a run: defaults, then a yaml file and its bases, then flags, then ``-opts``.
 
-What all tasks share is here: the keys in capitals that every task has, the flags for them, and the machinery. A task
-describes what it adds in one :class:`TaskConfig`.
+All tasks share the keys of :func:`shared_config` and their flags. Each task describes its own in a
+:class:`TaskConfig`.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,18 @@ from yacs.config import CfgNode
 from ..checkpoints.released import list_weights
 from ..errors import UserError
 from ..runtime.command_line import ArgumentParser
+from .config_values import (
+    coerce,
+    find,
+    keys_of,
+    merge_open,
+    parse,
+    plain,
+    read_yaml,
+    read_yaml_with_bases,
+    set_open,
+    similar,
+)
 from .results import results_file
 
 __all__ = [
@@ -35,12 +46,12 @@ __all__ = [
 
 
 def shared_config() -> CfgNode:
-    """The keys of every task, with the values that hold where a file does not say otherwise."""
+    """The keys of every task, with their default values."""
     config = CfgNode()
     config.BASE = ""  # another yaml file, relative to this one, whose values this one overrides
 
     config.DATA = CfgNode()
-    config.DATA.NUM_WORKERS = 4  # processes that read images, on each rank; 0 reads in the training process
+    config.DATA.NUM_WORKERS = 4  # processes per rank that read images; 0 reads in the training process
 
     config.MODEL = CfgNode()
     config.MODEL.PRETRAINED = ""  # weights to start from, or to evaluate
@@ -48,23 +59,35 @@ def shared_config() -> CfgNode:
     config.TRAIN = CfgNode()
     config.TRAIN.LAYER_DECAY = 1.0  # factor between the learning rates of one layer and the next; 1 is off
     config.TRAIN.GRAD_CLIP = 0.0  # limit of the global norm; 0 is off
-    config.TRAIN.ACCUM_ITER = 1  # batches that make one optimizer step
+    config.TRAIN.ACCUM_ITER = 1  # batches per optimizer step
     config.TRAIN.AMP = ""  # float16, bfloat16 or empty for float32
     config.TRAIN.EMA_DECAY = 0.0  # 0 is off
-    config.TRAIN.SKIP_NONFINITE = 0  # steps in a row whose loss may be NaN or infinite before training stops
+    config.TRAIN.SKIP_NONFINITE = 0  # consecutive steps with a NaN or infinite loss to skip before training stops
 
-    config.SAVE_STEPS = 0  # optimizer steps between two writes of latest.pdparams; 0: only when there is an evaluation
-    config.KEEP_CHECKPOINTS = 3
+    config.VALIDATE_EVERY = 1  # epochs or steps, as the length of the run, between two validations
+    config.CHECKPOINT_EVERY = 1  # epochs or steps between two numbered checkpoints
+    config.LATEST_EVERY = 0  # optimizer steps between two writes of latest.pdparams; 0: every epoch and validation
+    config.KEEP_CHECKPOINTS = 3  # numbered checkpoints to keep
     config.LOG_INTERVAL = 50  # optimizer steps between two lines
-    config.PICTURES = 4  # images, of rank 0's, that VisualDL shows: of a training batch, and of the validation data
-    config.HISTOGRAMS = False  # give VisualDL those of all weights and gradients before each evaluation
+    config.PICTURES = 4  # images of rank 0 that VisualDL shows, of a training batch and of the validation data
+    config.HISTOGRAMS = False  # of all weights and gradients before each validation, for VisualDL
     config.OUTPUT = ""
-    config.RESUME = ""  # a training state (latest.pdparams of an earlier run), or auto for OUTPUT's own if there is one
+    config.RESUME = ""  # a training state (latest.pdparams), or auto for that in OUTPUT if there is one
     config.EVAL = False  # only evaluate
-    config.RECORD = ""  # CSV file that an evaluation is appended to
+    config.RECORD = ""  # CSV file to append the metrics of an evaluation to
     config.SEED = 0
-    config.DEVICE = ""  # cpu, gpu, gpu:N, or empty for what there is
+    config.DEVICE = ""  # cpu, gpu, gpu:N, or empty for a GPU if there is one
     return config
+
+
+# Keys of 0.1.0 with another name now, which files, -opts and the configurations of checkpoints may still have.
+_RENAMED = {
+    "VALIDATE_EPOCHS": "VALIDATE_EVERY",
+    "VALIDATE_STEPS": "VALIDATE_EVERY",
+    "SAVE_EPOCHS": "CHECKPOINT_EVERY",
+    "KEEP_STEPS": "CHECKPOINT_EVERY",
+    "SAVE_STEPS": "LATEST_EVERY",
+}
 
 
 @dataclass(frozen=True)
@@ -73,18 +96,22 @@ class Flag:
 
     Attributes:
         keys: dotted keys that get the value.
-        kind: turns the text into the value; ``bool`` makes a switch.
-        text: what ``-h`` says.
-        group: the heading under which it does.
-        metavar: what stands there for the value.
+        kind: converts the text to the value; ``bool`` makes a switch.
+        text: the help.
+        group: heading of the help to list it under.
+        metavar: stands for the value in the help.
+        options: further arguments of argparse.
     """
 
     keys: tuple[str, ...]
     kind: Callable[[str], Any]
     text: str
     group: str
-    metavar: str = "N"
+    metavar: str | None = "N"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
+
+_GROUPS = ("configuration", "data", "training", "weights and output", "instead of training")
 
 _SHARED_FLAGS = {
     "accum_iter": Flag(("TRAIN.ACCUM_ITER",), int, "batches whose gradients make one optimizer step", "training"),
@@ -104,36 +131,41 @@ _SHARED_FLAGS = {
         "FILE",
     ),
     "output": Flag(("OUTPUT",), str, "folder for checkpoints and logs", "weights and output", "FOLDER"),
-    "device": Flag(
-        ("DEVICE",), str, "cpu, gpu or gpu:N (default: what Paddle was compiled for and finds)", "training", "DEVICE"
-    ),
+    "device": Flag(("DEVICE",), str, "cpu, gpu or gpu:N (default: a GPU if there is one)", "training", "DEVICE"),
     "eval": Flag(("EVAL",), bool, "only evaluate -pretrained (or -resume)", "instead of training"),
+    "amp": Flag(
+        ("TRAIN.AMP",),
+        str,
+        "mixed precision, float16 by default",
+        "training",
+        None,
+        {"nargs": "?", "const": "float16", "choices": ("float16", "bfloat16")},
+    ),
 }
 
-# What one command is to do, not what its run is like.
+# Keys that say what one command does; they are not part of a run.
 _INVOCATION_KEYS = {"RESUME", "EVAL", "RECORD"}
 
-# What else may differ between a run and its continuation without changing a single weight; the last line is what the
-# trainer compares itself.
+# Keys that a resumed run may change and still reach identical weights; the trainer compares those of the last line.
 _FREE_KEYS = {
-    *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "KEEP_CHECKPOINTS", "SAVE_STEPS", "PICTURES", "HISTOGRAMS"),
-    *("DATA.NUM_WORKERS", "MODEL.PRETRAINED"),
+    *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "PICTURES", "HISTOGRAMS", "DATA.NUM_WORKERS", "MODEL.PRETRAINED"),
+    *("VALIDATE_EVERY", "CHECKPOINT_EVERY", "LATEST_EVERY", "KEEP_CHECKPOINTS"),
     *("TRAIN.ACCUM_ITER", "SEED"),
 }
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What the configuration of a task adds to what all tasks share.
+    """The configuration of a task.
 
     Attributes:
-        default_file: the yaml file that holds where no ``-cfg`` is given.
-        defaults: builds every key there is.
+        default_file: the yaml file to use without ``-cfg``.
+        defaults: builds the configuration with every key of the task.
         flags: the task's own flags.
         check: raises ``UserError`` for a value that no run can use.
         free_keys: keys, or whole sections, that may differ between a run and its continuation.
-        invocation_keys: keys that say what one command is to do; they are not kept with a run.
-        open_sections: keys whose values are another toolkit's business: dicts of any content, merged, not checked.
+        invocation_keys: keys that say what one command does; they are not saved with a run.
+        open_sections: sections of a toolkit: any keys and values, which are merged dict by dict.
     """
 
     default_file: Path
@@ -144,16 +176,15 @@ class TaskConfig:
     invocation_keys: frozenset[str] = frozenset()
     open_sections: Container[str] = frozenset()
 
-    def add_flags(self, parser: ArgumentParser) -> None:
-        """Add PaddleViT's flags, which override the configuration, and ``-cfg``, ``-record``, ``-opts``.
+    # ---- flags
 
-        Behind each, ``-h`` says which key it sets, and the key's value in the default file.
+    def add_flags(self, parser: ArgumentParser) -> None:
+        """Add ``-cfg``, the flags that override the configuration, and ``-opts``.
+
+        ``-h`` names the key that each flag sets, and its value in the default file.
         """
         defaults = self.load(argparse.Namespace(cfg=str(self.default_file), opts=[]))
-        groups = {
-            heading: parser.add_argument_group(heading)
-            for heading in ("configuration", "data", "training", "weights and output", "instead of training")
-        }
+        groups = {heading: parser.add_argument_group(heading) for heading in _GROUPS}
         parser.add_flag(
             "cfg",
             groups["configuration"],
@@ -169,119 +200,90 @@ class TaskConfig:
             help="KEY VALUE ...: any key that has no flag; comes last",
         )
         for name, flag in self._all_flags().items():
-            how = {"action": "store_true"} if flag.kind is bool else {"type": flag.kind, "metavar": flag.metavar}
-            value = _find(defaults, flag.keys[0])
-            is_lasting = flag.kind is not bool and flag.keys[0] not in self.invocation_keys
-            shown = f" = {value}".replace("%", "%%") if is_lasting and value not in (None, "") else ""
-            parser.add_flag(name, groups[flag.group], help=f"{flag.text} [{', '.join(flag.keys)}{shown}]", **how)
-        parser.add_flag(
-            "amp",
-            groups["training"],
-            nargs="?",
-            const="float16",
-            choices=("float16", "bfloat16"),
-            help="mixed precision, float16 unless bfloat16 is said [TRAIN.AMP]",
+            is_switch = flag.kind is bool
+            options = {"action": "store_true"} if is_switch else {"type": flag.kind, "metavar": flag.metavar}
+            value = find(defaults, flag.keys[0])
+            has_default = not is_switch and flag.keys[0] not in self.invocation_keys and value not in (None, "")
+            shown = f" = {value}".replace("%", "%%") if has_default else ""
+            help_text = f"{flag.text} [{', '.join(flag.keys)}{shown}]"
+            parser.add_flag(name, groups[flag.group], help=help_text, **options, **flag.options)
+
+    def _all_flags(self) -> dict[str, Flag]:
+        record = Flag(
+            ("RECORD",),
+            str,
+            "with -eval: append the metrics to FILE, %(const)s by default",
+            "instead of training",
+            "FILE",
+            {"nargs": "?", "const": str(results_file(self.default_file.parents[1].name))},
         )
-        parser.add_flag(
-            "record",
-            groups["instead of training"],
-            nargs="?",
-            const=str(results_file(self.default_file.parents[1].name)),
-            metavar="FILE",
-            help="with -eval: append the figures to FILE, %(const)s unless another is said [RECORD]",
-        )
+        return {**self.flags, **_SHARED_FLAGS, "record": record}
+
+    # ---- reading
 
     def load(self, arguments: argparse.Namespace) -> CfgNode:
         """Merge defaults, files, flags and ``-opts``, check the values, and freeze the result.
 
         Raises:
-            UserError: a file is missing or no yaml, a key is unknown, a value has a wrong type or is impossible.
+            UserError: a file is missing or is not yaml, a key is unknown, or a value is of a wrong type or impossible.
         """
         config = self.defaults()
         for values, source in read_yaml_with_bases(Path(arguments.cfg).expanduser()):
-            self._merge_mapping(config, values, source, "")
+            self._merge(config, values, source)
         return self._finish(config, arguments)
 
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
-        """The configuration of ``-cfg`` or, without it, the one that weights carry, with flags and ``-opts`` over it.
+        """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.
 
         Args:
-            text: the configuration that the weights carry, as yaml.
+            text: the configuration saved with the weights, as yaml.
             source: where it comes from, for messages.
             arguments: those of :func:`add_weights_flags`, and any of the task's flags.
 
         Raises:
-            UserError: there is none, or as for :meth:`load`.
+            UserError: there is no configuration, or as for :meth:`load`.
         """
         if arguments.cfg:
             return self.load(arguments)
         if text is None:
-            raise UserError(f"{source} does not say how it was trained; give its -cfg")
+            raise UserError(f"{source} has no configuration; give its -cfg")
         return self.from_text(text, source, arguments)
 
     def from_text(self, text: str, source: str, arguments: argparse.Namespace | None = None) -> CfgNode:
-        """Read back the configuration that a checkpoint carries.
+        """Read the configuration saved in a checkpoint.
 
         Args:
             arguments: flags and ``-opts`` that override it.
 
         Raises:
-            UserError: it is not one of this version's, or a flag or option is wrong.
+            UserError: it is damaged, a key is unknown in this version, or a flag or option is wrong.
         """
         try:
-            values = yaml.safe_load(text)
+            values = read_yaml(text)
         except (yaml.YAMLError, AttributeError) as error:
-            raise UserError(f"{source} carries a damaged configuration: {error}") from error
+            raise UserError(f"{source} holds a damaged configuration: {error}") from error
         if not isinstance(values, dict):
-            raise UserError(f"{source} carries a {type(values).__name__} in place of a configuration")
+            raise UserError(f"{source} holds a {type(values).__name__} instead of a configuration")
         config = self.defaults()
-        self._merge_mapping(config, values, source, "")
+        self._merge(config, values, source)
         return self._finish(config, arguments)
 
-    def dump(self, config: CfgNode) -> str:
-        """The configuration of a run as yaml, for its folder and its checkpoints."""
-        kept = config.clone()
-        kept.defrost()
-        for key in _INVOCATION_KEYS | self.invocation_keys:
-            section, _, name = key.rpartition(".")
-            del (_find(kept, section) if section else kept)[name]
-        return kept.dump()
-
-    def differences(self, then: CfgNode, now: CfgNode) -> list[str]:
-        """``KEY: value then, value now`` for each key that differs and has a part in the weights."""
-        free = _FREE_KEYS | self.free_keys | _INVOCATION_KEYS | self.invocation_keys
-        return [
-            f"{key}: {_find(then, key)} then, {_find(now, key)} now"
-            for key in sorted({*_keys(now), *_keys(then)})
-            if not {key, key.partition(".")[0]} & free and _find(then, key) != _find(now, key)
-        ]
-
-    def _all_flags(self) -> dict[str, Flag]:
-        return {**self.flags, **_SHARED_FLAGS}
-
     def _finish(self, config: CfgNode, arguments: argparse.Namespace | None) -> CfgNode:
-        """Set what flags and ``-opts`` say, check the values, and freeze the result."""
+        """Apply flags and ``-opts``, check the values, and freeze the result."""
         if arguments is not None:
-            self._set_flags(config, arguments)
+            for name, flag in self._all_flags().items():
+                value = getattr(arguments, name, None)
+                if value is not None and value is not False:
+                    for key in flag.keys:
+                        self._set(config, key, value, f"-{name}")
             self._set_options(config, arguments.opts)
         _check_shared(config)
         self.check(config)
         config.freeze()
         return config
 
-    def _set_flags(self, config: CfgNode, arguments: argparse.Namespace) -> None:
-        for name, flag in self._all_flags().items():
-            value = getattr(arguments, name, None)
-            if value is not None and value is not False:
-                for key in flag.keys:
-                    self._set(config, key, value, f"-{name}")
-        if getattr(arguments, "amp", None):
-            config.TRAIN.AMP = arguments.amp
-        if getattr(arguments, "record", None) is not None:
-            config.RECORD = arguments.record
-
     def _set_options(self, config: CfgNode, options: Sequence[str]) -> None:
-        # What comes behind -opts belongs to it, a second -opts included: messages tell users to add one.
+        # argparse gives -opts all that follows it, another -opts included: messages tell users to add one.
         options = [option for option in options if option not in ("-debug", "--debug", "-opts", "--opts")]
         for option in options[::2]:
             if re.match("--?[a-z]", option):
@@ -289,41 +291,61 @@ class TaskConfig:
         if len(options) % 2:
             raise UserError(f"-opts takes pairs of KEY VALUE; {options[-1]!r} stands alone")
         for key, text in zip(options[::2], options[1::2], strict=True):
-            self._set(config, key, _parse(text), "-opts")
+            self._set(config, key, parse(text), "-opts")
 
-    def _merge_mapping(self, config: CfgNode, values: Mapping[str, Any], source: str, prefix: str) -> None:
-        for key, value in values.items():
-            name = f"{prefix}{key}"
-            if name in self.open_sections:
-                if not isinstance(value, dict):
-                    raise UserError(f"{source}: {name} is {value!r}; it must hold keys and values")
-                config[name] = _merge_open(config.get(name, CfgNode()), value)
-            elif isinstance(config_node := _find(config, name), CfgNode) and isinstance(value, dict):
-                self._merge_mapping(config, value, source, f"{name}.")
-            elif config_node is None:
-                raise UserError(f"{source}: unknown key {name}{_similar(config, name)}")
+    def _merge(self, config: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
+        """Merge a nested mapping."""
+        for name, value in values.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict) and isinstance(find(config, key), CfgNode) and key not in self.open_sections:
+                self._merge(config, value, source, f"{key}.")
             else:
-                self._set(config, name, value, source)
+                self._set(config, key, value, source)
 
     def _set(self, config: CfgNode, key: str, value: Any, source: str) -> None:
         """Set a dotted key to a value of the type of its default."""
         section, _, rest = key.partition(".")
         if section in self.open_sections:
-            if not rest and not isinstance(value, dict):
+            if rest:
+                set_open(config, key, value, source)
+            elif isinstance(value, dict):
+                config[section] = merge_open(config.get(section, {}), value)
+            else:
                 raise UserError(f"{source}: {key} is {value!r}; it must hold keys and values")
-            _set_open(config, key, value, source)
             return
-        default = _find(self.defaults(), key)
+        key = _RENAMED.get(key, key)
+        default = find(self.defaults(), key)
         if default is None:
-            raise UserError(f"{source}: unknown key {key}{_similar(config, key)}")
-        node = _find(config, key.rpartition(".")[0]) if "." in key else config
-        node[key.rpartition(".")[2]] = _coerce(value, default, key, source)
+            raise UserError(f"{source}: unknown key {key}{similar(config, key)}")
+        above, _, name = key.rpartition(".")
+        node = find(config, above) if above else config
+        node[name] = coerce(value, default, key, source)
+
+    # ---- the configuration of a run
+
+    def dump(self, config: CfgNode) -> str:
+        """The configuration of a run as yaml, for its folder and its checkpoints."""
+        saved = config.clone()
+        saved.defrost()
+        for key in _INVOCATION_KEYS | self.invocation_keys:
+            above, _, name = key.rpartition(".")
+            del (find(saved, above) if above else saved)[name]
+        return saved.dump()
+
+    def differences(self, then: CfgNode, now: CfgNode) -> list[str]:
+        """``KEY: value then, value now`` for each differing key that influences the weights."""
+        free = _FREE_KEYS | self.free_keys | _INVOCATION_KEYS | self.invocation_keys
+        return [
+            f"{key}: {find(then, key)} then, {find(now, key)} now"
+            for key in sorted({*keys_of(now), *keys_of(then)})
+            if not {key, key.partition(".")[0]} & free and find(then, key) != find(now, key)
+        ]
 
 
 def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse._ArgumentGroup:
     """Add the flags of a program that uses trained weights: ``-pretrained``, ``-cfg``, ``-device`` and ``-opts``.
 
-    :meth:`TaskConfig.of_weights` makes a configuration of them.
+    :meth:`TaskConfig.of_weights` turns them into a configuration.
 
     Returns:
         Their group.
@@ -332,7 +354,7 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     sources = f"weights: a file, https://...#sha256=..., or a released tag ({tags})"
     group = parser.add_argument_group("model")
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
-    parser.add_flag("cfg", group, metavar="YAML", help="their configuration (default: the one inside the weights)")
+    parser.add_flag("cfg", group, metavar="YAML", help="their configuration (default: the one saved in the weights)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].text)
     parser.add_flag(
         "opts",
@@ -346,52 +368,7 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     return group
 
 
-def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the values of a yaml file with its name, those of its bases first.
-
-    Bases are named by ``BASE`` or, as the toolkits have it, ``_base_`` or ``_BASE_``; a later one overrides an earlier.
-
-    Raises:
-        UserError: a file is missing, no yaml, or its own base.
-    """
-    path = path.resolve()
-    if path in including:
-        raise UserError(f"{path} is its own BASE, by way of {including[-1]}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no yaml file: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, not keys and values")
-    bases = [values.pop(key, None) for key in ("BASE", "_base_", "_BASE_")]
-    bases = next(filter(None, bases), [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        yield from read_yaml_with_bases(path.parent / str(base), (*including, path))
-    yield values, str(path)
-
-
-def plain(node: Any) -> Any:
-    """A section as plain dicts and lists, as the toolkits want it."""
-    if isinstance(node, dict):
-        return {key: plain(value) for key, value in node.items()}
-    return [plain(item) for item in node] if isinstance(node, (list, tuple)) else node
-
-
-def check_keys(section: Mapping[str, Any], known: Iterable[str], name: str) -> None:
-    """Check that an open section has no key that nobody reads.
-
-    Args:
-        name: what the section is called.
-
-    Raises:
-        UserError: it has.
-    """
-    known = list(dict.fromkeys(known))
-    for key in section:
-        if key not in known:
-            raise UserError(f"{name} has an unknown key, {key}; known are {', '.join(known)}")
+# ---- checks
 
 
 def require(config: CfgNode, keys: str, holds: Callable[[Any], bool], rule: str) -> None:
@@ -405,130 +382,33 @@ def require(config: CfgNode, keys: str, holds: Callable[[Any], bool], rule: str)
         UserError: it does not hold.
     """
     for key in keys.split():
-        value = _find(config, key)
+        value = find(config, key)
         if not holds(value):
             raise UserError(f"{key} is {value!r}; it {rule}")
 
 
+def check_keys(section: Mapping[str, Any], known: Iterable[str], name: str) -> None:
+    """Check that an open section has only known keys.
+
+    Args:
+        name: of the section.
+
+    Raises:
+        UserError: a key is unknown.
+    """
+    known = list(dict.fromkeys(known))
+    for key in section:
+        if key not in known:
+            raise UserError(f"{name} has an unknown key, {key}; known are {', '.join(known)}")
+
+
 def _check_shared(config: CfgNode) -> None:
-    require(config, "TRAIN.ACCUM_ITER TRAIN.LAYER_DECAY LOG_INTERVAL", lambda n: n > 0, "must be greater than 0")
-    not_negative = "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS SAVE_STEPS TRAIN.SKIP_NONFINITE SEED PICTURES"
-    require(config, not_negative, lambda n: n >= 0, "must not be negative")
+    positive = "TRAIN.ACCUM_ITER TRAIN.LAYER_DECAY LOG_INTERVAL VALIDATE_EVERY CHECKPOINT_EVERY"
+    require(config, positive, lambda value: value > 0, "must be greater than 0")
+    not_negative = "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS LATEST_EVERY TRAIN.SKIP_NONFINITE SEED PICTURES"
+    require(config, not_negative, lambda value: value >= 0, "must not be negative")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
     require(config, "OUTPUT", bool, "must name a folder; give -output")
     if config.RECORD and not config.EVAL:
-        raise UserError("-record writes the figures of an evaluation down; it needs -eval")
-
-
-def _merge_open(old: Mapping[str, Any], new: Mapping[str, Any]) -> CfgNode:
-    """``new`` over ``old``, dict by dict; PaddleSeg's ``_inherited_: False`` drops the old one."""
-    inherited = new.get("_inherited_", True)
-    merged = CfgNode(dict(old)) if inherited else CfgNode()
-    for key, value in new.items():
-        if isinstance(value, dict):
-            below = merged.get(key) if isinstance(merged.get(key), CfgNode) else CfgNode()
-            merged[key] = _merge_open(below, value)
-        elif key != "_inherited_":
-            merged[key] = _number(value)
-    return merged
-
-
-def _set_open(config: CfgNode, key: str, value: Any, source: str) -> None:
-    """Set a dotted key of an open section; a number in it counts the items of a list, from 0. Dicts are merged."""
-    *above, last = key.split(".")
-    node: Any = config
-    for depth, part in enumerate(above):
-        node = _below(node, _index(node, part, key, depth, source))
-    place: Any = _index(node, last, key, len(above), source)
-    if not isinstance(node, (dict, list)):
-        raise UserError(f"{source}: {key} cannot be set to {value!r}{_similar(config, key)}")
-    if isinstance(value, dict):
-        old = _below(node, place)
-        value = _merge_open(old if isinstance(old, dict) else {}, value)
-    node[place] = _number(value) if isinstance(node, CfgNode) else plain(_number(value))
-
-
-def _index(node: Any, part: str, key: str, depth: int, source: str) -> str | int:
-    """A part of a dotted key as what the node takes."""
-    if not isinstance(node, list):
-        return part
-    if not part.isdecimal() or int(part) >= len(node):
-        name = ".".join(key.split(".")[:depth])
-        raise UserError(f"{source}: {key}: {name} is a list of {len(node)}, counted from 0; it has no {part}")
-    return int(part)
-
-
-def _below(node: Any, place: Any) -> Any:
-    """What a dict or a list has there, or None."""
-    if isinstance(node, dict):
-        return node.get(place)
-    return node[place] if isinstance(node, list) else None
-
-
-def _number(value: Any) -> Any:
-    """Turn what yaml takes for text into the number it is: 6e-5, without a point."""
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if type(value) is dict:
-        return {key: _number(item) for key, item in value.items()}
-    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+e[-+]?[0-9]+", value, re.IGNORECASE)
-    return float(value) if is_number else value
-
-
-def _find(config: CfgNode, key: str) -> Any:
-    """The value of a dotted key, or None."""
-    node = config
-    for part in str(key).split("."):
-        if not isinstance(node, CfgNode) or part not in node:
-            return None
-        node = node[part]
-    return node
-
-
-def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
-    """Return ``value`` as the type of ``default``: yaml reads 1e-3 as a string and 5 as an integer.
-
-    An empty list takes integers, as many as there are.
-    """
-    if isinstance(default, float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    elif isinstance(default, list) and default and isinstance(value, (list, tuple)) and len(value) == len(default):
-        return [_coerce(item, like, key, source) for item, like in zip(value, default, strict=True)]
-    elif default == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
-        return list(value)
-    elif isinstance(default, str) and value is None:
-        return ""
-    elif type(value) is type(default) and not isinstance(default, list):
-        return value
-    wanted = f"of type {type(default).__name__}"
-    if isinstance(default, list):
-        wanted = f"a list of {len(default) or 'whole'} numbers"
-    raise UserError(f"{source}: {key} is {value!r}; it must be {wanted}")
-
-
-def _parse(text: str) -> Any:
-    """Read a command-line value as yaml would, so that lists, numbers and booleans work."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _keys(node: CfgNode, prefix: str = "") -> Iterable[str]:
-    """All dotted keys."""
-    return [
-        full
-        for name, value in node.items()
-        for full in (_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [f"{prefix}{name}"])
-    ]
-
-
-def _similar(config: CfgNode, key: str) -> str:
-    """A hint for a mistyped key."""
-    known = {name.upper(): name for name in _keys(config)}
-    close = difflib.get_close_matches(str(key).upper(), known, n=1)
-    return f"; did you mean {known[close[0]]}?" if close else ""
+        raise UserError("-record writes the metrics of an evaluation; it needs -eval")

@@ -1,4 +1,4 @@
-"""A trial of the first step, so that settings that cannot work end a run before it spends time on its data."""
+"""A dry run of the first step, so that settings that cannot work end a run before it spends time on its data."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import paddle
 from paddle import nn
 
 from ..errors import UserError, one_line
-from ..runtime.distributed import get_statistics, set_statistics
-from .trainer import StepResult
+from .batch_norm import get_statistics, set_statistics
+from .task import StepResult
 
-__all__ = ["try_loss"]
+__all__ = ["dry_run_loss"]
 
 
 @paddle.no_grad()
-def try_loss(
-    model: nn.Layer, loss_function: Callable[[nn.Layer, Any, np.random.Generator], StepResult], batch: Any
+def dry_run_loss(
+    model: nn.Layer, compute_loss: Callable[[nn.Layer, Any, np.random.Generator], StepResult], batch: Any
 ) -> None:
-    """Compute the loss of a batch; the model stays as it was.
+    """Compute the loss of a batch and leave the model as it was.
 
-    Toolkits put together what a configuration names without asking whether it fits: model, loss and the size of the
-    images meet in the first step.
+    The toolkits build what a configuration names without checking whether the parts fit: the model, the loss and the
+    image size meet in the first step.
 
     Args:
-        loss_function: see :class:`common.training.trainer.Trainer`.
+        compute_loss: see :class:`common.training.task.Training`.
 
     Raises:
-        UserError: it cannot be computed.
+        UserError: the loss cannot be computed.
     """
     statistics = get_statistics(model)
     model.train()
     try:
-        loss_function(model, batch, np.random.default_rng(0))
+        compute_loss(model, batch, np.random.default_rng(0))
     except UserError:
         raise
     except Exception as error:

@@ -11,10 +11,10 @@ __all__ = ["ModelEma"]
 
 
 class ModelEma:
-    """Keeps a second model whose weights are the moving average of the trained one's.
+    """Keeps a second model whose weights are the moving average of the trained model's.
 
     After update t (from 0) the average is ``d * average + (1 - d) * weights`` with the warmed-up decay
-    ``d = min(decay, (1 + t) / (10 + t))``, so that the first steps do not hold on to the initial weights. BatchNorm's
+    ``d = min(decay, (1 + t) / (10 + t))``, so that the average soon forgets the initial weights. BatchNorm's
     statistics are averaged in the same way.
 
     Args:
@@ -33,7 +33,7 @@ class ModelEma:
 
     @paddle.no_grad()
     def update(self, model: nn.Layer) -> None:
-        """Follow the model by one step; call it after each optimizer step."""
+        """Update the average; call it after each optimizer step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         current = model.state_dict()

@@ -1,4 +1,4 @@
-"""AdamW with the model's own parameter groups, and the learning rate as a pure function of the step."""
+"""AdamW with the model's parameter groups, and learning rates as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def warmup_cosine(
     """Learning rate of an optimizer step.
 
     It rises linearly from ``warmup_lr`` to ``base_lr`` during ``warmup_steps``, then falls along half a cosine to
-    ``end_lr``, which the last step, ``total_steps - 1``, reaches if it lies behind the warm-up's end.
+    ``end_lr`` at the last step, ``total_steps - 1``.
 
     Args:
         step: 0 for the first optimizer step.
@@ -33,14 +33,14 @@ def warmup_cosine(
 
 
 def schedule_function(scheduler: paddle.optimizer.lr.LRScheduler, steps: int, name: str) -> Callable[[int], float]:
-    """Paddle's schedule as a function of the optimizer step, the first of which is 0.
+    """Paddle's schedule as a function of the optimizer step, from 0.
 
     Args:
-        steps: of the run.
-        name: of the section that describes the schedule, for messages.
+        steps: length of the run.
+        name: section of the configuration that describes the schedule, for messages.
 
     Raises:
-        UserError: it gives no rate, or an impossible one, at the beginning, in the middle or at the end of the run.
+        UserError: it fails or gives an impossible rate at the beginning, in the middle or at the end of the run.
     """
 
     def learning_rate(step: int) -> float:
@@ -58,18 +58,18 @@ def schedule_function(scheduler: paddle.optimizer.lr.LRScheduler, steps: int, na
 
 
 def parameter_groups(model: nn.Layer, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Group the trainable parameters by what the model, or its backbone, says of them.
+    """Group the trainable parameters by weight decay and learning rate.
 
-    Parameters named by ``no_weight_decay()`` get no decay; around a backbone, these are biases and norms. With
+    The model, or its backbone, describes its parameters: those of ``no_weight_decay()`` get no decay; with
     ``layer_decay`` below 1 a parameter's rate is ``layer_decay ** (last layer - its layer)``, by ``layer_id`` (BEiT's
-    fine-tuning recipe); what is around a backbone counts as its last layer. Where neither says anything, everything
-    counts as around a backbone.
+    fine-tuning recipe). The parameters around a backbone count as its last layer, and its biases and norms get no
+    decay; so do all parameters of a model that describes nothing.
 
     Returns:
         Groups as Paddle's optimizers take them: ``params``, an absolute ``weight_decay``, a relative ``learning_rate``.
 
     Raises:
-        UserError: ``layer_decay`` is not 1, and nobody says which layer a parameter belongs to.
+        UserError: ``layer_decay`` is not 1, and the model does not number its layers.
     """
     backbone = getattr(model, "backbone", None)
     described = next((layer for layer in (model, backbone) if hasattr(layer, "layer_id")), None)
@@ -98,9 +98,9 @@ def parameter_groups(model: nn.Layer, weight_decay: float, layer_decay: float = 
 def build_adamw(
     model: nn.Layer, base_lr: float, weight_decay: float, betas: tuple[float, float], layer_decay: float = 1.0
 ) -> paddle.optimizer.AdamW:
-    """AdamW over :func:`parameter_groups`; the caller sets the rate of each step and clips the gradients.
+    """AdamW over :func:`parameter_groups`; the trainer sets the rate of each step and clips the gradients.
 
-    Paddle would clip each parameter group by its own norm, so the optimizer is given no ``grad_clip``.
+    The optimizer gets no ``grad_clip``, because Paddle would clip each parameter group by its own norm.
 
     Raises:
         ValueError: ``weight_decay`` or one of ``betas`` is out of range; the message names it.
@@ -120,12 +120,12 @@ def build_adamw(
 
 @paddle.no_grad()
 def clip_gradients(parameters: Iterable[paddle.Tensor], limit: float = 0.0) -> float:
-    """Scale all gradients, in place, so that their global norm is at most ``limit``; 0 leaves them as they are.
+    """Scale all gradients in place so that their global norm is at most ``limit``; 0 does not clip.
 
-    ``paddle.nn.utils.clip_grad_norm_`` does the same; on CPUs its norms take about ten times as long.
+    ``paddle.nn.utils.clip_grad_norm_`` does the same, but takes about ten times as long on CPUs.
 
     Returns:
-        The global norm before; NaN or infinite if a gradient is, or if the sum of squares overflows.
+        The global norm before clipping; not finite if a gradient is not, or if the sum of squares overflows.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = float(paddle.stack([(gradient * gradient).sum() for gradient in gradients]).sum().sqrt())
@@ -137,4 +137,4 @@ def clip_gradients(parameters: Iterable[paddle.Tensor], limit: float = 0.0) -> f
 
 def _require_number(name: str, value: Any, limit: float) -> None:
     if type(value) not in (int, float) or not 0 <= value < limit:
-        raise ValueError(f"{name} is {value!r}; it must be a number from 0 to below {limit}")
+        raise ValueError(f"{name} is {value!r}; it must be a number in [0, {limit})")

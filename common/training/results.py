@@ -1,38 +1,44 @@
-"""Tables of measured figures: CSV files, one a task, that evaluations append to."""
+"""Tables of results: CSV files, one per task, that ``-eval -record`` appends to."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
+from ..checkpoints.download import sha256_of
+from ..checkpoints.released import local_path
 from ..errors import UserError
 from ..runtime.csv_table import read_table, write_table
+from ..runtime.machine import code_version, describe_device
 
-__all__ = ["Result", "append_results", "read_results", "results_file"]
+__all__ = ["Result", "append_results", "make_results", "read_results", "results_file"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+_NO_RESULTS = ("loss", "images", "skipped")  # metrics of an evaluation that do not go into the table
 
 
 @dataclass(frozen=True)
 class Result:
-    """A line of a table. What is not known is empty.
+    """A row of a table. Unknown values are empty.
 
     Attributes:
         value: in percent.
-        paper_value: the paper's figure, with the digits that it prints, where this is one of its rows.
-        checkpoint_sha256: of the file that was evaluated; empty for the last weights of a training run.
+        checkpoint_sha256: of the evaluated file; empty for the last weights of a training run.
         command: what was run, in the project's folder.
         code_version: see :func:`common.runtime.machine.code_version`.
         machine: see :func:`common.runtime.machine.describe_device`.
-        date: when it was measured, in UTC.
+        date: of the measurement, in UTC.
     """
 
     model: str
     data_set: str
     metric: str
     value: str
-    paper_value: str
     checkpoint_sha256: str
     command: str
     code_version: str
@@ -41,7 +47,7 @@ class Result:
 
 
 def results_file(task: str) -> Path:
-    """Where the results of a task are kept, seen from the project's folder.
+    """The table of a task, relative to the project's folder.
 
     Args:
         task: folder of its launcher.
@@ -50,7 +56,7 @@ def results_file(task: str) -> Path:
 
 
 def read_results(file: Path) -> list[Result]:
-    """Read a table; none where there is no file.
+    """Read a table; a missing file has no rows.
 
     Raises:
         UserError: as :func:`common.runtime.csv_table.read_table`.
@@ -59,33 +65,47 @@ def read_results(file: Path) -> list[Result]:
 
 
 def append_results(file: Path, results: Sequence[Result]) -> None:
-    """Append lines to a table, which is made if need be; other processes may do the same.
-
-    Called without results, this finds out whether the file can be written at all.
+    """Append rows to a table, or create it. Without results, this checks that the file can be written.
 
     Raises:
-        UserError: it cannot be written, has other columns, or is damaged; it is then as it was.
+        UserError: it cannot be written, has other columns, or is damaged; it is unchanged then.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(file.parent):
-            write_table(file, Result, [*read_results(file), *results])
+        write_table(file, Result, [*read_results(file), *results])
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}; give another -record") from error
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time write into a folder, where the system can (Windows cannot)."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # network file systems without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def make_results(
+    model: str, data_set: str, metrics: Mapping[str, float], suffix: str, source: str | Path, device: str
+) -> list[Result]:
+    """The rows for an evaluation that this process has just made.
+
+    Args:
+        metrics: of the evaluation, in percent; the loss and the counts of images are left out.
+        suffix: appended to their names.
+        source: the evaluated weights, a path or an address.
+        device: the device of the evaluation.
+    """
+    common = {
+        "model": model,
+        "data_set": data_set,
+        "checkpoint_sha256": sha256_of(local_path(source)),
+        "command": _command(),
+        "code_version": code_version(),
+        "machine": describe_device(device),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
+    }
+    return [
+        Result(metric=f"{metric}{suffix}", value=f"{value:.6g}", **common)
+        for metric, value in metrics.items()
+        if metric not in _NO_RESULTS
+    ]
+
+
+def _command() -> str:
+    """The command line of this process, with the program relative to the project's folder."""
+    program = Path(sys.argv[0]).resolve()
+    name = program.relative_to(_ROOT) if program.is_relative_to(_ROOT) else program.name
+    launcher = ["-m", "paddle.distributed.launch"] if "PADDLE_TRAINER_ID" in os.environ else []
+    return shlex.join(["python", *launcher, str(name), *sys.argv[1:]])

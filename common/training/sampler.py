@@ -1,4 +1,4 @@
-"""Which sample comes when: the same for any number of workers, and shared out among the ranks."""
+"""The order of the samples: independent of the number of workers, and sharded over the ranks."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["IterationSampler", "SampleKey", "ShardedEvalSampler", "ShardedTrainS
 
 
 class SampleKey(NamedTuple):
-    """What a dataset is asked for: an index, and where in the run it stands, from which its random numbers come."""
+    """The argument of a dataset's ``__getitem__``: an index, and a position in the run to seed augmentation with."""
 
-    index: int  # type: ignore[assignment]  # tuple has a method of this name, which nothing here asks for
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     epoch: int
     position: int
 
 
 @dataclass(eq=False)
 class TrainSampler(paddle.io.BatchSampler, ABC):
-    """Yields this rank's batches of :class:`SampleKey` in an order that only the seed and the epoch decide.
+    """Yields this rank's batches of :class:`SampleKey` in an order that depends only on the seed and the epoch.
 
     Args:
         num_samples: size of the data set.
-        batch_size: samples a rank gets in one batch.
-        seed: seed of the run.
-        rank, world_size: this rank and their number.
-        group: batches that make one optimizer step (gradient accumulation).
+        batch_size: samples in a batch of one rank.
+        seed: of the run.
+        rank, world_size: this rank and the number of ranks.
+        group: batches per optimizer step (gradient accumulation).
     """
 
     num_samples: int
@@ -40,7 +40,7 @@ class TrainSampler(paddle.io.BatchSampler, ABC):
     rank: int = 0
     world_size: int = 1
     group: int = 1
-    repeats = 1  # times a sample stands in a row
+    repeats = 1  # copies of a sample in a row
 
     def __post_init__(self):
         self.num_batches = self._count_batches()
@@ -48,10 +48,15 @@ class TrainSampler(paddle.io.BatchSampler, ABC):
 
     @abstractmethod
     def _count_batches(self) -> int:
-        """Batches that a rank gets in one epoch."""
+        """Batches of a rank in one epoch."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch."""
+        return self.num_batches // self.group
 
     def set_range(self, epoch: int, first_batch: int = 0, end: int | None = None) -> None:
-        """Choose the epoch, from 0, and which of its batches to yield: from ``first_batch`` to before ``end``."""
+        """Select the epoch, from 0, and the range of its batches to yield; ``end`` is exclusive."""
         self.epoch, self.first_batch, self.end = epoch, first_batch, self.num_batches if end is None else end
 
     def __len__(self) -> int:
@@ -62,13 +67,13 @@ class TrainSampler(paddle.io.BatchSampler, ABC):
 class ShardedTrainSampler(TrainSampler):
     """An epoch is one permutation of the data set.
 
-    Positions p of the shuffled epoch go to rank ``p % world_size``, so the union of the ranks' batches is the same for
-    any number of ranks with the same global batch. What does not fill a whole group of ``group`` batches on every rank
-    is left out; it is different every epoch.
+    Position p of the shuffled epoch goes to rank ``p % world_size``, so the union of the ranks' batches is the same for
+    any number of ranks with the same global batch. The remainder that does not fill a group of ``group`` batches on
+    every rank is dropped; it differs between epochs.
 
     Args:
-        repeats: times a sample stands in a row with different augmentation, one copy to each rank, while the epoch
-            keeps its length (repeated augmentation, arXiv 1901.09335).
+        repeats: copies of a sample in a row, augmented differently, one per rank; the epoch keeps its length (repeated
+            augmentation, arXiv 1901.09335).
 
     Raises:
         ValueError: an epoch would be empty.
@@ -96,10 +101,10 @@ class ShardedTrainSampler(TrainSampler):
 
 @dataclass(eq=False)
 class IterationSampler(TrainSampler):
-    """A run that is counted in steps: all of it is one epoch, made of permutations of the data set one after the other.
+    """A run counted in steps: one epoch that concatenates permutations of the data set.
 
-    The data set may be smaller than a batch; nothing is left out between two permutations. What comes at a step depends
-    on the seed, not on how many steps there are, so a longer run begins as a shorter one.
+    The data set may be smaller than a batch; nothing is dropped between two permutations. The samples of a step do not
+    depend on the number of steps, so a longer run begins like a shorter one.
 
     Args:
         steps: optimizer steps of the run.
@@ -125,7 +130,7 @@ class IterationSampler(TrainSampler):
 
 
 class ShardedEvalSampler(paddle.io.BatchSampler):
-    """Yields every sample once over all ranks: this rank's are ``rank, rank + world_size, ...``, never padded."""
+    """Yields every sample once over all ranks, without padding: this rank's are ``rank, rank + world_size, ...``."""
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):
         self.indices = range(rank, num_samples, world_size)

@@ -178,7 +178,7 @@ def test_the_checksum_has_the_last_word(tmp_path):
     data = bytearray((tmp_path / "state.pdparams").read_bytes())
     data[20:30] = b"cos\nsystem"
     (tmp_path / "state.pdparams").write_bytes(data)
-    with pytest.raises(UserError, match="checksum does not fit: the file is damaged; use an older checkpoint"):
+    with pytest.raises(UserError, match="checksum is wrong: it is damaged; use an older checkpoint"):
         load_file(tmp_path / "state.pdparams")
 
 

@@ -3,7 +3,6 @@
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -11,28 +10,21 @@ import pytest
 from paddle import nn
 
 from common.checkpoints import renames
-from common.checkpoints.file_format import load_file, save_file
+from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import (
     Checkpoint,
-    CheckpointFolder,
     attention_of,
     build_lazily,
     deployed_state,
-    load_optimizer_state,
     load_pretrained,
     load_weights,
     numpy_state,
-    optimizer_state,
     read_checkpoint,
     read_state,
 )
-from common.demo_data.wheels import fetch
 from common.errors import UserError
 from common.pale_transformer import VARIANTS, PaleTransformer, create_model
-from common.training.optimizer import build_adamw
 from tests.helpers.programs import ROOT
-
-OLD_STATE = Path(__file__).parent / "files" / "training_state_0.1.0.pdparams"
 
 
 def make_model(num_classes=3, seed=0, depths=(1, 1, 1, 1), embed_dim=4, pale_size=2, **settings):
@@ -56,21 +48,15 @@ def assert_equal(model, expected, prefix=""):
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-def files(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 # ---- reading
 
 
-@pytest.mark.parametrize("form", ["bare", "model", "safetensors", "paddle", "nested paddle"])
+@pytest.mark.parametrize("form", ["model", "safetensors", "paddle"])
 def test_every_form_of_file_loads(tmp_path, form, capsys):
     source, model = make_model(seed=1), make_model(seed=2)
     path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pdparams")
     if form == "paddle":
         paddle.save(source.state_dict(), str(path))
-    elif form == "nested paddle":
-        paddle.save({"model": source.state_dict(), "epoch": 3}, str(path))
     else:
         save_file({"model": numpy_state(source)} if form == "model" else numpy_state(source), path)
     report = load_pretrained(model, path.with_suffix(""))
@@ -133,20 +119,6 @@ def test_a_file_with_code_is_refused_by_name(tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("ema", [False, True])
-def test_a_training_state_of_version_0_1_0_loads(ema):
-    """It is of the commit f87aafb; the state also holds the logits that its weights gave."""
-    model = make_model(embed_dim=2, seed=9)
-    report = load_weights(model, read_checkpoint(OLD_STATE, ema=ema), task="image_classification")
-    assert len(report.loaded) == len(model.state_dict())
-    state = read_state(OLD_STATE)
-    if not ema:
-        model.eval()
-        images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype("float32")
-        np.testing.assert_allclose(model(paddle.to_tensor(images)).numpy(), state["logits"], atol=1e-5)
-    load_optimizer_state(make_optimizer(model), model, state["optimizer"])
-
-
 def test_old_names_are_renamed_in_weights_and_in_the_optimizers_state(tmp_path, monkeypatch):
     monkeypatch.setattr(renames, "_RENAMES", ((r"\.fc1\.", ".expand."), (r"^classifier\.", "head.")))
     old, new = {"mlp.fc1.bias": np.zeros(2), "classifier.bias": np.ones(3)}, ["mlp.expand.bias", "head.bias"]
@@ -159,38 +131,13 @@ def test_old_names_are_renamed_in_weights_and_in_the_optimizers_state(tmp_path, 
     assert state["step"] == 1
 
 
-@pytest.mark.slow
-def test_files_of_another_project_equal_what_paddle_reads():
-    paths = sorted(fetch("lpips_weights").rglob("*.pdparams"))
-    assert len(paths) == 6
-    for path in paths:
-        ours, theirs = load_file(path), paddle.load(str(path), return_numpy=True)
-        theirs.pop("StructuredToParameterName@@", None)
-        assert ours.keys() == theirs.keys()
-        for name, array in theirs.items():
-            np.testing.assert_array_equal(ours[name], array, err_msg=f"{path.name} {name}")
-
-
 # ---- weights that fit
 
 
-def test_numpy_state_is_a_copy_under_structured_names():
-    model = make_model()
-    state = numpy_state(model)
-    assert state.keys() == model.state_dict().keys()
-    before = state["head.bias"].copy()
-    model.head.bias.set_value(before + 1)
-    np.testing.assert_array_equal(state["head.bias"], before)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_all_weights_are_copied_and_converted(dtype):
-    source, model = make_model(seed=1), make_model(seed=2)
-    weights = {name: array.astype(dtype) for name, array in numpy_state(source).items()}
-    report = load_weights(model, Checkpoint("file", weights))
-    assert sorted(report.loaded) == sorted(source.state_dict())
-    assert not report.wrong
-    assert not report.new_head
+def test_weights_of_another_precision_are_converted():
+    model = make_model(seed=2)
+    weights = {name: array.astype(np.float16) for name, array in numpy_state(make_model(seed=1)).items()}
+    assert not load_weights(model, Checkpoint("file", weights)).wrong
     for name, array in numpy_state(model).items():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, weights[name].astype(np.float32), err_msg=name)
@@ -210,16 +157,6 @@ def test_learned_positions_of_another_image_size_are_interpolated(position_encod
     np.testing.assert_allclose(model(images).numpy(), source(images).numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_backbone_of_a_segmentation_or_detection_model_is_taken():
-    source, model = make_model(num_classes=0, seed=1), make_model(seed=2)
-    weights = {f"backbone.{name}": array for name, array in numpy_state(source).items() if not name.startswith("norm.")}
-    weights["decode_head.conv.weight"] = np.zeros((2, 2, 3, 3), np.float32)
-    report = load_weights(model, Checkpoint("upernet", weights), fine_tune=True)
-    assert_equal(model, numpy_state(source), prefix="stages.")
-    assert report.new_head
-    assert sorted(report.missing) == ["head.bias", "head.weight", "norm.bias", "norm.weight"]
-
-
 def test_an_auxiliary_head_of_another_model_is_kept_and_loaded():
     """PaddleSeg's DDRNet uses one; only parts that a model declares as such are left out."""
     model, again = (nn.Sequential(("head", nn.Linear(2, 3)), ("aux_head", nn.Linear(2, 3))) for _ in range(2))
@@ -231,30 +168,23 @@ def test_an_auxiliary_head_of_another_model_is_kept_and_loaded():
 # ---- weights that do not fit
 
 
-def wrong_shape(weights):
-    weights["stages.3.blocks.0.mlp.fc2.weight"] = weights["stages.3.blocks.0.mlp.fc2.weight"].T
-    return ["stages.3.blocks.0.mlp.fc2.weight (32, 128) for (128, 32)", "1 of another shape"]
+FC2 = "stages.3.blocks.0.mlp.fc2.weight"
 
 
-def integers(weights):
-    weights["norm.weight"] = weights["norm.weight"].astype(np.int64)
-    return ["norm.weight of int64", "1 of another shape"]
-
-
-def missing(weights):
-    del weights["norm.weight"]
-    return ["norm.weight", "1 missing"]
-
-
-def unexpected(weights):
-    weights["extra.weight"] = np.zeros(3, np.float32)
-    return ["extra.weight", "1 unexpected"]
-
-
-@pytest.mark.parametrize("damage", [wrong_shape, integers, missing, unexpected])
-def test_weights_that_do_not_fit_change_nothing(damage):
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda weights: {FC2: weights[FC2].T}, [f"{FC2} (32, 128) for (128, 32)", "1 of another shape"]),
+        (lambda weights: {"norm.weight": weights["norm.weight"].astype(int)}, ["norm.weight of int64"]),
+        (lambda weights: {"norm.weight": None}, ["norm.weight", "1 missing"]),
+        (lambda weights: {"extra.weight": np.zeros(3, np.float32)}, ["extra.weight", "1 unexpected"]),
+    ],
+    ids=["shape", "integers", "missing", "unexpected"],
+)
+def test_weights_that_do_not_fit_change_nothing(change, parts):
     weights, model = numpy_state(make_model(seed=1)), make_model(seed=2)
-    parts, before = damage(weights), numpy_state(model)
+    weights = {name: array for name, array in (weights | change(weights)).items() if array is not None}
+    before = numpy_state(model)
     with pytest.raises(UserError) as caught:
         load_weights(model, Checkpoint("some/file.pdparams", weights), fine_tune=True)
     assert_one_line(caught.value, ["some/file.pdparams", *parts])
@@ -322,10 +252,8 @@ PALE = {"attention": "pale", "pale_size": [2, 2, 2, 2], "parallel": True}
 @pytest.mark.parametrize(
     ("record", "settings", "parts"),
     [
-        ({"attention": PALE}, {"pale_size": (2, 2)}, []),
         ({}, {"attention": "window"}, []),  # weights of others, which do not name their attention
         ({"config": "of 0.1"}, {"attention": "window"}, ["attention=pale, not window"]),
-        ({"attention": PALE}, {"pale_size": 3}, ["pale_size=[2, 2, 2, 2], not [3, 3, 3, 3]"]),
         (
             {"attention": PALE},
             {"attention": "axial", "parallel": False},
@@ -369,7 +297,7 @@ def test_another_task_and_another_order_of_classes_are_refused_for_evaluation():
 # ---- heads
 
 
-@pytest.mark.parametrize(("file_classes", "own_classes"), [(7, 3), (0, 3), (7, 0)])
+@pytest.mark.parametrize(("file_classes", "own_classes"), [(7, 3), (7, 0)])
 def test_fine_tuning_keeps_a_new_head(file_classes, own_classes):
     source, model = make_model(file_classes, seed=1), make_model(own_classes, seed=2)
     own_head = {name: array for name, array in numpy_state(model).items() if name.startswith("head.")}
@@ -377,16 +305,9 @@ def test_fine_tuning_keeps_a_new_head(file_classes, own_classes):
     assert report.new_head == bool(own_classes)
     assert ("new head" in str(report)) == bool(own_classes)
     assert_equal(model, numpy_state(source) | own_head)
-    with pytest.raises(UserError, match="does not fit"):
+    problem = "its head has 7 classes, the model 3" if file_classes and own_classes else "another number of classes"
+    with pytest.raises(UserError, match=problem):
         load_weights(model, checkpoint_of(source))
-
-
-def test_half_a_head_is_left_out_as_a_whole():
-    source, model = make_model(seed=1), make_model(seed=2)
-    weights, own = numpy_state(source), numpy_state(model)
-    del weights["head.bias"]
-    assert load_weights(model, Checkpoint("file", weights), fine_tune=True).new_head
-    np.testing.assert_array_equal(model.head.weight.numpy(), own["head.weight"])
 
 
 # ---- models without initial values
@@ -465,175 +386,3 @@ def test_loading_takes_no_more_memory_than_the_file_has_bytes(tmp_path):
     )
     output = subprocess.check_output([sys.executable, "-c", program, str(path)], cwd=ROOT)
     assert int(output.split()[-1]) <= 1.1 * path.stat().st_size
-
-
-# ---- optimizer
-
-
-def make_optimizer(model):
-    return build_adamw(model, 0.01, 0.05, (0.9, 0.999), layer_decay=0.8)
-
-
-def train(model, optimizer, steps):
-    model.train()
-    for step in steps:
-        images = np.random.default_rng(step).standard_normal((2, 3, 32, 32)).astype("float32")
-        loss = nn.functional.cross_entropy(model(paddle.to_tensor(images)), paddle.to_tensor([step % 3, 1]))
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-
-
-def trainable(model):
-    return {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-
-
-def test_optimizer_state_is_kept_under_structured_names():
-    model = make_model()
-    optimizer = make_optimizer(model)
-    train(model, optimizer, range(1))
-    state = optimizer_state(optimizer, model)
-    by_parameter = {}
-    for key in state:
-        name, _, accumulator = key.rpartition("/")
-        by_parameter.setdefault(name, set()).add(accumulator)
-    assert set(by_parameter) == trainable(model)
-    assert {len(accumulators) for accumulators in by_parameter.values()} == {4}
-    assert all(isinstance(array, np.ndarray) for array in state.values())
-    assert state["head.weight/moment1"].shape == (32, 3)
-    assert np.any(state["head.weight/moment1"])
-
-
-def test_training_goes_on_bitwise_from_a_saved_state_among_other_layers(tmp_path):
-    model = make_model()
-    optimizer = make_optimizer(model)
-    train(model, optimizer, range(3))
-    save_file(
-        {"model": numpy_state(model), "optimizer": optimizer_state(optimizer, model)}, tmp_path / "state.pdparams"
-    )
-    train(model, optimizer, range(3, 6))
-
-    nn.Sequential(nn.Linear(2, 2), nn.Conv2D(1, 1, 3), nn.BatchNorm2D(1), nn.LayerNorm(2))
-    again = make_model(seed=9)
-    assert {p.name for p in again.parameters()}.isdisjoint(p.name for p in model.parameters())
-    state = load_file(tmp_path / "state.pdparams")
-    resumed = make_optimizer(again)
-    load_weights(again, Checkpoint("state", state["model"]))
-    load_optimizer_state(resumed, again, state["optimizer"])
-    train(again, resumed, range(3, 6))
-
-    for name, array in numpy_state(model).items():
-        np.testing.assert_array_equal(again.state_dict()[name].numpy(), array, err_msg=name)
-    moments, expected = optimizer_state(resumed, again), optimizer_state(optimizer, model)
-    assert moments.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(moments[name], array, err_msg=name)
-
-    forgetful = make_model(seed=9)
-    load_weights(forgetful, Checkpoint("state", state["model"]))
-    train(forgetful, make_optimizer(forgetful), range(3, 6))
-    assert (forgetful.head.weight.numpy() != model.head.weight.numpy()).any()
-
-
-def test_state_may_be_loaded_into_an_optimizer_that_has_stepped():
-    model = make_model()
-    optimizer = make_optimizer(model)
-    train(model, optimizer, range(2))
-    weights, state = numpy_state(model), optimizer_state(optimizer, model)
-    train(model, optimizer, range(2, 4))
-    expected = numpy_state(model)
-    load_weights(model, Checkpoint("state", weights))
-    load_optimizer_state(optimizer, model, state)
-    train(model, optimizer, range(2, 4))
-    for name, array in numpy_state(model).items():
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
-
-
-def test_state_fits_a_second_optimizer_of_the_same_model():
-    """Paddle numbers the accumulators of a parameter through all optimizers of the process."""
-    model = make_model()
-    optimizer = make_optimizer(model)
-    train(model, optimizer, range(2))
-    weights, state = numpy_state(model), optimizer_state(optimizer, model)
-    train(model, optimizer, range(2, 4))
-    expected = numpy_state(model)
-    load_weights(model, Checkpoint("state", weights))
-    second = make_optimizer(model)
-    load_optimizer_state(second, model, state)
-    train(model, second, range(2, 4))
-    for name, array in numpy_state(model).items():
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
-    assert optimizer_state(second, model).keys() == state.keys()
-
-
-def test_parameter_whose_name_begins_like_another():
-    names = ("w", "w_2")
-    model = nn.LayerList([nn.Linear(2, 2, paddle.ParamAttr(name=name), False) for name in names])
-    optimizer = paddle.optimizer.AdamW(0.1, parameters=model.parameters())
-    for number, layer in enumerate(model, 1):
-        layer.weight.grad = paddle.full([2, 2], float(number))
-    optimizer.step()
-    state = optimizer_state(optimizer, model)
-    assert len(state) == 2 * 4
-    for number in range(2):
-        np.testing.assert_allclose(state[f"{number}.weight/moment1"], 0.1 * (number + 1), rtol=1e-5)
-
-
-def test_state_from_before_the_first_step():
-    model = make_model()
-    assert optimizer_state(make_optimizer(model), model) == {}
-    optimizer = make_optimizer(model)
-    load_optimizer_state(optimizer, model, {})
-    train(model, optimizer, range(1))
-
-
-def test_state_of_another_models_optimizer_names_the_parameter():
-    model, other = make_model(), make_model(depths=(1, 1, 2, 1))
-    optimizer = make_optimizer(other)
-    train(other, optimizer, range(1))
-    with pytest.raises(UserError, match=r"stages\.2\.blocks\.1\."):
-        load_optimizer_state(make_optimizer(model), model, optimizer_state(optimizer, other))
-
-
-# ---- the folder of a run
-
-
-def test_folder_keeps_the_last_epochs(tmp_path):
-    folder = CheckpointFolder(tmp_path / "run", keep=2)
-    for epoch in (1, 2, 9, 10, 11):
-        folder.save_numbered({"epoch": epoch}, epoch)
-        assert load_file(tmp_path / "run" / f"epoch_{epoch:04d}")["epoch"] == epoch
-    assert files(tmp_path / "run") == ["epoch_0010.pdparams", "epoch_0011.pdparams"]
-
-
-def test_folder_keeps_the_epoch_it_has_just_written_beside_those_of_an_earlier_run(tmp_path):
-    for epoch in (8, 9, 10):
-        save_file({"epoch": epoch}, tmp_path / f"epoch_{epoch:04d}.pdparams")
-    CheckpointFolder(tmp_path, keep=2).save_numbered({"epoch": 4}, 4)
-    assert "epoch_0004.pdparams" in files(tmp_path)
-
-
-def test_latest_and_best_are_not_counted(tmp_path):
-    folder = CheckpointFolder(tmp_path, keep=1)
-    for epoch in (1, 2):
-        folder.save_best({"epoch": epoch})
-        folder.save_latest({"epoch": epoch})
-        folder.save_numbered({"epoch": epoch}, epoch)
-    assert files(tmp_path) == ["best.pdparams", "epoch_0002.pdparams", "latest.pdparams"]
-    assert load_file(folder.latest)["epoch"] == load_file(folder.best)["epoch"] == 2
-
-
-def test_keep_nothing(tmp_path):
-    folder = CheckpointFolder(tmp_path, keep=0)
-    folder.save_numbered({"epoch": 1}, 1)
-    folder.save_latest({"epoch": 1})
-    assert files(tmp_path) == ["latest.pdparams"]
-
-
-def test_only_rank_0_writes(tmp_path, monkeypatch):
-    monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    folder = CheckpointFolder(Path(tmp_path), keep=1)
-    folder.save_best({})
-    folder.save_latest({})
-    folder.save_numbered({}, 1)
-    assert files(tmp_path) == []

@@ -35,8 +35,8 @@ from image_classification.transforms import EvalTransform, TrainTransform
 from tests.classification.test_classification import train
 from tests.helpers.classification_config import make_config
 from tests.helpers.programs import fails, run_program
+from tests.helpers.tiny_runs import assert_same_training
 from tests.training.test_config import load
-from tests.training.test_reliability import assert_same_training
 
 LAUNCHER = "image_classification/main_multi_gpu.py"
 MAKE_MAPS = "tools/make_label_maps.py"
@@ -316,7 +316,7 @@ def test_train_make_maps_train_with_them_resume_and_evaluate(tmp_path, shapes_co
     options = ("-label_maps", tmp_path / "maps", "-image_size", "64", "-batch_size", "3", "-accum_iter", "2", "-opts",
                "AUG.RAND_AUGMENT", "rand-m9-mstd0.5-inc1", "AUG.ERASING", "0.3", "AUG.FLIP", "0.5",
                "MODEL.DROP_PATH", "0.2", "TRAIN.EMA_DECAY", "0.9", "TOKEN_LABEL.CLASS_FROM_MAP", "True",
-               "KEEP_CHECKPOINTS", "3", "SAVE_EPOCHS", "1", "TRAIN.EPOCHS", "3")  # fmt: skip
+               "KEEP_CHECKPOINTS", "3", "CHECKPOINT_EVERY", "1", "TRAIN.EPOCHS", "3")  # fmt: skip
     student, again = tmp_path / "student", tmp_path / "again"
     output = train(shapes_config, "-output", student, *options, ranks=2)
     assert "label maps: 36 maps of 4x4 cells" in output
@@ -335,6 +335,6 @@ def test_train_make_maps_train_with_them_resume_and_evaluate(tmp_path, shapes_co
     assert "left out aux_head: only used in training" in evaluated
 
     message = fails(LAUNCHER, "-cfg", shapes_config, "-resume", student / "latest.pdparams", cwd=tmp_path)
-    assert "was trained with token labels (aux_head), which this run has not" in message
+    assert "was trained with token labels (aux_head), which this run does not use" in message
     output = train(shapes_config, "-output", tmp_path / "plain", "-pretrained", student / "best.pdparams")
     assert "0 missing, 0 unexpected" in output

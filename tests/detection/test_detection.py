@@ -1,9 +1,7 @@
-"""Object detection through the front door."""
+"""Object detection from the launcher's flags to metrics, on one rank and on several."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 import shutil
@@ -15,13 +13,11 @@ import paddle
 import pytest
 from PIL import Image
 from pycocotools import mask as rle_masks
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from common.checkpoints.file_format import load_file
 from common.checkpoints.loading import read_checkpoint
 from common.inference.predictor import PredictOptions
-from common.training.log import TrainingLog
+from common.training.run import run_task
 from object_detection import detection
 from object_detection.config import CONFIG
 from object_detection.detection import Detection
@@ -30,8 +26,7 @@ from object_detection.prediction import Detector
 from tests.helpers.detection_runs import LAUNCHER, assert_told, load, run
 from tests.helpers.made_up_data import COLOURS
 from tests.helpers.programs import ROOT, cpu_seconds, fails, run_program
-
-RESULTS = {"bbox": "box", "segm": "mask"}
+from tests.helpers.tiny_configs import write_boxes, write_boxes_config
 
 
 def records(folder: Path, kind: str) -> list[dict]:
@@ -39,16 +34,13 @@ def records(folder: Path, kind: str) -> list[dict]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def score(truth: Path, results: Path, kind: str) -> dict[str, float]:
-    """What pycocotools says of COCO's files, by the names of the log."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(str(truth))
-        evaluator = COCOeval(coco, coco.loadRes(str(results)), kind)
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    names = [f"{RESULTS[kind]}_{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
-    return {name: 100 * value for name, value in zip(names, evaluator.stats.tolist(), strict=False) if value >= 0}
+@pytest.fixture(scope="module")
+def best(tmp_path_factory) -> Path:
+    """The weights after one epoch on the boxes."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_boxes(folder)
+    run(write_boxes_config(folder), "-epochs", "1")
+    return folder / "out" / "best.pdparams"
 
 
 # ---- a run
@@ -57,7 +49,7 @@ def score(truth: Path, results: Path, kind: str) -> dict[str, float]:
 @pytest.mark.slow
 def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(tmp_path, boxes, boxes_config):
     backbone = tmp_path / "backbone.pdparams"
-    shutil.copy(ROOT / "common" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
+    shutil.copy(ROOT / "common" / "checkpoints" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
     options = ("-opts", "TRAIN.EMA_DECAY", "0.9", "PaleTransformer.pretrained", backbone)
     output = run_program(LAUNCHER, "-cfg", boxes_config, *options, cwd=tmp_path).stdout
     assert "Traceback" not in output
@@ -74,11 +66,8 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     for record in steps:
         assert record["loss"] == pytest.approx(sum(record[name] for name in parts), rel=1e-5)
     validations = {kind: records(folder, kind) for kind in ("val", "val_ema")}
-    for kind, rows in validations.items():
+    for rows in validations.values():
         assert [(row["epoch"], row["images"]) for row in rows] == [(1.0, 3), (2.0, 3)]
-        for result, name in RESULTS.items():
-            figures = score(boxes / "annotations" / "val.json", folder / f"{kind}_{result}.json", result)
-            assert {key: rows[-1][key] for key in rows[-1] if key.startswith(name)} == pytest.approx(figures)
     best = max(row["box_AP"] for rows in validations.values() for row in rows)
     assert f"best: box_AP {best:.2f} after epoch" in output
     table = (
@@ -97,12 +86,10 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
 
     commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
     strip = f"-m paddle.distributed.launch {LAUNCHER} "
-    for result in RESULTS:
+    for result in ("bbox", "segm"):
         (folder / f"val_{result}.json").unlink()
     evaluated = run_program(LAUNCHER, *commands["evaluate"].replace(strip, "").split(), cwd=tmp_path).stdout
     assert re.search(rf"box_AP {best:.6g} .*\nval, {table}", evaluated), evaluated
-    figures = score(boxes / "annotations" / "val.json", folder / "val_bbox.json", "bbox")
-    assert figures["box_AP"] == pytest.approx(best)
     assert len(records(folder, "val")) == 2, "an evaluation is no part of the run"
 
     image = boxes / "val" / "val_1.png"
@@ -120,7 +107,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
         assert rle_masks.decode(ours["segmentation"]).shape == (48, 64)
 
     shorter = fails(LAUNCHER, "-cfg", boxes_config, "-resume", "auto", "-epochs", "1", cwd=tmp_path)
-    assert "has 4 steps behind it, this run has 2; raise epoch" in shorter
+    assert "has done 4 steps, this run has 2; raise epoch" in shorter
     resumed = run_program(LAUNCHER, *commands["resume"].replace(strip, "").split(), cwd=tmp_path).stdout
     assert "after epoch 2/4" in resumed, resumed
     assert "step 5/8" in resumed
@@ -131,28 +118,21 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
 def test_flags_reach_the_run(tmp_path, boxes, boxes_config):
     shutil.move(boxes, tmp_path / "moved")
     shutil.copytree(tmp_path / "moved" / "train", tmp_path / "more" / "train")  # a folder of other images
-    flags = (
-        "-data_path",
-        tmp_path / "moved",
-        "-batch_size",
-        "1",
-        "-accum_iter",
-        "2",
-        "-epochs",
-        "3",
-        "-num_classes",
-        "4",
-    )
-    best = run(boxes_config, *flags, "-seed", "5", "-amp", "bfloat16", "-output", tmp_path / "flags")
+    flags = ("-data_path", tmp_path / "moved", "-batch_size", 1, "-accum_iter", 2, "-epochs", 1, "-num_classes", 4)
+    options = ("-opts", "PaleTransformer.recompute", "true", "TRAIN.LAYER_DECAY", "0.5", "TRAIN.EMA_DECAY", "0.5")
+    best = run(boxes_config, *flags, "-seed", "5", "-amp", "bfloat16", "-output", tmp_path / "flags", *options)
     assert best["images"] == 3
-    assert [record["step"] for record in records(tmp_path / "flags", "train")] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in records(tmp_path / "flags", "train")] == [1, 2]
     state = load_file(tmp_path / "flags" / "latest")
     assert state["class_names"] == ["red", "green", "blue", "3"]
     assert state["model"]["bbox_head.bbox_score.weight"].shape[1] == 5
     assert state["conditions"]["seed"] == 5
     assert "AMP: bfloat16" in state["config"]
+    assert state["ema_updates"] == 2
+    assert any((state["model"][name] != state["model_ema"][name]).any() for name in state["model"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sections", "kinds"),
     [
@@ -184,14 +164,6 @@ def test_the_other_models_train_evaluate_and_predict(tmp_path, boxes, boxes_conf
     assert all(row["name"] in COLOURS and ("segmentation" in row) == ("mask" in kinds) for row in entry["detections"])
 
 
-def test_recomputation_and_layer_decay_are_options_of_a_run(tmp_path, boxes_config):
-    options = ("-opts", "PaleTransformer.recompute", "true", "TRAIN.LAYER_DECAY", "0.5", "TRAIN.EMA_DECAY", "0.5")
-    assert run(boxes_config, "-epochs", "1", *options)["at"] == "epoch 1/1"
-    state = load_file(tmp_path / "out" / "latest")
-    assert state["ema_updates"] == 2
-    assert any((state["model"][name] != state["model_ema"][name]).any() for name in state["model"])
-
-
 @pytest.mark.slow
 def test_the_bare_command_finds_the_nuclei_within_ten_minutes(tmp_path):
     """One of the three seeds of docs/results.md."""
@@ -211,20 +183,20 @@ def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_witho
     tmp_path, boxes, boxes_config, monkeypatch
 ):
     task = Detection(load("-cfg", boxes_config, "-opts", "PICTURES", "4"))
-    model, drawn = task.build_evaluation(), []
+    (model, validation), drawn = task.build_evaluation(), []
 
     def draw(image, found, truth, *arguments):
         drawn.append((image, truth))
         return detections_beside_truth(image, found, truth, *arguments)
 
     monkeypatch.setattr(detection, "detections_beside_truth", draw)
-    task.validate(model, "val")
+    validation.evaluate(model)
     assert not drawn
 
-    # As rank 0 of 2, whose share is images 0 and 2.
+    # As rank 0 of 2, whose shard is images 0 and 2.
     monkeypatch.setattr(detection, "world_size", lambda: 2)
-    task.log = TrainingLog(tmp_path / "log")
-    task.validate(model, "val")
+    task.log.open(tmp_path / "log")
+    validation.evaluate(model)
     task.log.close()
     names = {path.name for path in (tmp_path / "log" / "pictures").iterdir()}
     assert names == {"val_image_100.png", "val_image_102.png"}
@@ -291,27 +263,19 @@ def test_wrong_data_is_one_line_that_names_the_file_before_training_starts(tmp_p
     assert not (tmp_path / "out" / "log.jsonl").exists()
 
 
-@pytest.mark.slow
-def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_path, boxes, boxes_config):
-    output = run_program(LAUNCHER, "-cfg", boxes_config, "-check_data", cwd=tmp_path).stdout
+def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_path, boxes, boxes_config, capsys):
+    run(boxes_config, "-check_data")
+    output = capsys.readouterr().out
     assert "train data: 5 images of 48x48 to 64x64 pixels (1 without objects), 8 objects, 0 crowds" in output
     assert re.search(r"1 +green +2 +2 +0 +0\n", output)
     assert not (tmp_path / "out").exists()
     names = [spoil(boxes) for spoil in (spoil_image, lose_image, spoil_box, spoil_category)]
-    result = run_program(LAUNCHER, "-cfg", boxes_config, "-check_data", cwd=tmp_path)
-    assert result.returncode == 2
-    assert all(name in result.stdout for name in names), result.stdout
-    assert "error: 4 problems in the data" in result.stdout
+    assert_told(partial(run, boxes_config, "-check_data"), "4 problems in the data")
+    output = capsys.readouterr().out
+    assert all(name in output for name in names), output
 
 
-def test_what_is_wrong_after_the_start_is_one_line_on_the_command_line(tmp_path, boxes_config):
-    assert "TrainReader.batch_size is 0" in fails(LAUNCHER, "-cfg", boxes_config, "-batch_size", "0", cwd=tmp_path)
-    options = ("-opts", "LearningRate.base_lr", "1e30", "LearningRate.schedulers.1.start_factor", "1.0")
-    told = fails(LAUNCHER, "-cfg", boxes_config, *options, cwd=tmp_path)
-    assert "is not finite at step 2" in told
-    assert "Last good checkpoint: none" in told
-
-
+NOT_FINITE = ["is not finite at step 2", "Last good checkpoint: none"]
 FLIP = "TrainReader.sample_transforms.1.RandomFlip.prob"
 ONE_WARM_UP = "[{name: PiecewiseDecay, milestones: [1]}, {name: LinearWarmup, steps: 1000}]"
 ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, steps: 1}]"
@@ -321,92 +285,59 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
     ("flags", "parts"),
     [
         (["-cfg", "nowhere.yml"], ["nowhere.yml"]),
-        (["-data_path", "nowhere"], ["TrainDataset.dataset_dir: nowhere is no folder"]),
+        (["-data_path", "nowhere"], ["TrainDataset.dataset_dir: nowhere is not a folder"]),
         (["-epochs", "0"], ["epoch is 0"]),
         (["-num_classes", "2"], ["has 3 categories, num_classes is 2"]),
         (["-batch_size", "9"], ["5 training images are too few", "batch size 9"]),
-        (["-accum_iter", "9"], ["9 accumulated batches"]),
         (["-eval"], ["-pretrained"]),
-        (["-eval", "-pretrained", "nowhere"], ["nowhere"]),
-        (["-eval", "-pretrained", "mnist5k"], ["mnist5k is a classifier", "leave -eval out"]),
-        (["-resume", "nowhere"], ["nowhere"]),
+        (["-eval", "-pretrained", "mnist5k"], ["weights of a classifier", "give those of a whole model"]),
         (["-opts", "epochs", "3"], ["did you mean epoch"]),
-        (["-opts", "log_iter", "3"], ["did you mean LOG_INTERVAL"]),
         (["-opts", "metric", "VOC"], ["metric is 'VOC'"]),
         (["-opts", "PICTURE_THRESHOLD", "2"], ["PICTURE_THRESHOLD is 2.0"]),
-        (["-opts", "ON_PROBLEM.IMAGE_LOST", "skip"], ["ON_PROBLEM.IMAGE_LOST"]),
-        (["-opts", "ON_PROBLEM.IMAGE_MISSING", "maybe"], ["IMAGE_MISSING is 'maybe'", "error, skip"]),
         (["-opts", "architecture", "YOLOv3"], ["YOLOv3 is missing"]),
-        (["-opts", "architecture", "BBoxHead"], ["BBoxHead"]),
         (["-opts", "MaskRCN", "{neck: FPN}"], ["no component MaskRCN; did you mean MaskRCNN?"]),
         (["-opts", "MaskRCNN.nek", "FPN"], ["MaskRCNN has no nek; did you mean neck?", "rpn_head"]),
-        (["-opts", "MaskRCNN.backbone", "ResNett"], ["ResNett"]),
         (["-opts", "PaleTransformer.variant", "pale_huge"], ["'pale_huge'", "pale_nano, pale_tiny"]),
         (["-opts", "PaleTransformer.drop_path_rate", "abc"], ["PaleTransformer.drop_path_rate is 'abc'", "a number"]),
         (["-opts", "PaleTransformer.in_channels", "4"], ["a first step fails", "channels"]),
         (["-opts", "BBoxPostProcess.nms.keep_topk", "1"], ["nms (MultiClassNMS) has no keep_topk", "keep_top_k"]),
-        (["-opts", "RPNHead.anchor_generator.sizes", "[1]"], ["'sizes'"]),
         (["-opts", "MaskPostProcess.binary_thresh", "0.2"], ["binary_thresh is 0.2", "from 0.5"]),
         (["-opts", "TrainDataset.name", "VOCDataSet"], ["TrainDataset.name is 'VOCDataSet'", "COCODataSet"]),
         (["-opts", "EvalDataset.image_dir", "lost"], ["EvalDataset.image_dir", "boxes/lost"]),
-        (["-opts", "EvalDataset.anno_path", "lost.json"], ["EvalDataset: the annotations", "boxes/lost.json"]),
-        (["-opts", "TrainDataset.anno_path", "null"], ["TrainDataset.anno_path is None"]),
         (["-opts", "TrainDataset.annopath", "x"], ["unknown key, annopath", "anno_path"]),
         (["-opts", "TrainDataset.repeat", "1.5"], ["TrainDataset.repeat is 1.5", "of type int"]),
-        (["-opts", "TrainDataset.repeat", "0"], ["TrainDataset.repeat is 0"]),
-        (["-opts", "TrainDataset.allow_empty", "maybe"], ["TrainDataset.allow_empty is 'maybe'"]),
-        (["-opts", "TrainDataset.data_fields", "[image, gt_bbox]"], ["TrainDataset.data_fields is", "gt_poly"]),
-        (["-opts", "TrainReader.batch_size", "1.5"], ["TrainReader.batch_size is 1.5"]),
-        (["-opts", "TrainReader.batchsize", "1"], ["TrainReader has an unknown key, batchsize"]),
-        (["-opts", "TrainReader.collate_batch", "true"], ["TrainReader.collate_batch must be False"]),
-        (["-opts", "TrainReader.sample_transforms", "[Decode]"], ["sample_transforms[0] is 'Decode'"]),
         (["-opts", "TrainReader.sample_transforms", "[{Decod: {}}]"], ["no Decod; did you mean Decode?"]),
-        (["-opts", "TrainReader.sample_transforms", "[]"], ["sample_transforms read no image", "Decode"]),
         (["-opts", FLIP, "abc"], ["sample_transforms[1] (RandomFlip)"]),
-        (["-opts", "TrainReader.batch_transforms", "[]"], ["no multiples of 32", "PadBatch"]),
-        (["-opts", "EvalReader.batch_transforms", "[]"], ["no multiples of 32", "PadBatch"]),
+        (["-opts", "TrainReader.batch_transforms", "[]"], ["PadBatch"]),
         (
             ["-opts", "EvalReader.sample_transforms", "[{Decode: {}}]"],
             ["the first validation image fails", "EvalReader"],
         ),
-        (["-opts", "LearningRate.base_lr", "abc"], ["LearningRate.base_lr is 'abc'"]),
+        (["-opts", "LearningRate.base_lr", "1e30", "LearningRate.schedulers.1.start_factor", "1.0"], NOT_FINITE),
         (["-opts", "LearningRate.base_lr", "-1"], ["LearningRate gives the rate -0.1 for step 0"]),
-        (["-opts", "LearningRate.base_lr", "[0.1]"], ["LearningRate.base_lr is [0.1]", "a number"]),
-        (["-opts", "LearningRate.schedulers.1.epochs", "0.5"], ["schedulers[1].epochs is 0.5", "in steps"]),
-        (["-opts", "LearningRate.schedulers.1.start_factor", "abc"], ["schedulers[1].start_factor is 'abc'"]),
         (["-opts", "LearningRate.schedulers", ONE_MILESTONE], ["schedulers[0].milestones is 1.5", "[8, 11]"]),
-        (["-opts", "LearningRate.schedulers", "5"], ["LearningRate.schedulers is 5", "LinearWarmup"]),
         (["-opts", "LearningRate.schedulers", "[{name: CosineDecay}]"], ["has no warm-up", "use_warmup: false"]),
         (["-opts", "LearningRate.schedulers.0.name", "Cosine"], ["LearningRate", "'Cosine'"]),
-        (["-opts", "LearningRate.schedulers", ONE_WARM_UP], ["warm-up goes on after the first milestone", "shorten"]),
+        (["-opts", "LearningRate.schedulers", ONE_WARM_UP], ["warm-up ends after the first milestone", "shorten"]),
         (["-opts", "OptimizerBuilder.optimizer", "5"], ["OptimizerBuilder.optimizer is 5"]),
         (["-opts", "OptimizerBuilder.optimizer.type", "SGD"], ["optimizer.type is 'SGD'", "AdamW"]),
-        (["-opts", "OptimizerBuilder.optimizer.lr", "1"], ["unknown key, lr", "weight_decay"]),
-        (["-opts", "OptimizerBuilder.optimizer.weight_decay", "abc"], ["weight_decay is 'abc'"]),
         (["-opts", "OptimizerBuilder.clip_grad_by_norm", "1"], ["clip_grad_by_norm is not used", "TRAIN.GRAD_CLIP"]),
     ],
     ids=" ".join,
 )
 def test_wrong_settings_are_one_line_that_names_them(tmp_path, boxes_config, flags, parts):
     assert_told(partial(run, boxes_config, *flags), *parts)
-    assert not (tmp_path / "out" / "log.jsonl").exists()
+    assert parts is NOT_FINITE or not (tmp_path / "out" / "log.jsonl").exists()
 
 
-def test_a_wrong_reader_of_the_validation_is_told_where_only_that_is_asked_for(tmp_path, boxes_config):
-    run(boxes_config, "-epochs", "1")
-    flags = (
-        "-eval",
-        "-pretrained",
-        tmp_path / "out" / "best",
-        "-opts",
-        "EvalReader.sample_transforms",
-        "[{Decode: {}}]",
-    )
-    assert_told(partial(run, boxes_config, *flags), "the first validation image fails")
+def test_a_wrong_reader_is_refused_when_only_evaluating_too(boxes_config, best):
+    options = ("-opts", "EvalReader.sample_transforms", "[{Decode: {}}]")
+    assert_told(partial(run, boxes_config, "-eval", "-pretrained", best, *options), "the first validation image fails")
 
 
+@pytest.mark.slow
 def test_an_image_that_breaks_after_the_check_ends_the_run_with_its_name(boxes, boxes_config):
-    """Not the epoch, as if it were the last: Paddle's loader takes what holds no array for its end."""
+    """Not only the epoch: Paddle's loader takes a batch without an array for its end."""
     run(boxes_config, "-epochs", "1")
     for split, number in (("train", 0), ("val", 2)):
         image = boxes / split / f"{split}_{number}.png"
@@ -414,8 +345,9 @@ def test_an_image_that_breaks_after_the_check_ends_the_run_with_its_name(boxes, 
 
         def start(image=image):
             task = Detection(load("-cfg", boxes_config, "-epochs", "1"))
-            check, task.check = task.check, lambda training: (check(training), image.write_bytes(b"no image"))
-            task.run()
+            check = task.preflight
+            task.preflight = lambda training: (check(training), image.write_bytes(b"no image"))
+            run_task(task)
 
         assert_told(start, image.name)
         image.write_bytes(intact)
@@ -423,10 +355,10 @@ def test_an_image_that_breaks_after_the_check_ends_the_run_with_its_name(boxes, 
 
 def test_weights_that_number_the_classes_otherwise_are_not_evaluated(tmp_path, boxes_config):
     task, weights = Detection(load("-cfg", boxes_config)), tmp_path / "weights.pdparams"
-    model = task.build_evaluation()
+    model, _ = task.build_evaluation()
 
     def evaluate(*names):
-        paddle.save({"model": model.state_dict(), "class_names": names}, str(weights))
+        paddle.save({"model": model.state_dict(), "class_names": list(names)}, str(weights))
         return run(boxes_config, "-eval", "-pretrained", weights)
 
     place = f"class 1 is 'green' in the validation data and 'blue' in {weights}"

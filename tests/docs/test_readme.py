@@ -45,8 +45,8 @@ EXTRA = {
     "finetune_folder.yaml": "TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0",
     "pale_tiny_224.yaml -data_path imagenet": "-image_size 32 -batch_size 2 -opts MODEL.NAME pale_nano "
     "MODEL.NUM_CLASSES 3 TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0",
-    "semantic_segmentation/main_multi_gpu.py": "-iters 2 -opts VALIDATE_STEPS 2 LOG_INTERVAL 1",
-    "object_detection/main_multi_gpu.py": "-epochs 1 -opts VALIDATE_EPOCHS 1 LOG_INTERVAL 1 "
+    "semantic_segmentation/main_multi_gpu.py": "-iters 2 -opts VALIDATE_EVERY 2 LOG_INTERVAL 1",
+    "object_detection/main_multi_gpu.py": "-epochs 1 -opts VALIDATE_EVERY 1 LOG_INTERVAL 1 "
     "TrainDataset.sample_num 4 EvalDataset.sample_num 1",
     "ablate.py -jobs": "image_classification/configs/ablation_small/shape_pale.yaml "
     "image_classification/configs/ablation_small/shape_global.yaml -seeds 0 "

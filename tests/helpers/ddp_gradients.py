@@ -11,18 +11,17 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import paddle.nn.functional as F  # noqa: E402
 
-from common.checkpoints.loading import CheckpointFolder  # noqa: E402
 from common.pale_transformer import create_model  # noqa: E402
-from common.runtime.distributed import barrier, init_process_group, rank, world_size  # noqa: E402
-from common.training.log import TrainingLog  # noqa: E402
-from common.training.optimizer import build_adamw  # noqa: E402
+from common.runtime.distributed import barrier, rank, world_size  # noqa: E402
+from common.runtime.failure_watch import init_process_group  # noqa: E402
 from common.training.sampler import ShardedTrainSampler  # noqa: E402
-from common.training.trainer import StepResult, Trainer, TrainSettings  # noqa: E402
+from common.training.task import StepResult  # noqa: E402
+from tests.helpers.tiny_runs import make_trainer  # noqa: E402
 
 ACCUM_ITER, BATCH, CLASSES = 2, 3, 5
 
 
-def loss_function(model, batch, rng) -> StepResult:
+def compute_loss(model, batch, rng) -> StepResult:
     loss = F.cross_entropy(model(batch["images"]), batch["labels"])
     return StepResult(loss, BATCH)
 
@@ -41,20 +40,8 @@ def main() -> None:
     paddle.seed(rank())  # ranks start apart; DataParallel must bring rank 0's weights to all
     model = create_model("pale_nano", num_classes=CLASSES)
     model.set_recompute(recompute)
-    trainer = Trainer(
-        model=model,
-        loss_function=loss_function,
-        loader=None,
-        sampler=ShardedTrainSampler(100, BATCH, 0, rank(), world_size()),
-        optimizer=build_adamw(model, 1e-3, 0.0, (0.9, 0.999)),
-        learning_rate=lambda step: 1e-3,
-        evaluate=None,
-        criterion="",
-        settings=TrainSettings(total_steps=1, validate_steps=1, keep_steps=1, accum_iter=ACCUM_ITER),
-        log=TrainingLog(None),
-        checkpoints=CheckpointFolder(Path(), 0),
-        metadata={},
-    )
+    sampler = ShardedTrainSampler(100, BATCH, 0, rank(), world_size(), ACCUM_ITER)
+    trainer = make_trainer(model, compute_loss, [], sampler, Path("out"), "TRAIN.ACCUM_ITER", ACCUM_ITER)
     set_mode(model, recompute)
     rng = np.random.default_rng(0)
     shape = (ACCUM_ITER, world_size(), BATCH)
@@ -62,7 +49,7 @@ def main() -> None:
     labels = paddle.to_tensor(rng.integers(CLASSES, size=shape))
     for index in range(ACCUM_ITER):
         batch = {"images": images[index, rank()], "labels": labels[index, rank()]}
-        trainer._backward(batch, 0, index, synchronise=index == ACCUM_ITER - 1)
+        trainer._backward(batch, 0, index, synchronize=index == ACCUM_ITER - 1)
 
     reference = create_model("pale_nano", num_classes=CLASSES)  # without the hooks of DataParallel
     reference.set_state_dict(model.state_dict())

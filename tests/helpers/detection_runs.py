@@ -1,8 +1,9 @@
-"""Configurations, batches and tasks of object detection for its tests, in this process."""
+"""Configurations and runs of object detection for its tests, in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,19 @@ import pytest
 from yacs.config import CfgNode
 
 from common.errors import UserError
-from common.runtime.command_line import ArgumentParser
 from object_detection.config import CONFIG
 from object_detection.detection import Detection
+from tests.helpers import tiny_runs
 
 LAUNCHER = "object_detection/main_multi_gpu.py"
 CONFIGS = [path for path in sorted(CONFIG.default_file.parent.glob("*.yml")) if "\nOUTPUT:" in path.read_text()]
 
-
-def load(*flags: object) -> CfgNode:
-    """The configuration that the launcher would make of its flags."""
-    parser = ArgumentParser()
-    CONFIG.add_flags(parser)
-    return CONFIG.load(parser.parse_args([str(flag) for flag in flags]))
+load: Callable[..., CfgNode] = partial(tiny_runs.load, CONFIG)
 
 
-def run(config: Path, *flags: object) -> dict[str, float]:
-    """What the launcher does, in this process."""
-    return Detection(load("-cfg", config, *flags)).run()
+def run(config: Path, *flags: object) -> dict[str, Any]:
+    """Do what the launcher does."""
+    return tiny_runs.run(Detection, config, *flags)
 
 
 def assert_told(function: Callable[[], Any], *parts: str) -> str:

@@ -11,20 +11,18 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import paddle.nn.functional as F  # noqa: E402
 
-from common.checkpoints.loading import CheckpointFolder  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.pale_transformer import create_model  # noqa: E402
 from common.runtime.command_line import run  # noqa: E402
 from common.runtime.distributed import rank, world_size  # noqa: E402
-from common.training.log import TrainingLog  # noqa: E402
-from common.training.optimizer import build_adamw  # noqa: E402
 from common.training.sampler import ShardedTrainSampler  # noqa: E402
-from common.training.trainer import Evaluation, StepResult, Trainer, TrainSettings  # noqa: E402
+from common.training.task import StepResult  # noqa: E402
+from tests.helpers.tiny_runs import make_trainer  # noqa: E402
 
 STEPS, BATCH = 4, 2
 
 
-def loss_function(model, batch, rng) -> StepResult:
+def compute_loss(model, batch, rng) -> StepResult:
     images = paddle.to_tensor(rng.standard_normal((BATCH, 3, 32, 32)).astype("float32"))
     if batch == 1 and rank() == 1:
         images = images * float("nan")  # reaches BatchNorm's statistics, too
@@ -33,27 +31,17 @@ def loss_function(model, batch, rng) -> StepResult:
 
 def main(argv) -> None:
     model = create_model("pale_nano", num_classes=3)
-    trainer = Trainer(
-        model=model,
-        loss_function=loss_function,
-        loader=range(STEPS),
-        sampler=ShardedTrainSampler(STEPS * BATCH * world_size(), BATCH, 0, rank(), world_size()),
-        optimizer=build_adamw(model, 1e-3, 0.05, (0.9, 0.999)),
-        learning_rate=lambda step: 1e-3,
-        evaluate=lambda model, kind: Evaluation({"top1": 1.0}),
-        criterion="top1",
-        settings=TrainSettings(STEPS, validate_steps=STEPS, keep_steps=STEPS, skip_nonfinite=int(argv[0])),
-        log=TrainingLog(None),
-        checkpoints=CheckpointFolder(Path("out"), 0),
-        metadata={},
-    )
+    sampler = ShardedTrainSampler(STEPS * BATCH * world_size(), BATCH, 0, rank(), world_size())
+    options = ("TRAIN.SKIP_NONFINITE", argv[0], "VALIDATE_EVERY", 1)
+    trainer = make_trainer(model, compute_loss, range(STEPS), sampler, Path("out"), *options)
     try:
         trainer.run()
     except UserError:
-        print(f"rank {rank()} stopped after step {trainer.step}", flush=True)
+        print(f"rank {rank()} stopped after step {trainer.state.step}", flush=True)
         raise
     finite = all(np.isfinite(tensor.numpy()).all() for tensor in model.state_dict().values())
-    print(f"rank {rank()} ends after step {trainer.step}, weights {'finite' if finite else 'not finite'}", flush=True)
+    weights = "weights finite" if finite else "weights not finite"
+    print(f"rank {rank()} ends after step {trainer.state.step}, {weights}", flush=True)
 
 
 if __name__ == "__main__":

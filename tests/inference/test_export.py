@@ -55,7 +55,7 @@ def save_weights(path, task, opts=(), class_names=("background", "nucleus")):
     model = TASKS[task].build_model()(config, len(class_names))
     for name, parameter in model.named_parameters():
         if any(part in name for part in ("rpn_rois", "bbox_score", "bbox_delta")) and parameter.ndim > 1:
-            parameter.set_value(parameter * 20)
+            parameter.set_value(parameter * 10)
     state = {"task": task, "config": form.dump(config), "class_names": list(class_names)}
     save_file({"model": numpy_state(model), **state}, path)
     return path

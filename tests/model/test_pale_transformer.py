@@ -10,7 +10,8 @@ import pytest
 from paddle import nn
 
 from common import pale_transformer
-from common.checkpoints.loading import numpy_state, save_file
+from common.checkpoints.file_format import save_file
+from common.checkpoints.loading import numpy_state
 from common.flops import count_flops, params
 from common.layers.variants import VARIANTS
 from common.pale_transformer import create_model, list_models

@@ -12,22 +12,20 @@ import pytest
 from paddle import nn
 
 from common.errors import UserError, one_line
-from common.runtime.command_line import ArgumentParser
-from common.runtime.distributed import get_statistics
-from common.training.dry_run import try_loss
-from common.training.task import Task
+from common.training.batch_norm import get_statistics
+from common.training.dry_run import dry_run_loss
+from common.training.run import _warn_of_schedule
 from semantic_segmentation.components import build_losses, build_model, build_optimizer, build_schedule
 from semantic_segmentation.config import CONFIG
 from semantic_segmentation.segmentation import Segmentation
+from tests.helpers import tiny_runs
 from tests.helpers.config_marks import read_marks
 
 CONFIGS = sorted(CONFIG.default_file.parent.glob("*.yml"))
 
 
 def load(*options: str):
-    parser = ArgumentParser()
-    CONFIG.add_flags(parser)
-    return CONFIG.load(parser.parse_args(["-opts", *options]))
+    return tiny_runs.load(CONFIG, "-opts", *options)
 
 
 def assert_told(function, *parts: str) -> None:
@@ -89,18 +87,12 @@ BUILDERS = {
     ("key", "value", "parts"),
     [
         ("optimizer.weight_decy", "0.1", ["unknown key, weight_decy", "weight_decay"]),
-        ("optimizer.weight_decay", "abc", ["optimizer: weight_decay is 'abc'"]),
         ("optimizer.weight_decay", "-1", ["weight_decay is -1"]),
-        ("optimizer.beta1", "2", ["beta1 is 2"]),
         ("optimizer.beta2", "true", ["beta2 is True"]),
         ("loss.coeff", "[1, 1]", ["unknown key, coeff", "types, coef"]),
         ("loss.coef", "[a, b]", ["loss.coef[0] is 'a'"]),
-        ("loss.coef.1", "-1", ["loss.coef[1] is -1"]),
         ("loss.types.1.wieght", "[1, 1]", ["loss.types[1] (CrossEntropyLoss)", "'wieght'", "weight"]),
-        ("loss.types.0.weight", "abc", ["loss.types[0] (CrossEntropyLoss)"]),
         ("loss.types.0.weight", "[1, -2]", ["loss.types[0].weight[1] is -2", "from 0 up"]),
-        ("loss.types.0.weight", "[.nan, 1]", ["loss.types[0].weight[0] is nan"]),
-        ("loss.types.0.weight", "[0, 0.0]", ["loss.types[0].weight is [0, 0.0]", "let one be above 0"]),
         ("loss.coef", "[0, 0]", ["loss.coef is [0, 0]", "let one be above 0"]),
         (
             "loss.types",
@@ -108,25 +100,19 @@ BUILDERS = {
             ["loss.types[0].losses[0].weight[1] is -1"],
         ),
         ("loss.types", "[{type: MixedLoss, losses: [{type: DiceLoss}], coef: [-1]}]", ["loss.types[0].coef[0] is -1"]),
-        ("loss.types.0.top_k_percent_pixels", "abc", ["top_k_percent_pixels is 'abc'", "1.0"]),
-        ("loss.types", "[5]", ["loss.types[0] is 5", "{type: NAME, ...}"]),
         (
             "loss.types",
             "[{type: MixedLoss, losses: [{type: Lovasz}], coef: [1]}]",
             ["loss.types[0].losses[0]: unknown type 'Lovasz'", "LovaszSoftmaxLoss"],
         ),
-        ("loss.types", "[{type: MixedLoss, losses: 5, coef: [1]}]", ["loss.types[0] (MixedLoss)", "list"]),
         (
             "loss.types",
             "[{type: MixedLoss, losses: [{type: DiceLoss, ignore_index: 3}], coef: [1]}]",
             ["loss.types[0].losses[0].ignore_index is 3"],
         ),
         ("lr_scheduler.powr", "2", ["unknown key, powr", "power", "warmup_iters"]),
-        ("lr_scheduler.power", "abc", ["lr_scheduler.power is 'abc'"]),
         ("lr_scheduler.learning_rate", "[1]", ["lr_scheduler", "learning rate"]),
-        ("lr_scheduler.learning_rate", "-1", ["lr_scheduler", "-1"]),
         ("lr_scheduler.warmup_iters", "1.5", ["lr_scheduler.warmup_iters is 1.5"]),
-        ("lr_scheduler.type", "LRScheduler", ["unknown type 'LRScheduler'"]),
         ("lr_scheduler.type", "ReduceOnPlateau", ["ReduceOnPlateau", "step alone"]),
         ("lr_scheduler", "{_inherited_: False, type: CosineAnnealingDecay, learning_rate: 0.1}", ["T_max"]),
         (
@@ -134,19 +120,14 @@ BUILDERS = {
             "{_inherited_: False, type: PiecewiseDecay, boundaries: [1], values: [0.1, -0.1]}",
             ["the rate -0.1 for step"],
         ),
-        ("lr_scheduler.type", "NoSuchDecay", ["unknown type 'NoSuchDecay'"]),
         ("loss.coef", "[1.0, 0.4, 0.1]", ["2 types and 3 coef"]),
         ("loss.types.0.ignore_index", "0", ["loss.types[0].ignore_index is 0, the data's is 255"]),
-        ("model.type", "NoSuchNet", ["model: unknown type 'NoSuchNet'", "PaleUPerNet"]),
         ("model.chanels", "8", ["'chanels'", "channels"]),
         ("model.backbone.variant", "pale_giant", ["'pale_giant'", "pale_tiny"]),
         ("model.type", "UNet", ["model (UNet)", "'channels'", "use_deconv"]),
-        ("model.backbone.type", "ResNet18_vd", ["model.backbone (ResNet18_vd)", "variant"]),
         ("model.backbone.type", "PaleTransfomer", ["model.backbone: unknown type 'PaleTransfomer'"]),
         ("model.backbone.drop_path_rate", "abc", ["model.backbone (PaleTransformer): drop_path_rate is 'abc'"]),
-        ("model.backbone", "5", ["model (PaleUPerNet)"]),
         ("model.align_corners", "maybe", ["align_corners is 'maybe'", "False"]),
-        ("model.pool_sizes", "3", ["model (PaleUPerNet)"]),
     ],
 )
 def test_keys_and_values_that_nothing_can_use_are_refused_by_name(key, value, parts):
@@ -217,12 +198,12 @@ def test_a_warm_up_that_is_not_shorter_than_the_run_is_told(warmup, rises):
     lines = []
     task = SimpleNamespace(log=SimpleNamespace(line=lines.append), length_key="iters")
     rate = build_schedule(load("lr_scheduler.warmup_iters", str(warmup)))
-    Task._warn_of_schedule(task, SimpleNamespace(learning_rate=rate, total_steps=300))
+    _warn_of_schedule(task, SimpleNamespace(learning_rate=rate, total_steps=300))
     assert len(lines) == rises
     assert all("last of 300 steps" in line and "iters" in line for line in lines)
 
 
-# ---- the trial of a step
+# ---- the dry run of a step
 
 
 class Sum(nn.Layer):
@@ -235,7 +216,7 @@ class Sum(nn.Layer):
 
 
 @pytest.mark.parametrize("layers", [(nn.BatchNorm1D(3),), ()])
-def test_a_trial_leaves_no_trace(layers):
+def test_a_dry_run_leaves_no_trace(layers):
     model = Sum(nn.Linear(3, 3), *layers)
     before, seen = get_statistics(model).copy(), []
 
@@ -243,20 +224,22 @@ def test_a_trial_leaves_no_trace(layers):
         seen.append(model.training)
         return model(batch).sum()
 
-    try_loss(model, loss, paddle.to_tensor(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)))
+    dry_run_loss(model, loss, paddle.to_tensor(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)))
     assert seen == [True]
     assert np.array_equal(get_statistics(model), before)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_what_fails_in_a_trial_is_one_line_and_what_is_told_already_stays():
+def test_a_failing_dry_run_is_one_line_and_user_errors_stay():
     def told(*_):
         raise UserError("as it is")
 
     model = nn.Linear(3, 3)
-    assert_told(lambda: try_loss(model, lambda model, batch, rng: model(batch), paddle.zeros([2, 5])), "a first step")
+    assert_told(
+        lambda: dry_run_loss(model, lambda model, batch, rng: model(batch), paddle.zeros([2, 5])), "a first step"
+    )
     with pytest.raises(UserError, match=r"^as it is$"):
-        try_loss(model, told, None)
+        dry_run_loss(model, told, None)
 
 
 def test_paddles_errors_lose_stack_and_source_position():
@@ -277,18 +260,18 @@ def test_paddles_errors_lose_stack_and_source_position():
         (("loss.types", "[{type: CrossEntropyLoss}]", "loss.coef", "[1]"), "2 outputs in training, loss has 1"),
     ],
 )
-def test_settings_that_do_not_fit_together_end_the_first_trial(options, part):
+def test_settings_that_do_not_fit_together_end_the_dry_run(options, part):
     config = load(*options)
     side = config.train_dataset.transforms[1]["crop_size"][0]
     losses = build_losses(config, 255)
     training = SimpleNamespace(
         model=build_model(config, 2),
-        loss_function=partial(Segmentation._loss, losses=losses, ignore_index=255),
+        compute_loss=partial(Segmentation._loss, losses=losses, ignore_index=255),
     )
     sample = {"img": np.zeros((3, side, side), np.float32), "label": np.full((side, side), 9), "error": ""}
     broken = {**sample, "error": "cannot be read"}
-    assert_told(lambda: Segmentation._try_step(training, [broken, sample]), part)
-    assert_told(lambda: Segmentation._try_step(training, [broken]), "no image", "cannot be read", "-check_data")
+    assert_told(lambda: Segmentation._dry_run_step(training, [broken, sample]), part)
+    assert_told(lambda: Segmentation._dry_run_step(training, [broken]), "no image", "cannot be read", "-check_data")
 
 
 # ---- marks

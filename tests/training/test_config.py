@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,15 @@ from common.errors import UserError
 from common.runtime.command_line import ArgumentParser
 from common.training.config import add_weights_flags
 from image_classification.classification import Classification
-from image_classification.config import CONFIG, default_config
+from image_classification.config import CONFIG
 from image_classification.pale_backbone import build_model
 from image_classification.transforms import EvalTransform, TrainTransform
+from tests.helpers import tiny_runs
 
 CONFIGS = sorted(CONFIG.default_file.parent.rglob("*.yaml"))
 
 
-def load(*flags: object):
-    parser = ArgumentParser()
-    CONFIG.add_flags(parser)
-    return CONFIG.load(parser.parse_args([str(flag) for flag in flags]))
+load = functools.partial(tiny_runs.load, CONFIG)
 
 
 def write(path: Path, text: str) -> Path:
@@ -68,11 +67,8 @@ def test_flags_of_paddlevit_work_with_one_dash_and_two(dash):
         "folder", "d", 3, 5, 64,
     )  # fmt: skip
     assert (config.TRAIN.ACCUM_ITER, config.TRAIN.LAST_EPOCH, config.TRAIN.AMP) == (2, 7, "float16")
+    assert load(f"{dash}amp", "bfloat16").TRAIN.AMP == "bfloat16"
     assert (config.MODEL.PRETRAINED, config.RESUME, config.OUTPUT, config.EVAL) == ("p", "r", "o", True)
-
-
-def test_amp_takes_a_type():
-    assert load("-amp", "bfloat16").TRAIN.AMP == "bfloat16"
 
 
 def test_numbers_that_yaml_reads_as_strings_are_numbers():
@@ -132,7 +128,7 @@ def test_a_wrong_value_is_one_line_that_names_it(flags, named):
         ("NOTHING: 3", "unknown key NOTHING"),
         ("DATA: 3", "DATA is 3"),
         ("- a\n- b", "holds a list"),
-        ("a: [", "no yaml file"),
+        ("a: [", "not a yaml file"),
         ("BASE: self.yaml", "its own BASE"),
         ("BASE: other.yaml", "other.yaml"),
     ],
@@ -141,6 +137,14 @@ def test_a_wrong_file_is_named_with_its_key(tmp_path, text, named):
     with pytest.raises(UserError, match=r"self\.yaml|other\.yaml") as caught:
         load("-cfg", write(tmp_path / "self.yaml", text))
     assert named in str(caught.value)
+
+
+def test_old_names_of_keys_are_read_everywhere(tmp_path):
+    path = write(tmp_path / "old.yaml", "{VALIDATE_EPOCHS: 3, SAVE_EPOCHS: 5}")
+    config = load("-cfg", path, "-opts", "SAVE_STEPS", "7")
+    assert (config.VALIDATE_EVERY, config.CHECKPOINT_EVERY, config.LATEST_EVERY) == (3, 5, 7)
+    kept = CONFIG.from_text("{KEEP_STEPS: 11, VALIDATE_STEPS: 13}", "dump")
+    assert (kept.CHECKPOINT_EVERY, kept.VALIDATE_EVERY) == (11, 13)
 
 
 def test_the_result_is_frozen():
@@ -189,7 +193,3 @@ def test_the_rates_scale_with_the_batch_where_the_configuration_says_so():
     flags = ("-cfg", CONFIG.default_file.parent / "pale_tiny_224.yaml", "-batch_size", 64, "-device", "cpu")
     rate = Classification(load(*flags))._learning_rate(steps_per_epoch=10)
     assert rate(10 * 20) == pytest.approx(1e-3 * 64 / 1024)
-
-
-def test_every_key_is_explained_or_plain():
-    assert set(default_config()) >= {"DATA", "AUG", "MODEL", "TRAIN", "OUTPUT", "RESUME", "SEED"}

@@ -14,7 +14,7 @@ from common.data.image_file import read_image
 from common.errors import UserError
 from common.inference.exported_model import refuse_exported
 from common.pale_transformer import STRIDE, PaleTransformer, create_model
-from common.runtime.command_line import select_device
+from common.runtime.device import select_device
 from tools.helpers.visualize_gradients import backbone_of
 from tools.predict import open_weights
 

@@ -1,4 +1,4 @@
-"""What ranks tell each other."""
+"""Collective operations, and the watch that ends all ranks when one fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from common.runtime import distributed
+from common.runtime import distributed, failure_watch
 from common.runtime.distributed import gather_bytes, gather_lines
 from tests.helpers.programs import ROOT, run_program
 from tests.helpers.thread_ranks import run_ranks
@@ -14,7 +14,8 @@ from tests.helpers.thread_ranks import run_ranks
 PROGRAM = f"""
 import sys
 sys.path[0] = {str(ROOT)!r}
-from common.runtime.distributed import gather_bytes, init_process_group, rank
+from common.runtime.distributed import gather_bytes, rank
+from common.runtime.failure_watch import init_process_group
 
 watch = init_process_group()
 print("gathered", gather_bytes(b""), gather_bytes(bytes([0, 200, 255]) * rank()), gather_bytes(b"a" * (3 - rank())))
@@ -22,27 +23,35 @@ watch.close()
 """
 
 
-def test_one_process_gathers_its_own():
+def test_a_single_process_gathers_its_own():
     assert gather_bytes(b"\0\xff") == [b"\0\xff"]
-    assert gather_bytes(b"") == [b""]
     assert gather_lines(["a", "b c"]) == ["a", "b c"]
     assert gather_lines([]) == []
 
 
-@pytest.mark.parametrize("own", [[b"", b"", b""], [b"abc", b"", b"\0\xff"]])
-def test_bytes_of_any_lengths_are_gathered(monkeypatch, own):
-    results = run_ranks(monkeypatch, [], lambda: gather_bytes(own[distributed.rank()]), 3)
-    assert results == [own] * 3
-
-
-def test_lines_are_gathered_in_the_order_of_ranks(monkeypatch):
-    own = [[], ["image ä.jpg", ""], ["bad\udcff name"]]
-    results = run_ranks(monkeypatch, [], lambda: gather_lines(own[distributed.rank()]), 3)
+def test_bytes_and_lines_of_any_lengths_are_gathered_in_the_order_of_the_ranks(monkeypatch):
+    for own in ([b"", b"", b""], [b"abc", b"", b"\0\xff"]):
+        assert run_ranks(monkeypatch, [], lambda own=own: gather_bytes(own[distributed.rank()]), 3) == [own] * 3
+    lines = [[], ["image ä.jpg", ""], ["bad\udcff name"]]
+    results = run_ranks(monkeypatch, [], lambda: gather_lines(lines[distributed.rank()]), 3)
     assert results == [["image ä.jpg", "", "bad\\udcff name"]] * 3
 
 
+@pytest.mark.slow
+def test_ranks_gather_bytes(tmp_path):
+    (tmp_path / "gather.py").write_text(PROGRAM)
+    result = run_program(str(tmp_path / "gather.py"), ranks=2, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    expected = str([b"", b""]) + " " + str([b"", bytes([0, 200, 255])]) + " " + str([b"aaa", b"aa"])
+    assert f"gathered {expected}" in result.stdout
+    assert f"gathered {expected}" in (tmp_path / "log/workerlog.1").read_text()
+
+
+# ---- the watch
+
+
 class SlowStore:
-    """A key-value store that, like Paddle's client, is not made for two threads at once; it notes when they are."""
+    """A key-value store that, like Paddle's client, must not be used by two threads at once, and notes if it is."""
 
     def __init__(self):
         self.values, self.users, self.shared = {"failures": 1, "failure": b"2 rank 0: no images"}, 0, False
@@ -67,26 +76,25 @@ class SlowStore:
 
 @pytest.fixture
 def watched(monkeypatch):
-    """A watch of a job where rank 0 has failed already, its store, and a list of the codes that it exits with."""
+    """A watch of a job where rank 0 has already failed, its store, and a list of its exit codes."""
     store, exits = SlowStore(), []
     monkeypatch.setenv("PADDLE_MASTER", "127.0.0.1:1")
-    monkeypatch.setattr(distributed.core, "TCPStore", lambda *_: store)
-    monkeypatch.setattr(distributed.FailureWatch, "_INTERVAL", 0.05)
+    monkeypatch.setattr(failure_watch.core, "TCPStore", lambda *_: store)
+    monkeypatch.setattr(failure_watch.FailureWatch, "_INTERVAL", 0.05)
 
     def leave(exit_code):
         exits.append(exit_code)
         raise SystemExit  # ends the thread
 
-    monkeypatch.setattr(distributed.os, "_exit", leave)
-    return distributed.FailureWatch(), store, exits
+    monkeypatch.setattr(failure_watch.os, "_exit", leave)
+    return failure_watch.FailureWatch(), store, exits
 
 
-def test_two_failing_ranks_use_the_store_in_turn(watched, capsys):
-    """A rank that fails announces it while its watch reads that another one did."""
+def test_two_failing_ranks_do_not_use_the_store_at_once(watched, capsys):
     watch, store, exits = watched
     deadline = time.monotonic() + 10
     while not exits and time.monotonic() < deadline:
-        watch._beats(range(3))
+        watch._heartbeats(range(3))
         time.sleep(0.002)
     watch.announce("the same", 2)
     watch.close()
@@ -106,13 +114,3 @@ def test_a_rank_that_reports_its_own_failure_does_not_report_another(watched, ca
     watch.close()
     assert exits == [2]
     assert capsys.readouterr().out == "error: rank 0: no images\n"
-
-
-@pytest.mark.slow
-def test_ranks_gather_bytes(tmp_path):
-    (tmp_path / "gather.py").write_text(PROGRAM)
-    result = run_program(str(tmp_path / "gather.py"), ranks=2, cwd=tmp_path)
-    assert result.returncode == 0, result.stdout
-    expected = str([b"", b""]) + " " + str([b"", bytes([0, 200, 255])]) + " " + str([b"aaa", b"aa"])
-    assert f"gathered {expected}" in result.stdout
-    assert f"gathered {expected}" in (tmp_path / "log/workerlog.1").read_text()

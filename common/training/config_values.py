@@ -1,0 +1,187 @@
+"""Values of a configuration: read from yaml files, found by dotted keys, and converted to the right type."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from ..errors import UserError
+
+__all__ = [
+    "coerce",
+    "find",
+    "keys_of",
+    "merge_open",
+    "parse",
+    "plain",
+    "read_yaml",
+    "read_yaml_with_bases",
+    "set_open",
+    "similar",
+]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number; in YAML 1.1, which PyYAML follows, a number with an exponent needs a point."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Read a yaml text.
+
+    Raises:
+        yaml.YAMLError: it is not yaml.
+    """
+    return yaml.load(text, _Loader)
+
+
+def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the values of a yaml file and its path, those of its bases first.
+
+    Bases are named by ``BASE`` or, as in the toolkits, ``_base_`` or ``_BASE_``; a later base overrides an earlier one.
+
+    Raises:
+        UserError: a file is missing, is not yaml, or is its own base.
+    """
+    path = path.resolve()
+    if path in including:
+        raise UserError(f"{path} is its own BASE, through {including[-1]}")
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a yaml file: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}, not keys and values")
+    bases = [values.pop(key, None) for key in ("BASE", "_base_", "_BASE_")]
+    bases = next(filter(None, bases), [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from read_yaml_with_bases(path.parent / str(base), (*including, path))
+    yield values, str(path)
+
+
+def parse(text: str) -> Any:
+    """Read a command-line value as yaml does: lists, numbers, booleans."""
+    try:
+        return read_yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
+def plain(node: Any) -> Any:
+    """A section as plain dicts and lists, which the toolkits expect."""
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    return [plain(item) for item in node] if isinstance(node, (list, tuple)) else node
+
+
+def find(config: CfgNode, key: str) -> Any:
+    """The value of a dotted key, or ``None``."""
+    node = config
+    for part in str(key).split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def keys_of(node: CfgNode, prefix: str = "") -> list[str]:
+    """All dotted keys."""
+    return [
+        full
+        for name, value in node.items()
+        for full in (keys_of(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [f"{prefix}{name}"])
+    ]
+
+
+def similar(config: CfgNode, key: str) -> str:
+    """A suggestion for a mistyped key, or nothing."""
+    known = {name.upper(): name for name in keys_of(config)}
+    close = difflib.get_close_matches(str(key).upper(), known, n=1)
+    return f"; did you mean {known[close[0]]}?" if close else ""
+
+
+def coerce(value: Any, default: Any, key: str, source: str) -> Any:
+    """Convert ``value`` to the type of ``default``, such as the integer 5 to a float.
+
+    A list keeps its length; if it is empty by default, it takes any number of integers.
+
+    Raises:
+        UserError: the value has another type; the message names the key and ``source``.
+    """
+    if isinstance(default, float) and type(value) in (int, float):
+        return float(value)
+    if isinstance(default, list) and default and isinstance(value, (list, tuple)) and len(value) == len(default):
+        return [coerce(item, like, key, source) for item, like in zip(value, default, strict=True)]
+    if default == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
+        return list(value)
+    if isinstance(default, str) and value is None:
+        return ""
+    if type(value) is type(default) and not isinstance(default, list):
+        return value
+    expected = f"of type {type(default).__name__}"
+    if isinstance(default, list):
+        expected = f"a list of {len(default) or 'whole'} numbers"
+    raise UserError(f"{source}: {key} is {value!r}; it must be {expected}")
+
+
+# ---- sections of the toolkits: any keys and any types
+
+
+def merge_open(old: Mapping[str, Any], new: Mapping[str, Any]) -> CfgNode:
+    """``new`` over ``old``, dict by dict; PaddleSeg's ``_inherited_: False`` drops the old values."""
+    merged = CfgNode(dict(old)) if new.get("_inherited_", True) else CfgNode()
+    for key, value in new.items():
+        if isinstance(value, dict):
+            below = merged.get(key)
+            merged[key] = merge_open(below if isinstance(below, CfgNode) else {}, value)
+        elif key != "_inherited_":
+            merged[key] = value
+    return merged
+
+
+def set_open(config: CfgNode, key: str, value: Any, source: str) -> None:
+    """Set a dotted key of an open section; a number in it is an index of a list, from 0. Dicts are merged.
+
+    Raises:
+        UserError: the key leads nowhere.
+    """
+    *above, last = key.split(".")
+    node: Any = config
+    for depth, part in enumerate(above):
+        node = _get(node, _index(node, part, key, depth, source))
+    place: Any = _index(node, last, key, len(above), source)
+    if not isinstance(node, (dict, list)):
+        raise UserError(f"{source}: {key} cannot be set to {value!r}{similar(config, key)}")
+    if isinstance(value, dict):
+        old = _get(node, place)
+        value = merge_open(old if isinstance(old, dict) else {}, value)
+    node[place] = value if isinstance(node, CfgNode) else plain(value)
+
+
+def _index(node: Any, part: str, key: str, depth: int, source: str) -> str | int:
+    """A part of a dotted key as a key of a dict or an index of a list."""
+    if not isinstance(node, list):
+        return part
+    if not part.isdecimal() or int(part) >= len(node):
+        name = ".".join(key.split(".")[:depth])
+        raise UserError(f"{source}: {key}: {name} is a list of {len(node)}, counted from 0; it has no {part}")
+    return int(part)
+
+
+def _get(node: Any, place: Any) -> Any:
+    """The value in a dict or a list, or ``None``."""
+    if isinstance(node, dict):
+        return node.get(place)
+    return node[place] if isinstance(node, list) else None

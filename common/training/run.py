@@ -1,0 +1,197 @@
+"""What a launcher does with a task: train it, evaluate weights, or check the data."""
+
+from __future__ import annotations
+
+import shlex
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle import nn
+
+from ..checkpoints.loading import read_state
+from ..checkpoints.released import resolve_weights
+from ..errors import UserError
+from ..flops import params
+from ..runtime.distributed import gather_rows, is_main_process, world_size
+from .checkpoints import CheckpointFolder
+from .results import append_results, make_results
+from .task import Task, Training
+from .trainer import Trainer
+
+__all__ = ["run_task"]
+
+
+def run_task(task: Task) -> dict[str, Any]:
+    """Do what the configuration says: train, or only evaluate (``EVAL``) or check the data (``CHECK_DATA``).
+
+    Returns:
+        The metrics of the best or the evaluated weights.
+    """
+    if task.config.get("CHECK_DATA", False):
+        return _check_data(task)
+    return _evaluate(task) if task.config.EVAL else _train(task)
+
+
+def _train(task: Task) -> dict[str, Any]:
+    config, log = task.config, task.log
+    output = Path(config.OUTPUT)
+    if is_main_process():
+        output.mkdir(parents=True, exist_ok=True)
+    checkpoints = CheckpointFolder(output, config.KEEP_CHECKPOINTS, task.unit)
+    resumed = _find_training_state(task, checkpoints)
+    training = task.build_training(resumed=bool(resumed))
+    _require_equal_ranks(task, training)
+    report = None
+    if config.MODEL.PRETRAINED and not resumed:
+        report = task.load_weights(training.model, config.MODEL.PRETRAINED, fine_tune=True)
+    _print_head(task, training.model)
+    log.line(training.description)
+    if report:
+        log.line(str(report))
+    _warn_of_schedule(task, training)
+    trainer = Trainer(task, training, checkpoints)
+    if resumed:
+        _resume(trainer, *resumed)
+    task.preflight(training)
+    checkpoints.clean()
+    if is_main_process():
+        (output / "config.yaml").write_text(task.config_spec.dump(config), encoding="utf-8")
+    log.open(output, last_step=trainer.state.step if resumed else -1)
+    best = trainer.run()
+    _print_next_commands(task, checkpoints, best)
+    log.close()
+    return best
+
+
+def _evaluate(task: Task) -> dict[str, Any]:
+    """Evaluate ``MODEL.PRETRAINED`` (or ``RESUME``) on the validation split."""
+    config, log = task.config, task.log
+    name = config.MODEL.PRETRAINED or config.RESUME
+    if name in ("", "auto"):
+        raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
+    record = Path(config.RECORD).expanduser() if config.RECORD and is_main_process() else None
+    if record:
+        append_results(record, [])  # a file that cannot be written is reported before the evaluation
+    model, validation = task.build_evaluation()
+    report = task.load_weights(model, name, fine_tune=False, class_names=validation.class_names)
+    _print_head(task, model)
+    if report.left_out:
+        log.line(str(report))
+    metrics, details = validation.evaluate(model)
+    log.line(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
+    if details:
+        log.line(details)
+    if record:
+        source, suffix = resolve_weights(task.backbone_name, name), validation.metric_suffix
+        results = make_results(task.model_name, validation.data_set, metrics, suffix, source, task.device)
+        append_results(record, results)
+        log.line(f"recorded in {record}")
+    return dict(metrics)
+
+
+def _check_data(task: Task) -> dict[str, Any]:
+    """Check all data, and print every problem and the number of objects or pixels of each class.
+
+    Raises:
+        UserError: there are problems that are errors.
+    """
+    problems = 0
+    for report in task.check_data():
+        task.log.line(str(report))
+        problems += len(report.problems)
+    if problems:
+        raise UserError(f"{problems} problem{'s' * (problems > 1)} in the data; they are listed above")
+    return {"problems": 0}
+
+
+def _find_training_state(task: Task, checkpoints: CheckpointFolder) -> tuple[Path | str, dict[str, Any]] | None:
+    """The training state that ``RESUME`` selects, with its source; ``None`` to start a new run."""
+    source, log = task.config.RESUME, task.log
+    if not source:
+        if checkpoints.latest.exists():
+            log.line(f"replacing the run in {checkpoints.folder}; -resume auto would have continued it")
+        return None
+    found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_state(source))
+    if not found:
+        log.line(f"no training state in {checkpoints.folder}: starting a new run")
+    steps = gather_rows([found[1].get("step", 0) if found else -1])[:, 0]
+    if steps.min() != steps.max():
+        raise UserError(
+            f"the ranks find different training states (of steps {steps.astype(int).tolist()}, -1 for none); put "
+            f"{checkpoints.folder} on a disk that all machines share, or copy {checkpoints.latest.name} to each"
+        )
+    return found
+
+
+def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None:
+    task, log = trainer.task, trainer.log
+    last_epoch = task.config.TRAIN.get("LAST_EPOCH", -1)
+    differences = trainer.state.restore(saved, str(source), last_epoch if last_epoch >= 0 else None)
+    where = f"{trainer.progress}, step {trainer.state.step}" if task.unit == "epoch" else trainer.progress
+    log.line(f"resuming {source} after {where}")
+    for difference in differences:
+        log.line(f"  differs from the interrupted run: {difference}")
+    if trainer.state.step > trainer.total_steps:
+        raise UserError(
+            f"{source} has done {trainer.state.step} steps, this run has {trainer.total_steps}; raise {task.length_key}"
+        )
+    if trainer.state.step == trainer.total_steps:
+        log.line(f"{trainer.progress} is done; raise {task.length_key} to train longer")
+
+
+def _require_equal_ranks(task: Task, training: Training) -> None:
+    """Refuse ranks with different data or settings, which would wait for each other forever."""
+    spec, config = task.config_spec, task.config
+    figures = {
+        **training.must_match,
+        "batches": training.sampler.num_batches,
+        "steps": training.total_steps,
+        "accumulation": config.TRAIN.ACCUM_ITER,
+        "seed": config.SEED,
+        "hash of the other settings": zlib.crc32("".join(spec.differences(spec.defaults(), config)).encode()),
+    }
+    rows = gather_rows(list(figures.values()))
+    for other in range(world_size()):
+        if (rows[other] != rows[0]).any():
+            raise UserError(
+                f"rank {other} was started with other settings than rank 0 ({', '.join(figures)}): "
+                f"{rows[other].astype(int).tolist()}, not {rows[0].astype(int).tolist()}; use the same data and flags "
+                "on all machines"
+            )
+
+
+def _warn_of_schedule(task: Task, training: Training) -> None:
+    rate, total = training.learning_rate, training.total_steps
+    if rate(total) > rate(total - 1):
+        task.log.line(
+            f"warning: the learning rate still rises at the last of {total} steps; shorten the warm-up, or raise "
+            f"{task.length_key}"
+        )
+
+
+def _print_head(task: Task, model: nn.Layer) -> None:
+    task.log.line(task.config.dump())
+    task.log.line(
+        f"{task.backbone_name}: {params(model) / 1e6:.2f}M parameters on {task.device}, "
+        f"{world_size()} rank(s), Paddle {paddle.__version__}"
+    )
+    if task.config.TRAIN.AMP and task.device == "cpu":
+        task.log.line("mixed precision has no effect on CPUs: everything is computed in float32")
+
+
+def _print_next_commands(task: Task, checkpoints: CheckpointFolder, best: Mapping[str, Any]) -> None:
+    config_file, best_file, latest_file = (
+        shlex.quote(str(path)) for path in (checkpoints.folder / "config.yaml", checkpoints.best, checkpoints.latest)
+    )
+    length: Any = task.config
+    for part in task.length_key.split("."):
+        length = length[part]
+    launcher = f"python -m paddle.distributed.launch {task.name}/main_multi_gpu.py -cfg {config_file}"
+    line = task.log.line
+    line(f"best: {task.criterion} {best[task.criterion]:.2f} after {best['at']} ({best['weights']})")
+    line(f"evaluate:  {launcher} -eval -pretrained {best_file}")
+    line(f"predict:   python tools/predict.py IMAGE... -pretrained {best_file}")
+    line(f"resume:    {launcher} -resume {latest_file} -opts {task.length_key} {2 * length}")

@@ -1,0 +1,219 @@
+"""What changes during a run, and how it is saved so that a resumed run reaches bitwise identical weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.base import unique_name
+
+from .. import __version__
+from ..checkpoints.loading import Checkpoint, attention_of, load_weights, numpy_state
+from ..errors import UserError
+from ..runtime.distributed import rank, world_size
+from .batch_norm import gather_statistics, set_statistics
+from .ema import ModelEma
+from .task import Task, Training
+
+__all__ = ["TrainingState", "load_optimizer_state", "optimizer_state"]
+
+
+class TrainingState:
+    """What changes during a run. There are no random states: random numbers are a function of the position in the run.
+
+    Args:
+        training: the model with its pretrained weights loaded.
+
+    Attributes:
+        ema: the average of the weights, or ``None``.
+        scaler: scales the loss; does nothing without float16.
+        step: optimizer steps done.
+        last_saved_step: the last step whose validation and checkpoint are done.
+        nonfinite_steps: consecutive steps that were skipped because the loss or the gradient was not finite.
+        best: metrics of the best validation so far, with ``at`` (such as ``epoch 3/16``) and ``weights``.
+        metadata: plain values to save in every checkpoint.
+    """
+
+    def __init__(self, task: Task, training: Training):
+        config = task.config
+        self.model, self.optimizer = training.model, training.optimizer
+        self.ema = ModelEma(self.model, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY else None
+        self.scaler = paddle.amp.GradScaler(enable=config.TRAIN.AMP == "float16", init_loss_scaling=2.0**16)
+        self.step = self.last_saved_step = self.nonfinite_steps = 0
+        self.best: dict[str, Any] = {}
+        self.metadata = {
+            "task": task.name,
+            "config": task.config_spec.dump(config),
+            "attention": attention_of(self.model),
+            "class_names": None if training.class_names is None else list(training.class_names),
+            "versions": {
+                "pale-transformer-paddle": __version__,
+                "paddle": paddle.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        self._task, self._sampler, self._total_steps = task, training.sampler, training.total_steps
+
+    def models(self) -> list[nn.Layer]:
+        """The trained model and, if there is one, its average."""
+        return [self.model, self.ema.model] if self.ema else [self.model]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that :meth:`restore` needs, as plain values and NumPy arrays; a collective operation."""
+        saved = {
+            "model": numpy_state(self.model),
+            "optimizer": optimizer_state(self.optimizer, self.model),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "steps_per_epoch": self._sampler.steps_per_epoch,
+            "last_saved_step": self.last_saved_step,
+            "nonfinite": self.nonfinite_steps,
+            "best": dict(self.best),
+            "conditions": self._conditions(),
+            **self.metadata,
+        }
+        if self.ema:
+            saved |= {"model_ema": numpy_state(self.ema.model), "ema_updates": self.ema.updates}
+        if world_size() > 1:
+            saved["rank_statistics"] = [gather_statistics(model) for model in self.models()]
+        return saved
+
+    def restore(self, saved: Mapping[str, Any], source: str, last_epoch: int | None = None) -> list[str]:
+        """Continue a run where its state was saved, in the middle of an epoch if need be.
+
+        Args:
+            saved: what :meth:`as_dict` returned, in this version or in 0.1.0.
+            source: where it comes from, for messages.
+            last_epoch: continue after this epoch instead.
+
+        Returns:
+            Differences from the interrupted run that change the weights, one line each; none if it resumes exactly.
+
+        Raises:
+            UserError: it is not a training state, or is another model's; this state must not be used then.
+        """
+        last_saved_step = saved.get("last_saved_step", saved.get("settled"))  # 0.1.0 called it settled
+        types: dict[str, type] = dict.fromkeys(("model", "optimizer", "conditions", "best"), dict)
+        types |= dict.fromkeys(("step", "steps_per_epoch"), int)
+        if not isinstance(last_saved_step, int) or not all(isinstance(saved.get(key), types[key]) for key in types):
+            raise UserError(f"{source} holds weights, not a training state; resume from latest, or use -pretrained")
+        differences = [
+            f"{name}: {saved['conditions'].get(name)} then, {value} now"
+            for name, value in self._conditions().items()
+            if saved["conditions"].get(name) != value
+        ]
+        differences += self._restore_weights(saved, source)
+        load_optimizer_state(self.optimizer, self.model, saved["optimizer"])
+        if saved.get("scaler"):
+            self.scaler.load_state_dict(dict(saved["scaler"]))
+        if last_epoch is None:
+            self.step = self._same_position(saved)
+            self.last_saved_step = self.step if last_saved_step == saved["step"] else 0
+        else:
+            self.step = self.last_saved_step = last_epoch * self._sampler.steps_per_epoch
+        self.nonfinite_steps = saved.get("nonfinite", 0)
+        self.best = dict(saved["best"])
+        if isinstance(saved.get("config"), str):
+            spec = self._task.config_spec
+            differences += spec.differences(spec.from_text(saved["config"], source), self._task.config)
+        return differences
+
+    def _restore_weights(self, saved: Mapping[str, Any], source: str) -> list[str]:
+        """Load the weights, their average and each rank's BatchNorm statistics; return the differences."""
+        differences = []
+        report = load_weights(self.model, Checkpoint.from_state(saved, source))
+        if report.interpolated:
+            raise UserError(
+                f"{source} has positions of another size, {report.interpolated[0]}; resume with its own image size "
+                "and attention"
+            )
+        if report.left_out:
+            raise UserError(
+                f"{source} was trained with token labels ({', '.join(report.left_out)}), which this run does not use; "
+                "resume with its -label_maps"
+            )
+        if self.ema:
+            if "model_ema" not in saved:
+                differences.append("EMA: none then, it starts from the present weights")
+            load_weights(self.ema.model, Checkpoint.from_state(saved, source, ema="model_ema" in saved))
+            self.ema.updates = saved.get("ema_updates", 0)
+        for model, rows in zip(self.models(), saved.get("rank_statistics", ()), strict=False):
+            set_statistics(model, rows[rank()] if len(rows) == world_size() else rows.mean(0))
+        return differences
+
+    def _conditions(self) -> dict[str, Any]:
+        """What must be equal for a resumed run to be bitwise identical to an uninterrupted one."""
+        sampler = self._sampler
+        return {
+            "length of the run": self._total_steps,
+            "ranks": world_size(),
+            "batch size": sampler.batch_size,
+            "accumulated batches": self._task.config.TRAIN.ACCUM_ITER,
+            "seed": self._task.config.SEED,
+            "images": sampler.num_samples,
+            "repeats": sampler.repeats,
+            "Paddle": paddle.__version__,
+        }
+
+    def _same_position(self, saved: Mapping[str, Any]) -> int:
+        """The step of this run at which as much of it is done as of the saved one.
+
+        In a run of epochs, that is as many images of the same epoch, whatever the batch size and the number of ranks.
+        """
+        if self._task.unit == "step":
+            return saved["step"]
+        then, now = (
+            math.prod(conditions[factor] for factor in ("batch size", "ranks", "accumulated batches"))
+            for conditions in (saved["conditions"], self._conditions())
+        )
+        epoch, steps = divmod(saved["step"], saved["steps_per_epoch"])
+        steps_per_epoch = self._sampler.steps_per_epoch
+        return epoch * steps_per_epoch + min(steps * then // now, steps_per_epoch)
+
+
+def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> dict[str, np.ndarray]:
+    """The optimizer's accumulators as ``<parameter name>/<accumulator>``.
+
+    Paddle keys them by automatic names, which count the layers and the optimizers that a process has built, so that
+    they fit only the same program in a fresh process; the structured names always fit.
+    """
+    state = optimizer.state_dict()
+    return {name: np.array(state[key].numpy()) for name, key in _accumulator_keys(state, model).items()}
+
+
+def load_optimizer_state(
+    optimizer: paddle.optimizer.Optimizer, model: nn.Layer, state: Mapping[str, np.ndarray]
+) -> None:
+    """Give the optimizer the accumulators that :func:`optimizer_state` took.
+
+    Raises:
+        UserError: the state is of other parameters than this model trains.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    # The state may lack some: Paddle keeps nothing of a parameter that never had a gradient.
+    other = {key.rpartition("/")[0] for key in state} - set(parameters)
+    if other:
+        raise UserError(f"the optimizer's state is of other parameters than this model trains, such as {min(other)}")
+    present = _accumulator_keys(optimizer.state_dict(), model)
+    own = {}
+    for name, array in state.items():
+        parameter, _, accumulator = name.rpartition("/")
+        prefix = f"{parameters[parameter].name}_{accumulator}"
+        # Before its first step the optimizer has no accumulators; it will name them by the next count of Paddle's.
+        own[present.get(name, f"{prefix}_{unique_name.generator.ids[prefix]}")] = paddle.to_tensor(array)
+    optimizer.set_state_dict(own)
+
+
+def _accumulator_keys(state: Mapping[str, Any], model: nn.Layer) -> dict[str, str]:
+    """``<parameter name>/<accumulator>`` -> Paddle's key, such as ``linear_0.w_0_moment1_0``."""
+    names = {parameter.name: name for name, parameter in model.named_parameters()}
+    keys = {}
+    for key, value in state.items():
+        if isinstance(value, paddle.Tensor):
+            owner = max((name for name in names if key.startswith(f"{name}_")), key=len)
+            keys[f"{names[owner]}/{key[len(owner) + 1 :].rpartition('_')[0]}"] = key
+    return keys
