@@ -1,15 +1,12 @@
 """Weights out of files of every kind and version, into models that they fit."""
 
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import paddle
 import pytest
 from paddle import nn
 
-from common.checkpoints import renames
 from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import (
     Checkpoint,
@@ -20,11 +17,9 @@ from common.checkpoints.loading import (
     load_weights,
     numpy_state,
     read_checkpoint,
-    read_state,
 )
 from common.errors import UserError
-from common.pale_transformer import VARIANTS, PaleTransformer, create_model
-from tests.helpers.programs import ROOT
+from common.pale_transformer import PaleTransformer, create_model
 
 
 def make_model(num_classes=3, seed=0, depths=(1, 1, 1, 1), embed_dim=4, pale_size=2, **settings):
@@ -99,7 +94,6 @@ def test_a_checkpoint_describes_its_weights(tmp_path):
         ({"epoch": 3}, "holds no weights"),
         ({"model": {"a\x1b[2J": np.zeros(3)}}, "unprintable"),
         ({"model": {"a": np.zeros(3)}, "class_names": "roses"}, "class_names is a str, not a list"),
-        ({"model": {"a": np.zeros(3)}, "task": 5}, "task is a int, not a str"),
     ],
 )
 def test_a_state_that_is_no_checkpoint_is_refused(state, part):
@@ -117,18 +111,6 @@ def test_a_file_with_code_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"refused to load .*nice\.pdparams: it wants to use 'builtins\.exec'"):
         load_pretrained(make_model(), tmp_path / "nice")
     assert not (tmp_path / "canary").exists()
-
-
-def test_old_names_are_renamed_in_weights_and_in_the_optimizers_state(tmp_path, monkeypatch):
-    monkeypatch.setattr(renames, "_RENAMES", ((r"\.fc1\.", ".expand."), (r"^classifier\.", "head.")))
-    old, new = {"mlp.fc1.bias": np.zeros(2), "classifier.bias": np.ones(3)}, ["mlp.expand.bias", "head.bias"]
-    state = {"model": old, "model_ema": old, "optimizer": {f"{name}/moment1": old[name] for name in old}, "step": 1}
-    save_file(state, tmp_path / "state.pdparams")
-    save_file(old, tmp_path / "bare.pdparams")
-    state = read_state(tmp_path / "state")
-    assert list(state["model"]) == list(state["model_ema"]) == list(read_state(tmp_path / "bare")) == new
-    assert list(state["optimizer"]) == [f"{name}/moment1" for name in new]
-    assert state["step"] == 1
 
 
 # ---- weights that fit
@@ -203,14 +185,6 @@ def test_without_strict_the_fitting_weights_are_loaded_and_the_others_named():
     assert "other shape: norm.weight (5,) for (32,)" in str(report)
 
 
-def skeleton(embed_dim, depths):
-    """Enough of a model's weights to recognize the variant."""
-    blocks = [
-        f"stages.{stage}.blocks.{block}.norm1.weight" for stage, depth in enumerate(depths) for block in range(depth)
-    ]
-    return {name: np.zeros(embed_dim, np.float32) for name in ["stages.0.merging.conv.bias", *blocks]}
-
-
 def doubled_tables():
     weights = numpy_state(make_model(position_encoding="relative", image_size=32))
     name = next(name for name in weights if name.endswith(".table"))
@@ -223,13 +197,7 @@ RELATIVE = {"position_encoding": "relative", "image_size": 32}
 @pytest.mark.parametrize(
     ("weights", "settings", "parts"),
     [
-        (
-            lambda: skeleton(VARIANTS["pale_small"]["embed_dim"], VARIANTS["pale_small"]["depths"]),
-            {},
-            ["these are pale_small weights", "MODEL.NAME"],
-        ),
         (lambda: numpy_state(make_model(depths=(1, 2, 3, 1))), {}, ["depths (1, 2, 3, 1) and 4 channels"]),
-        (lambda: {"conv1.weight": np.zeros((3, 3), np.float32)}, {}, ["not the weights of a Pale Transformer"]),
         (
             lambda: numpy_state(make_model()),
             RELATIVE,
@@ -238,7 +206,7 @@ RELATIVE = {"position_encoding": "relative", "image_size": 32}
         (doubled_tables, RELATIVE, ["relative positions are of another attention", "MODEL.ATTENTION"]),
         (lambda: numpy_state(make_model()), {"stage_norms": False}, ["norms in its stages", "stage_norms"]),
     ],
-    ids=["variant", "own variant", "another model", "position encoding", "relative positions", "stage norms"],
+    ids=["own variant", "position encoding", "relative positions", "stage norms"],
 )
 def test_the_likely_cause_is_named(weights, settings, parts):
     with pytest.raises(UserError) as caught:
@@ -365,24 +333,3 @@ def test_a_model_that_reads_its_parameters_is_built_with_initial_values(drawn):
     with pytest.raises(ValueError, match="num_classes is -1"):
         build_lazily(lambda: make_model(-1))
     assert nn.Linear(2, 3).weight.numpy().shape == (2, 3)  # the guard is off again
-
-
-@pytest.mark.slow
-def test_loading_takes_no_more_memory_than_the_file_has_bytes(tmp_path):
-    path = tmp_path / "pale_base.pdparams"
-    paddle.save(create_model("pale_base").state_dict(), str(path))
-    program = (
-        "import re, sys\n"
-        "from pathlib import Path\n"
-        "from common.checkpoints.loading import load_pretrained\n"
-        "from common.pale_transformer import create_model\n"
-        "def memory(kind):\n"
-        "    return 1024 * int(re.search(kind + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
-        "model = create_model('pale_base')\n"
-        "before = memory('VmRSS')\n"
-        "Path('/proc/self/clear_refs').write_text('5')\n"  # sets the peak back to the present
-        "load_pretrained(model, sys.argv[1], verbose=False)\n"
-        "print(memory('VmHWM') - before)\n"
-    )
-    output = subprocess.check_output([sys.executable, "-c", program, str(path)], cwd=ROOT)
-    assert int(output.split()[-1]) <= 1.1 * path.stat().st_size
