@@ -110,19 +110,8 @@ class Classification(Task):
         )
 
     def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> StepResult:
-        aug = self.config.AUG
         skipped = check_batch(batch, self.config.DATA.SKIP_BROKEN, training=True)
-        images, targets = mixup_or_cutmix(
-            batch["images"],
-            batch["labels"],
-            num_classes,
-            rng,
-            aug.MIXUP,
-            aug.CUTMIX,
-            aug.MIX_PROB,
-            aug.MIX_SWITCH_PROB,
-            aug.LABEL_SMOOTHING,
-        )
+        images, targets = mixup_or_cutmix(batch["images"], batch["labels"], num_classes, rng, self.config.AUG)
         logits = model(images).astype("float32")
         loss = F.cross_entropy(logits, targets, soft_label=True)
         top1 = 100.0 * (logits.argmax(-1) == batch["labels"]).astype("float32").mean()

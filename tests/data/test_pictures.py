@@ -55,7 +55,7 @@ def test_overlay_blends_colors_except_where_a_label_has_no_class():
     result = overlay(image, labels, palette(4), 0.3)
     np.testing.assert_array_equal(result[:5], image[:5])
     np.testing.assert_allclose(result[5:], 0.7 * image[5:] + 0.3 * palette(4)[labels[5:]], atol=1)
-    with pytest.raises(ValueError, match=r"\(20, 30\).*\(5, 4\)"):
+    with pytest.raises(ValueError, match="do not match"):
         overlay(image, np.zeros((5, 4), int), palette(2))
 
 
