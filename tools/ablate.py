@@ -199,7 +199,7 @@ def train_all(arguments: Namespace, file: Path) -> None:
         UserError: a configuration is invalid, or runs failed (the others were finished first).
         StoppedBySignal: SIGINT or SIGTERM was received; the current runs have saved their states.
     """
-    from common.runtime.command_line import select_device
+    from common.runtime.device import select_device
     from common.runtime.machine import code_version, describe_device
 
     rows = find_rows(arguments.configs or [DEFAULT_CONFIGS], arguments.opts)

@@ -35,7 +35,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tool
 from tqdm import tqdm  # noqa: E402
 
 from common.errors import UserError  # noqa: E402
-from common.runtime.command_line import ArgumentParser, run, select_device  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.device import select_device  # noqa: E402
 from tools.helpers.markdown import markdown_table, read_section, replace_section  # noqa: E402
 
 if TYPE_CHECKING:

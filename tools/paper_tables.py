@@ -23,7 +23,7 @@ from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
 
-    from common.runtime.command_line import select_device
+    from common.runtime.device import select_device
     from tools.helpers.paper_layout import check_counts, print_tables, update_documents
 
     select_device("cpu")

@@ -372,7 +372,7 @@ def test_what_cannot_be_read_is_told_after_the_reader(boxes, boxes_config, split
         {"is_scale": False, "norm_type": "none"},
     ],
 )
-def test_what_the_transforms_normalise_is_undone(boxes_config, arguments):
+def test_what_the_transforms_normalize_is_undone(boxes_config, arguments):
     image = np.random.default_rng(0).integers(0, 256, [4, 5, 3], dtype=np.uint8)
     steps = [{"Decode": {}}, *([] if arguments is None else [{"NormalizeImage": arguments}]), {"Permute": {}}]
     config = options(boxes_config, "TrainReader.sample_transforms", json.dumps(steps))
