@@ -23,7 +23,7 @@ from semantic_segmentation.components import check_arguments
 __all__ = ["InferenceSettings", "Model", "predict_labels", "predict_large"]
 
 _CLASSES = 8  # whose logits are resized at once
-_TILE, _MARGIN = 1024, 256  # pixels
+_TILE, _MARGIN = 768, 128  # pixels
 
 Model = Callable[[paddle.Tensor], Sequence[paddle.Tensor]]
 
