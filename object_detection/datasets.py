@@ -256,16 +256,15 @@ class Objects:
 
     def tensors(self) -> dict[str, list[Any]]:
         """The fields with tensors in place of arrays."""
-        # Paddle 2.6 makes [0] of an array [0, 4].
         return {
-            key: [
-                paddle.to_tensor(value) if value.size else paddle.zeros(value.shape, str(value.dtype))
-                for value in values
-            ]
-            if key != "gt_poly"
-            else values
+            key: values if key == "gt_poly" else [_tensor(value) for value in values]
             for key, values in self.fields.items()
         }
+
+
+def _tensor(array: np.ndarray) -> paddle.Tensor:
+    # Paddle 2.6 makes [0] of an array [0, 4].
+    return paddle.to_tensor(array) if array.size else paddle.zeros(array.shape, str(array.dtype))
 
 
 def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from common.runtime import distributed
 from common.training.sampler import ShardedEvalSampler
 from object_detection import evaluation
 from object_detection.coco_file import index_annotations
-from object_detection.evaluation import annotated_objects, detect, evaluate, per_class_table
+from object_detection.evaluation import detect, evaluate, per_class_table
 from tests.helpers.thread_ranks import run_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
@@ -148,21 +148,6 @@ def test_the_ap_of_a_class_is_that_of_its_objects_alone(world):
             assert whole.per_class[kind][number] == pytest.approx(metrics[f"{kind}_AP"])
     assert np.isnan(whole.per_class["mask"][3]), "nothing is of the last class, and its detections spoil nothing"
     assert whole.metrics["mask_AP"] == pytest.approx(np.nanmean(whole.per_class["mask"]))
-
-
-def test_the_truth_itself_has_all_metrics_of_a_hundred(world):
-    annotations, _ = world
-    coco = index_annotations(annotations)
-    truth = {image["id"]: annotated_objects(coco, image["id"], True) for image in annotations["images"]}
-    rows = {
-        key: (
-            np.column_stack([objects.labels, objects.scores, objects.boxes]).astype(np.float32),
-            [{**mask, "counts": mask["counts"].encode()} for mask in objects.masks],
-        )
-        for key, objects in truth.items()
-    }
-    metrics = run_evaluate((annotations, rows)).metrics
-    assert {value for name, value in metrics.items() if name != "images"} == {100.0}
 
 
 def test_a_model_without_masks_is_evaluated_by_its_boxes(world):
