@@ -35,7 +35,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tool
 from tqdm import tqdm  # noqa: E402
 
 from common.errors import UserError  # noqa: E402
-from common.runtime.command_line import ArgumentParser, run, select_device  # noqa: E402
+from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.device import select_device  # noqa: E402
 from tools.helpers.markdown import markdown_table, read_section, replace_section  # noqa: E402
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def _table(records: Sequence[dict[str, Any]]) -> str:
         ]
         for record in records
     ]
-    return markdown_table(header, rows, right=range(3, len(header)), padded=True)
+    return markdown_table(header, rows, right=range(3, len(header)))
 
 
 def _write_csv(file: Path, records: Sequence[dict[str, Any]]) -> None:
