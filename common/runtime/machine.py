@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 from .. import __version__
 
-__all__ = ["code_version", "cpu_model", "describe_device", "git_state"]
+__all__ = ["code_version", "cpu_model", "describe_device", "git_state", "installed_versions"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +35,17 @@ def describe_device(device: str) -> str:
 
     name = cpu_model() if device == "cpu" else paddle.device.cuda.get_device_name()
     return f"{name}, {os.cpu_count()} cores, Paddle {paddle.__version__}"
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def git_state(*without: str) -> str:
