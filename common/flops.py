@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -30,7 +31,7 @@ class _Traced(nn.Layer):
         super().__init__()
         self.model = model
 
-    def forward(self, x: paddle.Tensor):
+    def forward(self, x: paddle.Tensor) -> Any:
         return self.model(x)
 
 
@@ -52,7 +53,7 @@ def flops_by_layer(model: nn.Layer, shape: Sequence[int], norms: bool = False) -
 
     Args:
         shape: of the tensor, which is float32.
-        norms: add 5 for each value that a LayerNorm normalises and 2 for each of a BatchNorm, as fvcore does. The
+        norms: add 5 for each value that a LayerNorm normalizes and 2 for each of a BatchNorm, as fvcore does. The
             paper's figures seem to be counted so [C: its 15.6G, 1135G and 1311G need them].
     """
     totals: dict[str, int] = defaultdict(int)

@@ -153,9 +153,9 @@ class Segmentation(Task):
         if len(outputs) != len(losses["types"]):
             raise UserError(f"the model has {len(outputs)} outputs in training, loss has {len(losses['types'])} types")
         terms = [term.reshape([]) for term in loss_computation(outputs, labels, None, losses)]
-        labelled = labels != ignore_index
-        correct = (outputs[0].argmax(1) == labels) & labelled
-        accuracy = 100.0 * correct.astype("float32").sum() / labelled.astype("float32").sum().clip(min=1.0)
+        labeled = labels != ignore_index
+        correct = (outputs[0].argmax(1) == labels) & labeled
+        accuracy = 100.0 * correct.astype("float32").sum() / labeled.astype("float32").sum().clip(min=1.0)
         return StepResult(sum(terms[1:], terms[0]), len(images), {"aAcc": accuracy})
 
     def _draw_samples(self, batch: dict[str, Any], dataset: datasets.Dataset) -> np.ndarray | None:

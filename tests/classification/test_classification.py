@@ -150,7 +150,7 @@ def test_wrong_input_is_one_line_that_names_it(tmp_path, shapes_config, best):
         (["-pretrained", "missing.pdparams"], "missing.pdparams"),
         (["-eval"], "-pretrained"),
         ([*evaluate, "-opts", "MODEL.NAME", "pale_tiny"], "pale_nano weights"),
-        ([*evaluate, "-dataset", "mnist5k", "-data_path", ""], "another number of classes"),
+        ([*evaluate, "-dataset", "mnist5k", "-data_path", ""], "3 classes, the model 10"),
         (["-resume", best], "resume from latest"),
     ):
         assert named in refusal(shapes_config, *flags)

@@ -14,7 +14,7 @@ from object_detection.components import build_model
 from object_detection.config import CONFIG
 from object_detection.flops import count_detector_flops
 from tests.helpers.programs import ROOT
-from tests.segmentation.test_upernet import backbone_flops
+from tests.helpers.small_models import expected_flops
 from tools.helpers.paper_figures import find_figure
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")
@@ -23,6 +23,19 @@ LEVELS = (4, 8, 16, 32, 64)  # strides of the pyramid
 
 def load(name: str, *options: str):
     return CONFIG.load(Namespace(cfg=CONFIG.default_file.with_name(f"{name}.yml"), opts=options))
+
+
+def backbone_flops(name, height, width):
+    """Multiply-adds and the norms' operations of the backbone without a classifier, with a LayerNorm on each map."""
+    row = VARIANTS[name]
+    layer_norms = batch_norms = 0
+    for stage, depth in enumerate(row["depths"]):
+        c, h, w = row["embed_dim"] * 2**stage, math.ceil(height / 2 ** (stage + 2)), math.ceil(width / 2 ** (stage + 2))
+        s_r, s_c = min(row["pale_size"], h), min(row["pale_size"], w)
+        layer_norms += (2 + 2 * depth) * h * w * c
+        batch_norms += 3 * depth * s_r * math.ceil(h / s_r) * s_c * math.ceil(w / s_c) * c
+    flops = expected_flops(height, width, row["embed_dim"], row["depths"], row["pale_size"], num_classes=0)
+    return flops, 5 * layer_norms + 2 * batch_norms
 
 
 def mask_rcnn_flops(

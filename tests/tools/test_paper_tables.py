@@ -125,13 +125,13 @@ def test_tables_of_documents_are_written_and_compared(counted, tmp_path, monkeyp
     assert capsys.readouterr().out == "all documents are up to date\n"
     readme = tmp_path / "README.md"
     text = readme.read_text(encoding="utf-8")
-    assert "| 22.04M (22M) " in text
-    readme.write_text(text.replace("| 22.04M (22M) ", "| 23.04M (22M) "), encoding="utf-8")
+    assert " 22.04M (22M) |" in text
+    readme.write_text(text.replace(" 22.04M (22M) |", " 23.04M (22M) |"), encoding="utf-8")
     with pytest.raises(SystemExit) as left:
         paper_tables.main(["-markdown", "-check"])
     assert left.value.code == 1
     assert "README.md: the table 'image_classification' is out of date" in capsys.readouterr().out
-    assert "| 23.04M (22M) " in readme.read_text(encoding="utf-8")
+    assert " 23.04M (22M) |" in readme.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
