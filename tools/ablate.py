@@ -35,7 +35,7 @@ from yacs.config import CfgNode  # noqa: E402
 
 from common.errors import StoppedBySignal, UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
-from common.runtime.csv_table import read_table, write_table  # noqa: E402
+from common.runtime.csv_table import append_rows, read_table  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
 from tools.helpers.markdown import markdown_table, replace_section  # noqa: E402
 from tools.plot_curves import read_records  # noqa: E402
@@ -203,8 +203,7 @@ def train_all(arguments: Namespace, file: Path) -> None:
     from common.runtime.machine import code_version, describe_device
 
     rows = find_rows(arguments.configs or [DEFAULT_CONFIGS], arguments.opts)
-    results = read_table(file, Result)
-    finished = {(result.row, result.seed) for result in results}
+    finished = {(result.row, result.seed) for result in read_table(file, Result)}
     jobs = [Job(row, seed, arguments.opts, arguments.output) for seed in arguments.seeds for row in rows]
     waiting = [job for job in jobs if (job.row.name, job.seed) not in finished]
     print(f"{len(jobs)} runs: {len(jobs) - len(waiting)} are finished, {len(waiting)} are left", flush=True)
@@ -222,8 +221,7 @@ def train_all(arguments: Namespace, file: Path) -> None:
             failed.append(job)
             print(f"[{number}/{len(jobs)}] {job} failed: {error}", flush=True)
             continue
-        results.append(result)
-        write_table(file, Result, results)
+        append_rows(file, Result, [result])
         print(f"[{number}/{len(jobs)}] {job}: top-1 {result.top1:.2f}", flush=True)
     if failed:
         raise UserError(f"{len(failed)} runs failed ({', '.join(map(str, failed))}); the same command repeats them")

@@ -226,7 +226,7 @@ def _write_csv(file: Path, records: Sequence[dict[str, Any]]) -> None:
 
 def _machine(threads: int) -> str:
     """Processor, threads, versions, commit and date."""
-    from common.runtime.machine import cpu_model, git_state
+    from common.runtime.machine import code_version, cpu_model
     from tools.helpers.benchmark_runtimes import peer_versions
 
     versions = [f"Python {platform.python_version()}"]
@@ -236,8 +236,7 @@ def _machine(threads: int) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     where = f"{cpu_model()}, {os.cpu_count()} cores, {threads} threads"
-    commit = git_state("docs", "results") or "unknown"
-    return ", ".join([where, *versions, *sorted(peer_versions), f"commit {commit}", str(date.today())])
+    return ", ".join([where, *versions, *sorted(peer_versions), f"project {code_version()}", str(date.today())])
 
 
 def _parser() -> ArgumentParser:

@@ -157,31 +157,20 @@ def set_open(config: CfgNode, key: str, value: Any, source: str) -> None:
     Raises:
         UserError: the key leads nowhere.
     """
-    *above, last = key.split(".")
+    parts: list[Any] = key.split(".")
     node: Any = config
-    for depth, part in enumerate(above):
-        node = _get(node, _index(node, part, key, depth, source))
-    place: Any = _index(node, last, key, len(above), source)
-    if not isinstance(node, (dict, list)):
-        raise UserError(f"{source}: {key} cannot be set to {value!r}{similar(config, key)}")
+    for depth, part in enumerate(parts):
+        parent, node = node, None
+        if isinstance(parent, list):
+            if not part.isdecimal() or int(part) >= len(parent):
+                name = ".".join(key.split(".")[:depth])
+                raise UserError(f"{source}: {key}: {name} is a list of {len(parent)}, counted from 0; it has no {part}")
+            parts[depth] = int(part)
+            node = parent[int(part)]
+        elif isinstance(parent, dict):
+            node = parent.get(part)
+        else:
+            raise UserError(f"{source}: {key} cannot be set to {value!r}{similar(config, key)}")
     if isinstance(value, dict):
-        old = _get(node, place)
-        value = merge_open(old if isinstance(old, dict) else {}, value)
-    node[place] = value if isinstance(node, CfgNode) else plain(value)
-
-
-def _index(node: Any, part: str, key: str, depth: int, source: str) -> str | int:
-    """A part of a dotted key as a key of a dict or an index of a list."""
-    if not isinstance(node, list):
-        return part
-    if not part.isdecimal() or int(part) >= len(node):
-        name = ".".join(key.split(".")[:depth])
-        raise UserError(f"{source}: {key}: {name} is a list of {len(node)}, counted from 0; it has no {part}")
-    return int(part)
-
-
-def _get(node: Any, place: Any) -> Any:
-    """The value in a dict or a list, or ``None``."""
-    if isinstance(node, dict):
-        return node.get(place)
-    return node[place] if isinstance(node, list) else None
+        value = merge_open(node if isinstance(node, dict) else {}, value)
+    parent[parts[-1]] = value if isinstance(parent, CfgNode) else plain(value)

@@ -12,7 +12,8 @@ import paddle
 
 from common.flops import count_flops, params
 from common.tasks import TASKS
-from common.training.results import Result, read_results, results_file
+from common.runtime.csv_table import read_table
+from common.training.results import Result, results_file
 from tools.helpers.configured_model import build_configured
 from tools.helpers.paper_figures import PaperFigure
 
@@ -150,7 +151,7 @@ def is_off(figure: PaperFigure, ours: float) -> bool:
 
 @cache
 def _results_of(task: str) -> tuple[Result, ...]:
-    return tuple(read_results(ROOT / results_file(task)))
+    return tuple(read_table(ROOT / results_file(task), Result))
 
 
 def measured(task: str, model: str, metric: str) -> Result | None:
