@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -30,7 +31,7 @@ class _Traced(nn.Layer):
         super().__init__()
         self.model = model
 
-    def forward(self, x: paddle.Tensor):
+    def forward(self, x: paddle.Tensor) -> Any:
         return self.model(x)
 
 

@@ -260,9 +260,12 @@ class PaleTransformer(nn.Layer):
         Raises:
             ValueError: the model has no such parameter.
         """
-        if parameter_name not in dict(self.named_parameters()):
-            raise ValueError(f"{parameter_name!r} is no parameter of this model")
         parts = parameter_name.split(".")
+        parameter: Any = self
+        for part in parts:
+            parameter = getattr(parameter, part, None)
+        if not isinstance(parameter, Tensor):
+            raise ValueError(f"{parameter_name!r} is no parameter of this model")
         if parts[0] != "stages":
             return self.num_layers - 1
         blocks_before = sum(self.depths[: int(parts[1])])

@@ -1,11 +1,12 @@
 """Faster forms of two operations for eager mode on CPUs. They are equal to Paddle's up to rounding.
 
-``docs/performance.md`` says what they bring.
+``docs/performance.md`` explains them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
@@ -53,14 +54,14 @@ class _PlaneConvolution(PyLayer):
     """
 
     @staticmethod
-    def forward(context, planes: Tensor, kernels: Tensor) -> Tensor:
+    def forward(context: Any, planes: Tensor, kernels: Tensor) -> Tensor:
         context.needed = [not tensor.stop_gradient for tensor in (planes, kernels)]
         context.save_for_backward(planes.contiguous(), kernels)  # recomputation forgets the strides of what is saved
         channels, size = kernels.shape[0], kernels.shape[-1]
         return F.conv2d(planes, kernels.reshape([-1, 1, size, size]), padding=size // 2, groups=channels)
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         planes, kernels = context.saved_tensor()
         channels, count, size, _ = kernels.shape
         for_planes, for_kernels = context.needed
@@ -78,13 +79,13 @@ class _BiasedProduct(PyLayer):
     """``rows @ weight + bias``, whose bias gradient is a product with a row of ones."""
 
     @staticmethod
-    def forward(context, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(context: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         context.needed = [not tensor.stop_gradient for tensor in (rows, weight, bias)]
         context.save_for_backward(rows.contiguous(), weight)  # recomputation forgets the strides of what is saved
         return paddle.addmm(bias, rows, weight)
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = context.saved_tensor()
         for_rows, for_weight, for_bias = context.needed
         return (

@@ -13,10 +13,13 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError
 from .cpu_settings import use_fast_gemm
+
+if TYPE_CHECKING:
+    from .failure_watch import FailureWatch
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ side reports every connection otherwise
 use_fast_gemm()
@@ -122,7 +125,7 @@ def _wants_traceback(argv: Sequence[str]) -> bool:
     return bool({"-debug", "--debug"} & set(argv))
 
 
-def _fail(watch, message: str, exit_code: int) -> NoReturn:
+def _fail(watch: FailureWatch | None, message: str, exit_code: int) -> NoReturn:
     """Print the message where the user sees it, and end all ranks."""
     if watch:
         watch.take_over()

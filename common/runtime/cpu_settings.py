@@ -1,4 +1,4 @@
-"""Settings that make Paddle fast on CPUs; ``docs/performance.md`` says what each brings."""
+"""Settings that make Paddle fast on CPUs; ``docs/performance.md`` explains them."""
 
 from __future__ import annotations
 

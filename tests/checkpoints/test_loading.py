@@ -3,7 +3,6 @@
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -26,11 +25,7 @@ from common.checkpoints.loading import (
 from common.demo_data.wheels import fetch
 from common.errors import UserError
 from common.pale_transformer import VARIANTS, PaleTransformer, create_model
-from common.training.optimizer import build_adamw
-from common.training.state import load_optimizer_state
 from tests.helpers.programs import ROOT
-
-OLD_STATE = Path(__file__).parent / "files" / "training_state_0.1.0.pdparams"
 
 
 def make_model(num_classes=3, seed=0, depths=(1, 1, 1, 1), embed_dim=4, pale_size=2, **settings):
@@ -129,21 +124,6 @@ def test_a_file_with_code_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"refused to load .*nice\.pdparams: it wants to use 'builtins\.exec'"):
         load_pretrained(make_model(), tmp_path / "nice")
     assert not (tmp_path / "canary").exists()
-
-
-@pytest.mark.parametrize("ema", [False, True])
-def test_a_training_state_of_version_0_1_0_loads(ema):
-    """It is of the commit f87aafb; the state also holds the logits that its weights gave."""
-    model = make_model(embed_dim=2, seed=9)
-    report = load_weights(model, read_checkpoint(OLD_STATE, ema=ema), task="image_classification")
-    assert len(report.loaded) == len(model.state_dict())
-    state = read_state(OLD_STATE)
-    if not ema:
-        model.eval()
-        images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype("float32")
-        np.testing.assert_allclose(model(paddle.to_tensor(images)).numpy(), state["logits"], atol=1e-5)
-    optimizer = build_adamw(model, 0.01, 0.05, (0.9, 0.999), layer_decay=0.8)
-    load_optimizer_state(optimizer, model, state["optimizer"])
 
 
 def test_old_names_are_renamed_in_weights_and_in_the_optimizers_state(tmp_path, monkeypatch):
