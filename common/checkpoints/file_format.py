@@ -86,9 +86,8 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
         _flush_folder(path.parent)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; it needs {_array_bytes(state) / 1e6:.1f} MB beside the "
-            "old one: free some space or choose another -output. "
-            "The checkpoints written before are intact"
+            f"cannot write {path}: {error.strerror or error}; it is written beside the old one: free some space or "
+            "choose another -output. The checkpoints written before are intact"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -100,15 +99,6 @@ def remove_leftovers(folder: Path) -> None:
     for leftover in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()
-
-
-def _array_bytes(value: Any) -> int:
-    """Bytes of all arrays in nested containers, nearly the size of a checkpoint."""
-    if isinstance(value, Mapping):
-        return sum(map(_array_bytes, value.values()))
-    if isinstance(value, (list, tuple)):
-        return sum(map(_array_bytes, value))
-    return value.nbytes if isinstance(value, np.ndarray) else 0
 
 
 class _ChecksumWriter:

@@ -14,7 +14,7 @@ from paddle import Tensor, nn
 from PIL import Image
 from yacs.config import CfgNode
 
-from ..checkpoints.loading import Checkpoint, build_lazily, load_weights
+from ..checkpoints.loading import Checkpoint, load_weights
 from ..data.image_file import IMAGE_SUFFIXES, list_images, read_image
 from ..errors import UserError
 from ..fuse import fuse
@@ -93,7 +93,7 @@ class Predictor(ABC):
             UserError: the weights do not fit the configuration.
         """
         num_classes = cls.count_classes(checkpoint, config)
-        model = build_lazily(lambda: cls.build_model(config, num_classes, checkpoint.source))
+        model = cls.build_model(config, num_classes, checkpoint.source)
         load_weights(model, checkpoint)
         if fused:
             fuse(model)

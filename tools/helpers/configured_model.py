@@ -7,9 +7,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import paddle
 from paddle import nn
 
-from common.checkpoints.loading import build_lazily
 from common.tasks import TASKS
 
 __all__ = ["build_configured", "task_of"]
@@ -20,12 +20,11 @@ def task_of(path: Path) -> str:
     return next(part for part in path.resolve().parts[::-1] if part in TASKS)
 
 
-def build_configured(path: Path, with_values: bool = True) -> tuple[Any, nn.Layer]:
-    """Read a configuration, and build its model.
+def build_configured(path: Path) -> tuple[Any, nn.Layer]:
+    """Read a configuration, and build its model without values, to count its parameters and operations.
 
     Args:
         path: a file in the folder of a task.
-        with_values: draw initial values, which counting does not need.
 
     Returns:
         The configuration and the model.
@@ -35,9 +34,5 @@ def build_configured(path: Path, with_values: bool = True) -> tuple[Any, nn.Laye
     """
     task = TASKS[task_of(path)]
     config = task.config().load(Namespace(cfg=str(path), opts=[]))
-    num_classes = attrgetter(task.num_classes_key)(config)
-
-    def build() -> nn.Layer:
-        return task.build_model()(config, num_classes)
-
-    return config, build() if with_values else build_lazily(build)
+    with paddle.LazyGuard():
+        return config, task.build_model()(config, attrgetter(task.num_classes_key)(config))

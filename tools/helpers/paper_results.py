@@ -109,7 +109,7 @@ def configuration(task: str, model: str) -> Path:
 @cache
 def count(task: str, model: str) -> Counts:
     """Count a row as the paper does; see the titles of ``TABLES``."""
-    _, built = build_configured(configuration(task, model), with_values=False)
+    _, built = build_configured(configuration(task, model))
     if task == "object_detection":
         from object_detection.flops import count_detector_flops
 
@@ -119,7 +119,7 @@ def count(task: str, model: str) -> Counts:
 
 def count_classifier(path: Path) -> Counts:
     """Count a configuration of image classification, at its own image size."""
-    config, model = build_configured(path, with_values=False)
+    config, model = build_configured(path)
     return _as_counts(model, count_flops(model, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE, norms=True))
 
 

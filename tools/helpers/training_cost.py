@@ -62,7 +62,7 @@ def training_cost(path: Path) -> TrainingCost:
     Raises:
         common.errors.UserError: the configuration is invalid.
     """
-    config, model = build_configured(path, with_values=False)
+    config, model = build_configured(path)
     count = {
         "image_classification": _classification,
         "semantic_segmentation": _segmentation,
