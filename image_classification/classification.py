@@ -14,7 +14,7 @@ import paddle.nn.functional as F
 from paddle import nn
 from yacs.config import CfgNode
 
-from common.pictures.drawing import denormalize
+from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
 from common.training.log import TrainingLog
 from common.training.optimizer import build_adamw, warmup_cosine
@@ -27,7 +27,6 @@ from image_classification.label_maps import LabelMaps
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, check_batch
 from image_classification.mixup import mixup_or_cutmix, smooth, smooth_one_hot
 from image_classification.pale_backbone import build_model
-from image_classification.pictures import row_of_images
 from image_classification.token_labeling import (
     draw_mixed_tokens,
     mix_classes,
@@ -110,19 +109,8 @@ class Classification(Task):
         )
 
     def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> StepResult:
-        aug = self.config.AUG
         skipped = check_batch(batch, self.config.DATA.SKIP_BROKEN, training=True)
-        images, targets = mixup_or_cutmix(
-            batch["images"],
-            batch["labels"],
-            num_classes,
-            rng,
-            aug.MIXUP,
-            aug.CUTMIX,
-            aug.MIX_PROB,
-            aug.MIX_SWITCH_PROB,
-            aug.LABEL_SMOOTHING,
-        )
+        images, targets = mixup_or_cutmix(batch["images"], batch["labels"], num_classes, rng, self.config.AUG)
         logits = model(images).astype("float32")
         loss = F.cross_entropy(logits, targets, soft_label=True)
         top1 = 100.0 * (logits.argmax(-1) == batch["labels"]).astype("float32").mean()
@@ -197,9 +185,11 @@ def _data_title(config: CfgNode, images: int, num_classes: int) -> str:
 
 
 def _draw_row(config: CfgNode, images: paddle.Tensor, titles: Sequence[str]) -> np.ndarray:
-    """The first images of a batch side by side, as many as there are titles."""
+    """Draw the first images of a batch side by side, as many as there are titles."""
+    scale = -(-128 // config.DATA.IMAGE_SIZE)  # small images are enlarged, so that their titles fit
     shown = images[: len(titles)].astype("float32").numpy()
-    return row_of_images([denormalize(image, config.DATA.MEAN, config.DATA.STD) for image in shown], titles)
+    pictures = [denormalize(image, config.DATA.MEAN, config.DATA.STD) for image in shown]
+    return side_by_side([picture.repeat(scale, 0).repeat(scale, 1) for picture in pictures], titles)
 
 
 def _class_name(label: int, class_names: Sequence[str] | None) -> str:

@@ -7,6 +7,7 @@ evaluation needs no training data.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import re
 import zlib
@@ -133,15 +134,15 @@ class FileDataset(Dataset):
         except UserError as error:
             raise UserError(f"cannot read image {self.describe(index)}: {error}; replace or remove it") from error
 
-    def check_exist(self, ends: int = 100, sample: int = 1000) -> None:
-        """Check that the first, the last and a random sample of the files exist; all would take long on network disks.
+    def check_exist(self) -> None:
+        """Check that the first, the last and some random files exist; to check all takes long on network disks.
 
         Raises:
             UserError: one of these files is missing.
         """
-        n = len(self)
-        picked = np.random.default_rng(0).choice(n, min(n, sample), replace=False)
-        for index in np.unique(np.concatenate([np.arange(n)[:ends], np.arange(n)[-ends:], picked])):
+        indices = np.arange(len(self))
+        sample = np.random.default_rng(0).choice(indices, min(len(self), 1000), replace=False)
+        for index in np.unique(np.concatenate([indices[:100], indices[-100:], sample])):
             if not self.path(index).is_file():
                 raise self._missing(index)
 
@@ -357,7 +358,7 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
             f"{bytes([0, 0, 8, ndim]).hex()}; download it again"
         )
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
-    expected = header + int(np.prod([int(size) for size in shape], dtype=object))
+    expected = header + math.prod(shape)
     if len(content) != expected:
         raise UserError(f"{file} has {len(content)} bytes but its header means {expected}: download it again")
     if expected == header:

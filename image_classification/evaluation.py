@@ -28,7 +28,7 @@ def evaluate(
 
     Args:
         model: ``model(images)`` returns the logits.
-        loader: of ``build_eval_loader``.
+        loader: of ``build_eval_loader``, which gives every rank an image at least.
         amp: ``"float16"``, ``"bfloat16"`` or empty.
         skip_broken: leave unreadable images out of the counts instead of raising.
         on_batch: called with the position of the batch in this rank's loader, the batch, and the logits, float32
@@ -45,7 +45,6 @@ def evaluate(
     model.eval()
     correct1 = correct5 = loss = paddle.zeros([], "float64")
     images = skipped = 0
-    has_top5 = False  # with at most 5 classes it is always 100
     for place, batch in enumerate(loader):
         skipped += len(check_batch(batch, skip_broken))
         labels = batch["labels"]
@@ -55,7 +54,6 @@ def evaluate(
         if on_batch:
             on_batch(place, batch, logits)
         counted = labels != IGNORED_LABEL
-        has_top5 = logits.shape[-1] > 5
         top5 = logits.topk(min(5, logits.shape[-1]), axis=-1)[1]
         hits = top5 == labels.unsqueeze(-1)
         losses = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
@@ -65,13 +63,12 @@ def evaluate(
         images += int(counted.sum())
     if training:
         model.train()
-    # A rank without images does not know the number of classes.
-    sums = sum_over_ranks([float(correct1), float(correct5), float(loss), images, skipped, has_top5])
-    correct1, correct5, loss, images, skipped, ranks_with_top5 = sums.tolist()
+    sums = sum_over_ranks([float(correct1), float(correct5), float(loss), images, skipped])
+    correct1, correct5, loss, images, skipped = sums.tolist()
     if not images:
         raise UserError(f"none of the {int(skipped)} images could be read; check DATA.DATA_PATH")
     figures = {"top1": 100.0 * correct1 / images}
-    if ranks_with_top5:
+    if logits.shape[-1] > 5:  # with fewer classes it is always 100
         figures["top5"] = 100.0 * correct5 / images
     figures["loss"] = loss / images
     return figures | {"images": int(images)} | ({"skipped": int(skipped)} if skipped else {})

@@ -16,7 +16,7 @@ from common.training.sampler import ShardedEvalSampler
 from image_classification.datasets import Dataset
 from image_classification.label_maps import LabelMapWriter
 from image_classification.loaders import IGNORED_LABEL, TransformedDataset, check_batch, collate
-from image_classification.transforms import INTERPOLATIONS, Normalize
+from image_classification.transforms import Normalize, interpolation
 
 __all__ = ["WholeImage", "annotate", "token_logits"]
 
@@ -31,12 +31,12 @@ class WholeImage:
     """
 
     def __init__(self, config: CfgNode):
-        self._size, self._resample = config.DATA.IMAGE_SIZE, INTERPOLATIONS[config.DATA.INTERPOLATION]
-        self._normalize = Normalize(config.DATA.MEAN, config.DATA.STD)
+        self._size = config.DATA.IMAGE_SIZE
+        self._interpolation, self._normalize = interpolation(config), Normalize(config)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
         """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used."""
-        return self._normalize(image.resize((self._size, self._size), self._resample))
+        return self._normalize(image.resize((self._size, self._size), self._interpolation))
 
 
 def token_logits(model: PaleTransformer, images: Tensor) -> Tensor:

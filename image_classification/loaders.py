@@ -19,7 +19,7 @@ from image_classification.label_map_alignment import TOKEN_STRIDE, Geometry, sam
 from image_classification.label_maps import LabelMaps
 from image_classification.transforms import EvalTransform, TrainTransform
 
-__all__ = ["TransformedDataset", "build_eval_loader", "build_train_loader", "build_transform", "check_batch", "collate"]
+__all__ = ["TransformedDataset", "build_eval_loader", "build_train_loader", "check_batch", "collate"]
 
 IGNORED_LABEL = -1  # label of an unreadable image
 _TRIES = 10  # images that are tried instead of an unreadable one
@@ -121,32 +121,6 @@ def check_batch(batch: dict[str, Any], skip_broken: bool, training: bool = False
     return errors
 
 
-def build_transform(config: CfgNode, training: bool) -> TrainTransform | EvalTransform:
-    """Build the transform of the configuration.
-
-    Raises:
-        UserError: a value of ``DATA`` or ``AUG`` is invalid.
-    """
-    data, aug = config.DATA, config.AUG
-    shared = {"interpolation": data.INTERPOLATION, "mean": data.MEAN, "std": data.STD}
-    try:
-        if not training:
-            return EvalTransform(data.IMAGE_SIZE, data.CROP_PCT, **shared)
-        return TrainTransform(
-            data.IMAGE_SIZE,
-            scale=aug.CROP_SCALE,
-            ratio=aug.CROP_RATIO,
-            flip=aug.FLIP,
-            rotation=aug.ROTATION,
-            rand_augment=aug.RAND_AUGMENT,
-            color_jitter=aug.COLOR_JITTER,
-            erasing=aug.ERASING,
-            **shared,
-        )
-    except ValueError as error:
-        raise UserError(f"DATA or AUG: {error}") from error
-
-
 def build_train_loader(
     config: CfgNode, dataset: Dataset, label_maps: LabelMaps | None = None
 ) -> tuple[paddle.io.DataLoader, ShardedTrainSampler]:
@@ -167,7 +141,7 @@ def build_train_loader(
         )
     except ValueError as error:
         raise UserError(f"{error}; lower one of them") from error
-    transform = build_transform(config, True)
+    transform = TrainTransform(config)
     if label_maps is None:
         source = TransformedDataset(dataset, transform, config, config.DATA.SKIP_BROKEN)
     else:
@@ -189,5 +163,5 @@ def build_eval_loader(config: CfgNode, dataset: Dataset, workers: int | None = N
     if len(dataset) < world_size():
         raise UserError(f"{world_size()} ranks for {len(dataset)} images; start at most {len(dataset)} ranks")
     sampler = ShardedEvalSampler(len(dataset), config.DATA.BATCH_SIZE_EVAL, rank(), world_size())
-    source = TransformedDataset(dataset, build_transform(config, False), config, replace_broken=False)
+    source = TransformedDataset(dataset, EvalTransform(config), config, replace_broken=False)
     return build_loader(source, sampler, config.DATA.NUM_WORKERS if workers is None else workers, collate)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 __all__ = ["cutmix_box", "mixup_or_cutmix", "smooth", "smooth_one_hot"]
 
@@ -38,15 +39,7 @@ def cutmix_box(
 
 
 def mixup_or_cutmix(
-    images: paddle.Tensor,
-    labels: paddle.Tensor,
-    num_classes: int,
-    rng: np.random.Generator,
-    mixup_alpha: float,
-    cutmix_alpha: float,
-    prob: float = 1.0,
-    switch_prob: float = 0.5,
-    label_smoothing: float = 0.0,
+    images: paddle.Tensor, labels: paddle.Tensor, num_classes: int, rng: np.random.Generator, aug: CfgNode
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Mix every image of a batch with the one before it, by Mixup or by CutMix, with one lambda for the batch.
 
@@ -57,21 +50,18 @@ def mixup_or_cutmix(
         labels: int64 [batch].
         num_classes: K.
         rng: generator of all random numbers.
-        mixup_alpha: lambda ~ Beta(alpha, alpha) for Mixup; 0 disables Mixup.
-        cutmix_alpha: the same for CutMix.
-        prob: probability that the batch is mixed.
-        switch_prob: probability of CutMix if both are enabled.
-        label_smoothing: see :func:`smooth`.
+        aug: ``MIXUP`` and ``CUTMIX`` (lambda ~ Beta(alpha, alpha); 0 disables the method), ``MIX_PROB`` (probability
+            that the batch is mixed), ``MIX_SWITCH_PROB`` (of CutMix if both are enabled), ``LABEL_SMOOTHING``.
 
     Returns:
         images, float32 [batch, 3, height, width]; targets, float32 [batch, num_classes].
     """
-    targets = smooth_one_hot(labels, num_classes, label_smoothing)
-    if (mixup_alpha == 0 and cutmix_alpha == 0) or rng.random() >= prob:
+    targets = smooth_one_hot(labels, num_classes, aug.LABEL_SMOOTHING)
+    if (aug.MIXUP == 0 and aug.CUTMIX == 0) or rng.random() >= aug.MIX_PROB:
         return images, targets
 
-    use_cutmix = mixup_alpha == 0 or (cutmix_alpha > 0 and rng.random() < switch_prob)
-    alpha = cutmix_alpha if use_cutmix else mixup_alpha
+    use_cutmix = aug.MIXUP == 0 or (aug.CUTMIX > 0 and rng.random() < aug.MIX_SWITCH_PROB)
+    alpha = aug.CUTMIX if use_cutmix else aug.MIXUP
     lam = float(rng.beta(alpha, alpha))
     if use_cutmix:
         (top, bottom, left, right), lam = cutmix_box(*images.shape[2:], lam, rng)

@@ -18,8 +18,9 @@ from common.inference.exported_model import ExportedModel
 from common.inference.predictor import PredictOptions, Predictor
 from common.pictures.drawing import denormalize
 from image_classification.datasets import FileDataset
-from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_transform
+from image_classification.loaders import IGNORED_LABEL, build_eval_loader
 from image_classification.pale_backbone import build_model
+from image_classification.transforms import EvalTransform
 
 __all__ = ["Classifier"]
 
@@ -72,7 +73,7 @@ class Classifier(Predictor):
 
     def preprocess(self, file: str) -> tuple[paddle.Tensor, np.ndarray]:
         image = FileDataset(Path(), [file], np.zeros(1, np.int64), None, 1).load(0)
-        array = build_transform(self.config, training=False)(image)
+        array = EvalTransform(self.config)(image)
         return paddle.to_tensor(array[None]), denormalize(array, self.config.DATA.MEAN, self.config.DATA.STD)
 
     def describe(self, result: Mapping[str, Any]) -> str:

@@ -13,29 +13,13 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+from yacs.config import CfgNode
 
 from common.errors import UserError
+from common.training.config import require
 from image_classification.label_map_alignment import Geometry
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "INTERPOLATIONS",
-    "RAND_AUGMENT_OPS",
-    "EvalTransform",
-    "Normalize",
-    "RandAugment",
-    "TrainTransform",
-]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+__all__ = ["RAND_AUGMENT_OPS", "EvalTransform", "Normalize", "RandAugment", "TrainTransform", "interpolation"]
 
 Color = tuple[int, int, int]
 Matrix = Sequence[Sequence[float]]  # [2][3], see _warp
@@ -43,54 +27,37 @@ Matrix = Sequence[Sequence[float]]  # [2][3], see _warp
 AugmentOp = Callable[[Image.Image, float, np.random.Generator, Color, Geometry], Image.Image]
 
 
-# ---- checks of the arguments
+def interpolation(config: CfgNode) -> Image.Resampling:
+    """Return Pillow's filter for ``DATA.INTERPOLATION``.
 
-
-def _range(name: str, value: Sequence[float], upper: float = math.inf) -> tuple[float, float]:
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= upper:
-        raise ValueError(f"{name} {value!r} is not (low, high) with 0 < low <= high <= {upper}")
-    return tuple(value)
-
-
-def _probability(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} {value!r} is not a probability between 0 and 1")
-    return value
-
-
-def _resampling(interpolation: str) -> Image.Resampling:
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation {interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
-    return INTERPOLATIONS[interpolation]
-
-
-# ---- normalization
+    Raises:
+        UserError: the name is unknown.
+    """
+    filters = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
+    require(config, "DATA.INTERPOLATION", lambda name: name in filters, f"must be one of {', '.join(filters)}")
+    return filters[config.DATA.INTERPOLATION]
 
 
 class Normalize:
     """``(image / 255 - mean) / std`` per channel, as one multiplication and one addition.
 
     Args:
-        mean: three values, for pixels from 0 to 1.
-        std: three positive values, for pixels from 0 to 1.
+        config: ``DATA.MEAN`` and ``DATA.STD``.
 
     Raises:
-        ValueError: there are not three values each, or a std is not positive.
+        UserError: a value of ``DATA.STD`` is not positive.
     """
 
-    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean {mean!r} and std {std!r} are not three values each with a positive std")
-        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    def __init__(self, config: CfgNode):
+        require(config, "DATA.STD", lambda std: min(std) > 0, "must be positive")
+        mean, std = np.array(config.DATA.MEAN), np.array(config.DATA.STD)
         self._factor = (1 / (255 * std)).astype(np.float32).reshape(3, 1, 1)
         self._offset = (-mean / std).astype(np.float32).reshape(3, 1, 1)
         self.mean_color: Color = tuple(int(level) for level in np.clip(np.round(255 * mean), 0, 255))
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Normalize an RGB image to a contiguous float32 [3, height, width]."""
-        rows = image.tobytes("raw", "RGB;L")  # line by line: faster than to transpose pixels
-        pixels = np.frombuffer(rows, np.uint8).reshape(image.height, 3, image.width)
-        array = pixels.transpose(1, 0, 2).astype(np.float32, order="C")
+        array = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
         array *= self._factor
         array += self._offset
         return array
@@ -100,7 +67,7 @@ class Normalize:
 
 
 def random_crop_box(
-    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+    width: int, height: int, scale: Sequence[float], ratio: Sequence[float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """Draw the box of a random resized crop (Inception, arXiv 1409.4842).
 
@@ -188,45 +155,22 @@ def _enhance(enhancer: Callable) -> AugmentOp:
     return op
 
 
-def _geometric(draw: Callable[[tuple[int, int], float, np.random.Generator], Matrix]) -> AugmentOp:
-    """Make an op of ``draw(size, magnitude, rng)``, which returns the matrix for :func:`_warp`."""
+def _geometric(limit: float, matrix_of: Callable[[float, tuple[int, int]], Matrix]) -> AugmentOp:
+    """Make an op that warps with ``matrix_of(value, size)``; at magnitude 10 the value is ``limit`` or ``-limit``."""
 
     def op(image, magnitude, rng, fill, geometry):
-        matrix = draw(image.size, magnitude, rng)
+        matrix = matrix_of(_signed(limit * magnitude / MAX_MAGNITUDE, rng), image.size)
         geometry.warp(matrix, image.size)
         return _warp(image, matrix, fill)
 
     return op
 
 
-def _rotate(size, magnitude, rng):
-    return _rotation(size, _signed(30 * magnitude / MAX_MAGNITUDE, rng))
-
-
-# A shear keeps the edge of the image in place, which is half a pixel before the center of the first one.
-def _shear_x(size, magnitude, rng):
-    shear = _signed(0.3 * magnitude / MAX_MAGNITUDE, rng)
-    return (1, shear, shear / 2), (0, 1, 0)
-
-
-def _shear_y(size, magnitude, rng):
-    shear = _signed(0.3 * magnitude / MAX_MAGNITUDE, rng)
-    return (1, 0, 0), (shear, 1, shear / 2)
-
-
-def _translate_x(size, magnitude, rng):
-    return (1, 0, _signed(0.45 * size[0] * magnitude / MAX_MAGNITUDE, rng)), (0, 1, 0)
-
-
-def _translate_y(size, magnitude, rng):
-    return (1, 0, 0), (0, 1, _signed(0.45 * size[1] * magnitude / MAX_MAGNITUDE, rng))
-
-
 RAND_AUGMENT_OPS: dict[str, AugmentOp] = {
     "AutoContrast": _without_draw(ImageOps.autocontrast),
     "Equalize": _without_draw(ImageOps.equalize),
     "Invert": _without_draw(ImageOps.invert),
-    "Rotate": _geometric(_rotate),
+    "Rotate": _geometric(30, lambda degrees, size: _rotation(size, degrees)),
     "PosterizeIncreasing": _posterize,
     "SolarizeIncreasing": _solarize,
     "SolarizeAdd": _solarize_add,
@@ -234,10 +178,11 @@ RAND_AUGMENT_OPS: dict[str, AugmentOp] = {
     "ContrastIncreasing": _enhance(ImageEnhance.Contrast),
     "BrightnessIncreasing": _enhance(ImageEnhance.Brightness),
     "SharpnessIncreasing": _enhance(ImageEnhance.Sharpness),
-    "ShearX": _geometric(_shear_x),
-    "ShearY": _geometric(_shear_y),
-    "TranslateXRel": _geometric(_translate_x),
-    "TranslateYRel": _geometric(_translate_y),
+    # A shear keeps the edge of the image in place, which is half a pixel before the center of the first one.
+    "ShearX": _geometric(0.3, lambda shear, size: ((1, shear, shear / 2), (0, 1, 0))),
+    "ShearY": _geometric(0.3, lambda shear, size: ((1, 0, 0), (shear, 1, shear / 2))),
+    "TranslateXRel": _geometric(0.45, lambda share, size: ((1, 0, share * size[0]), (0, 1, 0))),
+    "TranslateYRel": _geometric(0.45, lambda share, size: ((1, 0, 0), (0, 1, share * size[1]))),
 }
 
 
@@ -254,32 +199,23 @@ class RandAugment:
         fill: color of pixels from outside the image.
 
     Raises:
-        UserError: a part of the recipe is unknown, repeated, malformed or missing.
+        UserError: the recipe is invalid.
     """
 
     APPLY_PROBABILITY = 0.5
 
     def __init__(self, recipe: str, fill: Color):
-        self.magnitude, self.num_ops, self.magnitude_std = self._parse(recipe)
-        self._fill = fill
-
-    @staticmethod
-    def _parse(recipe: str) -> tuple[float, int, float]:
-        form = 'write it like "rand-m9-n2-mstd0.5-inc1"'
         kind, *parts = recipe.split("-")
-        if kind != "rand":
-            raise UserError(f'RandAugment recipe {recipe!r} does not begin with "rand": {form}')
-        values = {}
-        for part in parts:
-            match = re.fullmatch(r"(mstd|m)([0-9]+(?:\.[0-9]+)?)|(n)([1-9][0-9]?)|(inc)(1)", part)
-            key, value = [group for group in match.groups() if group] if match else (None, "")
-            if key is None or key in values or (key == "m" and float(value) > MAX_MAGNITUDE):
-                raise UserError(f"RandAugment recipe {recipe!r}: part {part!r} is unknown, repeated or wrong: {form}")
-            values[key] = float(value)
-        for key in ("m", "inc"):
-            if key not in values:
-                raise UserError(f"RandAugment recipe {recipe!r} lacks the part {key!r}: {form}")
-        return values["m"], int(values.get("n", 2)), values.get("mstd", 0.0)
+        matches = [re.fullmatch(r"(mstd|m|n|inc)([0-9]+(?:\.[0-9]+)?)", part) for part in parts]
+        values = {match[1]: float(match[2]) for match in matches if match}
+        self.magnitude, self.magnitude_std = values.get("m", -1), values.get("mstd", 0)
+        self.num_ops = int(values.get("n", 2))
+        each_once = kind == "rand" and len(values) == len(parts) and values.get("inc") == 1
+        if not each_once or not 0 <= self.magnitude <= MAX_MAGNITUDE or values.get("n", 2) not in range(1, 100):
+            raise UserError(
+                f"AUG.RAND_AUGMENT is {recipe!r}; write it like rand-m9-n2-mstd0.5-inc1, with m from 0 to 10"
+            )
+        self._fill = fill
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, geometry: Geometry | None = None) -> Image.Image:
         """Augment an RGB image; ``geometry`` records the warps."""
@@ -302,21 +238,20 @@ def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) 
     return image
 
 
-def random_erase(array: np.ndarray, scale: tuple[float, float], rng: np.random.Generator) -> None:
+def random_erase(array: np.ndarray, rng: np.random.Generator) -> None:
     """Overwrite a random box with N(0, 1) noise, in place (Random Erasing, arXiv 1708.04896).
 
-    The share of the area is drawn uniformly from ``scale``, height / width from 0.3 to 1 / 0.3 on a log scale. If ten
-    draws do not fit, nothing is erased.
+    The share of the area is drawn uniformly from 0.02 to 1 / 3, height / width from 0.3 to 1 / 0.3 on a log scale. If
+    ten draws do not fit, nothing is erased.
 
     Args:
         array: float32 [channels, height, width], normalized.
-        scale: limits of the erased share of the area.
         rng: random generator.
     """
     channels, height, width = array.shape
     log_aspect = math.log(0.3), -math.log(0.3)
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
+        area = height * width * rng.uniform(0.02, 1 / 3)
         aspect = math.exp(rng.uniform(*log_aspect))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < h < height and 0 < w < width:
@@ -331,123 +266,75 @@ def random_erase(array: np.ndarray, scale: tuple[float, float], rng: np.random.G
 class TrainTransform:
     """Random resized crop, flip, rotation, RandAugment or color jitter, normalization, random erasing.
 
+    As in timm, ``AUG.COLOR_JITTER`` is used only without ``AUG.RAND_AUGMENT``, which fills with ``DATA.MEAN``.
+    ``AUG.ROTATION`` leaves black corners; it suits images with a black background, such as digits.
+
     Args:
-        image_size: side of the output in pixels.
-        scale: limits of the crop's share of the image area.
-        ratio: limits of the crop's width / height.
-        interpolation: a key of INTERPOLATIONS.
-        flip: probability of a horizontal flip.
-        rotation: degrees; the angle is uniform within +-rotation, and the corners become black. It suits images with a
-            black background, such as digits.
-        rand_augment: recipe of RandAugment; "" disables it.
-        color_jitter: strength, see ``color_jitter``; as in timm, it is used only without RandAugment.
-        erasing: probability of random erasing.
-        erasing_scale: limits of the erased share of the area.
-        mean, std: of each channel, for pixels from 0 to 1. ``mean`` is also the color that RandAugment fills with.
+        config: ``DATA.IMAGE_SIZE``, ``INTERPOLATION``, ``MEAN`` and ``STD``, and the section ``AUG``.
 
     Raises:
-        ValueError: an argument is out of range.
-        UserError: the ``rand_augment`` recipe is invalid.
+        UserError: a value is invalid.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        scale: Sequence[float] = (0.08, 1.0),
-        ratio: Sequence[float] = (3 / 4, 4 / 3),
-        interpolation: str = "bicubic",
-        flip: float = 0.5,
-        rotation: float = 0.0,
-        rand_augment: str = "",
-        color_jitter: float = 0.0,
-        erasing: float = 0.25,
-        erasing_scale: Sequence[float] = (0.02, 1 / 3),
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-    ):
-        self._size = image_size
-        self._scale = _range("scale", scale, 1.0)
-        self._ratio = _range("ratio", ratio)
-        self._resample = _resampling(interpolation)
-        self._flip = _probability("flip", flip)
-        if not 0 <= rotation <= 180:
-            raise ValueError(f"rotation {rotation!r} is not an angle between 0 and 180 degrees")
-        self._rotation = rotation
-        if not 0 <= color_jitter < math.inf:
-            raise ValueError(f"color_jitter {color_jitter!r} is not a strength of 0 or more")
-        self._color_jitter = color_jitter
-        self._erasing = _probability("erasing", erasing)
-        self._erasing_scale = _range("erasing_scale", erasing_scale, 1.0)
-        self._normalize = Normalize(mean, std)
-        self._rand_augment = RandAugment(rand_augment, self._normalize.mean_color) if rand_augment else None
+    def __init__(self, config: CfgNode):
+        self._size, self._aug = config.DATA.IMAGE_SIZE, config.AUG
+        require(config, "AUG.FLIP AUG.ERASING", lambda value: 0 <= value <= 1, "must be between 0 and 1")
+        require(config, "AUG.ROTATION", lambda value: 0 <= value <= 180, "must be an angle between 0 and 180 degrees")
+        require(config, "AUG.COLOR_JITTER", lambda value: value >= 0, "must not be negative")
+        for key, limit in (("AUG.CROP_SCALE", 1), ("AUG.CROP_RATIO", math.inf)):
+            rule = f"must be [low, high] with 0 < low <= high <= {limit}"
+            require(config, key, lambda pair, limit=limit: 0 < pair[0] <= pair[1] <= limit, rule)
+        self._interpolation, self._normalize = interpolation(config), Normalize(config)
+        recipe = config.AUG.RAND_AUGMENT
+        self._rand_augment = RandAugment(recipe, self._normalize.mean_color) if recipe else None
 
     def min_size(self) -> int:
         """Smallest side of an image, in pixels, with which no crop is enlarged: the argument of ``Dataset.load``."""
-        low, high = self._ratio
-        return math.ceil(self._size * max(1 / math.sqrt(low), math.sqrt(high)) / math.sqrt(self._scale[0]))
+        low, high = self._aug.CROP_RATIO
+        return math.ceil(self._size * max(1 / math.sqrt(low), math.sqrt(high)) / math.sqrt(self._aug.CROP_SCALE[0]))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, geometry: Geometry | None = None) -> np.ndarray:
         """Transform an RGB image to float32 [3, size, size]; ``geometry`` records crop, flip and warps."""
-        geometry = geometry or Geometry()
-        box = random_crop_box(*image.size, self._scale, self._ratio, rng)
+        aug, geometry = self._aug, geometry or Geometry()
+        box = random_crop_box(*image.size, aug.CROP_SCALE, aug.CROP_RATIO, rng)
         geometry.crop(box, image.size)
-        image = image.resize((self._size, self._size), self._resample, box=box)
-        if rng.random() < self._flip:
+        image = image.resize((self._size, self._size), self._interpolation, box=box)
+        if rng.random() < aug.FLIP:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             geometry.flip()
-        if self._rotation:
-            angle = rng.uniform(-self._rotation, self._rotation)
+        if aug.ROTATION:
+            angle = rng.uniform(-aug.ROTATION, aug.ROTATION)
             image = image.rotate(angle, Image.Resampling.BILINEAR)
             geometry.warp(_rotation(image.size, angle), image.size)
         if self._rand_augment:
             image = self._rand_augment(image, rng, geometry)
-        elif self._color_jitter:
-            image = color_jitter(image, self._color_jitter, rng)
+        elif aug.COLOR_JITTER:
+            image = color_jitter(image, aug.COLOR_JITTER, rng)
         array = self._normalize(image)
-        if rng.random() < self._erasing:
-            random_erase(array, self._erasing_scale, rng)
+        if rng.random() < aug.ERASING:
+            random_erase(array, rng)
         return array
 
 
 class EvalTransform:
-    """Resize, center crop, normalize.
-
-    The image is resized, keeping its proportions, until its shorter side is ``image_size / crop_pct``, and the center
-    is cropped.
+    """Resize the shorter side to ``DATA.IMAGE_SIZE / CROP_PCT``, crop the center, normalize.
 
     Args:
-        image_size: side of the output in pixels.
-        crop_pct: share of the resized side that the crop keeps, 0 < crop_pct <= 1.
-        interpolation: a key of INTERPOLATIONS.
-        mean, std: of each channel, for pixels from 0 to 1.
+        config: ``DATA.IMAGE_SIZE``, ``CROP_PCT``, ``INTERPOLATION``, ``MEAN`` and ``STD``.
 
     Raises:
-        ValueError: an argument is out of range.
+        UserError: a value is invalid.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        crop_pct: float = 0.875,
-        interpolation: str = "bicubic",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-    ):
-        self._size = image_size
-        if not 0 < crop_pct <= 1:
-            raise ValueError(f"crop_pct {crop_pct!r} is not within 0 < crop_pct <= 1")
-        self._shorter_side = round(image_size / crop_pct)
-        self._resample = _resampling(interpolation)
-        self._normalize = Normalize(mean, std)
-
-    def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Size (width, height) to which an image is resized before the crop."""
-        shorter = min(width, height)
-        return width * self._shorter_side // shorter, height * self._shorter_side // shorter
+    def __init__(self, config: CfgNode):
+        require(config, "DATA.CROP_PCT", lambda value: 0 < value <= 1, "must be greater than 0 and at most 1")
+        self._size = config.DATA.IMAGE_SIZE
+        self._shorter_side = round(self._size / config.DATA.CROP_PCT)
+        self._interpolation, self._normalize = interpolation(config), Normalize(config)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
         """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used."""
-        width, height = self.resized(*image.size)
-        image = image.resize((width, height), self._resample)
+        width, height = (side * self._shorter_side // min(image.size) for side in image.size)
+        image = image.resize((width, height), self._interpolation)
         left, top = round((width - self._size) / 2), round((height - self._size) / 2)
         return self._normalize(image.crop((left, top, left + self._size, top + self._size)))

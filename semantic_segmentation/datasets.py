@@ -5,7 +5,7 @@ are registered here. A section of the configuration, in PaddleSeg's format, desc
 
     train_dataset:
       type: Dataset
-      dataset_root: data/bear
+      dataset_root: my_data
       train_path: train_list.txt
       num_classes: 3
       mode: train

@@ -108,7 +108,9 @@ def _read_registry(file: str) -> list[ReleasedWeights]:
     path = Path(file).expanduser().resolve()
     try:
         rows = [ReleasedWeights(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        return [row if "://" in row.location else replace(row, location=str(path.parent / row.location)) for row in rows]
+        return [
+            row if "://" in row.location else replace(row, location=str(path.parent / row.location)) for row in rows
+        ]
     except OSError as error:
         raise UserError(f"cannot read the registry {path} ($PALE_WEIGHTS): {error.strerror}") from error
     except (ValueError, TypeError) as error:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,40 +33,18 @@ NUCLEI_CLASSES = ("background", "nucleus")
 # (hgsc_nest.parquet), matched by position: all 1,295 outlines agree.
 HE_NUCLEI_CLASSES = ("background", "connective", "inflammatory", "neoplastic")
 _MASK_COLORS = ((0, 0, 0), (0, 158, 115), (86, 180, 233), (213, 94, 0))
+_NUCLEI_TRAIN, _NUCLEI_VAL = slice(0, 384), slice(384, 512)  # columns
 _VAL_TILES = 4
+_TILE = 128  # side of a tile for detection
 _MIN_PIXELS = 10  # smaller parts of a nucleus at the edge of a tile are not annotated
 
 
-@dataclass(frozen=True)
-class _Micrograph:
-    """An image to cut up.
-
-    Attributes:
-        source: name of the demo data.
-        class_names: of the types of nuclei, background first.
-        read: returns the image, RGB uint8 [h, w, 3], instances and types, int32 [h, w].
-        train, val: columns of the training and validation images.
-        train_images: number of training images for segmentation.
-    """
-
-    source: str
-    class_names: tuple[str, ...]
-    read: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]
-    train: slice
-    val: slice
-    train_images: int
-
-
-def _read_nuclei() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_nuclei() -> tuple[np.ndarray, np.ndarray]:
+    """Return the fluorescence micrograph, RGB uint8 [h, w, 3], and its instances, int32 [h, w]."""
     image, instances = load_dsb_nuclei()
-    low, high = np.percentile(image[:, _NUCLEI.train], (1, 99))
+    low, high = np.percentile(image[:, _NUCLEI_TRAIN], (1, 99))
     gray = np.rint(255 * np.clip((image - low) / (high - low), 0, 1)).astype(np.uint8)
-    return np.repeat(gray[..., np.newaxis], 3, axis=2), instances, (instances > 0).astype(np.int32)
-
-
-_NUCLEI = _Micrograph("dsb_nuclei", NUCLEI_CLASSES, _read_nuclei, slice(0, 384), slice(384, 512), 2)
-# The left edge is for validation because the right edge has hardly any neoplastic and inflammatory nuclei.
-_HE = _Micrograph("he_nuclei", HE_NUCLEI_CLASSES, load_he_nuclei, slice(375, 1500), slice(0, 375), 3)
+    return np.repeat(gray[..., np.newaxis], 3, axis=2), instances
 
 
 # ---- semantic segmentation
@@ -84,7 +61,13 @@ def write_nuclei_segmentation(folder: str | Path | None = None) -> Path:
     Args:
         folder: ``data_root() / "nuclei_segmentation"`` if None.
     """
-    return _write_segmentation(_folder(folder, "nuclei_segmentation"), _NUCLEI)
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        image, instances = _read_nuclei()
+        return image, instances > 0
+
+    splits = {"train": (_NUCLEI_TRAIN, 2), "val": (_NUCLEI_VAL, _VAL_TILES)}
+    return _write_segmentation(_folder(folder, "nuclei_segmentation"), "dsb_nuclei", NUCLEI_CLASSES, read, splits)
 
 
 def write_he_segmentation(folder: str | Path | None = None) -> Path:
@@ -96,33 +79,45 @@ def write_he_segmentation(folder: str | Path | None = None) -> Path:
     Args:
         folder: ``data_root() / "he_segmentation"`` if None.
     """
-    return _write_segmentation(_folder(folder, "he_segmentation"), _HE)
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        image, _, types = load_he_nuclei()
+        return image, types
+
+    # The left edge is for validation because the right edge has hardly any neoplastic and inflammatory nuclei.
+    splits = {"train": (slice(375, 1500), 3), "val": (slice(0, 375), _VAL_TILES)}
+    return _write_segmentation(_folder(folder, "he_segmentation"), "he_nuclei", HE_NUCLEI_CLASSES, read, splits)
 
 
 def _folder(folder: str | Path | None, name: str) -> Path:
     return data_root() / name if folder is None else Path(folder)
 
 
-def _write_segmentation(folder: Path, micrograph: _Micrograph) -> Path:
+def _write_segmentation(
+    folder: Path,
+    source: str,
+    class_names: Sequence[str],
+    read: Callable[[], tuple[np.ndarray, np.ndarray]],
+    splits: Mapping[str, tuple[slice, int]],
+) -> Path:
+    """Cut the image and the class mask that ``read`` returns; each split has columns and a number of images."""
+
     def fill(content: Path) -> None:
-        image, _, types = micrograph.read()
+        image, mask = read()
         for subfolder in ("images", "masks"):
             (content / subfolder).mkdir(parents=True)
-        for split, columns, count in (
-            ("train", micrograph.train, micrograph.train_images),
-            ("val", micrograph.val, _VAL_TILES),
-        ):
+        for split, (columns, count) in splits.items():
             lines = []
             for number, rows in enumerate(np.array_split(np.arange(len(image)), count)):
                 name = f"{split}_{number}.png"
                 Image.fromarray(image[rows, columns]).save(content / "images" / name)
-                mask = Image.fromarray(types[rows, columns].astype(np.uint8))
-                mask.putpalette(np.array(_MASK_COLORS, np.uint8).tobytes())
-                mask.save(content / "masks" / name)
+                part = Image.fromarray(mask[rows, columns].astype(np.uint8))
+                part.putpalette(np.array(_MASK_COLORS, np.uint8).tobytes())
+                part.save(content / "masks" / name)
                 lines.append(f"images/{name} masks/{name}\n")
             (content / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
-        (content / "labels.txt").write_text("\n".join(micrograph.class_names) + "\n", encoding="utf-8")
-        shutil.copyfile(fetch(micrograph.source) / "LICENSE", content / "LICENSE")
+        (content / "labels.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
+        shutil.copyfile(fetch(source) / "LICENSE", content / "LICENSE")
 
     return make_folder(folder, fill, ["train.txt", "val.txt", "labels.txt", "LICENSE"])
 
@@ -141,51 +136,41 @@ def write_nuclei_detection(folder: str | Path | None = None) -> Path:
     Args:
         folder: ``data_root() / "nuclei_detection"`` if None.
     """
-    return _write_detection(_folder(folder, "nuclei_detection"), _NUCLEI)
-
-
-def _write_detection(folder: Path, micrograph: _Micrograph) -> Path:
-    size = micrograph.val.stop - micrograph.val.start
-    categories = [{"id": number, "name": name} for number, name in enumerate(micrograph.class_names) if number]
 
     def fill(content: Path) -> None:
-        image, instances, types = micrograph.read()
+        image, instances = _read_nuclei()
         (content / "annotations").mkdir(parents=True)
-        for split, columns, step in (("train", micrograph.train, size / 2), ("val", micrograph.val, size)):
+        for split, columns, step in (("train", _NUCLEI_TRAIN, _TILE // 2), ("val", _NUCLEI_VAL, _TILE)):
             (content / split).mkdir()
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
-            for tile in _tiles(_VAL_TILES * size, columns, size, step):
-                name = f"{split}_{len(images)}.png"
-                Image.fromarray(image[tile]).save(content / split / name)
-                images.append({"id": len(images) + 1, "file_name": name, "width": size, "height": size})
-                for fields in _objects(instances[tile], types[tile]):
-                    annotations.append({"id": len(annotations) + 1, "image_id": len(images), **fields})
+            for top in range(0, len(image) - _TILE + 1, step):
+                for left in range(columns.start, columns.stop - _TILE + 1, step):
+                    tile = np.s_[top : top + _TILE, left : left + _TILE]
+                    name = f"{split}_{len(images)}.png"
+                    Image.fromarray(image[tile]).save(content / split / name)
+                    images.append({"id": len(images) + 1, "file_name": name, "width": _TILE, "height": _TILE})
+                    for fields in _annotate(instances[tile]):
+                        annotations.append({"id": len(annotations) + 1, "image_id": len(images), **fields})
+            categories = [{"id": 1, "name": NUCLEI_CLASSES[1]}]
             coco = {"images": images, "categories": categories, "annotations": annotations}
             (content / f"annotations/instances_{split}.json").write_text(json.dumps(coco) + "\n", encoding="utf-8")
-        shutil.copyfile(fetch(micrograph.source) / "LICENSE", content / "LICENSE")
+        shutil.copyfile(fetch("dsb_nuclei") / "LICENSE", content / "LICENSE")
 
-    return make_folder(folder, fill, ["LICENSE", "annotations/instances_train.json", "annotations/instances_val.json"])
-
-
-def _tiles(rows: int, columns: slice, size: int, step: float) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of square tiles, row by row."""
-    for top in np.arange(0, rows - size + 1, step).astype(int):
-        for left in np.arange(columns.start, columns.stop - size + 1, step).astype(int):
-            yield slice(top, top + size), slice(left, left + size)
+    files = ["LICENSE", "annotations/instances_train.json", "annotations/instances_val.json"]
+    return make_folder(_folder(folder, "nuclei_detection"), fill, files)
 
 
-def _objects(instances: np.ndarray, types: np.ndarray) -> Iterator[dict[str, Any]]:
+def _annotate(instances: np.ndarray) -> Iterator[dict[str, Any]]:
     """Yield the COCO annotation of each instance in a tile."""
     for instance in np.unique(instances[instances > 0]):
         mask = instances == instance
-        category = int(np.bincount(types[mask]).argmax())
-        if mask.sum() < _MIN_PIXELS or not category:
+        if mask.sum() < _MIN_PIXELS:
             continue
         ys, xs = np.nonzero(mask)
         left, top = int(xs.min()), int(ys.min())
         yield {
-            "category_id": category,
+            "category_id": 1,
             "bbox": [left, top, int(xs.max()) + 1 - left, int(ys.max()) + 1 - top],
             "area": int(mask.sum()),
             "iscrowd": 0,

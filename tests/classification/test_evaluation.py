@@ -6,7 +6,6 @@ import numpy as np
 import paddle
 import pytest
 
-from image_classification import evaluation
 from image_classification.evaluation import evaluate
 
 
@@ -33,12 +32,3 @@ def test_there_is_no_top5_where_it_can_only_be_100(classes):
     figures = evaluate(Given(), [batch(np.eye(classes, dtype="float32").tolist(), [0] * classes)])
     assert list(figures) == ["top1", "loss", "images"]
     assert figures["top1"] == pytest.approx(100 / classes)
-
-
-@pytest.mark.parametrize(("ranks_with_top5", "named"), [(1, True), (0, False)])
-def test_a_rank_without_images_gives_the_same_figures_as_the_others(monkeypatch, ranks_with_top5, named):
-    others = np.array([1, 2, 4.0, 4, 0, ranks_with_top5])
-    monkeypatch.setattr(evaluation, "sum_over_ranks", lambda values: np.asarray(values, np.float64) + others)
-    figures = evaluate(Given(), [])
-    assert ("top5" in figures) == named
-    assert (figures["top1"], figures["images"]) == (25, 4)

@@ -10,6 +10,7 @@ from PIL import Image
 from image_classification import transforms
 from image_classification.label_map_alignment import Geometry, sampling_weights
 from image_classification.transforms import RAND_AUGMENT_OPS, TrainTransform
+from tests.helpers.classification_config import make_config
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
@@ -20,14 +21,11 @@ def coordinates(width=120, height=80):
     return Image.fromarray(np.stack([2 * x, 3 * y, np.full_like(x, 200)], -1).astype(np.uint8))
 
 
-def train_transform(flip=0.5, **options):
-    return TrainTransform(64, erasing=0, mean=(0,) * 3, std=(1,) * 3, interpolation="bilinear", **options)
-
-
-@pytest.mark.parametrize("options", [{"scale": (0.3, 1), "rotation": 25}, {"rand_augment": "rand-m6-n3-inc1"}])
+@pytest.mark.parametrize("options", [{"CROP_SCALE": [0.3, 1], "ROTATION": 25.0}, {"RAND_AUGMENT": "rand-m6-n3-inc1"}])
 def test_a_trace_leads_to_where_the_pixels_came_from(options, monkeypatch):
     monkeypatch.setattr(transforms, "RAND_AUGMENT_OPS", {name: RAND_AUGMENT_OPS[name] for name in GEOMETRIC})
-    transform, image, seen = train_transform(flip=0.5, **options), coordinates(), 0
+    config = make_config(IMAGE_SIZE=64, MEAN=[0.0] * 3, STD=[1.0] * 3, INTERPOLATION="bilinear", **options)
+    transform, image, seen = TrainTransform(config), coordinates(), 0
     for seed in range(10):
         geometry = Geometry()
         red, green, blue = 255 * transform(image, np.random.default_rng(seed), geometry)
@@ -53,46 +51,6 @@ def test_without_a_step_nothing_moves():
     np.testing.assert_array_equal(sampling_weights(Geometry(), (4, 3), (4, 3)), np.eye(12))
 
 
-def brute_force(box, flipped, size, cells, token_size):
-    """Token values of a crop: the mean over sampling points of the bilinear value at each, one after the other."""
-    (left, top, right, bottom), (width, height) = box, size
-    rows, columns, channels = cells.shape
-    down, across = -(-rows // token_size[0]), -(-columns // token_size[1])
-    tokens = np.zeros((*token_size, channels))
-    for i, j in np.ndindex(*token_size):
-        for a, b in np.ndindex(down, across):
-            v, u = (i + (a + 0.5) / down) / token_size[0], (j + (b + 0.5) / across) / token_size[1]
-            u = 1 - u if flipped else u
-            y = min(max((top + v * (bottom - top)) / height * rows - 0.5, 0), rows - 1)
-            x = min(max((left + u * (right - left)) / width * columns - 0.5, 0), columns - 1)
-            y0, x0 = min(int(y), rows - 2), min(int(x), columns - 2)
-            for row, column in ((y0, x0), (y0, x0 + 1), (y0 + 1, x0), (y0 + 1, x0 + 1)):
-                tokens[i, j] += (1 - abs(y - row)) * (1 - abs(x - column)) * cells[row, column] / (down * across)
-    return tokens
-
-
-@pytest.mark.parametrize(
-    ("flipped", "box", "map_size"),
-    [
-        (False, (0, 0, 120, 80), (12, 12)),
-        (True, (13, 7, 101, 66), (3, 5)),
-        (True, (60, 40, 61, 41), (18, 9)),
-    ],
-)
-def test_tokens_of_a_crop_are_those_of_a_brute_force_computation(box, flipped, map_size):
-    rng = np.random.default_rng(0)
-    cells = rng.random((*map_size, 4))
-    geometry = Geometry()
-    geometry.crop(box, (120, 80))
-    if flipped:
-        geometry.flip()
-    weights = sampling_weights(geometry, map_size, (7, 6))
-    assert weights.dtype == np.float32
-    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
-    tokens = (weights @ cells.reshape(-1, 4)).reshape(7, 6, 4)
-    np.testing.assert_allclose(tokens, brute_force(box, flipped, (120, 80), cells, (7, 6)), atol=1e-6)
-
-
 def test_a_crop_of_whole_cells_takes_exactly_these():
     geometry = Geometry()
     geometry.crop((30, 20, 90, 60), (120, 80))  # of 8x12 cells of 10x10 pixels
@@ -103,14 +61,18 @@ def test_a_crop_of_whole_cells_takes_exactly_these():
     np.testing.assert_allclose(tokens.reshape(4, 6), cells[2:6, 3:9][:, ::-1], atol=1e-5)
 
 
-def test_tokens_of_a_crop_are_those_of_roi_align():
-    cells = np.random.default_rng(0).random((1, 3, 14, 14)).astype(np.float32)
+@pytest.mark.parametrize(("rows", "columns", "points"), [(14, 14, 2), (3, 5, 1), (21, 17, 3)])
+def test_tokens_of_a_crop_are_those_of_roi_align(rows, columns, points):
+    cells = np.random.default_rng(0).random((1, 3, rows, columns)).astype(np.float32)
     geometry = Geometry()
     geometry.crop((13, 7, 101, 66), (120, 80))
-    tokens = cells[0].reshape(3, -1) @ sampling_weights(geometry, (14, 14), (7, 7)).T
-    box = np.array([[13 / 120, 7 / 80, 101 / 120, 66 / 80]], np.float32) * 14
+    weights = sampling_weights(geometry, (rows, columns), (7, 7))
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
+    tokens = cells[0].reshape(3, -1) @ weights.T
+    box = np.array([[13 / 120 * columns, 7 / 80 * rows, 101 / 120 * columns, 66 / 80 * rows]], np.float32)
     aligned = roi_align(
-        paddle.to_tensor(cells), paddle.to_tensor(box), paddle.to_tensor([1], dtype="int32"), 7, sampling_ratio=2
+        paddle.to_tensor(cells), paddle.to_tensor(box), paddle.to_tensor([1], dtype="int32"), 7, sampling_ratio=points
     )
     np.testing.assert_allclose(tokens.reshape(3, 7, 7), aligned[0].numpy(), atol=1e-5)
 

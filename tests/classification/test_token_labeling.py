@@ -11,7 +11,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from common.checkpoints.file_format import load_file, save_file
+from common.checkpoints.file_format import load_file
 from common.checkpoints.loading import Checkpoint, deployed_state, load_weights, numpy_state
 from common.errors import UserError
 from common.pale_features import create_features
@@ -22,7 +22,7 @@ from image_classification.datasets import build_dataset
 from image_classification.label_map_alignment import Geometry, sampling_weights
 from image_classification.label_map_annotator import WholeImage, token_logits
 from image_classification.label_maps import LabelMapInfo, LabelMaps, LabelMapWriter
-from image_classification.loaders import IGNORED_LABEL, build_train_loader, build_transform, check_batch
+from image_classification.loaders import IGNORED_LABEL, build_train_loader, check_batch
 from image_classification.token_labeling import (
     TokenLabelTransformer,
     draw_mixed_tokens,
@@ -31,8 +31,9 @@ from image_classification.token_labeling import (
     token_label_loss,
     token_targets,
 )
+from image_classification.transforms import EvalTransform, TrainTransform
 from tests.classification.test_classification import train
-from tests.classification.test_loaders import make_config
+from tests.helpers.classification_config import make_config
 from tests.helpers.programs import fails, run_program
 from tests.helpers.tiny_runs import assert_same_training
 from tests.training.test_config import load
@@ -59,19 +60,6 @@ def model():
 
 
 # ---- MixToken
-
-
-def test_tokens_in_the_box_are_those_of_the_previous_sample():
-    stride = 8
-    x = rng().standard_normal((3, 4 * stride, 6 * stride, 2)).astype(np.float32)
-    mixed = np.zeros((4, 6), bool)
-    mixed[1:3, 2:6] = True
-    result = mix_tokens(paddle.to_tensor(x), mixed).numpy()
-    expected = x.copy()
-    expected[:, stride : 3 * stride, 2 * stride :] = x[[2, 0, 1], stride : 3 * stride, 2 * stride :]
-    np.testing.assert_array_equal(result, expected)
-    with pytest.raises(ValueError, match="9x8"):
-        mix_tokens(paddle.zeros([2, 9, 8, 1]), np.ones((4, 4), bool))
 
 
 def test_the_patch_embedding_is_mixed_in_whole_tokens_of_the_final_map(model):
@@ -112,6 +100,8 @@ def test_images_and_labels_are_mixed_alike():
         np.testing.assert_array_equal(colors[:, ::32, ::32, 0].numpy(), targets.argmax(-1).numpy())
         classes = mix_classes(F.one_hot(paddle.arange(4), 4), mixed)
         np.testing.assert_allclose(classes.numpy(), targets.mean([1, 2]).numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match="9x8"):
+        mix_tokens(paddle.zeros([2, 9, 8, 1]), np.ones((4, 4), bool))
 
 
 # ---- targets and loss
@@ -148,36 +138,25 @@ def test_targets_are_the_plain_formula():
     np.testing.assert_allclose(targets.numpy().sum(-1), 1, atol=1e-6)
     outside = token_targets(*map(paddle.to_tensor, (classes, scores, 0 * weights)), CLASSES)
     np.testing.assert_allclose(outside.numpy(), 1 / CLASSES, atol=1e-7)
-
-
-def test_maps_of_all_classes_leave_no_rest():
-    classes = np.array([[[1, 0, 2]]])
-    scores = np.array([[[0.5, 0.25, 0.25]]], np.float32)
-    targets = token_targets(*map(paddle.to_tensor, (classes, scores, np.ones((1, 1, 1), np.float32))), 3)
-    np.testing.assert_array_equal(targets.numpy(), [[[0.25, 0.5, 0.25]]])
-
-
-def log_softmax(x):
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+    all_classes = np.array([[[1, 0, 2]]]), np.array([[[0.5, 0.25, 0.25]]], np.float32), np.ones((1, 1, 1), np.float32)
+    np.testing.assert_array_equal(token_targets(*map(paddle.to_tensor, all_classes), 3).numpy(), [[[0.25, 0.5, 0.25]]])
 
 
 def test_loss_is_the_plain_formula():
     generator = rng()
     logits, token_logits = (
-        generator.standard_normal(shape).astype("float16") for shape in ((2, CLASSES), (2, 3, 4, CLASSES))
+        generator.standard_normal((*shape, CLASSES)).astype("float16") for shape in ((2,), (2, 3, 4))
     )
     class_targets, targets = (
         generator.dirichlet(np.ones(CLASSES), shape).astype(np.float32) for shape in ((2,), (2, 3, 4))
     )
     loss = token_label_loss(*map(paddle.to_tensor, (logits, token_logits, class_targets, targets)), 0.5)
-    expected = -(class_targets * log_softmax(logits.astype(float))).sum(-1).mean()
-    tokens = [
-        -(targets[image, i, j] * log_softmax(token_logits[image, i, j].astype(float))).sum()
-        for image, i, j in np.ndindex(2, 3, 4)
+    expected = [
+        -(target * np.log(np.exp(x) / np.exp(x).sum(-1, keepdims=True))).sum(-1).mean()
+        for x, target in ((logits.astype(float), class_targets), (token_logits.astype(float), targets))
     ]
     assert loss.dtype == paddle.float32
-    assert float(loss) == pytest.approx(expected + 0.5 * np.mean(tokens), rel=1e-5)
+    assert float(loss) == pytest.approx(expected[0] + 0.5 * expected[1], rel=1e-5)
 
 
 # ---- the auxiliary head
@@ -198,20 +177,17 @@ def test_the_evaluated_model_is_the_plain_one(model):
     assert report.left_out == ["aux_head"]
 
 
-def test_training_may_start_from_weights_without_the_head(tmp_path):
+def test_training_may_start_from_weights_without_the_head():
     target = build_variant(TokenLabelTransformer, "pale_nano", num_classes=CLASSES)
-    save_file(numpy_state(create_model("pale_nano", num_classes=CLASSES)), tmp_path / "plain.pdparams")
-    save_file(numpy_state(create_features("pale_nano")), tmp_path / "features.pdparams")
-    save_file(numpy_state(create_model("pale_nano", num_classes=2)), tmp_path / "other.pdparams")
-    for name, new in (
-        ("plain", ["aux_head"]),
-        ("features", ["head", "norm", "aux_head"]),
-        ("other", ["head", "aux_head"]),
+    plain, other = (create_model("pale_nano", num_classes=classes) for classes in (CLASSES, 2))
+    for source, new in (
+        (plain, ["aux_head"]),
+        (create_features("pale_nano"), ["head", "norm", "aux_head"]),
+        (other, ["head", "aux_head"]),
     ):
-        report = load_weights(target, Checkpoint(name, load_file(tmp_path / f"{name}.pdparams")), fine_tune=True)
-        assert report.new_parts == new
-    with pytest.raises(UserError, match="trained without token labels"):
-        load_weights(target, Checkpoint("plain", load_file(tmp_path / "plain.pdparams")))
+        assert load_weights(target, Checkpoint("file", numpy_state(source)), fine_tune=True).new_parts == new
+    with pytest.raises(UserError, match=r"its head differs.*: aux_head"):
+        load_weights(target, Checkpoint("plain", numpy_state(plain)))
 
 
 def test_both_heads_get_gradients_and_are_in_the_last_layer(model):
@@ -240,7 +216,7 @@ def test_the_annotator_sees_the_whole_image(shapes):
     array = WholeImage(config)(dataset.load(0))
     assert array.shape == (3, 64, 64)
     square = dataset.load(0).resize((64, 64), 3)
-    np.testing.assert_array_equal(array, build_transform(make_config(IMAGE_SIZE=64, CROP_PCT=1.0), False)(square))
+    np.testing.assert_array_equal(array, EvalTransform(make_config(IMAGE_SIZE=64, CROP_PCT=1.0))(square))
 
 
 # ---- batches
@@ -270,7 +246,7 @@ def test_samples_have_their_map_and_the_weights_of_its_cells(shapes, maps):
         key = SampleKey(index, 1, number)
         sample, geometry = loader.dataset[key], Geometry()
         np.testing.assert_array_equal(sample["images"], plain.dataset[key]["images"])
-        transform = build_transform(make_config(IMAGE_SIZE=64), training=True)
+        transform = TrainTransform(make_config(IMAGE_SIZE=64))
         transform(plain.dataset.dataset.load(index), np.random.default_rng([0, 1, number]), geometry)
         np.testing.assert_array_equal(sample["token_weights"], sampling_weights(geometry, (4, 5), (2, 2)))
         np.testing.assert_array_equal(sample["map_classes"][:, 0], (np.arange(20) + index) % 3)
@@ -292,15 +268,9 @@ def test_a_broken_image_is_replaced_with_its_map_and_a_broken_map_is_named(shape
     classes = np.load(maps / "classes.npy")
     classes[20, 0, 0, 0] = 9
     np.save(maps / "classes.npy", classes)
-    loader, _ = mapped_loader(shapes, maps)
-    errors = []
-    for batch in loader:
-        try:
-            check_batch(batch, skip_broken=False)
-        except UserError as error:
-            errors.append(str(error))
-    assert len(errors) == 2
-    assert any("label map of" in error and "green/08.png" in error for error in errors)
+    sample = mapped_loader(shapes, maps)[0].dataset[SampleKey(20, 0, 0)]
+    with pytest.raises(UserError, match=r"label map of .*green/08\.png is damaged"):
+        check_batch(sample, skip_broken=False)
 
 
 # ---- the launcher and the tool

@@ -16,11 +16,8 @@ from common.errors import UserError
 WHEEL = demo_data.Wheel(
     package="toy",
     version="1.0",
-    filename="toy-1.0-py3-none-any.whl",
     sha256="0" * 64,
     megabytes=0.1,
-    license="MIT",
-    content="a toy",
     members={"toy/data/a.txt": "a.txt", "toy-1.0.dist-info/LICENSE": "texts/LICENSE"},
 )
 
@@ -37,7 +34,7 @@ def pip(monkeypatch):
             commands.append(command)
             folder = Path(command[command.index("--dest") + 1])
             if returncode == 0:
-                with zipfile.ZipFile(folder / WHEEL.filename, "w") as archive:
+                with zipfile.ZipFile(folder / "toy-1.0-py3-none-any.whl", "w") as archive:
                     for member in ("toy/__init__.py", *WHEEL.members):
                         archive.writestr(member, f"text of {member}")
             during(folder)
@@ -67,23 +64,9 @@ def test_the_first_call_downloads_the_pinned_wheel_and_copies_the_listed_members
     assert requirements == [f"toy==1.0 --hash=sha256:{WHEEL.sha256}\n"]
 
 
-@pytest.mark.parametrize(
-    ("stderr", "message"),
-    [
-        (
-            "WARNING: Retrying\nERROR: No matching distribution found for toy==1.0 (from -r x)\n",
-            r"toy==1\.0 .*ERROR: No matching distribution found.*check the network",
-        ),
-        ("", r"no toy-1\.0-py3-none-any\.whl came"),
-        (
-            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n    Expected sha256 00\n",
-            r"toy==1\.0 does not have the pinned SHA-256.*PIP_INDEX_URL",
-        ),
-    ],
-)
-def test_a_failed_download_is_explained_and_leaves_nothing(pip, tmp_path, stderr, message):
-    pip(returncode=1, stderr=stderr)
-    with pytest.raises(UserError, match=message):
+def test_a_failed_download_is_explained_and_leaves_nothing(pip, tmp_path):
+    pip(returncode=1, stderr="WARNING: Retrying\nERROR: No matching distribution found for toy==1.0\n\n")
+    with pytest.raises(UserError, match=r"toy==1\.0 .*\(ERROR: No matching distribution found.*check the network"):
         demo_data.fetch("toy", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -126,14 +109,9 @@ def test_command_line(pip, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PALE_DATA", str(tmp_path))
     pip()
     demo_data.main(["toy"])
-    demo_data.main(["-all"])
-    assert capsys.readouterr().out == f"toy: {tmp_path / 'toy'}\n" * 2
-    demo_data.main(["-list"])
-    assert capsys.readouterr().out.split() == ["toy", "0.1", "MB", "MIT", "toy", "1.0", "a", "toy"]
+    assert capsys.readouterr().out == f"toy: {tmp_path / 'toy'}\n"
     with pytest.raises(UserError, match="unknown demo data 'nothing': choose from toy"):
         demo_data.main(["nothing"])
-    with pytest.raises(UserError, match="name a data set"):
-        demo_data.main([])
 
 
 # ---- the real data sets
@@ -150,29 +128,9 @@ def test_mnist5k_has_a_fixed_stratified_split():
     assert hashlib.sha256(test_images.tobytes()).hexdigest() == MNIST5K_TEST_SHA256
 
 
-@pytest.mark.parametrize("damage", ["truncated", "too few rows"])
-def test_a_damaged_file_is_refused(tmp_path, damage):
-    source = demo_data.fetch("mnist5k") / "mnist_5k.csv.gz"
+def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "mnist5k").mkdir()
-    (tmp_path / "mnist5k" / "LICENSE").write_text("")
-    damaged = tmp_path / "mnist5k" / "mnist_5k.csv.gz"
-    if damage == "truncated":
-        damaged.write_bytes(source.read_bytes()[:100_000])
-    else:
-        np.savetxt(damaged, np.zeros((3, 785)), fmt="%d", delimiter=",")
+    (tmp_path / "mnist5k" / "LICENSE").touch()
+    (tmp_path / "mnist5k" / "mnist_5k.csv.gz").write_bytes(b"\x1f\x8bno more")
     with pytest.raises(UserError, match=r"is damaged .*: delete its folder"):
         demo_data.load_mnist5k(tmp_path)
-
-
-@pytest.mark.slow
-def test_he_nuclei():
-    image, instances, types = demo_data.load_he_nuclei()
-    assert (image.shape, image.dtype, instances.dtype, types.dtype) == ((1500, 1500, 3), np.uint8, np.int32, np.int32)
-    assert len(np.unique(instances)) == 1295
-    assert np.mean((instances > 0) == (types > 0)) > 0.999
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["bear", "lpips_weights"])
-def test_other_data_sets(name):
-    assert files_under(demo_data.fetch(name)) == sorted(demo_data.WHEELS[name].members.values())

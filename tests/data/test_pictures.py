@@ -16,7 +16,6 @@ from common.pictures.drawing import (
     index_png,
     overlay,
     palette,
-    present_classes,
     side_by_side,
     with_legend,
 )
@@ -56,13 +55,8 @@ def test_overlay_blends_colors_except_where_a_label_has_no_class():
     result = overlay(image, labels, palette(4), 0.3)
     np.testing.assert_array_equal(result[:5], image[:5])
     np.testing.assert_allclose(result[5:], 0.7 * image[5:] + 0.3 * palette(4)[labels[5:]], atol=1)
-    with pytest.raises(ValueError, match=r"\(20, 30\).*\(5, 4\)"):
+    with pytest.raises(ValueError, match="do not match"):
         overlay(image, np.zeros((5, 4), int), palette(2))
-
-
-def test_present_classes_are_sorted_by_frequency():
-    labels = np.array([[0, 3, 3, 255], [1, 1, 1, 255]], np.uint8)
-    assert present_classes(labels, np.full((3, 3), 4), np.array([[-1]]), classes=5).tolist() == [4, 1, 3, 0]
 
 
 @pytest.mark.parametrize(("classes", "mode"), [(256, "P"), (1000, "I;16")])
@@ -89,7 +83,7 @@ def test_denormalize():
 # ---- legends and rows
 
 
-@pytest.mark.parametrize(("height", "width", "classes"), [(128, 128, 3), (40, 600, 40), (600, 40, 40), (1, 1, 1)])
+@pytest.mark.parametrize(("height", "width", "classes"), [(40, 600, 40), (1, 1, 1)])
 def test_a_legend_with_all_colors_is_below_the_unchanged_picture(height, width, classes):
     picture = random_image(height, width)
     names = [["background", "line\nbreak", "a rather long class name"][number % 3] for number in range(classes)]

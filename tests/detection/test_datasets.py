@@ -156,7 +156,7 @@ def test_nothing_but_the_demo_data_is_fetched(boxes_config, monkeypatch):
 def test_demo_data_is_made_on_first_use_beside_the_other_by_default(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(demo_folders, "data_root", lambda: tmp_path)
-    monkeypatch.setattr(demo_folders, "_write_detection", lambda folder, _: made.append(folder) or folder)
+    monkeypatch.setattr(demo_folders, "make_folder", lambda folder, *_: made.append(folder) or folder)
     assert NucleiDataSet(image_dir="train").dataset_dir == str(tmp_path / "nuclei_detection")
     assert NucleiDataSet(str(tmp_path / "own")).dataset_dir == str(tmp_path / "own")
     assert made == [tmp_path / "nuclei_detection", tmp_path / "own"]

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from contextlib import nullcontext
 
 import nbformat
@@ -24,6 +25,7 @@ from PIL import Image
 from common.checkpoints.released import list_weights
 from common.demo_data.wheels import load_mnist5k
 from common.pale_transformer import create_model
+from image_classification.config import CONFIG
 from image_classification.transforms import EvalTransform
 from tests.helpers.commands import blocks, check_command, commands
 from tests.helpers.made_up_data import make_shapes
@@ -92,7 +94,7 @@ def test_released_weights_have_the_accuracy_of_the_table():
     model = create_model("pale_nano", pretrained="mnist5k")
     model.eval()
     _, (images, labels) = load_mnist5k()
-    transform = EvalTransform(32, 1.0, "bilinear", [0.1307] * 3, [0.3081] * 3)
+    transform = EvalTransform(CONFIG.load(Namespace(cfg=str(CONFIG.default_file), opts=[])))
     batch = np.stack([transform(Image.fromarray(image).convert("RGB")) for image in images])
     with paddle.no_grad():
         predicted = model(paddle.to_tensor(batch)).argmax(-1).numpy()

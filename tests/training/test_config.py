@@ -12,8 +12,8 @@ from common.runtime.command_line import ArgumentParser
 from common.training.config import add_weights_flags
 from image_classification.classification import Classification
 from image_classification.config import CONFIG
-from image_classification.loaders import build_transform
 from image_classification.pale_backbone import build_model
+from image_classification.transforms import EvalTransform, TrainTransform
 from tests.helpers import tiny_runs
 
 CONFIGS = sorted(CONFIG.default_file.parent.rglob("*.yaml"))
@@ -170,8 +170,8 @@ def test_what_is_kept_of_a_run_does_not_say_what_one_command_did():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_configuration_builds_its_model_and_transforms(path):
     config = load("-cfg", path)
-    build_transform(config, training=True)
-    build_transform(config, training=False)
+    TrainTransform(config)
+    EvalTransform(config)
     if config.MODEL.NAME == "pale_nano" or path.stem == "pale_tiny_224":
         build_model(config, 3)
 

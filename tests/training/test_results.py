@@ -25,7 +25,7 @@ from object_detection.config import CONFIG as DETECTION
 from object_detection.detection import Detection
 from semantic_segmentation.config import CONFIG as SEGMENTATION
 from semantic_segmentation.segmentation import Segmentation
-from tests.helpers.programs import ROOT, run_program
+from tests.helpers.programs import run_program
 from tests.helpers.tiny_runs import load, run
 
 COLUMNS = [field.name for field in dataclasses.fields(Result)]

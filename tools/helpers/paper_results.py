@@ -11,8 +11,8 @@ from pathlib import Path
 import paddle
 
 from common.flops import count_flops, params
-from common.tasks import TASKS
 from common.runtime.csv_table import read_table
+from common.tasks import TASKS
 from common.training.results import Result, results_file
 from tools.helpers.configured_model import build_configured
 from tools.helpers.paper_figures import PaperFigure
