@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 __all__ = [
     "coerce",
@@ -36,13 +36,19 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(text: str) -> Any:
-    """Read a yaml text.
+def read_yaml(text: str, source: str) -> dict[str, Any]:
+    """Read a yaml text of keys and values.
 
     Raises:
-        yaml.YAMLError: it is not yaml.
+        UserError: it is something else; the message names ``source``.
     """
-    return yaml.load(text, _Loader)
+    try:
+        values = yaml.load(text, _Loader) or {}
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # the last two for wrong values of tags
+        raise UserError(f"{source} is not a yaml file: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{source} holds a {type(values).__name__}, not keys and values")
+    return values
 
 
 def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
@@ -57,13 +63,9 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
     if path in including:
         raise UserError(f"{path} is its own BASE, through {including[-1]}")
     try:
-        values = read_yaml(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a yaml file: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, not keys and values")
     bases = [values.pop(key, None) for key in ("BASE", "_base_", "_BASE_")]
     bases = next(filter(None, bases), [])
     for base in [bases] if isinstance(bases, str) else bases:
@@ -74,7 +76,7 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
 def parse(text: str) -> Any:
     """Read a command-line value as yaml does: lists, numbers, booleans."""
     try:
-        return read_yaml(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
 
