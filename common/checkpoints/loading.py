@@ -98,7 +98,6 @@ class Checkpoint:
 
         Args:
             state: a training state or PaddleViT checkpoint (``model``, ``model_ema``), or the weights themselves.
-            source: where it is from, for messages.
             ema: take the averaged weights.
 
         Raises:
@@ -249,12 +248,10 @@ def load_pretrained(
     replace_head: bool = True,
     ema: bool = False,
 ) -> LoadReport:
-    """Load weights into a model, and print the report on rank 0.
+    """Load weights into a model (:func:`load_weights`), and print the report on rank 0.
 
     Args:
-        model: any model of this project, with or without a head.
         source: as for :func:`read_checkpoint`, or its result.
-        strict: see :func:`load_weights`.
         replace_head: ``fine_tune`` of :func:`load_weights`.
         ema: take the averaged weights of a training state.
 
