@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -14,7 +16,7 @@ from common.training.loader import build_loader
 from common.training.log import TrainingLog
 from common.training.sampler import ShardedEvalSampler
 from image_classification.datasets import Dataset
-from image_classification.label_maps import LabelMapWriter
+from image_classification.label_maps import LabelMapInfo, create_label_maps
 from image_classification.loaders import IGNORED_LABEL, TransformedDataset, check_batch, collate
 from image_classification.transforms import Normalize, interpolation
 
@@ -55,7 +57,7 @@ def token_logits(model: PaleTransformer, images: Tensor) -> Tensor:
 
 @paddle.no_grad()
 def annotate(
-    model: PaleTransformer, config: CfgNode, dataset: Dataset, writer: LabelMapWriter, log: TrainingLog
+    model: PaleTransformer, config: CfgNode, dataset: Dataset, folder: Path, info: LabelMapInfo, log: TrainingLog
 ) -> float:
     """Write the label maps of a data set.
 
@@ -65,29 +67,29 @@ def annotate(
         model: the annotator, in evaluation mode.
         config: of the images, and ``DATA.BATCH_SIZE_EVAL``, ``DATA.NUM_WORKERS``, ``TRAIN.AMP``.
         dataset: the images.
-        writer: receives the maps, and is closed.
+        folder, info: see :func:`create_label_maps`.
         log: shows the progress.
 
     Returns:
         Top-1 accuracy of the annotator on these images, in percent.
 
     Raises:
-        UserError: an image could not be read.
+        UserError: an image could not be read, or as :func:`create_label_maps`.
     """
     source = TransformedDataset(dataset, WholeImage(config), config, replace_broken=False)
     sampler = ShardedEvalSampler(len(dataset), config.DATA.BATCH_SIZE_EVAL)
     amp, done, correct = config.TRAIN.AMP, 0, 0
-    with log.progress(len(dataset), "label maps") as bar:
+    with create_label_maps(folder, info, dataset.names()) as maps, log.progress(len(dataset), "label maps") as bar:
         for batch in build_loader(source, sampler, config.DATA.NUM_WORKERS, collate):
             check_batch(batch, config.DATA.SKIP_BROKEN)
             with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
                 logits = token_logits(model, batch["images"])
             logits = logits.astype("float32")
-            scores, classes = F.softmax(logits).topk(writer.info.top)
+            scores, classes = F.softmax(logits).topk(info.top)
             scores = scores * (batch["labels"] != IGNORED_LABEL).astype("float32").reshape([-1, 1, 1, 1])
-            writer.write(done, classes.numpy(), scores.numpy())
+            maps["classes"][done : done + len(classes)] = classes.numpy()
+            maps["scores"][done : done + len(classes)] = scores.numpy()
             correct += int((logits.mean([1, 2]).argmax(-1) == batch["labels"]).sum())
             done += len(classes)
             bar.update(len(classes))
-    writer.close()
     return 100.0 * correct / len(dataset)

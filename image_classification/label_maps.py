@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from common.data.class_names import check_class_order
 from common.errors import UserError, one_line
 from image_classification.datasets import Dataset
 
-__all__ = ["LabelMapInfo", "LabelMapWriter", "LabelMaps"]
+__all__ = ["LabelMapInfo", "LabelMaps", "create_label_maps"]
 
 FORMAT = 1
 _ARRAYS = {"classes": np.uint16, "scores": np.float16}
@@ -69,45 +71,38 @@ class LabelMapInfo:
         )
 
 
-class LabelMapWriter:
-    """Writes a folder of label maps under a temporary name; :meth:`close` renames it.
+@contextmanager
+def create_label_maps(folder: Path, info: LabelMapInfo, names: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """Create a folder of label maps under a temporary name, which is renamed when the ``with`` block ends.
 
     Args:
         folder: to create.
         info: the metadata.
         names: ``Dataset.names`` of the images.
 
+    Yields:
+        The arrays ``classes`` and ``scores``, which the block fills.
+
     Raises:
         UserError: the folder exists, or there are more than 65536 classes.
     """
-
-    def __init__(self, folder: Path, info: LabelMapInfo, names: np.ndarray):
-        if folder.exists():
-            raise UserError(f"{folder} exists; remove it, or give another -out")
-        if info.num_classes > np.iinfo(np.uint16).max + 1:
-            raise UserError(f"label maps can have {np.iinfo(np.uint16).max + 1} classes, not {info.num_classes}")
-        self._folder, self.info = folder, info
-        self._partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        np.save(self._partial / "images.npy", names)
-        self._arrays = {
-            name: np.lib.format.open_memmap(self._partial / f"{name}.npy", "w+", dtype, info.shape)
-            for name, dtype in _ARRAYS.items()
-        }
-
-    def write(self, first: int, classes: np.ndarray, scores: np.ndarray) -> None:
-        """Write the maps of consecutive images from number ``first`` on, each ``[images, height, width, top]``."""
-        for name, values in (("classes", classes), ("scores", scores)):
-            self._arrays[name][first : first + len(values)] = values
-
-    def close(self) -> None:
-        """Complete the folder and rename it."""
-        for array in self._arrays.values():
-            array.flush()
-        text = json.dumps(asdict(self.info), indent=2)
-        (self._partial / "label_maps.json").write_text(f"{text}\n", encoding="utf-8")
-        self._partial.rename(self._folder)
+    if folder.exists():
+        raise UserError(f"{folder} exists; remove it, or give another -out")
+    if info.num_classes > np.iinfo(np.uint16).max + 1:
+        raise UserError(f"label maps can have {np.iinfo(np.uint16).max + 1} classes, not {info.num_classes}")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    np.save(partial / "images.npy", names)
+    arrays = {
+        name: np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, info.shape)
+        for name, dtype in _ARRAYS.items()
+    }
+    yield arrays
+    for array in arrays.values():
+        array.flush()
+    (partial / "label_maps.json").write_text(f"{json.dumps(asdict(info), indent=2)}\n", encoding="utf-8")
+    partial.rename(folder)
 
 
 class LabelMaps:

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from paddleseg.datasets import ADE20K, Dataset
@@ -99,24 +98,24 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
         UserError: on all ranks, the first problem and the number of others.
     """
     classes = dataset.num_classes
-    counts, images, deep_images = np.zeros(classes + 1, np.int64), np.zeros(classes, np.int64), 0
-    problems, sizes = [], []
+    problems, found = [], []
     numbers = range(rank(), len(dataset.file_list), world_size())
-    pairs = [dataset.file_list[number] for number in numbers]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for done, found in enumerate(pool.map(partial(_check_pair, dataset), pairs), 1):
-            if isinstance(found, str):
-                problems.append(f"{numbers[done - 1]:09d} {found}")
+        checked = pool.map(partial(_check_pair, dataset), [dataset.file_list[number] for number in numbers])
+        for done, (number, result) in enumerate(zip(numbers, checked, strict=True), 1):
+            if isinstance(result, str):
+                problems.append(f"{number:09d} {result}")
             else:
-                counts += found.counts
-                images += found.counts[:-1] > 0
-                sizes.append(found.size)
-                deep_images += found.deep
+                found.append(result)
             if progress:
-                progress(done, len(pairs))
+                progress(done, len(numbers))
 
     problems = [line.partition(" ")[2] for line in sorted(gather_lines(problems))]
-    totals = sum_over_ranks([*counts, *images, deep_images]).astype(np.int64)
+    found = np.array(found, np.int64).reshape(-1, classes + 4)
+    counts, sizes, deep = found[:, : classes + 1], found[:, classes + 1 : -1], found[:, -1]
+    totals = sum_over_ranks([*counts.sum(axis=0), *(counts[:, :-1] > 0).sum(axis=0), deep.sum()]).astype(np.int64)
+    lows = gather_rows(sizes.min(axis=0, initial=2**31)).min(axis=0)
+    highs = gather_rows(sizes.max(axis=0, initial=0)).max(axis=0)
     if not problems and not totals[:classes].any():
         problems = [f"every pixel of the {split} data is ignored ({dataset.ignore_index}); correct the masks"]
     if problems and not list_all:
@@ -124,9 +123,9 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
         raise UserError(problems[0] + more)
     return DataReport(
         split=split,
-        class_names=list(getattr(dataset, "class_names", map(str, range(classes)))),
+        class_names=dataset.class_names,
         num_images=len(dataset.file_list),
-        sizes=_size_range(sizes),
+        sizes="{:.0f}x{:.0f} to {:.0f}x{:.0f}".format(*np.minimum(lows, highs), *highs),
         pixels=totals[:classes],
         images=totals[classes + 1 : -1],
         ignored=int(totals[classes]),
@@ -165,87 +164,64 @@ def fingerprint(dataset: Dataset) -> str:
 # ---- one pair
 
 
-class _Pair(NamedTuple):
-    counts: np.ndarray  # pixels of each class and, last, ignored ones: int64 [classes + 1]
-    size: tuple[int, int]  # width, height
-    deep: bool  # more than 8 bits per channel
+def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
+    """Check an image and its mask.
 
-
-def _check_pair(dataset: Dataset, pair: Sequence[str]) -> _Pair | str:
-    """Return the content of a pair, or the reason why it cannot be used."""
+    Returns:
+        The result of :func:`_count_classes`, width, height, and whether the image has more than 8 bits per channel; or
+        the reason why the pair cannot be used.
+    """
     image, mask = pair
     try:
         check_name(image)
-        size, deep = look_at_image(image)
-        values, counts, mask_size = _read_mask(mask, image, isinstance(dataset, ADE20K))
-        if size != mask_size:
-            (width, height), (mask_width, mask_height) = size, mask_size
+        (width, height), deep = look_at_image(image)
+        pixels = _read_mask(mask, isinstance(dataset, ADE20K))
+        if pixels.shape != (height, width):
             turned = " (turned by its EXIF orientation)" if is_turned(image) else ""
             raise UserError(
-                f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {mask_width}x{mask_height}; "
-                "make them the same size"
+                f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {pixels.shape[1]}x"
+                f"{pixels.shape[0]}; make them the same size"
             )
-        return _Pair(_count_classes(dataset, mask, values, counts), size, deep)
+        return [*_count_classes(dataset, mask, pixels), width, height, deep]
     except UserError as error:
         return str(error)
-    except Exception as error:
-        return f"image {image} or its mask {mask} cannot be read ({one_line(error)}); replace it"
-
-
-def _read_mask(path: str, image: str, from_ade20k: bool) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Return the values of a mask, the number of pixels of each, and the (width, height) of the mask."""
-    if not Path(path).is_file():
-        raise UserError(f"mask {path} of image {image} does not exist; restore it, or take the image out of the data")
-    try:
-        with Image.open(path) as mask:
-            _check_kind(path, mask, from_ade20k)
-            if mask.mode in ("L", "P"):
-                histogram = np.array(mask.histogram(), np.int64)
-                values = np.flatnonzero(histogram)
-                return values, histogram[values], mask.size
-            values, counts = np.unique(np.asarray(mask), return_counts=True)
-            return values.astype(np.int64), counts, mask.size
-    except UserError:
-        raise
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
-        raise UserError(f"mask {path} is damaged ({one_line(error)}); replace it") from error
+        return (
+            f"mask {mask} of image {image} cannot be read ({one_line(error)}); replace it, or take the image out of "
+            "the data"
+        )
 
 
-def _check_kind(path: str, mask: Image.Image, from_ade20k: bool) -> None:
-    remedy = "save it as an 8-bit PNG with one class number per pixel (gray or palette)"
-    if mask.format == "JPEG":
-        raise UserError(f"mask {path} is a JPEG, which does not keep the class numbers; {remedy}")
-    if mask.mode == "1":
-        raise UserError(f"mask {path} has 1 bit per pixel, which PaddleSeg pads with class 1; {remedy}")
-    # Only in 8 bits, ADE20K's 0 becomes the ignored 255.
-    if mask.mode not in (("L", "P") if from_ade20k else ("L", "P", "I;16", "I")):
-        kind = {"I;16": "16-bit", "I": "32-bit", "F": "floating-point"}.get(mask.mode, f"color ({mask.mode})")
-        raise UserError(f"mask {path} is a {kind} image, not class numbers; {remedy}")
+def _read_mask(path: str, from_ade20k: bool) -> np.ndarray:
+    with Image.open(path) as mask:
+        # ADE20K's 0 becomes the ignored 255 in 8 bits only. PaddleSeg pads masks of 1 bit with class 1.
+        modes = ("L", "P") if from_ade20k else ("L", "P", "I;16", "I")
+        if mask.mode not in modes or mask.format == "JPEG":  # a JPEG does not keep the class numbers
+            raise UserError(
+                f"mask {path} is a {mask.format} image of mode {mask.mode}; save it as an 8-bit PNG with one class "
+                "number per pixel (gray or palette)"
+            )
+        return np.asarray(mask)
 
 
-def _count_classes(dataset: Dataset, path: str, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _count_classes(dataset: Dataset, path: str, pixels: np.ndarray) -> np.ndarray:
+    """Count the pixels of each class and, last, the ignored ones: int64 [classes + 1]."""
     classes, ignored = dataset.num_classes, dataset.ignore_index
+    values, counts = np.unique(pixels, return_counts=True)
+    values = values.astype(np.int64)
     labels = (values - 1) % 256 if isinstance(dataset, ADE20K) else values
     wrong = (labels != ignored) & ((labels < 0) | (labels >= classes))
     if wrong.any():
         found = [f"{value} ({count:,} pixels)" for value, count in zip(values[wrong], counts[wrong], strict=True)]
-        rule = f"classes are 0 to {classes - 1}, and {ignored} is ignored"
-        remedy = "correct the mask, num_classes or ignore_index"
+        rule = (
+            f"classes are 0 to {classes - 1}, and {ignored} is ignored; correct the mask, num_classes or ignore_index"
+        )
         if isinstance(dataset, ADE20K):
-            rule, remedy = f"ADE20K's classes are 1 to {classes}, and 0 is ignored", "take the original annotations"
-        raise UserError(f"mask {path} holds the value {_first(found)}, but {rule}; {remedy}")
+            rule = f"ADE20K's classes are 1 to {classes}, and 0 is ignored; take the original annotations"
+        raise UserError(f"mask {path} has the value {_first(found)}, but {rule}")
     totals = np.zeros(classes + 1, np.int64)
     np.add.at(totals, np.where(labels == ignored, classes, labels), counts)
     return totals
-
-
-def _size_range(sizes: Sequence[tuple[int, int]]) -> str:
-    """Smallest and largest width and height over all ranks; 0 if no image could be read."""
-    own = np.array(sizes or [(0, 0)])
-    rows = gather_rows([len(sizes), *own.min(axis=0), *own.max(axis=0)]).astype(int)
-    if rows[:, 0].any():
-        rows = rows[rows[:, 0] > 0]
-    return "{}x{} to {}x{}".format(*rows[:, 1:3].min(axis=0), *rows[:, 3:].max(axis=0))
 
 
 def _first(items: Sequence[str]) -> str:

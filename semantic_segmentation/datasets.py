@@ -17,7 +17,7 @@ are registered here. A section of the configuration, in PaddleSeg's format, desc
 from __future__ import annotations
 
 import copy
-import random
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,9 +31,9 @@ from common.data.class_names import read_class_names
 from common.data.image_file import check_name
 from common.demo_data import folders as demo_folders
 from common.errors import UserError, one_line
+from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
 from semantic_segmentation.components import build_component, check_arguments, find_component
-from semantic_segmentation.config import require_transforms
 
 __all__ = [
     "EvalDataset",
@@ -48,17 +48,10 @@ __all__ = [
 
 CLASS_NAME_FILES = ("labels.txt", "class_names.txt")
 
-# Folders of images and masks below dataset_root; {mode} is train or val, {long} is training or validation.
-_FOLDERS = {
-    "ADE20K": ("images/{long}", "annotations/{long}"),
-    "Cityscapes": ("leftImg8bit/{mode}", "gtFine/{mode}"),
-    "CocoStuff": ("images/{mode}2017", "annotations/{mode}2017"),
-}
-# PaddleSeg pairs the sorted images with the sorted masks of these data sets, whatever their names: the path between
-# folder and file, and the ends of the names of an image and its mask.
+# Images and masks below dataset_root. PaddleSeg pairs the sorted images with the sorted masks, whatever their names.
 _PAIRED_BY_ORDER = {
-    "Cityscapes": ("*/", "_leftImg8bit.png", "_gtFine_labelTrainIds.png"),
-    "CocoStuff": ("", ".jpg", ".png"),
+    "Cityscapes": ("leftImg8bit/{mode}/*/*_leftImg8bit.png", "gtFine/{mode}/*/*_gtFine_labelTrainIds.png"),
+    "CocoStuff": ("images/{mode}2017/*.jpg", "annotations/{mode}2017/*.png"),
 }
 _TRAIN_MODES = ("train", "trainval", "trainaug")
 # PaddleSeg's transforms that keep the size, or record in trans_info how to undo the change.
@@ -85,16 +78,7 @@ trade_name microwave pot animal bicycle lake dishwasher screen blanket sculpture
 ashcan fan pier crt_screen plate monitor bulletin_board shower radiator glass clock flag"""
 _CITYSCAPES_CLASSES = """road sidewalk building wall fence pole traffic_light traffic_sign vegetation terrain sky person
 rider car truck bus train motorcycle bicycle"""
-_PASCAL_VOC_CLASSES = """background aeroplane bicycle bird boat bottle bus car cat chair cow dining_table dog horse
-motorbike person potted_plant sheep sofa train tv_monitor"""
-_CLASS_NAMES = {
-    kind: [name.replace("_", " ") for name in names.split()]
-    for kind, names in (
-        ("ADE20K", _ADE20K_CLASSES),
-        ("Cityscapes", _CITYSCAPES_CLASSES),
-        ("PascalVOC", _PASCAL_VOC_CLASSES),
-    )
-}
+_CLASS_NAMES = {"ADE20K": _ADE20K_CLASSES, "Cityscapes": _CITYSCAPES_CLASSES}
 
 
 class _DemoDataset(paddleseg_datasets.Dataset):
@@ -110,22 +94,14 @@ class _DemoDataset(paddleseg_datasets.Dataset):
     """
 
     NUM_CLASSES: ClassVar[int]
-    IGNORE_INDEX = 255
     IMG_CHANNELS = 3
     class_names: ClassVar[tuple[str, ...]]
     _write: ClassVar[Callable[[str | None], Path]]
 
     def __init__(self, transforms: list, mode: str = "train", dataset_root: str | None = None):
         folder = self._write(dataset_root)
-        super().__init__(
-            mode=mode,
-            dataset_root=str(folder),
-            transforms=transforms,
-            num_classes=self.NUM_CLASSES,
-            train_path=str(folder / "train.txt"),
-            val_path=str(folder / "val.txt"),
-            ignore_index=self.IGNORE_INDEX,
-        )
+        lists = {"train_path": str(folder / "train.txt"), "val_path": str(folder / "val.txt")}
+        super().__init__(mode, str(folder), transforms, self.NUM_CLASSES, **lists)
 
 
 @manager.DATASETS.add_component
@@ -171,84 +147,63 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     component = find_component(section, name, manager.DATASETS)
     kind, where = section["type"], f"{name} ({section['type']})"
     arguments = {key: value for key, value in section.items() if key != "type"}
-    require_transforms(section, name)
     if "num_classes" in arguments and hasattr(component, "NUM_CLASSES"):
         raise UserError(
             f"{name}.num_classes is {arguments['num_classes']!r}, but {kind} always has {component.NUM_CLASSES} "
             "classes; leave num_classes (or -num_classes) out, or give a -cfg with data of type Dataset"
         )
     mode = check_arguments(component, arguments, where).get("mode", "train")
-    if not isinstance(mode, str) or mode.lower() not in (_TRAIN_MODES if training else ("val",)):
+    if mode not in (_TRAIN_MODES if training else ("val",)):
         raise UserError(f"{name}.mode is {mode!r}; write mode: {'train' if training else 'val'}")
     for key, low, high in (("num_classes", 2, 2**16), ("ignore_index", 0, 255)):
         value = arguments.get(key, low)
         # Masks have 8 bits, and OpenCV pads them with the nearest value that fits: with class 0 for -1.
         if type(value) is not int or not low <= value <= high:
             raise UserError(f"{name}.{key} is {value!r}; give an integer from {low} to {high}")
-    for key in ("dataset_root", "train_path", "val_path"):
-        if arguments.get(key) is not None:
-            if not isinstance(arguments[key], str):
-                raise UserError(f"{name}.{key} is {arguments[key]!r}; give a path")
-            arguments[key] = str(Path(arguments[key]).expanduser())
     if not issubclass(component, _DemoDataset):
-        _find_files(kind, arguments, mode.lower(), name)
+        _find_files(kind, arguments, mode, name)
+    ignore_index = arguments.get("ignore_index", 255)
     arguments["transforms"] = [
-        _build_transform(item, f"{name}.transforms[{number}]", training)
+        _build_transform(item, f"{name}.transforms[{number}]", training, ignore_index)
         for number, item in enumerate(arguments["transforms"])
     ]
     dataset = build_component({"type": kind, **arguments}, name, manager.DATASETS)
     if kind in _PAIRED_BY_ORDER:
-        dataset.file_list = _pair_by_name(Path(dataset.dataset_root), kind, mode.lower())
+        dataset.file_list = _pair_by_name(Path(dataset.dataset_root), kind, mode)
     elif kind == "ADE20K":
         dataset.file_list.sort()  # PaddleSeg keeps the order of the file system
     if not dataset.file_list:
         raise UserError(f"{where} finds no images in {dataset.dataset_root}; check it")
-    if training:
-        _check_padding(dataset, name)
     dataset.class_names = _class_names(dataset, kind)
     return dataset
 
 
 def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> None:
-    """Check that folders and lists exist: PaddleSeg would download the data, or fail with a less clear message."""
-    expected = _folders(kind, mode)
-    content = f"the folder that holds {', '.join(expected)}" if expected else "the folder of the images and masks"
-    if arguments.get("dataset_root") is None:
-        raise UserError(f"{name}.dataset_root is missing; give {content}")
-    root = Path(arguments["dataset_root"])
+    """Complete the paths among the arguments; PaddleSeg would download a missing data set."""
+    root = Path(str(arguments.get("dataset_root"))).expanduser()
     if not root.is_dir():
-        raise UserError(f"{name}.dataset_root: {root} is not a folder; give {content}")
-    missing = [path for path in expected if not (root / path).exists()]
-    if missing:
-        raise UserError(f"{name}.dataset_root: {root} has no {missing[0]}; give {content}")
-    if kind == "Dataset":
-        key = "val_path" if mode == "val" else "train_path"
-        given = arguments.get(key)
-        if given is None:
-            raise UserError(f"{name}.{key} is missing; give a list file with one line IMAGE MASK per image")
-        path = next((path for path in (Path(given), root / given) if path.is_file()), None)
-        if path is None:
-            raise UserError(f"{name}.{key}: neither {given} nor {root / given} exists; give the list of the images")
-        _check_list(path, arguments.get("separator", " "))
-        arguments[key] = str(path)
-
-
-def _folders(kind: str, mode: str) -> list[str]:
-    long = {"train": "training", "val": "validation"}.get(mode, mode)
-    return [path.format(mode=mode, long=long) for path in _FOLDERS.get(kind, ())]
+        raise UserError(f"{name}.dataset_root: {root} is not a folder; give the folder of the images and masks")
+    for pattern in _PAIRED_BY_ORDER.get(kind, ()):
+        if not any(root.glob(pattern.format(mode=mode))):
+            raise UserError(
+                f"{name}.dataset_root: {root} has no {pattern.format(mode=mode)}; give the folder of {kind}"
+            )
+    arguments["dataset_root"] = str(root)
+    for key in ("train_path", "val_path"):
+        if kind == "Dataset" and isinstance(arguments.get(key), str):
+            path = Path(arguments[key]).expanduser()
+            path = path if path.is_file() else root / path
+            if path.is_file():
+                _check_list(path, arguments.get("separator", " "))
+            arguments[key] = str(path)
 
 
 def _check_list(path: Path, separator: str | None) -> None:
-    """Check that PaddleSeg can read the list."""
+    """Check that PaddleSeg can read the list, and say which line it cannot read."""
     try:
-        with path.open() as file:
-            lines = list(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list {path} ({error}); check it") from error
-    if not lines:
-        raise UserError(f"the list {path} is empty; write one line IMAGE MASK per image")
-    if lines[0].startswith("\ufeff"):
-        raise UserError(f"{path} begins with a byte order mark; save it as UTF-8 without one")
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read the list {path} ({error}); save it as UTF-8") from error
     for number, line in enumerate(lines, 1):
         if len(line.strip().split(separator)) != 2:
             raise UserError(
@@ -257,41 +212,34 @@ def _check_list(path: Path, separator: str | None) -> None:
             )
 
 
-def _build_transform(item: Any, where: str, training: bool) -> Callable[[dict], dict]:
+def _build_transform(item: Any, where: str, training: bool, ignore_index: int) -> Callable[[dict], dict]:
     component = find_component(item, where, manager.TRANSFORMS)
-    named = f"{where} ({item['type']})"
     if component.__module__.startswith("paddleseg.") and not training and item["type"] not in _EVAL_TRANSFORMS:
-        raise UserError(f"{named} cannot be undone after prediction; use only {', '.join(_EVAL_TRANSFORMS)}")
-    if item["type"] == "ResizeByShort" and isinstance(item.get("short_size"), list):
-        raise UserError(f"{named} draws one of short_size once for the whole run; give one size, or ResizeStepScaling")
+        raise UserError(
+            f"{where} ({item['type']}) cannot be undone after prediction; use only {', '.join(_EVAL_TRANSFORMS)}"
+        )
+    if "label_padding_value" in inspect.signature(component).parameters:
+        item = {"label_padding_value": ignore_index, **item}
     return build_component(item, where)
 
 
 def _pair_by_name(root: Path, kind: str, mode: str) -> list[list[str]]:
     """Pair each image with the mask of its name; the check of the data reports missing masks."""
-    between, image_end, mask_end = _PAIRED_BY_ORDER[kind]
-    images, masks = (root / folder for folder in _folders(kind, mode))
-    found = sorted(images.glob(f"{between}*{image_end}"))
-    return [
-        [str(image), str(masks / (str(image.relative_to(images)).removesuffix(image_end) + mask_end))]
-        for image in found
-    ]
-
-
-def _check_padding(dataset: paddleseg_datasets.Dataset, name: str) -> None:
-    for number, transform in enumerate(dataset.transforms.transforms):
-        value = getattr(transform, "label_padding_value", dataset.ignore_index)
-        if value != dataset.ignore_index:
-            raise UserError(
-                f"{name}.transforms[{number}] ({type(transform).__name__}) pads masks with {value!r}, which is not the "
-                f"ignored value; write label_padding_value: {dataset.ignore_index}"
-            )
+    image_pattern, mask_pattern = (pattern.format(mode=mode) for pattern in _PAIRED_BY_ORDER[kind])
+    pairs = []
+    for image in sorted(root.glob(image_pattern)):
+        mask = str(image.relative_to(root))
+        for old, new in zip(image_pattern.split("*"), mask_pattern.split("*"), strict=True):
+            mask = mask.replace(old, new)
+        pairs.append([str(image), str(root / mask)])
+    return pairs
 
 
 def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
-    names = getattr(dataset, "class_names", None) or _CLASS_NAMES.get(kind)
-    if names:
-        return list(names)
+    if kind in _CLASS_NAMES:
+        return [name.replace("_", " ") for name in _CLASS_NAMES[kind].split()]
+    if hasattr(dataset, "class_names"):
+        return list(dataset.class_names)
     found = read_class_names(Path(dataset.dataset_root), CLASS_NAME_FILES)
     if found is None:
         return [str(number) for number in range(dataset.num_classes)]
@@ -307,48 +255,19 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
 # ---- from a data set to batches
 
 
-class SeededDataset(paddle.io.Dataset):
-    """Training samples whose random numbers depend only on the seed and the :class:`SampleKey`.
-
-    A sample is ``{"img": float32 [3, h, w], "label": int64 [h, w], "error": ""}``. It does not raise (see
-    :func:`common.training.loader.build_loader`): for an unreadable sample, ``error`` is the message and the arrays are
-    placeholders. PaddleSeg's transforms use the global generators of Python and NumPy, which are seeded for every
-    sample.
-
-    Args:
-        dataset: a data set of PaddleSeg in a training mode.
-        seed: of the run.
-    """
-
-    def __init__(self, dataset: paddleseg_datasets.Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        words = np.random.SeedSequence([self.seed, key.epoch, key.position]).generate_state(8)
-        random.seed(words[:4].tobytes())
-        np.random.seed(words[4:])
-        try:
-            data = _read(self.dataset, key.index)
-            img, label = np.asarray(data["img"], np.float32), np.asarray(data["label"], np.int64)
-            if img.shape[1:] != label.shape:
-                raise ValueError(f"the transforms make an image of {img.shape[1:]} and a mask of {label.shape}")
-        except Exception as error:
-            return {**_PLACEHOLDER, "error": _explain(self.dataset, key.index, error)}
-        return {"img": img, "label": label, "error": ""}
+_PLACEHOLDER = {"img": np.zeros((3, 1, 1), np.float32), "label": np.zeros((1, 1), np.int64)}
 
 
 class EvalDataset(paddle.io.Dataset):
-    """Validation samples of any size.
+    """Samples of any size.
 
     A sample is ``{"img": float32 [3, h, w], "label": int64 [H, W], "trans_info": list, "path": str, "error": ""}``.
-    The mask keeps its size; ``trans_info`` tells ``paddleseg.core.infer`` how to undo the transforms of the image. It
-    does not raise, as :class:`SeededDataset`.
+    In mode ``val``, the mask keeps its size; ``trans_info`` tells ``paddleseg.core.infer`` how to undo the transforms
+    of the image. Reading does not raise (see :func:`common.training.loader.build_loader`): for an unreadable sample,
+    ``error`` is the message and the arrays are placeholders.
 
     Args:
-        dataset: a data set of PaddleSeg in mode ``val``.
+        dataset: a data set of PaddleSeg.
     """
 
     def __init__(self, dataset: paddleseg_datasets.Dataset):
@@ -358,36 +277,49 @@ class EvalDataset(paddle.io.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        rest = {"trans_info": [], "path": self.dataset.file_list[key.index][0], "error": ""}
+        image, mask = self.dataset.file_list[key.index]
+        # A copy, because a transform may change itself: after a long image, ResizeByShort makes all others smaller.
+        dataset = copy.copy(self.dataset)
+        dataset.transforms = copy.deepcopy(dataset.transforms)
         try:
-            data = _read(self.dataset, key.index)
-            img, label = np.asarray(data["img"], np.float32), np.asarray(data["label"][0], np.int64)
+            check_name(image)
+            data = dataset[key.index]
+            img, label = np.asarray(data["img"], np.float32), np.asarray(data["label"], np.int64)
+            label = label.reshape(label.shape[-2:])  # PaddleSeg adds an axis in mode val
         except Exception as error:
-            return {**_PLACEHOLDER, **rest, "error": _explain(self.dataset, key.index, error)}
-        return {**rest, "img": img, "label": label, "trans_info": data["trans_info"]}
+            missing = [path for path in (image, mask) if not Path(path).is_file()]
+            if isinstance(error, UserError):
+                message = str(error)
+            elif missing:
+                message = f"{missing[0]} does not exist; restore it, or take it out of the data"
+            else:
+                message = f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says more"
+            return {**_PLACEHOLDER, "trans_info": [], "path": image, "error": message}
+        return {"img": img, "label": label, "trans_info": data["trans_info"], "path": image, "error": ""}
 
 
-_PLACEHOLDER = {"img": np.zeros((3, 1, 1), np.float32), "label": np.zeros((1, 1), np.int64)}
+class SeededDataset(EvalDataset):
+    """Training samples ``img``, ``label`` and ``error``, whose random numbers depend only on the seed and the key.
 
+    PaddleSeg's transforms use the global generators of Python and NumPy, which are seeded for every sample.
 
-def _read(dataset: paddleseg_datasets.Dataset, index: int) -> dict[str, Any]:
-    check_name(dataset.file_list[index][0])
-    # A copy, because a transform may change itself: after a long image, ResizeByShort makes all others smaller.
-    dataset = copy.copy(dataset)
-    dataset.transforms = copy.deepcopy(dataset.transforms)
-    return dataset[index]
+    Args:
+        dataset: a data set of PaddleSeg in a training mode.
+        seed: of the run.
+    """
 
+    def __init__(self, dataset: paddleseg_datasets.Dataset, seed: int):
+        super().__init__(dataset)
+        self.seed = seed
 
-def _explain(dataset: paddleseg_datasets.Dataset, index: int, error: Exception) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    image, mask = dataset.file_list[index]
-    for kind, path in (("image", image), ("mask", mask)):
-        if not Path(path).is_file():
-            return f"{kind} {path} does not exist; restore it, or take it out of the data"
-    if isinstance(error, AttributeError) and "NoneType" in str(error):  # PaddleSeg uses OpenCV's None as an image
-        return f"image {image} cannot be read; replace it, or take it out of the data"
-    return f"cannot read image {image} with mask {mask} ({one_line(error)}); check them and the transforms"
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        seed_generators(self.seed, key.epoch, key.position)
+        sample = super().__getitem__(key)
+        if not sample["error"] and sample["img"].shape[1:] != sample["label"].shape:
+            sample["error"] = "image {} and mask {} differ in size after the transforms; check them".format(
+                *self.dataset.file_list[key.index]
+            )
+        return {name: sample[name] for name in ("img", "label", "error")}
 
 
 def collate_train(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -34,15 +34,14 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
         UserError: the label has another size, or a value that is not a class.
     """
     if label.shape != prediction.shape:
-        sizes = ("x".join(map(str, array.shape)) for array in (label, prediction))
-        raise UserError("the label has {} pixels, its image {}; they must have the same size".format(*sizes))
+        raise UserError(f"the label has the size {label.shape}, its image {prediction.shape}; make them equal")
     counted = label != ignore_index
     label, prediction = label[counted].astype(np.int64), prediction[counted].astype(np.int64)
-    if label.size and not 0 <= label.min() <= label.max() < num_classes:
-        wrong = label[(label < 0) | (label >= num_classes)][0]
+    wrong = label[(label < 0) | (label >= num_classes)]
+    if wrong.size:
         raise UserError(
-            f"the label has a pixel of class {wrong}, but there are {num_classes} classes, 0 to {num_classes - 1}, and "
-            f"{ignore_index} for ignored pixels; correct the label or the number of classes"
+            f"the label has a pixel of class {wrong[0]}, but there are {num_classes} classes, and {ignore_index} is "
+            "ignored; correct the label or the number of classes"
         )
     pairs = np.bincount(label * num_classes + prediction, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)

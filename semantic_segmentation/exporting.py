@@ -8,8 +8,8 @@ from paddle import nn
 from paddleseg.transforms import Normalize
 
 from common.inference.exportable import Exportable, Output
+from common.pale_transformer import STRIDE
 from common.training.config import plain
-from semantic_segmentation.inference import MIN_SIZE
 from semantic_segmentation.prediction import Segmenter
 
 __all__ = ["exportable"]
@@ -45,7 +45,7 @@ def exportable(segmenter: Segmenter) -> Exportable:
             "std": std.tolist(),
             "layout": "NCHW",
             "dtype": "float32",
-            "least_side": MIN_SIZE,
+            "least_side": STRIDE,
             "paddleseg_transforms": plain(segmenter.config.val_dataset).get("transforms", []),
         },
         postprocessing=(

@@ -8,11 +8,7 @@ import numpy  # noqa: F401 (Paddle 2.6 crashes in scikit-learn's libraries unles
 from paddleseg.cvlibs import manager
 
 from common.pale_features import PaleFeatures, create_features
-from semantic_segmentation import (  # noqa: F401 (for what importing them does)
-    paddleseg_patches,
-    paddleseg_trainer_patches,
-    upernet,
-)
+from semantic_segmentation import paddleseg_patches, upernet  # noqa: F401 (for what importing them does)
 
 __all__ = ["PaleTransformer"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.inference.exported_model import ExportedModel
 from common.inference.predictor import PicturePredictor, PredictOptions
 from common.pictures.drawing import color_map, index_png, overlay, palette, present_classes, with_legend
@@ -26,14 +25,14 @@ from semantic_segmentation.inference import InferenceSettings, Model, predict_la
 
 __all__ = ["Segmenter"]
 
-LARGE = 2048 * 2048  # pixels; above this many, the logits of a whole image would take gigabytes
+LARGE = 2048 * 2048  # pixels; the logits of larger images would take gigabytes
 
 
 class Segmenter(PicturePredictor):
     """The class of every pixel, with the transforms and the inference of the validation data.
 
-    Images of more than ``LARGE`` pixels are labeled in sliding windows: those of ``test_config`` or, where it has
-    none, of 512 pixels that overlap by a third. The memory is then that of one row of windows.
+    Images of more than ``LARGE`` pixels are labeled in overlapping tiles, in the memory of one tile, if the transforms
+    only normalize.
     """
 
     def __init__(self, model: Model, config: CfgNode, class_names: list[str]):
@@ -92,38 +91,33 @@ class Segmenter(PicturePredictor):
         """Label an image, RGB uint8 [h, w, 3], of any size; the labels are integers [h, w].
 
         Raises:
-            UserError: the transforms or the scales of the inference cannot take an image of this size.
+            UserError: the transforms cannot take an image of this size.
         """
-        height, width = image.shape[:2]
         only_normalized = all(isinstance(transform, Normalize) for transform in self.transforms)
-        if height * width > LARGE and only_normalized and not self.settings.aug_eval:
-            windows = self.settings
-            if not windows.is_slide:
-                windows = replace(windows, is_slide=True, crop_size=(512, 512), stride=(341, 341))
-            return predict_large(self.model, image, self._normalize, windows)
-        data = self._transform(image)
-        return predict_labels(self.model, paddle.to_tensor(data["img"][None]), self.settings, data["trans_info"])
+        if image.shape[0] * image.shape[1] > LARGE and only_normalized:
+            return predict_large(self.model, image, self.settings, lambda part: self._transform(part)[0])
+        pixels, trans_info = self._transform(image)
+        return predict_labels(self.model, pixels, self.settings, trans_info)
 
     def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[paddle.Tensor, tuple[int, int]]:
-        data = self._transform(image)
-        padded = next((sides for kind, sides in data["trans_info"] if kind == "padding"), None)
-        return paddle.to_tensor(data["img"][None]), padded or data["img"].shape[1:]
+        pixels, trans_info = self._transform(image)
+        padded = next((sides for kind, sides in trans_info if kind == "padding"), None)
+        return pixels, padded or pixels.shape[2:]
 
     def describe(self, result: Mapping[str, Any]) -> str:
         lines = [f"  {100 * row['share']:6.2f} %  {row['name']}" for row in result["classes"]]
         return "\n".join([f"{result['image']} -> {result['overlay']}", *lines])
 
-    def _normalize(self, window: np.ndarray) -> np.ndarray:
-        return self._transform(window)["img"].astype(np.float32)
-
-    def _transform(self, image: np.ndarray) -> dict[str, Any]:
+    def _transform(self, image: np.ndarray) -> tuple[paddle.Tensor, list]:
+        """Return float32 [1, 3, h, w] and PaddleSeg's record of resizing and padding."""
         # A copy, because a transform may change itself: after a long image, ResizeByShort makes all others smaller.
         transforms = copy.deepcopy(self.transforms)
         try:
-            return Compose(transforms, to_rgb=False)({"img": image.astype(np.float32)})
+            data = Compose(transforms, to_rgb=False)({"img": image.astype(np.float32)})
         except Exception as error:
             height, width = image.shape[:2]
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"val_dataset.transforms cannot take {width}x{height} pixels ({reason}); crop the image or change them"
+                f"val_dataset.transforms cannot take {width}x{height} pixels ({one_line(error)}); crop the image or "
+                "change them"
             ) from error
+        return paddle.to_tensor(data["img"][np.newaxis]), data["trans_info"]

@@ -23,15 +23,10 @@ class ConvBNReLU(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
         # Paddle's KaimingNormal has no fan_out mode [A: mmsegmentation's].
-        fan_out = nn.initializer.KaimingNormal(fan_in=out_channels * kernel_size**2)
+        fan_out = paddle.ParamAttr(initializer=nn.initializer.KaimingNormal(fan_in=out_channels * kernel_size**2))
         super().__init__(
             nn.Conv2D(
-                in_channels,
-                out_channels,
-                kernel_size,
-                padding=kernel_size // 2,
-                weight_attr=paddle.ParamAttr(initializer=fan_out),
-                bias_attr=False,
+                in_channels, out_channels, kernel_size, padding=kernel_size // 2, weight_attr=fan_out, bias_attr=False
             ),
             nn.BatchNorm2D(out_channels),
             nn.ReLU(),
@@ -139,13 +134,6 @@ class PaleUPerNet(nn.Layer):
         pretrained: str | Path | None = None,
     ):
         super().__init__()
-        for name, value in (("num_classes", num_classes), ("channels", channels), ("aux_channels", aux_channels)):
-            if not _is_positive(value):
-                raise ValueError(f"{name} is {value!r}; it must be a positive integer")
-        if not isinstance(pool_sizes, list | tuple) or not pool_sizes or not all(map(_is_positive, pool_sizes)):
-            raise ValueError(f"pool_sizes is {pool_sizes!r}; give a list of positive integers")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
         widths = getattr(backbone, "feat_channels", None) or backbone.out_channels
         if not 0 <= aux_in_index < len(widths):
             raise ValueError(f"aux_in_index is {aux_in_index}; the maps are 0 to {len(widths) - 1}")
@@ -168,19 +156,10 @@ class PaleUPerNet(nn.Layer):
         return [_resize(x, images, self.align_corners) for x in logits]
 
 
-def _is_positive(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
 def _classifier(channels: int, num_classes: int) -> nn.Conv2D:
     """Pointwise convolution, initialized with N(0, 0.01^2) and a bias of 0 [A: mmsegmentation]."""
-    return nn.Conv2D(
-        channels,
-        num_classes,
-        1,
-        weight_attr=paddle.ParamAttr(initializer=nn.initializer.Normal(std=0.01)),
-        bias_attr=paddle.ParamAttr(initializer=nn.initializer.Constant(0.0)),
-    )
+    normal = paddle.ParamAttr(initializer=nn.initializer.Normal(std=0.01))
+    return nn.Conv2D(channels, num_classes, 1, weight_attr=normal)
 
 
 def _adaptive_avg_pool(x: Tensor, regions: int) -> Tensor:

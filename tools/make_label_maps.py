@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     from common.training.log import TrainingLog
     from image_classification.datasets import build_dataset
     from image_classification.label_map_annotator import annotate
-    from image_classification.label_maps import LabelMapInfo, LabelMapWriter
+    from image_classification.label_maps import LabelMapInfo
     from image_classification.prediction import Classifier
 
     if world_size() > 1:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         image_size=config.DATA.IMAGE_SIZE,
     )
     log = TrainingLog()
-    top1 = annotate(annotator.model, config, dataset, LabelMapWriter(arguments.out, info, dataset.names()), log)
+    top1 = annotate(annotator.model, config, dataset, arguments.out, info, log)
     log.line(f"{arguments.out}: {info}; its top-1 on these images is {top1:.2f}")
 
 

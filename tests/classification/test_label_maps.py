@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UserError
 from image_classification.datasets import ArrayDataset, build_dataset
-from image_classification.label_maps import LabelMapInfo, LabelMaps, LabelMapWriter
+from image_classification.label_maps import LabelMapInfo, LabelMaps, create_label_maps
 
 CLASSES = 3
 NAMES = ["blue", "green", "red"]
@@ -29,13 +29,11 @@ def make_arrays(info):
 
 
 def write(folder, names, info):
-    arrays = make_arrays(info)
-    writer = LabelMapWriter(folder, info, names)
-    for first in range(0, info.images, 10):  # the last batch is smaller
-        writer.write(first, *(array[first : first + 10] for array in arrays))
-    assert not folder.exists()
-    writer.close()
-    return arrays
+    classes, scores = make_arrays(info)
+    with create_label_maps(folder, info, names) as maps:
+        maps["classes"][:], maps["scores"][:] = classes, scores
+        assert not folder.exists()
+    return classes, scores
 
 
 @pytest.fixture
@@ -148,10 +146,12 @@ def test_a_damaged_map_is_named_when_it_is_read(maps, dataset, name, value):
 def test_a_folder_is_not_overwritten_unless_it_is_incomplete(maps, dataset):
     folder = maps[0]
     with pytest.raises(UserError, match="maps exists"):
-        LabelMapWriter(folder, make_info(), dataset.names())
+        write(folder, dataset.names(), make_info())
     other = folder.with_name("other")
-    LabelMapWriter(other, make_info(), dataset.names())  # never closed
+    with pytest.raises(KeyboardInterrupt), create_label_maps(other, make_info(), dataset.names()):
+        raise KeyboardInterrupt
+    assert not other.exists()
     write(other, dataset.names(), make_info())
     LabelMaps(other, dataset, CLASSES)
     with pytest.raises(UserError, match="65536 classes, not 65537"):
-        LabelMapWriter(folder.with_name("many"), make_info(num_classes=65537), dataset.names())
+        write(folder.with_name("many"), dataset.names(), make_info(num_classes=65537))

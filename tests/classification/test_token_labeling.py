@@ -21,7 +21,7 @@ from image_classification.classification import Classification
 from image_classification.datasets import build_dataset
 from image_classification.label_map_alignment import Geometry, sampling_weights
 from image_classification.label_map_annotator import WholeImage, token_logits
-from image_classification.label_maps import LabelMapInfo, LabelMaps, LabelMapWriter
+from image_classification.label_maps import LabelMapInfo, LabelMaps, create_label_maps
 from image_classification.loaders import IGNORED_LABEL, build_train_loader, check_batch
 from image_classification.token_labeling import (
     TokenLabelTransformer,
@@ -227,10 +227,9 @@ def maps(tmp_path, shapes):
     """Label maps of :func:`shapes`: each cell has a class of its own, number modulo 3, for certain."""
     dataset = build_dataset("folder", shapes, "train")
     info = LabelMapInfo(36, 4, 5, 1, 3, None, "pale_nano", "best.pdparams", "0" * 64, 64)
-    writer = LabelMapWriter(tmp_path / "maps", info, dataset.names())
-    cells = (np.arange(20).reshape(1, 4, 5, 1) + np.arange(36).reshape(36, 1, 1, 1)) % 3
-    writer.write(0, cells, np.ones_like(cells))
-    writer.close()
+    with create_label_maps(tmp_path / "maps", info, dataset.names()) as arrays:
+        arrays["classes"][:] = (np.arange(20).reshape(1, 4, 5, 1) + np.arange(36).reshape(36, 1, 1, 1)) % 3
+        arrays["scores"][:] = 1
     return tmp_path / "maps"
 
 

@@ -83,7 +83,7 @@ def test_the_report_counts_pixels_and_images(folder):
     assert lines[6:] == ["warning: no pixel of the train data is of class 3 sea"]
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("palette", np.uint8), ("16 bits", np.uint16), ("32 bits", np.int32)])
+@pytest.mark.parametrize(("kind", "dtype"), [("palette", np.uint8), ("32 bits", np.int32)])
 def test_kinds_of_masks_that_paddleseg_reads(folder, kind, dtype):
     expected = check_dataset(build(folder), "train").pixels
     for path in (folder / "masks").iterdir():
@@ -100,7 +100,7 @@ def test_ade20k_masks_count_classes_from_one(ade20k):
     assert report.pixels[[0, 149]].tolist() == [300, 150]
     assert report.warnings()[0].endswith("9 grass, 10 cabinet and 138 more")
     save_mask(ade20k / "annotations/validation/a.png", (0, 151))
-    with pytest.raises(UserError, match=r"holds the value 151 .*ADE20K's classes are 1 to 150, and 0 is ignored"):
+    with pytest.raises(UserError, match=r"has the value 151 .*ADE20K's classes are 1 to 150, and 0 is ignored"):
         check_dataset(build_ade20k(ade20k), "val")
 
 
@@ -114,27 +114,15 @@ def test_images_are_measured_after_their_exif_orientation_as_paddleseg_reads_the
         check_dataset(build(folder), "train")
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
-def test_other_formats_of_images(folder, suffix):
-    path = folder / f"images/a.{suffix}"
-    save_image(path)
-    (folder / "train.txt").write_text(f"images/a.{suffix} masks/a.png\n")
-    assert check_dataset(build(folder), "train").num_images == 1
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=rf"image .*a\.{suffix} "):
-        check_dataset(build(folder), "train")
-
-
 def test_masks_drawn_in_0_and_255_give_a_warning(folder):
     (folder / "train.txt").write_text("images/a.jpg masks/a.png\n")
     save_mask(folder / "masks/a.png", (0, 255))
     assert "drawn in 0 and 255" in check_dataset(build(folder), "train").warnings()[1]
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_images_of_16_bits_give_a_warning(folder, suffix):
-    assert cv2.imwrite(str(folder / f"images/a.{suffix}"), np.zeros((20, 30, 3), np.uint16))
-    (folder / "train.txt").write_text(f"images/a.{suffix} masks/a.png\nimages/b.jpg masks/b.png\n")
+def test_images_of_16_bits_give_a_warning(folder):
+    assert cv2.imwrite(str(folder / "images/a.png"), np.zeros((20, 30, 3), np.uint16))
+    (folder / "train.txt").write_text("images/a.png masks/a.png\nimages/b.jpg masks/b.png\n")
     assert "warning: 1 images of the train data have 16 bits per channel" in str(check_dataset(build(folder), "train"))
 
 
@@ -147,7 +135,7 @@ def test_a_name_that_is_not_utf8_is_reported_before_opencv_crashes(ade20k):
     assert problem.endswith(r"\udcff.jpg has a name that is not UTF-8, which PaddleSeg cannot read; rename it")
     errors = sorted(EvalDataset(dataset)[SampleKey(index, 0, index)]["error"] for index in range(2))
     assert errors[0] == ""
-    assert errors[1].endswith("has a name that is not UTF-8, which PaddleSeg cannot read; rename it")
+    assert "not UTF-8" in errors[1]
 
 
 # ---- bad data
@@ -159,20 +147,18 @@ def damaged(path, end=60):
 
 DAMAGES = {
     "image c.jpg does not exist; restore it": lambda image, mask: image.unlink(),
-    "image c.jpg cannot be read with OpenCV, as training does; replace it": lambda image, mask: image.write_text(
-        "<html>"
-    ),
+    "image c.jpg cannot be read with OpenCV, as training does; replace it": lambda image, mask: image.write_text("<>"),
     "image c.jpg is damaged (image file is truncated": lambda image, mask: damaged(image, -30),
-    "mask c.png of image c.jpg does not exist; restore it": lambda image, mask: mask.unlink(),
+    "mask c.png of image c.jpg cannot be read ([Errno 2] No such file": lambda image, mask: mask.unlink(),
+    "mask c.png of image c.jpg cannot be read (": lambda image, mask: damaged(mask),
     "image c.jpg has 30x20 pixels, its mask c.png 15x10; make": lambda image, mask: save_mask(mask, size=(15, 10)),
-    "mask c.png is a color (RGB) image, not class numbers; save it as": lambda image, mask: save_image(mask),
-    "mask c.png has 1 bit per pixel": lambda image, mask: save_mask(mask, dtype=bool),
-    "mask c.png is a JPEG, which does not keep the class numbers": lambda image, mask: save_mask(mask, format="JPEG"),
-    "mask c.png is damaged (": lambda image, mask: damaged(mask),
-    "mask c.png holds the value 4 (300 pixels), 254 (150 pixels), but classes are 0 to 3, and 255 is ignored": (
+    "mask c.png is a PNG image of mode RGB; save it as": lambda image, mask: save_image(mask),
+    "mask c.png is a PNG image of mode 1; save it as": lambda image, mask: save_mask(mask, dtype=bool),
+    "mask c.png is a JPEG image of mode L; save it as": lambda image, mask: save_mask(mask, format="JPEG"),
+    "mask c.png has the value 4 (300 pixels), 254 (150 pixels), but classes are 0 to 3, and 255 is ignored": (
         lambda image, mask: save_mask(mask, (0, 4, 254, 4))
     ),
-    "mask c.png holds the value -1 (300 pixels)": (
+    "mask c.png has the value -1 (300 pixels)": (
         lambda image, mask: save_mask(mask, (0, -1), dtype=np.int32, format="TIFF")
     ),
 }
@@ -238,22 +224,8 @@ def test_data_that_passed_is_not_checked_again_until_it_changes(folder, tmp_path
     assert set(json.loads(record.read_text())) == {"train", "val"}
     save_mask(folder / "masks/c.png", (0, 9))
     for _ in range(2):
-        with pytest.raises(UserError, match=r"c\.png holds the value 9"):
+        with pytest.raises(UserError, match=r"c\.png has the value 9"):
             check_once(build(folder), "train", record)
-
-
-@pytest.mark.parametrize("content", ["{damaged", "[]"])
-def test_a_damaged_record_is_written_again(folder, tmp_path, content):
-    record = tmp_path / "data_check.json"
-    record.write_text(content)
-    assert check_once(build(folder), "train", record) is not None
-    assert check_once(build(folder), "train", record) is None
-
-
-def test_a_record_that_cannot_be_written(folder, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*data_check\.json"):
-        check_once(build(folder), "train", tmp_path / "file/data_check.json")
 
 
 def test_the_fingerprint_covers_files_and_classes(folder):

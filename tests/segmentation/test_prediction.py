@@ -14,15 +14,13 @@ import paddle
 import pytest
 from PIL import Image
 
-from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import Checkpoint, numpy_state
 from common.errors import UserError
 from common.inference.predictor import PredictOptions, find_images
 from common.runtime import command_line as entry_point
 from semantic_segmentation.components import build_model
 from semantic_segmentation.prediction import Segmenter
-from tests.helpers.programs import run_program
-from tests.segmentation.test_segmentation import PREDICT, load
+from tests.segmentation.test_segmentation import load
 
 NOT_UTF8 = os.fsdecode(b"\xff\xe9.png")
 SHORT = "[{type: ResizeByShort, short_size: 40, max_size: 64}, {type: Normalize}]"
@@ -70,7 +68,7 @@ def test_the_output_folder_is_left_out_of_a_folder_and_files_that_are_named_are_
 # ---- names
 
 
-@pytest.mark.parametrize(("encoding", "as_json"), [("utf-8", False), ("ascii", False), ("ascii", True)])
+@pytest.mark.parametrize(("encoding", "as_json"), [("ascii", False), ("ascii", True)])
 def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(tmp_path, build, monkeypatch, encoding, as_json):
     segmenter = build()
     folder = tmp_path / "né"
@@ -90,7 +88,7 @@ def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(tmp_path, 
         assert entry["image"] == str(folder / NOT_UTF8)
         assert {row["name"] for row in entry["classes"]} <= {"background", "天空", "green"}
     else:
-        assert output.startswith(f"{tmp_path}/{'né' if encoding == 'utf-8' else 'n' + chr(92) + 'xe9'}/\\udcff\\udce9")
+        assert output.startswith(f"{tmp_path}/n\\xe9/\\udcff\\udce9")
 
 
 # ---- what is written where
@@ -144,21 +142,6 @@ def test_a_long_image_does_not_change_how_the_next_is_resized(build):
     before = segmenter.label(image)
     segmenter.label(np.asarray(random_image(20, 300)))
     np.testing.assert_array_equal(segmenter.label(image), before)
-
-
-@pytest.mark.slow
-def test_the_program_says_what_it_could_not_predict(tmp_path, squares_config):
-    config = load("-cfg", squares_config, "-opts", "val_dataset.transforms", SHORT)
-    state = {"model": numpy_state(build_model(config, 3)), "task": "semantic_segmentation", "config": config.dump()}
-    save_file(state, tmp_path / "random.pdparams")
-    (tmp_path / "photos").mkdir()
-    random_image(1, 9000).save(tmp_path / "photos" / "long.png")
-    random_image().save(tmp_path / "photos" / NOT_UTF8)
-    result = run_program(PREDICT, "photos", "-pretrained", "random.pdparams", cwd=tmp_path)
-    assert result.returncode == 2, result.stdout
-    assert "error: 1 of 2 images could not be predicted: image photos/long.png: val_dataset.transforms" in result.stdout
-    assert "Traceback" not in result.stdout
-    assert len(list((tmp_path / "predictions").iterdir())) == 3
 
 
 def test_weights_for_another_number_of_classes_are_named_with_the_remedy(squares_config):
