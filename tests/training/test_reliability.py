@@ -214,7 +214,7 @@ def test_when_a_machine_is_lost_the_other_ends(tmp_path, shapes_config, event):
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path, shapes_config):
-    """The fault run of docs/reliability.md, with its figures (pytest -s)."""
+    """The fault run of docs/reliability.md, with its figures (pytest -n0 -s -m slow)."""
     flags = ("-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "16", "VALIDATE_EVERY", "4", "LATEST_EVERY", "1",
              "CHECKPOINT_EVERY", "1")  # fmt: skip
     began = time.monotonic()
