@@ -221,13 +221,13 @@ def load_weights(
 
     fitting, report = _fit(own, weights, source)
     report.left_out = [part.rstrip(".") for part in unused]
+    report.note = _compare_attention(model, checkpoint)
     if report.wrong and fine_tune and all(name.startswith(head) for name in report.wrong):
         new = tuple(part for part in head if any_starts_with(report.missing + report.mismatched, part))
         fitting = {name: array for name, array in fitting.items() if not name.startswith(new)}
         report.new_parts = [part.rstrip(".") for part in new]
     elif report.wrong and strict:
         raise UserError(f"{source} does not fit the model: {likely_cause(model, weights, report)}; {report.summary()}")
-    report.note = _compare_attention(model, checkpoint)
     if report.note and not fine_tune:
         raise UserError(
             f"{source} does not fit the model: {report.note}; set MODEL.ATTENTION, MODEL.PALE_SIZE and MODEL.PARALLEL, "

@@ -98,4 +98,4 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
         return f"these are {known}; set MODEL.NAME, or the backbone's variant, to match"
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in report.wrong):
         return f"its head differs, as with another number of classes: {report.wrong[0]}"
-    return f"the first difference is {report.wrong[0]}"
+    return report.note or f"the first difference is {report.wrong[0]}"
