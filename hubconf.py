@@ -1,10 +1,10 @@
-"""Entry points of ``paddle.hub``: each variant, and the backbone of dense models.
+"""Entry points of ``paddle.hub``: the variants of the model, and the backbone for dense tasks.
 
     import paddle
     model = paddle.hub.load(".", "pale_nano", source="local", pretrained="mnist5k")
 
-``"."`` is a checkout of this repository; for one on GitHub write ``"OWNER/REPOSITORY:BRANCH"``, and leave ``source``
-out.
+``"."`` is a checkout of this repository. For a repository on GitHub, give ``"OWNER/REPOSITORY:BRANCH"`` and omit
+``source``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable as _Callable
 from pathlib import Path as _Path
 from typing import Any as _Any
 
-# paddle.hub takes every callable without an underscore for an entry point.
+# paddle.hub lists every callable whose name has no leading underscore as an entry point.
 from common.pale_features import create_features as _create_features
 from common.pale_transformer import PaleTransformer as _PaleTransformer
 from common.pale_transformer import create_model as _create_model
@@ -31,9 +31,9 @@ def _entry_point(name: str) -> _Callable[..., _PaleTransformer]:
     create.__doc__ = f"""Build {name}: images ``[B, 3, H, W]`` to logits ``[B, num_classes]``.
 
     Args:
-        pretrained: weights to load: the tag of released ones (``common.checkpoints.released.list_weights``), a file, or
-            ``https://...#sha256=...``.
-        num_classes: outputs of the head; 0 for none. ``None`` takes the pretrained head's, or 1000.
+        pretrained: weights to load: the tag of released weights (``common.checkpoints.released.list_weights``), a path,
+            or ``https://...#sha256=...``.
+        num_classes: outputs of the head; 0 builds no head. ``None`` uses the number of the pretrained head, or 1000.
         overrides: any argument of ``common.pale_transformer.PaleTransformer``.
     """
     return create

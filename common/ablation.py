@@ -176,7 +176,7 @@ def vary(
     position_encoding: str,
     image_size: int | tuple[int, int] | None,
 ) -> None:
-    """Replace the attention and the position encoding of a newly built :class:`PaleTransformer`.
+    """Replace the attention and the position encoding of a newly built ``PaleTransformer``.
 
     Args:
         model: the model, with attention in pales.

@@ -53,7 +53,7 @@ def flops_by_layer(model: nn.Layer, shape: Sequence[int], norms: bool = False) -
 
     Args:
         shape: of the tensor, which is float32.
-        norms: add 5 for each value that a LayerNorm normalises and 2 for each of a BatchNorm, as fvcore does. The
+        norms: add 5 for each value that a LayerNorm normalizes and 2 for each of a BatchNorm, as fvcore does. The
             paper's figures seem to be counted so [C: its 15.6G, 1135G and 1311G need them].
     """
     totals: dict[str, int] = defaultdict(int)

@@ -15,7 +15,7 @@ __all__ = ["PaleFeatures", "create_features"]
 
 
 class PaleFeatures(PaleTransformer):
-    """The stages of :class:`PaleTransformer`, under the same names, with normalised maps as outputs.
+    """The stages of :class:`PaleTransformer`, under the same names, with normalized maps as outputs.
 
     It has no classifier and no final norm, but ``out_norms``, a LayerNorm for each output [A: Swin's and CSWin's
     dense-task code]. ``out_channels`` and ``out_strides`` describe the maps of the four stages.

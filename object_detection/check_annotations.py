@@ -21,7 +21,7 @@ from common.data.check_record import CheckRecord, fingerprint
 from common.data.class_table import column_width, pad
 from common.data.image_file import is_turned, look_at_image
 from common.errors import UserError, one_line
-from common.runtime.distributed import gather_lines, rank, world_size
+from common.runtime.distributed import gather_objects, rank, world_size
 from object_detection.annotation_problems import ANNOTATION_PROBLEMS, ERROR, Annotation, Context, Problem
 
 __all__ = ["AnnotationReport", "check_annotations"]
@@ -259,16 +259,15 @@ def _check_images(
     if passed and passed.has_passed:
         return
     numbers = range(rank(), len(images), world_size())
-    lines = []
+    problems = []
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda number: _check_image(paths[number], sizes[number]), numbers)
         for number, problem in zip(numbers, found, strict=True):
             if problem:
-                lines.append(f"{number:09d} {' '.join(problem)}")
+                problems.append((number, *problem))
             progress()
     kinds = set()
-    for line in sorted(gather_lines(lines)):
-        _, kind, example = line.split(" ", 2)
+    for _, kind, example in sorted(itertools.chain(*gather_objects(problems))):
         report.add(_OTHER_PROBLEMS[kind], example)
         kinds.add(kind)
     if passed and not any(report.is_error(_OTHER_PROBLEMS[kind]) for kind in kinds):

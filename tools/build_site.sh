@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds the site of the documents in .site. It fails at a broken link or anchor, a document that mkdocs.yml does not
-# list, and a docstring that does not match its function.
+# Builds the site of the documents in .site. It fails if a link or an anchor is broken, mkdocs.yml does not list a
+# document, or a docstring does not match its function.
 #
 #     bash tools/build_site.sh
-#     .venv-docs/bin/mkdocs serve    # while writing
+#     .venv-docs/bin/mkdocs serve    # live preview
 #
-# It installs its tools, the extra "docs" of pyproject.toml, into .venv-docs. PaddlePaddle is not needed.
+# It installs the extra "docs" of pyproject.toml into .venv-docs. PaddlePaddle is not needed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Creates .venv at the repository root with the pinned requirements, and fetches the data of the first examples.
+# Creates .venv in the root of the repository with the pinned requirements, and downloads the data of the first examples.
 #
 #     bash tools/setup.sh          # CPU
-#     bash tools/setup.sh --gpu    # the PaddlePaddle of requirements-gpu.txt
+#     bash tools/setup.sh --gpu    # GPU, with requirements-gpu.txt
 #     PYTHON=/path/to/python3.12 bash tools/setup.sh
 #
-# It installs only if the requirements or the Python version have changed since the last time.
+# It skips the installation if the requirements and the Python version have not changed since the last run.
 set -euo pipefail
 
 fail() {
@@ -24,14 +24,14 @@ case "$*" in
 "") ;;
 --gpu)
     requirements=requirements-gpu.txt
-    extras=dev                 # the version of paddle2onnx depends on that of PaddlePaddle
+    extras=dev                 # without export: paddle2onnx 2.1.0 needs PaddlePaddle 3
     supported="3.10 3.11 3.12" # of paddlepaddle-gpu 2.6.2
     ;;
 *) fail "unknown arguments '$*': tools/setup.sh takes --gpu or nothing" ;;
 esac
 venv_python=.venv/bin/python
 
-# Prints the version, such as 3.11, or nothing if it does not run (pyenv leaves commands on PATH that only print a hint).
+# Prints the version, such as 3.11, or nothing if it does not run (pyenv has commands on PATH that only print a hint).
 version_of() {
     "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
 }
@@ -40,7 +40,7 @@ is_supported() {
     [[ -n $1 && " $supported " == *" $1 "* ]]
 }
 
-# ---- which Python
+# ---- selection of Python
 if [[ -n ${PYTHON:-} ]]; then
     python=$PYTHON
     version=$(version_of "$python")
@@ -67,7 +67,7 @@ if [[ $(version_of "$venv_python") == "$version" && -f $stamp && $(<"$stamp") ==
 else
     rm -f "$stamp"
     if [[ $(version_of "$venv_python") != "$version" ]] || ! "$venv_python" -m pip --version >/dev/null 2>&1; then
-        # Debian ships venv without ensurepip, in a package of its own.
+        # Debian has ensurepip in a separate package.
         "$python" -c 'import ensurepip, venv' 2>/dev/null ||
             fail "$python has no venv or ensurepip: on Debian and Ubuntu, apt-get install python$version-venv"
         echo "== .venv: creating"

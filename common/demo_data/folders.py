@@ -1,4 +1,4 @@
-"""Folders for semantic segmentation and object detection, cut out of the micrographs of :mod:`.wheels`.
+"""Folders for semantic segmentation and object detection, cut out of the micrographs of :mod:`common.demo_data.wheels`.
 
 Training and validation images come from one micrograph: they show that training works, not that a model generalizes.
 
