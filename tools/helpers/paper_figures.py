@@ -17,7 +17,7 @@ from common.flops import count_flops, params
 from common.pale_transformer import create_model
 from common.runtime.csv_table import read_table
 from common.tasks import TASKS
-from common.training.results import Result, read_results, results_file
+from common.training.results import Result, results_file
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("pale_tiny", "pale_small", "pale_base")
@@ -186,7 +186,7 @@ def count_demo(task: str) -> Counts:
 @cache
 def recorded(task: str) -> list[Result]:
     """All recorded results of a task."""
-    return read_results(ROOT / results_file(task))
+    return read_table(ROOT / results_file(task), Result)
 
 
 def measured(task: str, title: str, metric: str) -> Result | None:
