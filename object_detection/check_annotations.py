@@ -24,7 +24,7 @@ from common.data.class_table import class_table
 from common.data.image_file import is_turned, look_at_image
 from common.data.polygons import mask_to_polygons
 from common.errors import UserError, one_line
-from common.runtime.distributed import gather_lines, rank, world_size
+from common.runtime.distributed import gather_objects, rank, world_size
 from object_detection.coco_file import is_number
 
 __all__ = ["PROBLEMS", "AnnotationReport", "check_annotations"]
@@ -442,16 +442,15 @@ def _check_images(
     if passed and passed.has_passed:
         return
     numbers = range(rank(), len(images), world_size())
-    lines = []
+    problems = []
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda number: _check_image(paths[number], sizes[number]), numbers)
         for number, problem in zip(numbers, found, strict=True):
             if problem:
-                lines.append(f"{number:09d} {' '.join(problem)}")
+                problems.append((number, *problem))
             progress()
     kinds = set()
-    for line in sorted(gather_lines(lines)):
-        _, kind, example = line.split(" ", 2)
+    for _, kind, example in sorted(itertools.chain(*gather_objects(problems))):
         report.add(kind, example)
         kinds.add(kind)
     if passed and not any(map(report.is_error, kinds)):

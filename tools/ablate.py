@@ -13,10 +13,7 @@ checkpoint. To repeat a finished run, delete its line from the results file and 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
-import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -24,8 +21,8 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from functools import cached_property
+from datetime import date
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +32,7 @@ from yacs.config import CfgNode  # noqa: E402
 
 from common.errors import StoppedBySignal, UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
-from common.runtime.csv_table import read_table, write_table  # noqa: E402
+from common.runtime.csv_table import append_rows, read_table  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
 from tools.helpers.markdown import markdown_table, replace_section  # noqa: E402
 from tools.plot_curves import read_records  # noqa: E402
@@ -43,7 +40,7 @@ from tools.plot_curves import read_records  # noqa: E402
 LAUNCHER = ROOT / "image_classification" / "main_multi_gpu.py"
 DEFAULT_CONFIGS = ROOT / "image_classification" / "configs" / "ablation_small"
 BASE = "base.yaml"  # shared by the configurations of a folder, and not one of them
-REFERENCE = "shape_pale"  # of the default configurations
+REFERENCE = "shape_pale"  # the row that the others are compared with; one of the default configurations
 SECTION = "ablation"  # the part of a document that the table replaces
 POLL_SECONDS = 0.2
 
@@ -60,7 +57,7 @@ class Result:
         multiply_adds: of the forward pass on one image.
         code_version: see :func:`common.runtime.machine.code_version`.
         machine: see :func:`common.runtime.machine.describe_device`.
-        date: when the run finished, in UTC.
+        date: when the run finished.
     """
 
     row: str
@@ -73,56 +70,38 @@ class Result:
     date: str
 
 
-@dataclass(frozen=True)
-class Row:
-    """One configuration.
-
-    Attributes:
-        name: name of the configuration file, without suffix.
-        file: the yaml file.
-        config: its values.
-    """
-
-    name: str
-    file: Path
-    config: CfgNode
-
-    @cached_property
-    def costs(self) -> tuple[int, int]:
-        """Parameters and multiply-adds; the data set is opened for its number of classes."""
-        from common.flops import count_flops, params
-        from image_classification.datasets import build_dataset
-        from image_classification.pale_backbone import build_model
-
-        data = self.config.DATA
-        classes = self.config.MODEL.NUM_CLASSES
-        classes = classes or build_dataset(data.DATASET, data.DATA_PATH or None, "val").num_classes
-        model = build_model(self.config, classes)
-        return params(model), count_flops(model, data.IMAGE_SIZE, data.IMAGE_SIZE)
-
-
+@dataclass
 class Job:
     """One run: a configuration with a seed.
 
-    Args:
-        options: ``KEY VALUE ...``, which override the configuration.
-        output: folder of all runs.
+    Attributes:
+        row: name of the configuration file, without suffix.
+        file: the yaml file.
+        config: its values.
+        seed: random seed.
+        folder: output folder of the run.
+        process: of the launcher, once it was started.
     """
 
-    def __init__(self, row: Row, seed: int, options: Sequence[str], output: Path):
-        self.row, self.seed, self.options = row, seed, options
-        self.folder = output / row.name / f"seed{seed}"
-        self.log = self.folder.with_suffix(".log")
-        self.process: subprocess.Popen | None = None
+    row: str
+    file: Path
+    config: CfgNode
+    seed: int
+    folder: Path
+    process: subprocess.Popen | None = None
 
     def __str__(self) -> str:
-        return f"{self.row.name} seed {self.seed}"
+        return f"{self.row} seed {self.seed}"
 
-    def start(self) -> None:
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    def start(self, options: Sequence[str]) -> None:
         """Start the launcher, which resumes if the run was interrupted."""
-        command = [sys.executable, str(LAUNCHER), "-cfg", str(self.row.file.resolve()), "-seed", str(self.seed)]
+        command = [sys.executable, str(LAUNCHER), "-cfg", str(self.file.resolve()), "-seed", str(self.seed)]
         command += ["-output", str(self.folder.resolve()), "-resume", "auto"]
-        command += ["-opts", *self.options] if self.options else []
+        command += ["-opts", *options] if options else []
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -133,7 +112,6 @@ class Job:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches this program only, which passes it on
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
 
     def top1(self) -> float:
@@ -146,7 +124,7 @@ class Job:
             lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
             errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
             raise UserError(f"{(errors or lines or ['no output'])[-1]}; the whole output is in {self.log}")
-        train = self.row.config.TRAIN
+        train = self.config.TRAIN
         last = read_records(self.folder, "val_ema" if train.EMA_DECAY else "val")[-1]
         if last["epoch"] != train.EPOCHS:
             raise UserError(f"the log of {self.folder} ends with epoch {last['epoch']:g} of {train.EPOCHS}")
@@ -163,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("-into needs -report")
     file = arguments.results or arguments.output / "results.csv"
     if arguments.report:
-        table = report(read_table(file, Result), file, arguments.reference)
+        table = report(read_table(file, Result), file)
         print(table)
         if arguments.into:
             replace_section(arguments.into, SECTION, table)
@@ -171,25 +149,34 @@ def main(argv: Sequence[str]) -> None:
         train_all(arguments, file)
 
 
-def find_rows(paths: Sequence[Path], options: Sequence[str]) -> list[Row]:
+def find_configs(paths: Sequence[Path], options: Sequence[str]) -> dict[Path, CfgNode]:
     """Read the configurations in files and folders.
 
     Raises:
         UserError: one is missing or invalid, or two have the same name.
     """
-    rows: dict[str, Row] = {}
+    files = []
     for path in paths:
-        files = sorted(path.glob("*.yaml"), key=lambda file: _natural(file.stem)) if path.is_dir() else [path]
-        for file in files:
-            if path.is_dir() and file.name == BASE:
-                continue
-            if file.stem in rows:
-                raise UserError(f"{rows[file.stem].file} and {file} have the same name; rename one")
-            config = CONFIG.load(Namespace(cfg=str(file), opts=list(options)))
-            rows[file.stem] = Row(file.stem, file, config)
-    if not rows:
+        files += sorted(file for file in path.glob("*.yaml") if file.name != BASE) if path.is_dir() else [path]
+    if not files:
         raise UserError(f"{' '.join(map(str, paths))} has no configuration *.yaml")
-    return list(rows.values())
+    names = [file.stem for file in files]
+    for file in files:
+        if names.count(file.stem) > 1:
+            raise UserError(f"several configurations are called {file.name}; rename them")
+    return {file: CONFIG.load(Namespace(cfg=str(file), opts=list(options))) for file in files}
+
+
+def costs_of(config: CfgNode) -> tuple[int, int]:
+    """Parameters and multiply-adds of a configuration; the data set is opened for its number of classes."""
+    from common.flops import count_flops, params
+    from image_classification.datasets import build_dataset
+    from image_classification.pale_backbone import build_model
+
+    data = config.DATA
+    classes = config.MODEL.NUM_CLASSES or build_dataset(data.DATASET, data.DATA_PATH or None, "val").num_classes
+    model = build_model(config, classes)
+    return params(model), count_flops(model, data.IMAGE_SIZE, data.IMAGE_SIZE)
 
 
 def train_all(arguments: Namespace, file: Path) -> None:
@@ -202,36 +189,40 @@ def train_all(arguments: Namespace, file: Path) -> None:
     from common.runtime.device import select_device
     from common.runtime.machine import code_version, describe_device
 
-    rows = find_rows(arguments.configs or [DEFAULT_CONFIGS], arguments.opts)
-    results = read_table(file, Result)
-    finished = {(result.row, result.seed) for result in results}
-    jobs = [Job(row, seed, arguments.opts, arguments.output) for seed in arguments.seeds for row in rows]
-    waiting = [job for job in jobs if (job.row.name, job.seed) not in finished]
-    print(f"{len(jobs)} runs: {len(jobs) - len(waiting)} are finished, {len(waiting)} are left", flush=True)
+    configs = find_configs(arguments.configs or [DEFAULT_CONFIGS], arguments.opts)
+    finished = {(result.row, result.seed) for result in read_table(file, Result)}
+    waiting = [
+        Job(path.stem, path, config, seed, arguments.output / path.stem / f"seed{seed}")
+        for seed, (path, config) in product(arguments.seeds, configs.items())
+        if (path.stem, seed) not in finished
+    ]
+    total = len(arguments.seeds) * len(configs)
+    print(f"{total} runs: {total - len(waiting)} are finished, {len(waiting)} are left", flush=True)
     if not waiting:
         return
-    ran_on = code_version(), describe_device(select_device(waiting[0].row.config.DEVICE))
-    for job in waiting:
-        _ = job.row.costs  # fails now if the data set is missing
+    costs = {path.stem: costs_of(config) for path, config in configs.items()}  # fails now if a data set is missing
+    ran_on = code_version(), describe_device(select_device(waiting[0].config.DEVICE))
     failed = []
-    for number, job in enumerate(run_jobs(waiting, arguments.jobs), len(jobs) - len(waiting) + 1):
+    for number, job in enumerate(run_jobs(waiting, arguments.jobs, arguments.opts), total - len(waiting) + 1):
         try:
-            today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
-            result = Result(job.row.name, job.seed, job.top1(), *job.row.costs, *ran_on, today)
+            top1 = job.top1()
         except UserError as error:
             failed.append(job)
-            print(f"[{number}/{len(jobs)}] {job} failed: {error}", flush=True)
+            print(f"[{number}/{total}] {job} failed: {error}", flush=True)
             continue
-        results.append(result)
-        write_table(file, Result, results)
-        print(f"[{number}/{len(jobs)}] {job}: top-1 {result.top1:.2f}", flush=True)
+        append_rows(file, Result, [Result(job.row, job.seed, top1, *costs[job.row], *ran_on, str(date.today()))])
+        print(f"[{number}/{total}] {job}: top-1 {top1:.2f}", flush=True)
     if failed:
         raise UserError(f"{len(failed)} runs failed ({', '.join(map(str, failed))}); the same command repeats them")
     print(f"all results are in {file}")
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[Job]:
-    """Run all jobs, ``at_once`` at a time, and yield each when its process has ended.
+def run_jobs(jobs: Sequence[Job], at_once: int, options: Sequence[str]) -> Iterator[Job]:
+    """Do all runs, some at a time, and yield each when its process has ended.
+
+    Args:
+        at_once: how many at a time.
+        options: ``KEY VALUE ...``, which override the configurations.
 
     Raises:
         StoppedBySignal: SIGINT or SIGTERM was received; the current runs have saved their states.
@@ -243,7 +234,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[Job]:
         try:
             while (queue or running) and not stop.signal_number:
                 while queue and len(running) < at_once:
-                    queue[0].start()
+                    queue[0].start(options)
                     running.append(queue.pop(0))
                 time.sleep(POLL_SECONDS)
                 for job in [job for job in running if job.process.poll() is not None]:
@@ -258,79 +249,54 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[Job]:
         raise StoppedBySignal(stop.signal_number)
 
 
-def report(results: Sequence[Result], file: Path, reference: str | None) -> str:
+def report(results: Sequence[Result], file: Path) -> str:
     """A Markdown table of the rows' mean accuracies, their deviations, and differences to the reference row.
 
+    The reference is ``shape_pale`` or, if it is not there, the first row.
+
     Raises:
-        UserError: there are no results, or none of the reference.
+        UserError: there are no results.
     """
     if not results:
         raise UserError(f"{file} has no results yet; run without -report first, or give another -results")
-    rows: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda result: _natural(result.row)):
-        rows.setdefault(result.row, []).append(result)
-    reference = reference or (REFERENCE if REFERENCE in rows else next(iter(rows)))
-    if reference not in rows:
-        raise UserError(f"{file} has no results of -reference {reference}; there are {', '.join(rows)}")
-    means = {row: statistics.mean(result.top1 for result in runs) for row, runs in rows.items()}
-    lines = []
-    for row in (reference, *(row for row in rows if row != reference)):
-        runs = rows[row]
-        deviation = f" ± {statistics.stdev(result.top1 for result in runs):.2f}" if len(runs) > 1 else ""
-        difference = "" if row == reference else f"{means[row] - means[reference]:+.2f}"
-        costs = f"{runs[0].params / 1e6:.3f}M", f"{runs[0].multiply_adds / 1e6:.2f}M"
-        lines.append([f"`{row}`", *costs, str(len(runs)), f"{means[row]:.2f}{deviation}", difference])
+    rows: dict[str, list[float]] = {}
+    costs = {result.row: (result.params, result.multiply_adds) for result in results}
+    for result in sorted(results, key=lambda result: (result.row != REFERENCE, result.row)):
+        rows.setdefault(result.row, []).append(result.top1)
+    reference = next(iter(rows))
+    lines, squares = [], 0.0
+    for row, values in rows.items():
+        mean = statistics.mean(values)
+        squares += sum((value - mean) ** 2 for value in values)
+        deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        difference = "" if row == reference else f"{mean - statistics.mean(rows[reference]):+.2f}"
+        params, multiply_adds = (f"{cost / 1e6:.{digits}f}M" for cost, digits in zip(costs[row], (3, 2), strict=True))
+        lines.append([f"`{row}`", params, multiply_adds, str(len(values)), f"{mean:.2f}{deviation}", difference])
     header = ["row", "params", "multiply-adds", "seeds", "top-1, mean ± standard deviation"]
     table = markdown_table([*header, f"difference to `{reference}`"], lines, right=range(1, 6))
     freedom = len(results) - len(rows)
     if not freedom:
         return table
-    pooled = (sum((result.top1 - means[result.row]) ** 2 for result in results) / freedom) ** 0.5
+    pooled = (squares / freedom) ** 0.5
     return (
         f"{table}\n\nStandard deviation of one run, pooled over all rows: {pooled:.2f} ({freedom} degrees of freedom)."
     )
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key that orders numbers by value: ``size_9`` before ``size_10``."""
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
-
-
-def _end_with_parent() -> None:
-    """Send SIGTERM to this process when its parent is killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         __doc__, "0 done, 2 wrong input or failed runs, 128 + signal after the runs have saved, 1 anything else"
     )
-    parser.add_argument(
-        "configs",
-        nargs="*",
-        type=Path,
-        metavar="CONFIG",
-        help=f"yaml files or folders of them, without {BASE} (default: image_classification/configs/ablation_small)",
-    )
+    configs = f"yaml files or folders of them, without {BASE} (default: image_classification/configs/ablation_small)"
+    parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help=configs)
     parser.add_flag("seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of each row (default: 0 1 2)")
     parser.add_flag("jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
-    parser.add_flag(
-        "output",
-        type=Path,
-        default=Path("output/ablation"),
-        metavar="FOLDER",
-        help="for the runs (default: %(default)s)",
-    )
+    output = "for the runs (default: %(default)s)"
+    parser.add_flag("output", type=Path, default=Path("output/ablation"), metavar="FOLDER", help=output)
     parser.add_flag("results", type=Path, metavar="FILE", help="CSV file (default: results.csv in -output)")
     parser.add_flag("report", action="store_true", help="print the results as a Markdown table instead of training")
-    parser.add_flag(
-        "reference",
-        metavar="ROW",
-        help=f"with -report: row that the others are compared with (default: {REFERENCE}, or the first row)",
-    )
-    parser.add_flag(
-        "into", type=Path, metavar="FILE", help=f"with -report: document to update, at <!-- begin {SECTION} -->"
-    )
+    into = f"with -report: document to update, at <!-- begin {SECTION} -->"
+    parser.add_flag("into", type=Path, metavar="FILE", help=into)
     parser.add_flag("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: override every row; comes last")
     return parser
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import importlib.metadata
 import os
 import platform
 import shlex
@@ -213,7 +212,7 @@ def _table(records: Sequence[dict[str, Any]]) -> str:
         ]
         for record in records
     ]
-    return markdown_table(header, rows, right=range(3, len(header)), padded=True)
+    return markdown_table(header, rows, right=range(3, len(header)))
 
 
 def _write_csv(file: Path, records: Sequence[dict[str, Any]]) -> None:
@@ -226,18 +225,12 @@ def _write_csv(file: Path, records: Sequence[dict[str, Any]]) -> None:
 
 def _machine(threads: int) -> str:
     """Processor, threads, versions, commit and date."""
-    from common.runtime.machine import cpu_model, git_state
+    from common.runtime.machine import code_version, cpu_model, installed_versions
     from tools.helpers.benchmark_runtimes import peer_versions
 
-    versions = [f"Python {platform.python_version()}"]
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    where = f"{cpu_model()}, {os.cpu_count()} cores, {threads} threads"
-    commit = git_state("docs", "results") or "unknown"
-    return ", ".join([where, *versions, *sorted(peer_versions), f"commit {commit}", str(date.today())])
+    where = f"{cpu_model()}, {os.cpu_count()} cores, {threads} threads, Python {platform.python_version()}"
+    versions = [f"{package} {version}" for package, version in installed_versions(PACKAGES).items()]
+    return ", ".join([where, *versions, *sorted(peer_versions), f"project {code_version()}", str(date.today())])
 
 
 def _parser() -> ArgumentParser:

@@ -49,11 +49,12 @@ def main(argv: Sequence[str]) -> None:
         replace_exported,
     )
     from tools.helpers.export_card import make_card
-    from tools.helpers.export_checks import TOLERANCE, make_cases
+    from tools.helpers.export_checks import make_cases
     from tools.predict import open_weights
 
+    out: Path = arguments.out
     refuse_exported(arguments.pretrained)
-    refuse_other_files(arguments.out)
+    refuse_other_files(out)
     images = _find_images(arguments.images)
     task, predictor, checkpoint = open_weights(arguments, fused=False)
     exportable: Exportable = TASKS[task].exportable()(predictor)
@@ -64,8 +65,6 @@ def main(argv: Sequence[str]) -> None:
     }
     _tell(f"running {exportable.name} on {', '.join(Path(image).name for image in images)}")
     cases = make_cases(exportable, images, size)
-    out: Path = arguments.out
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out) as temporary:
@@ -80,27 +79,12 @@ def main(argv: Sequence[str]) -> None:
                 (folder / name).write_text(text, encoding="utf-8")
             card = make_card(task, exportable, inputs, checkpoint, sorted(folder.iterdir()), checks, left_out)
             (folder / CARD).write_text(_as_json(card), encoding="utf-8")
-            written = replace_exported(folder, out)
+            for file in replace_exported(folder, out):
+                print(file)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another -out") from error
-    finally:
-        _remove_empty(made)
-    if arguments.json:
-        print(_as_json(card), end="")
-        return
-    for file in written:
-        print(file)
     largest = max(max(differences.values()) for differences in checks.values())
-    print(f"OK: {' and '.join(checks)}, {len(cases)} checks each, largest difference {largest:.1e} of {TOLERANCE:.0e}")
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, the innermost first, up to the first that is not empty."""
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
+    print(f"OK: {' and '.join(checks)}, {len(cases)} checks each, largest difference {largest:.1e}")
 
 
 def _write_formats(
@@ -137,7 +121,7 @@ def _write_formats(
             if wanted:
                 raise
             left_out[name] = str(error)
-            print(f"warning: {name} is left out: {error}", file=sys.stderr)
+            _tell(f"warning: {name} is left out: {error}")
             continue
         checks[name] = check(exportable, FORMATS[name].open(file, "cpu"), cases, file.name)
         _tell(f"{file.name}: {len(cases)} checks, largest difference {max(checks[name].values()):.1e}")
@@ -183,10 +167,7 @@ def _find_images(paths: Sequence[str] | None) -> list[str]:
     from common.inference.predictor import find_images
 
     if paths:
-        files = find_images(paths)
-        if len(files) > _MOST_IMAGES:
-            _tell(f"taking the first {_MOST_IMAGES} of {len(files)} images")
-        return files[:_MOST_IMAGES]
+        return find_images(paths)[:_MOST_IMAGES]
     folder = importlib.resources.files("sklearn.datasets") / "images"
     return [str(folder / name) for name in _PHOTOGRAPHS]
 
@@ -202,32 +183,16 @@ def _as_json(values: Any) -> str:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__, "0 done, 2 wrong input or a file that disagrees with the model, 1 anything else")
     add_weights_flags(parser)
-    parser.add_flag(
-        "out",
-        type=Path,
-        default=Path("exported"),
-        help="output folder, where an earlier export is replaced (default: %(default)s)",
+    out = "output folder, where an earlier export is replaced (default: %(default)s)"
+    parser.add_flag("out", type=Path, default=Path("exported"), help=out)
+    formats = "required formats (default: paddle, and onnx if it can be converted)"
+    parser.add_flag("formats", nargs="+", choices=_FORMATS, help=formats)
+    size = "fix the size of images, one number or height and width (default: any size)"
+    parser.add_flag("size", type=int, nargs="+", metavar="PIXELS", help=size)
+    images = (
+        f"files or folders to check on; the first {_MOST_IMAGES} are taken (default: 2 photographs of scikit-learn)"
     )
-    parser.add_flag(
-        "formats",
-        nargs="+",
-        choices=_FORMATS,
-        help="required formats (default: paddle, and onnx if it can be converted)",
-    )
-    parser.add_flag(
-        "size",
-        type=int,
-        nargs="+",
-        metavar="PIXELS",
-        help="fix the size of images, one number or height and width (default: any size)",
-    )
-    parser.add_flag(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help=f"files or folders to check on, at most {_MOST_IMAGES} images (default: two photographs of scikit-learn)",
-    )
-    parser.add_flag("json", action="store_true", help="print the model card instead of text")
+    parser.add_flag("images", nargs="+", metavar="IMAGE", help=images)
     return parser
 
 

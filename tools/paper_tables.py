@@ -18,12 +18,12 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ and the folders of the tasks are
 
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.device import select_device  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
 
-    from common.runtime.device import select_device
     from tools.helpers.paper_layout import check_counts, print_tables, update_documents
 
     select_device("cpu")
@@ -42,9 +42,8 @@ def _parser() -> ArgumentParser:
         "with -markdown, a document is out of date; 2 wrong input",
     )
     parser.add_flag("check", action="store_true", help="compare, and exit with 1 where something differs")
-    parser.add_flag(
-        "markdown", action="store_true", help="write the tables of the documents; with -check, compare them"
-    )
+    markdown = "write the tables of the documents; with -check, compare them"
+    parser.add_flag("markdown", action="store_true", help=markdown)
     return parser
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 from .. import __version__
 
-__all__ = ["code_version", "cpu_model", "describe_device", "git_state"]
+__all__ = ["code_version", "cpu_model", "describe_device", "installed_versions"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,29 +37,30 @@ def describe_device(device: str) -> str:
     return f"{name}, {os.cpu_count()} cores, Paddle {paddle.__version__}"
 
 
-def git_state(*without: str) -> str:
-    """The commit of this checkout, with ``-dirty`` if files differ from it; empty outside a checkout.
-
-    Args:
-        without: folders to ignore.
-    """
-    if not (_ROOT / ".git").exists():  # installed; a repository further up is another project's
-        return ""
-    try:
-        commit = _git("rev-parse", "--short", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in without))
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return commit + "-dirty" * bool(changed)
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def code_version() -> str:
-    """The project's version and, in a checkout, its commit: ``0.1.0+48f1370``, or ``0.1.0+48f1370-dirty``.
+    """The project's version and, in a checkout, its commit: ``0.2.0+48f1370``, or ``0.2.0+48f1370-dirty``.
 
-    Files in ``results/`` do not make it dirty, because ``-record`` changes them.
+    Files in ``docs/`` and ``results/`` do not make it dirty, because measurements change them.
     """
-    commit = git_state("results")
-    return f"{__version__}+{commit}" if commit else __version__
+    if not (_ROOT / ".git").exists():  # installed; a repository further up is another project's
+        return __version__
+    try:
+        commit = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!results")
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
+    return f"{__version__}+{commit}" + "-dirty" * bool(changed)
 
 
 def _git(*arguments: str) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import StoppedBySignal, UserError
-from common.flops import count_flops, params
+from common.flops import params
 from common.pale_transformer import create_model
-from common.runtime.csv_table import read_table, write_table
+from common.runtime.csv_table import append_rows, read_table
 from tests.helpers.programs import ROOT
 from tools import ablate
-from tools.ablate import Result, Row, find_rows, report
+from tools.ablate import Result, costs_of, find_configs, report
 from tools.helpers.markdown import read_section
 
 # Replaces the classification launcher. Its behavior depends on the configuration's name and on earlier starts.
@@ -46,7 +46,7 @@ def launcher(tmp_path, monkeypatch):
     path.write_text(LAUNCHER)
     monkeypatch.setattr(ablate, "LAUNCHER", path)
     monkeypatch.setattr(ablate, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(Row, "costs", (1000, 2000))
+    monkeypatch.setattr(ablate, "costs_of", lambda config: (1000, 2000))
 
 
 def config(folder: Path, name: str) -> Path:
@@ -64,12 +64,12 @@ def ablation(tmp_path: Path, *arguments: object) -> list[Result]:
 def test_each_row_is_run_with_each_seed_once(tmp_path, launcher):
     folder = tmp_path / "rows"
     folder.mkdir()
-    for name in ("size_10", "size_9", "base"):
+    for name in ("one", "two", "base"):
         config(folder, name)
     results = ablation(tmp_path, folder, "-jobs", 2, "-seeds", 0, 2, "-opts", "LOG_INTERVAL", 1)
     figures = {(result.row, result.seed): (result.top1, result.params, result.multiply_adds) for result in results}
-    assert figures == {(row, seed): (78.0 + seed, 1000, 2000) for row in ("size_9", "size_10") for seed in (0, 2)}
-    printed = (tmp_path / "out" / "size_9" / "seed0.log").read_text()
+    assert figures == {(row, seed): (78.0 + seed, 1000, 2000) for row in ("one", "two") for seed in (0, 2)}
+    printed = (tmp_path / "out" / "one" / "seed0.log").read_text()
     assert printed == "threads 1 resume auto options ['-opts', 'LOG_INTERVAL', '1']\n"
 
     for started in tmp_path.glob("out/*/*/started"):
@@ -98,10 +98,10 @@ def test_an_interruption_lets_the_runs_save_and_the_same_command_continues(tmp_p
     assert [result.row for result in ablation(tmp_path, *files, "-seeds", 0)] == ["long", "other"]
 
 
-def test_the_costs_are_those_of_the_model_with_the_classes_of_the_data(shapes_config):
-    (row,) = find_rows([shapes_config], ["DATA.IMAGE_SIZE", "64"])
-    model = create_model("pale_nano", num_classes=3)
-    assert row.costs == (params(model), count_flops(model, 64, 64))
+def test_the_costs_are_those_of_the_model_with_the_classes_of_the_data(shapes_config, monkeypatch):
+    monkeypatch.setattr("common.flops.count_flops", lambda model, height, width: (model.num_classes, height, width))
+    (config,) = find_configs([shapes_config], ["DATA.IMAGE_SIZE", "64"]).values()
+    assert costs_of(config) == (params(create_model("pale_nano", num_classes=3)), (3, 64, 64))
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_mistakes_are_refused(tmp_path, monkeypatch, flags, message):
 
 def test_two_configurations_of_one_name_are_refused(tmp_path):
     (tmp_path / "sub").mkdir()
-    with pytest.raises(UserError, match="have the same name; rename one"):
-        find_rows([config(tmp_path, "one"), config(tmp_path / "sub", "one")], [])
+    with pytest.raises(UserError, match=r"several configurations are called one\.yaml; rename them"):
+        find_configs([config(tmp_path, "one"), config(tmp_path / "sub", "one")], [])
 
 
 # ---- report
@@ -135,24 +135,22 @@ def result(row: str, seed: int, top1: float) -> Result:
 
 
 def test_the_report_has_means_deviations_and_differences(tmp_path, capsys):
-    results = [result("b_10", 0, 80.5), result("b_9", 0, 75.0), result("b_9", 1, 77.0), result("a", 0, 80.0)]
-    results += [result("a", seed, 80.0 + seed) for seed in (1, 2)]
+    results = [result("a", 0, 75.0), result("a", 1, 77.0), result("b", 0, 80.5)]
+    results += [result("shape_pale", seed, 80.0 + seed) for seed in (0, 1, 2)]
     file, document = tmp_path / "results.csv", tmp_path / "page.md"
-    write_table(file, Result, results)
+    append_rows(file, Result, results)
     document.write_text("# Page\n\n<!-- begin ablation -->\n<!-- end ablation -->\n")
     ablate.main(["-report", "-results", str(file), "-into", str(document)])
-    lines = read_section(document, "ablation").splitlines()
-    assert lines[2:5] == [
-        "| `a` | 0.740M | 14.10M | 3 | 81.00 ± 1.00 |  |",
-        "| `b_9` | 0.740M | 14.10M | 2 | 76.00 ± 1.41 | -5.00 |",
-        "| `b_10` | 0.740M | 14.10M | 1 | 80.50 | -0.50 |",
+    text = read_section(document, "ablation")
+    assert [" ".join(line.split()) for line in text.splitlines()[2:5]] == [
+        "| `shape_pale` | 0.740M | 14.10M | 3 | 81.00 ± 1.00 | |",
+        "| `a` | 0.740M | 14.10M | 2 | 76.00 ± 1.41 | -5.00 |",
+        "| `b` | 0.740M | 14.10M | 1 | 80.50 | -0.50 |",
     ]
-    assert lines[-1] == "Standard deviation of one run, pooled over all rows: 1.15 (3 degrees of freedom)."
-    assert capsys.readouterr().out.strip() == "\n".join(lines)
-    with pytest.raises(UserError, match="no results of -reference c; there are a, b_9, b_10"):
-        report(results, file, "c")
+    assert text.endswith("Standard deviation of one run, pooled over all rows: 1.15 (3 degrees of freedom).")
+    assert capsys.readouterr().out.strip() == text
 
 
 def test_the_document_has_the_table_of_the_recorded_results():
     file = ROOT / "results" / "ablation.csv"
-    assert read_section(ROOT / "docs" / "ablation.md", "ablation") == report(read_table(file, Result), file, None)
+    assert read_section(ROOT / "docs" / "ablation.md", "ablation") == report(read_table(file, Result), file)

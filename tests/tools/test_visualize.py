@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
 import numpy as np
@@ -14,11 +13,13 @@ from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import numpy_state
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer
+from common.tasks import TASKS
 from tests.helpers.programs import ROOT
 from tools import visualize
 from tools.helpers.visualize_attention import (
     _attended,
     attention_rollout,
+    describe_group,
     groups_of_token,
     observed_attention,
     token_at,
@@ -60,13 +61,13 @@ def test_groups_are_those_of_the_definition(attention, expected, texts):
     groups = groups_of_token(small_model(attention=attention), 0, 5, 7, token=(4, 6))
     sides = (6, 8) if attention in ("pale", "cross", "window") else (5, 7)
     for group, rule in zip(groups, expected, strict=True):
-        np.testing.assert_array_equal(group.tokens, np.broadcast_to(rule(*np.ogrid[: sides[0], : sides[1]]), sides))
-    assert [group.describe() for group in groups] == texts
+        np.testing.assert_array_equal(group, np.broadcast_to(rule(*np.ogrid[: sides[0], : sides[1]]), sides))
+    assert [describe_group(group)[1] for group in groups] == texts
 
 
 def test_groups_of_the_sequential_form_are_those_of_all_blocks():
     groups = groups_of_token(small_model(parallel=False, depths=(2, 1, 1, 1)), 0, 5, 7, token=(4, 6))
-    assert [(group.kind, group.tokens.shape) for group in groups] == [("rows", (6, 7)), ("columns", (5, 8))]
+    assert [(describe_group(group)[0], group.shape) for group in groups] == [("rows", (6, 7)), ("columns", (5, 8))]
 
 
 # ---- attention
@@ -169,63 +170,38 @@ def write_image(path, height=44, width=60):
     return path
 
 
-def show(capsys, *flags):
-    visualize.main([*map(str, flags), "-json"])
-    return json.loads(capsys.readouterr().out)
-
-
-def check_pictures(found, kinds):
-    written = {kind: path for result in found for kind, path in result["pictures"].items()}
-    assert list(written) == kinds
-    for path in written.values():
+def check_pictures(folder, names):
+    assert {path.name for path in folder.iterdir()} == names
+    for path in folder.iterdir():
         with Image.open(path) as image:
             assert image.width == 990
             assert 150 < image.height < 3000
 
 
 def test_a_classifier_is_shown_in_all_ways(tmp_path, capsys):
-    found = show(
-        capsys, ROOT / "docs/digit.png", "-pretrained", "mnist5k", "-at", 20, 4, "-stages", 2, 4, "-out", tmp_path
-    )
-    kinds = ["pale", "attention_stage2", "attention_stage4", "grad_cam", "rollout", "receptive_field"]
-    check_pictures(found, kinds)
-    assert found[0]["name"] == "7"
-    assert found[0]["pale"][0]["token"] == [0, 2]
-    assert found[0]["grad_cam"] == {"stage": 2}  # the fourth map has one token
-    assert [row["stage"] for row in found[1]["receptive_field"]] == [1, 2, 3, 4]
+    digit = ROOT / "docs/digit.png"
+    flags = ["-pretrained", "mnist5k", "-at", "20", "4", "-stages", "2", "4", "-out", str(tmp_path)]
+    visualize.main([str(digit), *flags])
+    kinds = ("pale", "attention_stage2", "attention_stage4", "grad_cam", "rollout", "receptive_field")
+    paths = [tmp_path / f"digit_{kind}.png" for kind in kinds]
+    check_pictures(tmp_path, {path.name for path in paths})
+    assert capsys.readouterr().out.splitlines() == [f"{digit} -> {path}" for path in paths]
 
 
-def save_weights(task, config_module, build_model, file, path):
-    config = config_module.CONFIG.load(Namespace(cfg=file, opts=[]))
-    state = {"task": task, "config": config_module.CONFIG.dump(config), "class_names": ["a", "b", "c"]}
-    save_file({**state, "model": numpy_state(build_model(config, 3))}, path)
-    return path
-
-
-def test_a_segmenter_is_shown_by_its_backbone_and_classes(tmp_path, capsys, squares_config):
-    from semantic_segmentation import config
-    from semantic_segmentation.components import build_model
-
-    weights = save_weights("semantic_segmentation", config, build_model, squares_config, tmp_path / "w.pdparams")
-    flags = (write_image(tmp_path / "i.png"), "-pretrained", weights, "-out", tmp_path / "out")
-    found = show(capsys, *flags, "-stages", 2, "-show", "attention", "grad_cam")
-    check_pictures(found, ["attention_stage2", "grad_cam"])
-    assert found[0]["name"] in "abc"
-    with pytest.raises(UserError, match="-show rollout is not available for semantic_segmentation; choose from pale"):
-        show(capsys, *flags, "-show", "rollout")
-    with pytest.raises(UserError, match="-label d is not a class; the classes are a, b, c"):
-        show(capsys, *flags, "-show", "grad_cam", "-label", "d")
-
-
-def test_a_detector_is_shown_by_its_backbone(tmp_path, capsys, boxes_config):
-    from object_detection import config
-    from object_detection.components import build_model
-
-    weights = save_weights("object_detection", config, build_model, boxes_config, tmp_path / "w.pdparams")
-    flags = (write_image(tmp_path / "i.png"), "-pretrained", weights, "-out", tmp_path / "out")
-    found = show(capsys, *flags, "-stages", 3, "-show", "pale", "attention")
-    check_pictures(found, ["pale", "attention_stage3"])
-    assert found[0]["pale"][0]["map"] == [4, 4]  # 44x60 pixels are padded to 64x64
+@pytest.mark.parametrize("task", ["semantic_segmentation", "object_detection"])
+def test_other_tasks_are_shown_by_their_backbone(tmp_path, task, request):
+    config_file = request.getfixturevalue({"semantic_segmentation": "squares_config"}.get(task, "boxes_config"))
+    form = TASKS[task].config()
+    config = form.load(Namespace(cfg=config_file, opts=[]))
+    state = {"task": task, "config": form.dump(config), "class_names": ["a", "b", "c"]}
+    save_file({**state, "model": numpy_state(TASKS[task].build_model()(config, 3))}, tmp_path / "w.pdparams")
+    out = tmp_path / "out"
+    flags = [str(write_image(tmp_path / "i.png")), "-pretrained", str(tmp_path / "w.pdparams"), "-out", str(out)]
+    kinds = ["attention", "grad_cam" if task == "semantic_segmentation" else "pale"]
+    visualize.main([*flags, "-stages", "3", "-show", *kinds])
+    check_pictures(out, {"i_attention_stage3.png", f"i_{kinds[1]}.png"})
+    with pytest.raises(UserError, match=f"-show rollout is not available for {task}; choose from pale"):
+        visualize.main([*flags, "-show", "rollout"])
 
 
 @pytest.mark.parametrize(
@@ -233,17 +209,18 @@ def test_a_detector_is_shown_by_its_backbone(tmp_path, capsys, boxes_config):
     [
         ([], "give either -pretrained or -variant"),
         (["-variant", "pale_tony"], "pale_tony"),
-        (["-variant", "pale_nano", "-stages", 5], "numbered from 1 to 4"),
-        (["-variant", "pale_nano", "-at", 100, 2], "the model sees 60x44"),
+        (["-variant", "pale_nano", "-stages", "5"], "numbered from 1 to 4"),
+        (["-variant", "pale_nano", "-at", "100", "2"], "the model sees 60x44"),
+        (["-variant", "pale_nano", "-show", "attention"], "for a variant with random weights; choose from pale"),
         (
-            ["-variant", "pale_nano", "-show", "attention"],
-            "for a variant with random weights; choose from pale",
+            ["-pretrained", "mnist5k", "-show", "grad_cam", "-label", "d"],
+            "-label d is not a class; the classes are 0,",
         ),
     ],
 )
 def test_mistakes_are_refused(tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
-        visualize.main([str(write_image(tmp_path / "i.png")), *map(str, flags), "-out", str(tmp_path / "out")])
+        visualize.main([str(write_image(tmp_path / "i.png")), *flags, "-out", str(tmp_path / "out")])
 
 
 def test_receptive_fields_need_images_of_one_size(tmp_path):

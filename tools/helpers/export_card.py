@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from common.checkpoints.download import sha256_of
 from common.checkpoints.loading import Checkpoint
 from common.flops import params
 from common.inference.exportable import Exportable
+from common.runtime.machine import installed_versions
 from tools.helpers.export_checks import TOLERANCE
 
 __all__ = ["make_card"]
 
 _FORMAT = 1  # of the card; incremented when programs that read it would have to change
-_DIMENSIONS = ("batch", "channels", "height", "width")
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddle2onnx", "onnxruntime", "numpy")
 
 
@@ -41,6 +41,11 @@ def make_card(
         checks: the largest difference from the model in each case, by format.
         left_out: formats that were not written, and the reason.
     """
+    open_sides = ("batch", "channels", "height", "width")
+    shapes = {
+        name: [open_sides[place] if side is None else side for place, side in enumerate(shape)]
+        for name, shape in inputs.items()
+    }
     return {
         "format_version": _FORMAT,
         "name": exportable.name,
@@ -48,20 +53,10 @@ def make_card(
         "architecture": "Pale Transformer, arXiv 2112.14000, in an independent implementation",
         "license": "Apache-2.0 (the code; weights have the terms of their data)",
         "parameters": params(exportable.layer),
-        "inputs": [
-            {
-                "name": name,
-                "dtype": "float32",
-                "shape": [_DIMENSIONS[place] if side is None else side for place, side in enumerate(shape)],
-            }
-            for name, shape in inputs.items()
-        ],
+        "inputs": [{"name": name, "dtype": "float32", "shape": shape} for name, shape in shapes.items()],
         "sides_multiple_of": exportable.stride,
         "classes": len(exportable.labels),
-        "outputs": [
-            {"name": output.name, "dtype": "float32", "shape": list(output.shape), "meaning": output.meaning}
-            for output in exportable.outputs
-        ],
+        "outputs": [{**asdict(output), "dtype": "float32"} for output in exportable.outputs],
         "postprocessing": exportable.postprocessing,
         "weights": {
             "source": checkpoint.source if "://" in checkpoint.source else checkpoint.path.name,
@@ -72,16 +67,6 @@ def make_card(
         "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
         "checked_against_eager_mode": {"tolerance": TOLERANCE, "largest_differences": dict(checks)},
         "left_out": dict(left_out),
-        "exported_with": {"pale-transformer-paddle": __version__, **_versions()},
+        "exported_with": {"pale-transformer-paddle": __version__, **installed_versions(_PACKAGES)},
         "exported_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

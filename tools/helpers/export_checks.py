@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import paddle
@@ -19,7 +17,6 @@ from common.pale_transformer import STRIDE
 
 __all__ = ["TOLERANCE", "Case", "check", "make_cases"]
 
-T = TypeVar("T")
 TOLERANCE = 1e-4  # absolute, or relative to outputs larger than 1
 
 
@@ -48,7 +45,7 @@ def make_cases(exportable: Exportable, files: Sequence[str], size: tuple[int, in
         UserError: an image cannot be read, nothing is found on any, or the layer to export differs from the model.
     """
     cases = []
-    for name, inputs in _with_progress([*_all_inputs(exportable, files, size)]):
+    for name, inputs in tqdm([*_all_inputs(exportable, files, size)], disable=None, leave=False):
         tensors = {key: paddle.to_tensor(array) for key, array in inputs.items()}
         try:
             case = Case(name, inputs, _run_eagerly(exportable, tensors))
@@ -115,7 +112,7 @@ def check(exportable: Exportable, run: Run, cases: Sequence[Case], name: str) ->
         UserError: one exceeds :data:`TOLERANCE`, the outputs have other shapes, or the file does not run.
     """
     differences = {}
-    for case in _with_progress(cases):
+    for case in tqdm(cases, disable=None, leave=False):
         try:
             found = run(case.inputs)
         except Exception as error:  # each runtime has its own
@@ -147,7 +144,3 @@ def _compare(exportable: Exportable, case: Case, found: list[np.ndarray], name: 
     if not difference <= TOLERANCE:  # true for NaN, too
         raise UserError(f"{name} differs from the model by {difference:.1e} for {case.name}, more than {TOLERANCE:.0e}")
     return difference
-
-
-def _with_progress(items: Sequence[T]) -> Iterable[T]:
-    return tqdm(items, disable=not sys.stderr.isatty(), leave=False, unit="check")

@@ -9,34 +9,25 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from common.runtime.text_file import write_text
+from common.runtime.atomic_file import write_text
 
 __all__ = ["markdown_table", "read_section", "replace_section"]
 
 
-def markdown_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int], padded: bool = False
-) -> str:
-    """Format a table.
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]) -> str:
+    """Format a table whose columns have the same width in all lines.
 
     Args:
         right: columns, counted from 0, that are aligned to the right.
-        padded: give all cells of a column the same width, for a terminal. Without it, a changed cell changes one line.
     """
-    columns = range(len(header))
-    widths = [max(3, *(len(row[number]) for row in (header, *rows))) if padded else 0 for number in columns]
-    rule = ["-" * (width or 6) for width in widths]
-    lines = [
-        [
-            f"{cell:>{widths[number]}}" if number in right else f"{cell:<{widths[number]}}"
-            for number, cell in enumerate(row)
-        ]
-        for row in (header, *rows)
-    ]
-    rule = [f"{dashes[:-1]}:" if number in right else dashes for number, dashes in enumerate(rule)]
-    first, *others = (f"| {' | '.join(line)} |" for line in lines)
-    second = f"| {' | '.join(rule)} |" if padded else f"|{'|'.join(rule)}|"
-    return "\n".join([first, second, *others])
+    widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = [f"{'-' * (width - 1)}:" if number in right else "-" * width for number, width in enumerate(widths)]
+    lines = []
+    for row in (header, rule, *rows):
+        pairs = enumerate(zip(row, widths, strict=True))
+        cells = [cell.rjust(width) if number in right else cell.ljust(width) for number, (cell, width) in pairs]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def read_section(document: Path, name: str) -> str:
@@ -62,14 +53,14 @@ def replace_section(document: Path, name: str, content: str) -> None:
 
 
 def _split(document: Path, name: str) -> tuple[str, str, str]:
-    """The text before the section, in it and after it; the first and the last have its marks."""
+    """The text up to the section, the section, and the rest; the marks are in the first and the last."""
     try:
         text = document.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {document}: {getattr(error, 'strerror', None) or error}") from error
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    head, found_begin, rest = text.partition(begin)
-    section, found_end, tail = rest.partition(end)
-    if not found_begin or not found_end or text.count(begin) + text.count(end) != 2:
+    head, _, rest = text.partition(begin)
+    section, found, tail = rest.partition(end)
+    if not found or text.count(begin) + text.count(end) != 2:
         raise UserError(f"{document} must have the lines {begin} and {end} once, in this order")
     return head + begin, section, end + tail

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 from tqdm import tqdm
 
+from image_classification.config import CONFIG, model_title
 from tools.helpers.markdown import markdown_table, read_section, replace_section
-from tools.helpers.paper_figures import NEIGHBORS, SOURCES, figures_of, find_figure
-from tools.helpers.paper_results import (
-    ABLATIONS,
+from tools.helpers.paper_figures import (
     MODELS,
+    NEIGHBORS,
     ROOT,
     TABLES,
     Counts,
-    ablation_result,
     configuration,
     count,
-    count_classifier,
     count_demo,
-    is_off,
+    demo_results,
     measured,
-    training_runs,
+    printed,
 )
-from tools.helpers.training_cost import training_cost, training_cost_table
-
-__all__ = ["check_counts", "print_tables", "sections", "update_documents"]
+from tools.helpers.training_cost import training_cost
 
 # Metrics and their titles. The first two are counted, the others are measured.
 METRICS = {
@@ -41,17 +37,6 @@ METRICS = {
     **{f"{kind}_{metric}": f"{kind} {metric}, %" for kind in ("box", "mask") for metric in ("AP", "AP50", "AP75")},
 }
 COUNTED = ("params", "flops")
-# The metrics of the README's tables, and those of the runs on our own small data sets.
-README_METRICS = {
-    "image_classification": ("top1", "top1_token_labels"),
-    "semantic_segmentation": ("mIoU", "mIoU_multi_scale"),
-    "object_detection": ("box_AP", "mask_AP"),
-}
-DEMO_METRICS = {
-    "image_classification": ("top1",),
-    "semantic_segmentation": ("mIoU",),
-    "object_detection": ("box_AP50", "mask_AP50"),
-}
 DEMO_DATA_SETS = {
     "mnist5k": "MNIST-5k",
     "fashion_mnist": "Fashion-MNIST",
@@ -59,95 +44,34 @@ DEMO_DATA_SETS = {
     "HENuclei": "H&E nuclei",
     "NucleiDataSet": "nuclei",
 }
+ABLATIONS = sorted((ROOT / "image_classification" / "configs" / "ablation").glob("*.yaml"))
 
 
-# ---- print
+# ---- commands
 
 
 def print_tables() -> None:
     """Print the paper's three tables, its ablations, and the figures of neighboring models."""
     for task, table in TABLES.items():
-        print(f"{table.title}\n\n{compare(task, METRICS)}\n", flush=True)
-    print(
-        f"Ablations on ImageNet-1K, configured in image_classification/configs/ablation\n\n{ablations()}\n", flush=True
-    )
+        print(f"{table.title}\n\n{compare(task)}\n", flush=True)
+    print(f"Ablations on ImageNet-1K, configured in image_classification/configs/ablation\n\n{ablations()}\n")
     for task in TABLES:
-        print(f"Neighbors, {task.replace('_', ' ')}\n\n{neighbors(task, padded=True)}\n")
-
-
-def compare(task: str, metrics: Sequence[str]) -> str:
-    """A line for each figure of a task's table: the paper's, ours, the difference, and the origin of ours."""
-    rows = []
-    figures = [figure for figure in figures_of(task) if figure.metric in metrics]
-    for figure in tqdm(figures, task, disable=None, leave=False):  # counting takes seconds per model
-        if figure.metric in COUNTED:
-            ours = getattr(count(task, figure.model), figure.metric)
-            origin = "counted, too far from the paper's" if is_off(figure, ours) else "counted"
-            numbers = [f"{ours:.2f}", f"{ours - figure.value:+.2f}"]
-        elif result := measured(task, figure.model, figure.metric):
-            origin = f"measured {result.date.partition('T')[0]}"
-            numbers = [f"{float(result.value):.1f}", f"{float(result.value) - figure.value:+.1f}"]
-        else:
-            hours = training_cost(configuration(task, figure.model)).gpu_hours
-            numbers, origin = ["-", "-"], f"not run: ~{hours:.0f} A100-hours"
-        rows.append([figure.model, METRICS[figure.metric], f"{figure.text} [{figure.mark}]", *numbers, origin])
-    return markdown_table(
-        ["model", "figure", "paper", "ours", "difference", "origin of ours"], rows, (2, 3, 4), padded=True
-    )
-
-
-def ablations() -> str:
-    """What the paper varies. Its figures are not known here."""
-    rows = []
-    for path in tqdm(ABLATIONS, "ablations", disable=None, leave=False):
-        counts, result = count_classifier(path), ablation_result(path)
-        top1 = f"{float(result.value):.1f}" if result else f"not run: ~{training_cost(path).gpu_hours:.0f} A100-hours"
-        rows.append([path.stem, f"{counts.params:.2f}", f"{counts.flops:.2f}", top1])
-    return markdown_table(["row", *(METRICS[metric] for metric in (*COUNTED, "top1"))], rows, (1, 2, 3), padded=True)
-
-
-def neighbors(task: str, padded: bool = False) -> str:
-    """The figures of neighboring models, each from its own paper."""
-    figures = [figure for paper in NEIGHBORS for figure in figures_of(task, paper)]
-    metrics = list(dict.fromkeys(figure.metric for figure in figures))
-    rows = []
-    for (paper, model), group in groupby(figures, lambda figure: (figure.paper, figure.model)):
-        printed = {figure.metric: figure.text for figure in group}
-        cells = [printed.get(metric, "-") for metric in metrics]
-        rows.append([model, *cells, f"[{paper}]({SOURCES[paper]})"])
-    header = ["model", *(METRICS[metric] for metric in metrics), "source"]
-    return markdown_table(header, rows, range(1, len(metrics) + 1), padded)
-
-
-# ---- check
+        print(f"Neighbors, {task.replace('_', ' ')}\n\n{neighbors(task)}\n")
 
 
 def check_counts() -> None:
-    """Print the counted figures, and exit with 1 if one is off."""
-    figures = [figure for task in TABLES for figure in figures_of(task) if figure.metric in COUNTED]
-    for task, table in TABLES.items():
-        print(f"{table.title}\n\n{compare(task, COUNTED)}\n", flush=True)
-    off = sum(is_off(figure, getattr(count(figure.task, figure.model), figure.metric)) for figure in figures)
+    """Compare the counted figures with the paper's, print those that are off, and exit with 1 if there are any."""
+    figures = [figure for task in TABLES for figure in printed(task).values() if figure.metric in COUNTED]
+    off = 0
+    for figure in tqdm(figures, disable=None, leave=False):
+        ours = getattr(_counted(figure.task, figure.model), figure.metric)
+        if not figure.agrees(ours):
+            off += 1
+            tqdm.write(f"{figure.task} {figure.model}: {METRICS[figure.metric]}: {ours:.2f}, the paper {figure.text}")
     if off:
-        print(
-            f"{off} of {len(figures)} counted figures differ from the paper's by more than one unit of the last digit"
-        )
+        print(f"{off} of {len(figures)} figures differ from the paper's by more than one unit of the last digit")
         raise SystemExit(1)
     print(f"all {len(figures)} counted figures agree with the paper's, to one unit of the last printed digit")
-
-
-# ---- documents
-
-
-def sections() -> Iterator[tuple[Path, str, str]]:
-    """Document, name and content of each section that -markdown writes."""
-    for task in TABLES:
-        for readme in ("README.md", "README_cn.md"):
-            yield ROOT / readme, task, readme_table(task)
-        yield ROOT / task / "README.md", "models", task_table(task)
-        yield ROOT / task / "README.md", "neighbors", neighbors(task)
-        yield ROOT / "docs" / "paper.md", task, paper_table(task)
-    yield ROOT / "docs" / "reproduction.md", "training_cost", training_cost_table()
 
 
 def update_documents(write: bool) -> None:
@@ -164,68 +88,121 @@ def update_documents(write: bool) -> None:
         raise SystemExit(1)
 
 
-def readme_table(task: str) -> str:
-    """The paper's models and pale_nano, with the most important metrics."""
-    metrics = README_METRICS[task]
-    rows = [_model_row(task, model, metrics) for model in MODELS]
-    rows.append(["`pale_nano`", *_counted(count_demo(task)), *["-"] * len(metrics), _demo(task)])
-    return markdown_table([*_header(task, metrics), "here"], rows, right=range(1, 3 + len(metrics)))
+# ---- tables
 
 
-def task_table(task: str) -> str:
-    """The paper's models with all metrics and links to their configurations."""
-    metrics = [figure.metric for figure in figures_of(task) if figure.model == MODELS[0]][len(COUNTED) :]
+def compare(task: str) -> str:
+    """A line for each figure of a task's table: the paper's, ours, the difference, and the origin of ours."""
     rows = []
+    for (model, metric), figure in tqdm(printed(task).items(), task, disable=None, leave=False):
+        if metric in COUNTED:
+            ours, digits = getattr(_counted(task, model), metric), 2
+            origin = "counted" if figure.agrees(ours) else "counted, too far from the paper's"
+        elif result := measured(task, TABLES[task].model.format(model), metric):
+            ours, digits, origin = float(result.value), 1, f"measured {result.date[:10]}"
+        else:
+            ours, digits, origin = None, 1, _not_run(task, configuration(task, model))
+        numbers = ["-", "-"] if ours is None else [f"{ours:.{digits}f}", f"{ours - float(figure.text):+.{digits}f}"]
+        rows.append([model, METRICS[metric], f"{figure.text} [{figure.mark}]", *numbers, origin])
+    return markdown_table(["model", "figure", "paper", "ours", "difference", "origin of ours"], rows, (2, 3, 4))
+
+
+def ablations() -> str:
+    """What the paper varies. Its figures are not known here."""
+    task, rows = "image_classification", []
+    for file in tqdm(ABLATIONS, "ablations", disable=None, leave=False):
+        result = measured(task, model_title(CONFIG.load(Namespace(cfg=file, opts=[]))), "top1")
+        top1 = f"{float(result.value):.1f}" if result else _not_run(task, file)
+        rows.append([file.stem, *(f"{figure:.2f}" for figure in count(task, file)), top1])
+    return markdown_table(["row", *(METRICS[metric] for metric in (*COUNTED, "top1"))], rows, (1, 2, 3))
+
+
+def neighbors(task: str) -> str:
+    """The figures of neighboring models, each from its own paper."""
+    papers = {paper: printed(task, paper) for paper in NEIGHBORS}
+    metrics = list(dict.fromkeys(metric for figures in papers.values() for _, metric in figures))
+    rows = []
+    for paper, figures in papers.items():
+        for model in dict.fromkeys(model for model, _ in figures):
+            texts = [figures[model, metric].text if (model, metric) in figures else "-" for metric in metrics]
+            rows.append([model, *texts, f"[{paper}]({NEIGHBORS[paper]})"])
+    return markdown_table(["model", *map(METRICS.get, metrics), "source"], rows, range(1, len(metrics) + 1))
+
+
+def sections() -> Iterator[tuple[Path, str, str]]:
+    """Document, name and content of each section that -markdown writes."""
+    for task in TABLES:
+        yield ROOT / "README.md", task, model_table(task, f"{task}/configs")
+        yield ROOT / "README_cn.md", task, model_table(task, f"{task}/configs")
+        yield ROOT / task / "README.md", "models", model_table(task, "configs")
+        yield ROOT / task / "README.md", "neighbors", neighbors(task)
+        yield ROOT / "docs" / "paper.md", task, paper_table(task)
+    yield ROOT / "docs" / "reproduction.md", "training_cost", cost_table()
+
+
+def model_table(task: str, folder: str) -> str:
+    """The paper's models and pale_nano: counts with the paper's in parentheses, the paper's metrics, and our results.
+
+    Args:
+        folder: of the configurations, relative to the document.
+    """
+    table, figures, rows = TABLES[task], printed(task), []
     for model in MODELS:
-        file = configuration(task, model).name
-        rows.append([*_model_row(task, model, metrics), f"[{file}](configs/{file})"])
-    header = [*_header(task, metrics), "here", "configuration"]
-    return markdown_table(header, rows, right=range(1, 3 + len(metrics)))
+        params, flops = _with_units(_counted(task, model))
+        sizes = f"{params} ({figures[model, 'params'].text}M)", f"{flops} ({figures[model, 'flops'].text}G)"
+        results = {metric: measured(task, table.model.format(model), metric) for metric in table.metrics}
+        ours = ", ".join(f"{_name(metric)} {float(found.value):.1f}" for metric, found in results.items() if found)
+        link = f"[`{model}`]({folder}/{table.configuration.format(model)})"
+        rows.append([link, *sizes, *(figures[model, metric].text for metric in table.metrics), ours or "not run"])
+    demo = []
+    for (_, data_set), values in demo_results(task).items():
+        medians = ", ".join(f"{_name(metric)} {median(runs):.1f}" for metric, runs in values.items())
+        seeds = len(next(iter(values.values())))
+        demo.append(f"{medians} on {DEMO_DATA_SETS[data_set]}" + (f" (median of {seeds} runs)" if seeds > 1 else ""))
+    rows.append(["`pale_nano`", *_with_units(count_demo(task)), *["-"] * len(table.metrics), "; ".join(demo)])
+    flops = "multiply-adds at {}x{} (paper)".format(*table.size)
+    header = ["model", "params (paper)", flops, *(f"paper's {_name(metric)}" for metric in table.metrics), "here"]
+    return markdown_table(header, rows, range(1, len(header) - 1))
 
 
 def paper_table(task: str) -> str:
     """What the paper prints, with the marks of docs/paper.md, and what is counted from the code."""
-    figures = list(figures_of(task))
-    header = ["model", *(f"{METRICS[f.metric]} [{f.mark}]" for f in figures if f.model == MODELS[0]), "counted here"]
+    figures = list(printed(task).values())
+    titles = [f"{METRICS[figure.metric]} [{figure.mark}]" for figure in figures if figure.model == MODELS[0]]
     rows = []
     for model in MODELS:
-        printed = [figure.text for figure in figures if figure.model == model]
-        rows.append([f"`{model}`", *printed, ", ".join(_counted(count(task, model)))])
-    return markdown_table(header, rows, right=range(1, len(header)))
+        texts = [figure.text for figure in figures if figure.model == model]
+        rows.append([f"`{model}`", *texts, ", ".join(_with_units(_counted(task, model)))])
+    return markdown_table(["model", *titles, "counted here"], rows, range(1, 2 + len(titles)))
 
 
-def _header(task: str, metrics: Sequence[str]) -> list[str]:
-    height, width = TABLES[task].size
-    titles = [f"paper's {_name(metric)}" for metric in metrics]
-    return ["model", "params (paper)", f"multiply-adds at {height}x{width} (paper)", *titles]
+def cost_table() -> str:
+    """The computed cost of training each row of the paper."""
+    header = ["configuration", "forward multiply-adds", "images", "FLOPs", "GB of state", "A100-hours"]
+    rows = []
+    for file, task in ((configuration(task, model), task) for task in TABLES for model in MODELS):
+        cost = training_cost(task, file)
+        cells = [f"`{file.relative_to(ROOT).as_posix()}`", f"{cost.forward / 1e9:.1f}G", f"{cost.images / 1e6:.1f}M"]
+        cells += [f"{cost.flops / 1e18:.1f}e18", f"{cost.state_bytes / 1e9:.1f}"]
+        rows.append([*cells, f"{cost.gpu_hours:.0f}", f"{cost.gpu_hours / 8:.1f}"])
+    return markdown_table([*header, "hours on 8 A100"], rows, range(1, 7))
 
 
-def _model_row(task: str, model: str, metrics: Sequence[str]) -> list[str]:
-    """Name, counts with the paper's in parentheses, the paper's metrics, and the newest measurements here."""
-    printed = {metric: find_figure(task, model, metric).text for metric in (*COUNTED, *metrics)}
-    params, flops = _counted(count(task, model))
-    found = [(metric, measured(task, model, metric)) for metric in metrics]
-    ours = ", ".join(f"{_name(m)} {float(r.value):.1f}" for m, r in found if r)
-    sizes = f"{params} ({printed['params']}M)", f"{flops} ({printed['flops']}G)"
-    return [f"`{model}`", *sizes, *(printed[metric] for metric in metrics), ours or "not run"]
+# ---- cells
+
+
+def _counted(task: str, model: str) -> Counts:
+    return count(task, configuration(task, model))
+
+
+def _not_run(task: str, file: Path) -> str:
+    return f"not run: ~{training_cost(task, file).gpu_hours:.0f} A100-hours"
 
 
 def _name(metric: str) -> str:
     return METRICS[metric].partition(",")[0]
 
 
-def _counted(counts: Counts) -> tuple[str, str]:
+def _with_units(counts: Counts) -> tuple[str, str]:
     flops = counts.flops
     return f"{counts.params:.2f}M", "-" if flops is None else f"{flops:.2f}G" if flops < 100 else f"{flops:.1f}G"
-
-
-def _demo(task: str) -> str:
-    """The metrics of pale_nano on small data sets."""
-    parts = []
-    found = training_runs(task, DEMO_METRICS[task])
-    for (_, data_set), group in groupby(found, lambda key: key[:2]):
-        keys = list(group)
-        values = ", ".join(f"{_name(key[-1])} {median(found[key]):.1f}" for key in keys)
-        seeds = len(found[keys[0]])
-        parts.append(f"{values} on {DEMO_DATA_SETS[data_set]}" + f" (median of {seeds} runs)" * (seeds > 1))
-    return "; ".join(parts)

@@ -1,20 +1,17 @@
-"""What training each row of the paper would cost, computed from its configuration; nothing is measured on a GPU."""
+"""What training a configuration would cost, computed; nothing is measured on a GPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paddle import nn
 
 from common.flops import count_layer_flops, params
-from tools.helpers.configured_model import build_configured, task_of
-from tools.helpers.markdown import markdown_table
-from tools.helpers.paper_results import ROOT, configuration
+from tools.helpers.paper_figures import build_configured
 
-__all__ = ["GPU_FLOPS", "TrainingCost", "training_cost", "training_cost_table"]
+__all__ = ["TrainingCost", "training_cost"]
 
 GPU_FLOPS = 312e12  # per second, of an A100 in half precision: NVIDIA's data sheet
 # The share of GPU_FLOPS that training reaches [A]: that of Swin-B on V100, from the times that an author of Swin states
@@ -24,51 +21,36 @@ RANKS = 8  # GPUs that the batch sizes of the configurations are for
 IMAGENET_IMAGES, COCO_IMAGES = 1_281_167, 117_266  # in the training sets; of COCO, those with objects
 
 
-@dataclass(frozen=True)
-class TrainingCost:
+class TrainingCost(NamedTuple):
     """Cost of the training that a configuration describes.
 
     Attributes:
-        parameters: trainable values.
-        averaged: whether an exponential moving average of the parameters is kept.
         forward: multiply-adds of a forward pass on one image in training.
         images: images trained on, over all epochs.
+        flops: two per multiply-add; a backward pass takes twice as many as a forward pass.
+        state_bytes: weights, gradients, the two moments of AdamW and, if there are any, averaged weights, in float32.
+        gpu_hours: of A100 GPUs.
     """
 
-    parameters: int
-    averaged: bool
     forward: int
     images: int
-
-    @property
-    def flops(self) -> float:
-        """Two per multiply-add; a backward pass takes twice as many as a forward pass."""
-        return 2.0 * 3.0 * self.forward * self.images
-
-    @property
-    def gpu_hours(self) -> float:
-        return self.flops / (GPU_FLOPS * UTILIZATION) / 3600
-
-    @property
-    def state_bytes(self) -> int:
-        """Weights, gradients, the two moments of AdamW, and the average, in float32."""
-        return 4 * self.parameters * (4 + self.averaged)
+    flops: float
+    state_bytes: int
+    gpu_hours: float
 
 
 @cache
-def training_cost(path: Path) -> TrainingCost:
-    """Compute the cost of a configuration of any task.
+def training_cost(task: str, file: Path) -> TrainingCost:
+    """Compute the cost of a configuration.
 
     Raises:
         common.errors.UserError: the configuration is invalid.
     """
-    config, model = build_configured(path, with_values=False)
-    count = {
-        "image_classification": _classification,
-        "semantic_segmentation": _segmentation,
-        "object_detection": _detection,
-    }[task_of(path)]
-    return TrainingCost(params(model), config.TRAIN.EMA_DECAY > 0, *count(config, model))
+    config, model = build_configured(task, file)
+    forward, images = _COUNT[task](config, model)
+    flops = 2.0 * 3.0 * forward * images
+    state_bytes = 4 * params(model) * (5 if config.TRAIN.EMA_DECAY > 0 else 4)
+    return TrainingCost(forward, images, flops, state_bytes, flops / (GPU_FLOPS * UTILIZATION) / 3600)
 
 
 def _classification(config: Any, model: nn.Layer) -> tuple[int, int]:
@@ -88,37 +70,14 @@ def _segmentation(config: Any, model: nn.Layer) -> tuple[int, int]:
 def _detection(config: Any, model: nn.Layer) -> tuple[int, int]:
     from object_detection.flops import count_detector_flops
 
-    assigner = config.BBoxAssigner
-    boxes = assigner["batch_size_per_im"]
-    forward = count_detector_flops(model, 800, 1280, boxes, round(boxes * assigner["fg_fraction"]))
-    return forward, config.epoch * COCO_IMAGES
+    boxes = config.BBoxAssigner["batch_size_per_im"]
+    masks = round(boxes * config.BBoxAssigner["fg_fraction"])
+    return count_detector_flops(model, 800, 1280, boxes, masks), config.epoch * COCO_IMAGES
 
 
-def training_cost_table() -> str:
-    """A Markdown table with a row for each task and variant of the paper."""
-    header = [
-        "configuration",
-        "forward multiply-adds",
-        "images",
-        "FLOPs",
-        "GB of state",
-        "A100-hours",
-        "hours on 8 A100",
-    ]
-    rows = []
-    for task in ("image_classification", "semantic_segmentation", "object_detection"):
-        for variant in ("pale_tiny", "pale_small", "pale_base"):
-            path = configuration(task, variant)
-            cost = training_cost(path)
-            rows.append(
-                [
-                    f"`{path.relative_to(ROOT).as_posix()}`",
-                    f"{cost.forward / 1e9:.1f}G",
-                    f"{cost.images / 1e6:.1f}M",
-                    f"{cost.flops / 1e18:.1f}e18",
-                    f"{cost.state_bytes / 1e9:.1f}",
-                    f"{cost.gpu_hours:.0f}",
-                    f"{cost.gpu_hours / RANKS:.1f}",
-                ]
-            )
-    return markdown_table(header, rows, right=range(1, len(header)))
+# Multiply-adds of a forward pass, and images.
+_COUNT = {
+    "image_classification": _classification,
+    "semantic_segmentation": _segmentation,
+    "object_detection": _detection,
+}

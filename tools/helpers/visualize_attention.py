@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,14 @@ from common.layers.padding import pad_to_groups
 from common.pale_transformer import PaleTransformer
 from tools.helpers.visualize_gradients import backbone_of, gradients_of
 
-__all__ = ["BlockAttention", "TokenGroup", "attention_rollout", "groups_of_token", "observed_attention", "token_at"]
+__all__ = [
+    "BlockAttention",
+    "attention_rollout",
+    "describe_group",
+    "groups_of_token",
+    "observed_attention",
+    "token_at",
+]
 
 
 def token_at(pixel: tuple[float, float], stride: int, height: int, width: int) -> tuple[int, int]:
@@ -46,58 +53,42 @@ def _group_indices(attention: nn.Layer, height: int, width: int) -> tuple[list[n
 # ---- groups
 
 
-@dataclass(frozen=True)
-class TokenGroup:
-    """The group of a token, as a bool mask ``[H, W]`` of the padded map."""
-
-    tokens: np.ndarray
-
-    @property
-    def rows(self) -> np.ndarray:
-        return np.flatnonzero(self.tokens.any(axis=1))
-
-    @property
-    def columns(self) -> np.ndarray:
-        return np.flatnonzero(self.tokens.any(axis=0))
-
-    @property
-    def kind(self) -> str:
-        """``rows``, ``columns``, ``window`` or ``whole map``."""
-        height, width = self.tokens.shape
-        if len(self.columns) == width:
-            return "whole map" if len(self.rows) == height else "rows"
-        return "columns" if len(self.rows) == height else "window"
-
-    def describe(self) -> str:
-        """Such as ``7 rows, 8 apart``."""
-        if self.kind in ("whole map", "window"):
-            return f"{self.kind} of {len(self.rows)}x{len(self.columns)}"
-        lines = self.rows if self.kind == "rows" else self.columns
-        if len(lines) == 1:
-            return f"1 {self.kind[:-1]}"
-        spacing = lines[1] - lines[0]
-        return f"{len(lines)} {self.kind}" + (f", {spacing} apart" if spacing > 1 else "")
-
-
 def groups_of_token(
     backbone: PaleTransformer, stage: int, height: int, width: int, token: tuple[int, int]
-) -> list[TokenGroup]:
+) -> list[np.ndarray]:
     """The different groups of a token over all blocks of a stage.
 
     Args:
         stage: from 0.
         height, width: sides of the stage's map, without padding.
         token: its row and column.
+
+    Returns:
+        A bool mask ``[H, W]`` of the padded map for each.
     """
-    groups: dict[bytes, TokenGroup] = {}
+    groups: dict[bytes, np.ndarray] = {}
     for block in backbone.stages[stage].blocks:
-        parts, (padded_height, padded_width) = _group_indices(block.attention, height, width)
+        parts, sides = _group_indices(block.attention, height, width)
         for indices in parts:
-            (own,) = np.flatnonzero((indices == token[0] * padded_width + token[1]).any(axis=1))
-            tokens = np.zeros((padded_height, padded_width), bool)
+            (own,) = np.flatnonzero((indices == np.ravel_multi_index(token, sides)).any(axis=1))
+            tokens = np.zeros(sides, bool)
             tokens.flat[indices[own]] = True
-            groups.setdefault(tokens.tobytes(), TokenGroup(tokens))
+            groups.setdefault(tokens.tobytes(), tokens)
     return list(groups.values())
+
+
+def describe_group(tokens: np.ndarray) -> tuple[str, str]:
+    """The kind of a group, ``rows``, ``columns``, ``window`` or ``whole map``; and text such as ``7 rows, 8 apart``."""
+    height, width = tokens.shape
+    rows, columns = (np.flatnonzero(tokens.any(axis=axis)) for axis in (1, 0))
+    if (len(rows) == height) == (len(columns) == width):
+        kind = "whole map" if len(rows) == height else "window"
+        return kind, f"{kind} of {len(rows)}x{len(columns)}"
+    kind, lines = ("rows", rows) if len(columns) == width else ("columns", columns)
+    if len(lines) == 1:
+        return kind, f"1 {kind[:-1]}"
+    spacing = lines[1] - lines[0]
+    return kind, f"{len(lines)} {kind}" + (f", {spacing} apart" if spacing > 1 else "")
 
 
 # ---- weights
@@ -110,8 +101,7 @@ class BlockAttention:
     Attributes:
         stage, block: from 0; the block is counted within its stage.
         height, width: sides of the map.
-        padded: sides of the padded map.
-        indices: see :func:`_group_indices`.
+        indices, padded: see :func:`_group_indices`.
         weights: softmax weights ``[N, heads, L, L]`` of each part of the channels, query by key.
     """
 
@@ -119,8 +109,8 @@ class BlockAttention:
     block: int
     height: int
     width: int
-    padded: tuple[int, int]
     indices: list[np.ndarray]
+    padded: tuple[int, int]
     weights: list[Tensor] = field(default_factory=list)
 
     def of_token(self, token: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +122,7 @@ class BlockAttention:
         """
         maps = []
         for indices, weights in zip(self.indices, self.weights, strict=True):
-            ((group, place),) = np.argwhere(indices == token[0] * self.padded[1] + token[1])
+            ((group, place),) = np.argwhere(indices == np.ravel_multi_index(token, self.padded))
             of_token = weights[int(group), :, int(place)].numpy()
             of_part = np.full((len(of_token), self.padded[0] * self.padded[1]), np.nan, np.float32)
             of_part[:, indices[group]] = of_token
@@ -150,26 +140,21 @@ def observed_attention(model: nn.Layer) -> Iterator[list[BlockAttention]]:
         model: is or has a Pale Transformer; in evaluation mode.
     """
     seen: list[BlockAttention] = []
-    hooks = []
-    for stage, layers in enumerate(backbone_of(model).stages):
-        for block, layer in enumerate(layers.blocks):
 
-            def begin(attention: nn.Layer, inputs: tuple, stage: int = stage, block: int = block) -> None:
-                _, height, width, _ = inputs[0].shape
-                indices, padded = _group_indices(attention, height, width)
-                seen.append(BlockAttention(stage, block, height, width, padded, indices))
+    def keep_weights(softmax: nn.Layer, inputs: tuple, weights: Tensor) -> None:
+        seen[-1].weights.append(weights)
 
-            hooks.append(layer.attention.register_forward_pre_hook(begin))
-            hooks.append(
-                layer.attention.attention.softmax.register_forward_post_hook(
-                    lambda softmax, inputs, weights: seen[-1].weights.append(weights)
-                )
-            )
-    try:
+    with ExitStack() as hooks:
+        for stage, layers in enumerate(backbone_of(model).stages):
+            for block, layer in enumerate(layers.blocks):
+
+                def begin(attention: nn.Layer, inputs: tuple, stage: int = stage, block: int = block) -> None:
+                    _, height, width, _ = inputs[0].shape
+                    seen.append(BlockAttention(stage, block, height, width, *_group_indices(attention, height, width)))
+
+                hooks.callback(layer.attention.register_forward_pre_hook(begin).remove)
+                hooks.callback(layer.attention.attention.softmax.register_forward_post_hook(keep_weights).remove)
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 # ---- rollout

@@ -1,11 +1,11 @@
-"""Figures of what a model looks at."""
+"""Figures of what a model looks at. Each function draws the pictures of one kind, by the names of their files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import paddle
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -14,13 +14,23 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, Patch
 from PIL import Image
+from tqdm import tqdm
 
+from common.errors import UserError
 from common.pictures.fonts import choose_font, printable
-from tools.helpers.visualize_attention import TokenGroup
-from tools.helpers.visualize_gradients import ReceptiveField
+from tools.helpers.visualize_attention import (
+    attention_rollout,
+    describe_group,
+    groups_of_token,
+    observed_attention,
+    token_at,
+)
+from tools.helpers.visualize_gradients import grad_cam, receptive_fields
+from tools.helpers.visualize_model import Subject, class_score
 
-__all__ = ["draw_attention", "draw_groups", "draw_heat", "draw_receptive_fields"]
+__all__ = ["DRAW", "draw_receptive_fields"]
 
+Pictures = dict[str, Image.Image]
 _WIDTH, _DPI = 9.0, 110  # inches, pixels per inch
 # Okabe and Ito's colors.
 _COLORS = {"rows": "#0072b2", "columns": "#e69f00", "window": "#009e73", "whole map": "#cc79a7"}
@@ -39,20 +49,17 @@ def _as_image(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
 
 
-def _show(axes: Axes, picture: np.ndarray, sides: tuple[int, int] | None = None) -> None:
+def _show(axes: Axes, picture: np.ndarray, sides: Sequence[int] | None = None) -> None:
     """An image, on gray up to ``sides``, height and width with padding."""
     height, width = sides or picture.shape[:2]
     axes.set_facecolor("0.85")
-    axes.imshow(picture, extent=(0, picture.shape[1], picture.shape[0], 0), interpolation="nearest")
-    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
+    axes.imshow(picture, extent=(0, picture.shape[1], picture.shape[0], 0))
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
 
 
-def _overlay(axes: Axes, values: np.ndarray, stride: int, **options: Any) -> None:
-    """A map of tokens over an image; the limits of the axes stay."""
-    height, width = (side * stride for side in values.shape[:2])
-    limits = axes.get_xlim(), axes.get_ylim()
-    axes.imshow(values, extent=(0, width, height, 0), interpolation="nearest", **options)
-    axes.set(xlim=limits[0], ylim=limits[1])
+def _extent(tokens: np.ndarray, stride: int) -> tuple[int, int, int, int]:
+    """Where a map of tokens ``[H, W, ...]`` lies over the image."""
+    return 0, tokens.shape[1] * stride, tokens.shape[0] * stride, 0
 
 
 def _mark(axes: Axes, token: tuple[int, int], stride: int) -> None:
@@ -61,52 +68,60 @@ def _mark(axes: Axes, token: tuple[int, int], stride: int) -> None:
     axes.plot((column + 0.5) * stride, (row + 0.5) * stride, "o", color=_TOKEN, markeredgecolor="white", markersize=7)
 
 
-def draw_groups(
-    picture: np.ndarray,
-    stages: Sequence[int],
-    strides: Sequence[int],
-    tokens: Sequence[tuple[int, int]],
-    groups: Sequence[list[TokenGroup]],
-) -> Image.Image:
-    """The groups of one token in some stages.
-
-    Args:
-        picture: the model's input, RGB uint8 ``[h, w, 3]``.
-        stages: from 0.
-        strides, tokens, groups: for each stage: pixels per token, row and column of the token, its groups.
-    """
-    aspect = max((g[0].tokens.shape[0] * s) / (g[0].tokens.shape[1] * s) for g, s in zip(groups, strides, strict=True))
+def draw_pale(subject: Subject) -> Pictures:
+    """The groups of one token: a panel for each chosen stage."""
+    strides = [subject.backbone.out_strides[stage - 1] for stage in subject.stages]
+    found = []
+    for stage, stride in zip(subject.stages, strides, strict=True):
+        height, width = (-(-side // stride) for side in subject.picture.shape[:2])
+        token = token_at(subject.pixel, stride, height, width)
+        found.append((token, groups_of_token(subject.backbone, stage - 1, height, width, token)))
+    aspect = max(groups[0].shape[0] / groups[0].shape[1] for _, groups in found)
     figure, panels = _new_figure(_WIDTH / len(strides) * aspect + 1.05, 1, len(strides))
-    for axes, stage, stride, token, found in zip(panels[0], stages, strides, tokens, groups, strict=True):
-        height, width = found[0].tokens.shape
-        _show(axes, picture, (height * stride, width * stride))
-        for group in found:
-            tint = np.zeros((height, width, 4))
-            tint[group.tokens] = to_rgba(_COLORS[group.kind], 0.6)
-            _overlay(axes, tint, stride)
+    kinds: set[str] = set()
+    for axes, stage, stride, (token, groups) in zip(panels[0], subject.stages, strides, found, strict=True):
+        height, width = groups[0].shape
+        _show(axes, subject.picture, (height * stride, width * stride))
+        title = [f"stage {stage}: {height}x{width} tokens of {stride} pixels"]
+        for group in groups:
+            kind, text = describe_group(group)
+            kinds.add(kind)
+            title.append(text)
+            tint = group[..., None] * np.array(to_rgba(_COLORS[kind], 0.6))
+            axes.imshow(tint, extent=_extent(group, stride), interpolation="nearest")
         _mark(axes, token, stride)
-        lines = [f"stage {stage + 1}: {height}x{width} tokens of {stride} pixels", *(g.describe() for g in found)]
-        axes.set_title("\n".join(lines), fontsize=8)
+        axes.set_title("\n".join(title), fontsize=8)
         axes.set_anchor("N")
-    kinds = dict.fromkeys(group.kind for found in groups for group in found)
-    handles = [Patch(color=_COLORS[kind], label=f"its {kind}") for kind in kinds]
+    handles = [Patch(color=_COLORS[kind], label=f"its {kind}") for kind in _COLORS if kind in kinds]
     handles.append(Patch(facecolor=_TOKEN, label="the token"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
-    return _as_image(figure)
+    return {"pale": _as_image(figure)}
 
 
-def draw_attention(
+def draw_attention(subject: Subject) -> Pictures:
+    """The attention weights of one token: a picture for each chosen stage."""
+    with paddle.no_grad(), observed_attention(subject.model) as blocks:
+        subject.backbone.forward_features(subject.images)
+    pictures = {}
+    for stage in subject.stages:
+        of_stage = [block for block in blocks if block.stage == stage - 1]
+        stride = subject.backbone.out_strides[stage - 1]
+        token = token_at(subject.pixel, stride, of_stage[0].height, of_stage[0].width)
+        weights = [block.of_token(token) for block in of_stage]
+        pictures[f"attention_stage{stage}"] = _draw_weights(subject.picture, stage, stride, token, weights)
+    return pictures
+
+
+def _draw_weights(
     picture: np.ndarray,
     stage: int,
     stride: int,
     token: tuple[int, int],
     blocks: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> Image.Image:
-    """The attention weights of one token in one stage: a row for each block, a column for each head.
+    """A row of panels for each block, a column for each head.
 
     Args:
-        picture: the model's input, RGB uint8 ``[h, w, 3]``.
-        stage: from 0.
         blocks: for each, see :meth:`tools.helpers.visualize_attention.BlockAttention.of_token`.
     """
     heads, rows, columns = blocks[0][0].shape
@@ -120,13 +135,13 @@ def draw_attention(
         line[0].set_ylabel(f"block {block + 1}", fontsize=8)
         for head, axes in enumerate(line[1:]):
             _show(axes, gray)
-            _overlay(axes, weights[head], stride, cmap=_HEAT, vmin=0)
+            axes.imshow(weights[head], _HEAT, vmin=0, extent=_extent(weights[head], stride), interpolation="nearest")
             axes.set_xlabel(f"up to {100 * np.nanmax(weights[head]):.2g} %", fontsize=7, labelpad=1)
             if block == 0:
                 axes.set_title(f"head {head + 1}", fontsize=8)
     to_padding = max(float(shares.max()) for _, shares in blocks)
     padding = f"; up to {100 * to_padding:.0f} % goes to padding, which is not shown" if to_padding > 0.005 else ""
-    title = f"stage {stage + 1}: attention of one token, of {rows}x{columns}; gray: not in its group{padding}"
+    title = f"stage {stage}: attention of one token, of {rows}x{columns}; gray: not in its group{padding}"
     figure.suptitle(title, fontsize=9)
     scale = figure.colorbar(
         ScalarMappable(Normalize(0, 1), _HEAT), ax=list(panels.ravel()), location="bottom", aspect=60, shrink=0.5
@@ -135,50 +150,74 @@ def draw_attention(
     return _as_image(figure)
 
 
-def draw_heat(picture: np.ndarray, heat: np.ndarray, title: str) -> Image.Image:
+def draw_grad_cam(subject: Subject) -> Pictures:
+    text, score = class_score(subject)
+    strides = subject.backbone.out_strides
+    side = max(subject.picture.shape[:2])
+    # A map of one token, such as the fourth of a 32x32 digit, does not locate anything.
+    stage = next((n for n in reversed(subject.stages) if side > strides[n - 1]), subject.stages[-1])
+    heat = grad_cam(subject.model, lambda: score(subject.images), stage - 1)
+    return {"grad_cam": _draw_heat(subject.picture, heat, f"Grad-CAM of stage {stage}: {text}")}
+
+
+def draw_rollout(subject: Subject) -> Pictures:
+    text, score = class_score(subject)
+    heat = attention_rollout(subject.model, subject.images, score)
+    return {"rollout": _draw_heat(subject.picture, heat, f"attention rollout: {text}")}
+
+
+def _draw_heat(picture: np.ndarray, heat: np.ndarray, title: str) -> Image.Image:
     """An image beside a heat map over it.
 
     Args:
-        picture: the model's input, RGB uint8 ``[h, w, 3]``.
+        picture: RGB uint8 ``[h, w, 3]``.
         heat: ``[H, W]``, 0 or more, over the whole picture.
         title: may contain a class name.
     """
     height, width = picture.shape[:2]
     figure, panels = _new_figure(_WIDTH * 0.42 * height / width + 0.9, 1, 2)
-    (left, right) = panels[0]
+    left, right = panels[0]
     _show(left, picture)
     _show(right, picture)
-    image = right.imshow(
-        heat / (heat.max() or 1), cmap=_HEAT, vmin=0, vmax=1, alpha=0.65, extent=(0, width, height, 0),
-        interpolation="bilinear",
-    )  # fmt: skip
+    shares, extent = heat / (heat.max() or 1), (0, width, height, 0)
+    image = right.imshow(shares, _HEAT, vmin=0, vmax=1, alpha=0.65, extent=extent, interpolation="bilinear")
     figure.colorbar(image, ax=[right], fraction=0.05).set_ticks([0, 1], labels=["0", "largest"], fontsize=8)
-    font = choose_font([title], 12)
     left.set_title("input of the model", fontsize=9)
-    right.set_title(printable(title), fontproperties=FontProperties(fname=font.path, size=9))
+    font = FontProperties(fname=choose_font([title], 12).path, size=9)
+    right.set_title(printable(title), fontproperties=font)
     return _as_image(figure)
 
 
-def draw_receptive_fields(fields: Sequence[ReceptiveField], images: int) -> Image.Image:
-    """The effective receptive field of each stage, on a logarithmic scale.
+# The pictures of single images.
+DRAW = {"pale": draw_pale, "attention": draw_attention, "grad_cam": draw_grad_cam, "rollout": draw_rollout}
 
-    Args:
-        images: number of images that the fields are the mean of.
+
+def draw_receptive_fields(subjects: Sequence[Subject]) -> Pictures:
+    """The effective receptive field of each stage, the mean over all images, on a logarithmic scale.
+
+    Raises:
+        UserError: the images have different sizes.
     """
-    height, width = fields[0].shares.shape
+    sizes = sorted({tuple(subject.images.shape[2:]) for subject in subjects})
+    if len(sizes) > 1:
+        shown = " and ".join(f"{width}x{height}" for height, width in sizes[:2])
+        raise UserError(f"-show receptive_field needs images of one size, not of {shown}; crop them, or give one")
+    inputs = [subject.images for subject in subjects]
+    fields = receptive_fields(subjects[0].model, tqdm(inputs, disable=None, leave=False))
+    height, width = sizes[0]
     figure, panels = _new_figure(_WIDTH / len(fields) * height / width + 1.0, 1, len(fields))
     largest = max(float(field.shares.max()) for field in fields)
     norm = LogNorm(largest * 1e-5, largest, clip=True)
-    for number, (axes, field) in enumerate(zip(panels[0], fields, strict=True)):
-        image = axes.imshow(field.shares, cmap=_HEAT, norm=norm, extent=(0, width, height, 0))
+    for stage, (axes, field) in enumerate(zip(panels[0], fields, strict=True), 1):
+        image = axes.imshow(field.shares, _HEAT, norm=norm, extent=(0, width, height, 0))
         radii = [field.radius(share) for share in (0.5, 0.95)]
         for radius, style in zip(radii, ("-", "--"), strict=True):
             axes.add_patch(Circle(field.center, radius, fill=False, color="white", linestyle=style))
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[0, width], yticks=[0, height])
         axes.tick_params(labelsize=7)
-        axes.set_title(f"stage {number + 1}: 50 % within {radii[0]},\n95 % within {radii[1]} pixels", fontsize=8)
+        axes.set_title(f"stage {stage}: 50 % within {radii[0]},\n95 % within {radii[1]} pixels", fontsize=8)
     scale = figure.colorbar(image, ax=list(panels[0]), location="bottom", aspect=60, shrink=0.6)
-    mean = f", mean of {images} images" if images > 1 else ""
+    mean = f", mean of {len(subjects)} images" if len(subjects) > 1 else ""
     scale.set_label(f"share of each pixel in the gradient of the center token{mean}; circles: 50 %, 95 %", fontsize=8)
     scale.ax.tick_params(labelsize=7)
-    return _as_image(figure)
+    return {"receptive_field": _as_image(figure)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,14 +45,11 @@ def gradients_of(value: Tensor, tensors: Sequence[Tensor], model: nn.Layer) -> l
 def _stage_maps(backbone: PaleTransformer, run: Callable[[], object]) -> tuple[object, list[Tensor]]:
     """The result of ``run``, and the map ``[1, h, w, C]`` of each stage during it."""
     maps: list[Tensor] = []
-    hooks = [
-        stage.register_forward_post_hook(lambda layer, inputs, output: maps.append(output)) for stage in backbone.stages
-    ]
-    try:
+    with ExitStack() as hooks:
+        for stage in backbone.stages:
+            hook = stage.register_forward_post_hook(lambda layer, inputs, output: maps.append(output))
+            hooks.callback(hook.remove)
         return run(), maps
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def grad_cam(model: nn.Layer, score: Callable[[], Tensor], stage: int = 3) -> np.ndarray:

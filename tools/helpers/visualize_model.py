@@ -23,23 +23,27 @@ __all__ = ["Subject", "class_score", "open_model"]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and one image.
+    """A model, one image, and the choices of the user.
 
     Attributes:
         task: of the model; None for a variant with random weights.
         model: is or has a Pale Transformer; in evaluation mode.
+        class_names: of the model's outputs; none for a variant with random weights.
         images: the input, float32 ``[1, 3, H, W]``.
         picture: the input as a picture, RGB uint8 ``[H, W, 3]``.
         pixel: x and y of the chosen pixel.
-        class_names: of the model's outputs; none for a variant with random weights.
+        stages: chosen stages, from 1.
+        label: chosen class, a name or a number; None for the default of :func:`class_score`.
     """
 
     task: str | None
     model: nn.Layer
+    class_names: Sequence[str]
     images: Tensor
     picture: np.ndarray
     pixel: tuple[float, float]
-    class_names: Sequence[str]
+    stages: Sequence[int]
+    label: str | None
 
     @property
     def backbone(self) -> PaleTransformer:
@@ -56,9 +60,15 @@ def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subjec
     Raises:
         UserError: there is no such model, or it has no Pale Transformer.
     """
-    task, class_names = None, []
+    task, class_names, preprocess = None, [], _normalize
     if arguments.variant:
-        model, preprocess = _random_model(arguments)
+        select_device(arguments.device or "")
+        paddle.seed(0)
+        try:
+            model = create_model(arguments.variant, num_classes=0)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        model.eval()
     else:
         refuse_exported(arguments.pretrained)
         task, predictor, _ = open_weights(arguments)
@@ -71,39 +81,30 @@ def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subjec
         x, y = arguments.at or (width / 2, height / 2)
         if not (0 <= x < width and 0 <= y < height):
             raise UserError(f"-at {x} {y} is outside of {file}, of which the model sees {width}x{height}")
-        return Subject(task, model, images, picture, (x, y), class_names)
+        return Subject(task, model, class_names, images, picture, (x, y), arguments.stages, arguments.label)
 
     return task, read
 
 
-def _random_model(arguments: Namespace) -> tuple[nn.Layer, Callable[[str], tuple[Tensor, np.ndarray]]]:
-    select_device(arguments.device or "")
-    paddle.seed(0)
-    try:
-        model = create_model(arguments.variant, num_classes=0)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    model.eval()
-
-    def preprocess(file: str) -> tuple[Tensor, np.ndarray]:
-        picture = read_image(file)
-        if picture is None or min(picture.shape[:2]) < STRIDE:
-            raise UserError(f"{file} is not an image of at least {STRIDE}x{STRIDE} pixels")
-        pixels = (picture / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-        return paddle.to_tensor(pixels.transpose(2, 0, 1)[None]), picture
-
-    return model, preprocess
+def _normalize(file: str) -> tuple[Tensor, np.ndarray]:
+    """The input of a variant with random weights, as :meth:`common.inference.predictor.Predictor.preprocess`."""
+    picture = read_image(file)
+    if picture is None or min(picture.shape[:2]) < STRIDE:
+        raise UserError(f"{file} is not an image of at least {STRIDE}x{STRIDE} pixels")
+    pixels = picture.astype(np.float32) / 127.5 - 1
+    return paddle.to_tensor(pixels.transpose(2, 0, 1)[None]), picture
 
 
-def class_score(subject: Subject, chosen: str | None) -> tuple[str, str, Callable[[Tensor], Tensor]]:
-    """A differentiable score of a class, which is chosen by name or number.
+def class_score(subject: Subject) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """A differentiable score of a class.
 
     Of a classifier it is the logit, by default of the most probable class. Of a segmenter it is the sum of the logits
     over the pixels predicted as the class (Vinogradova et al., arXiv 2002.11434), by default the class at the chosen
     pixel.
 
     Returns:
-        The name of the class, a text for titles, and a function that runs the model on images and returns the scalar.
+        The name of the class and its probability or share of the pixels, as text; and a function that runs the model
+        on images and returns the scalar.
 
     Raises:
         UserError: there is no such class, or no pixel is predicted as it.
@@ -113,18 +114,17 @@ def class_score(subject: Subject, chosen: str | None) -> tuple[str, str, Callabl
         output = model(subject.images)
     if subject.task == "image_classification":
         probabilities = paddle.nn.functional.softmax(output)[0]
-        label = int(probabilities.argmax()) if chosen is None else _find_label(names, chosen)
-        text = f"{names[label]}, {100 * float(probabilities[label]):.1f} %"
-        return names[label], text, lambda images: model(images)[0, label]
+        label = int(probabilities.argmax()) if subject.label is None else _find_label(names, subject.label)
+        return f"{names[label]}, {100 * float(probabilities[label]):.1f} %", lambda images: model(images)[0, label]
     labels = output[0][0].argmax(0)
     x, y = map(int, subject.pixel)
-    label = int(labels[y, x]) if chosen is None else _find_label(names, chosen)
+    label = int(labels[y, x]) if subject.label is None else _find_label(names, subject.label)
     mask = (labels == label).astype("float32")
     share = float(mask.mean())
     if share == 0:
         raise UserError(f"no pixel is predicted as {names[label]}; choose another -label")
     text = f"{names[label]}, {100 * share:.1f} % of the pixels"
-    return names[label], text, lambda images: (model(images)[0][0, label] * mask).sum()
+    return text, lambda images: (model(images)[0][0, label] * mask).sum()
 
 
 def _find_label(names: Sequence[str], chosen: str) -> int:
