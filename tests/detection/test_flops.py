@@ -15,7 +15,7 @@ from object_detection.config import CONFIG
 from object_detection.flops import count_detector_flops
 from tests.helpers.programs import ROOT
 from tests.helpers.small_models import expected_flops
-from tools.helpers.paper_figures import find_figure
+from tools.helpers.paper_figures import printed
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")
 LEVELS = (4, 8, 16, 32, 64)  # strides of the pyramid
@@ -47,13 +47,13 @@ def test_parameters_are_the_papers(name):
     config = load(f"mask_rcnn_{name}_1x_coco")
     with paddle.LazyGuard():  # counting needs no initial values
         model = build_model(config, config.num_classes)
-    assert f"{params(model) / 1e6:.0f}" == find_figure("object_detection", name, "params").text
+    assert f"{params(model) / 1e6:.0f}" == printed("object_detection")[name, "params"].text
 
 
 def test_multiply_adds_at_800x1280_are_the_papers_and_the_documents():
     flops = {name: mask_rcnn_flops(name, 800, 1280) / 1e9 for name in PAPER}
     for name in PAPER:  # the paper's include the norms
-        assert flops[name] == pytest.approx(find_figure("object_detection", name, "flops").value, rel=0.004)
+        assert flops[name] == pytest.approx(printed("object_detection")[name, "flops"].value, rel=0.004)
     document = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
     assert f"{'/'.join(f'{flops[name]:.1f}' for name in PAPER)}G (`python -m object_detection.flops`" in document
 

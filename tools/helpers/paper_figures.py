@@ -10,9 +10,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import paddle
 from paddle import nn
 
-from common.checkpoints.loading import build_lazily
 from common.flops import count_flops, params
 from common.pale_transformer import create_model
 from common.runtime.csv_table import read_table
@@ -97,7 +97,8 @@ def build_configured(task: str, file: Path, num_classes: int | None = None) -> t
     """
     config = TASKS[task].config().load(Namespace(cfg=str(file), opts=[]))
     num_classes = num_classes or attrgetter(TASKS[task].num_classes_key)(config)
-    return config, build_lazily(lambda: TASKS[task].build_model()(config, num_classes))
+    with paddle.LazyGuard():  # counting needs no values
+        return config, TASKS[task].build_model()(config, num_classes)
 
 
 # ---- printed
