@@ -53,7 +53,7 @@ def test_parameters_are_the_papers(name):
 def test_multiply_adds_at_800x1280_are_the_papers_and_the_documents():
     flops = {name: mask_rcnn_flops(name, 800, 1280) / 1e9 for name in PAPER}
     for name in PAPER:  # the paper's include the norms
-        assert flops[name] == pytest.approx(printed("object_detection")[name, "flops"].value, rel=0.004)
+        assert flops[name] == pytest.approx(float(printed("object_detection")[name, "flops"].text), rel=0.004)
     document = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
     assert f"{'/'.join(f'{flops[name]:.1f}' for name in PAPER)}G (`python -m object_detection.flops`" in document
 
