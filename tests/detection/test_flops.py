@@ -15,7 +15,7 @@ from object_detection.config import CONFIG
 from object_detection.flops import count_detector_flops
 from tests.helpers.programs import ROOT
 from tests.helpers.small_models import expected_flops
-from tools.helpers.paper_figures import find_figure
+from tools.helpers.paper_figures import printed
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")
 LEVELS = (4, 8, 16, 32, 64)  # strides of the pyramid
@@ -59,16 +59,16 @@ def test_parameters_are_the_papers(name):
     config = load(f"mask_rcnn_{name}_1x_coco")
     with paddle.LazyGuard():  # counting needs no initial values
         model = build_model(config, config.num_classes)
-    assert f"{params(model) / 1e6:.0f}" == find_figure("object_detection", name, "params").text
+    assert f"{params(model) / 1e6:.0f}" == printed("object_detection")[name, "params"].text
 
 
 def test_multiply_adds_at_800x1280_are_the_papers_and_the_documents():
     without_norms = []
     for name in PAPER:
         flops, norms = mask_rcnn_flops(name, 800, 1280)
-        figure = find_figure("object_detection", name, "flops")
-        assert (flops + norms) / 1e9 == pytest.approx(figure.value, abs=figure.last_digit)
-        assert flops / 1e9 == pytest.approx(figure.value, rel=0.004)
+        figure = printed("object_detection")[name, "flops"]
+        assert figure.agrees((flops + norms) / 1e9)
+        assert flops / 1e9 == pytest.approx(float(figure.text), rel=0.004)
         without_norms.append(f"{flops / 1e9:.1f}")
     document = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
     assert f"{'/'.join(without_norms)}G (`python -m object_detection.flops`" in document
