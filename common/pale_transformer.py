@@ -18,7 +18,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from .ablation import vary
-from .checkpoints.loading import build_lazily, load_pretrained, read_checkpoint
+from .checkpoints.loading import load_pretrained, read_checkpoint
 from .checkpoints.released import list_weights
 from .fuse import fuse
 from .layers.channels_last import Linear
@@ -343,14 +343,9 @@ def create_model(
     checkpoint = read_checkpoint(pretrained, name) if pretrained else None
     if num_classes is None:
         num_classes = (checkpoint and checkpoint.num_classes) or 1000
-
-    def build() -> PaleTransformer:
-        return build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
-
-    if checkpoint is None:
-        return build()
-    model = build_lazily(build)
-    load_pretrained(model, checkpoint)
+    model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
+    if checkpoint:
+        load_pretrained(model, checkpoint)
     return model
 
 

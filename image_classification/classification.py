@@ -14,7 +14,6 @@ import paddle.nn.functional as F
 from paddle import nn
 from yacs.config import CfgNode
 
-from common.checkpoints.loading import build_lazily
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
 from common.training.log import TrainingLog
@@ -89,7 +88,7 @@ class Classification(Task):
     def build_evaluation(self) -> tuple[nn.Layer, Validation]:
         val_set = self._build_dataset("val")
         num_classes = self.config.MODEL.NUM_CLASSES or val_set.num_classes
-        model = build_lazily(lambda: build_model(self.config, num_classes))
+        model = build_model(self.config, num_classes)
         return model, ClassificationValidation(self.config, val_set, num_classes, self.log)
 
     def _build_dataset(self, split: str) -> Dataset:

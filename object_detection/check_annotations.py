@@ -1,41 +1,97 @@
 """Checks every annotation and image of a COCO data set before training.
 
-:mod:`object_detection.coco_file` has checked the structure of the file. The problems of annotations, and what is done
-about each, are in :mod:`object_detection.annotation_problems`; those of images and categories are here.
+:mod:`object_detection.coco_file` has checked the structure of the file. ``PROBLEMS`` lists what is searched for, and
+what is done about it: some problems are errors, others are corrected and reported as warnings.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from pycocotools import mask as mask_utils
 
 from common.data.check_record import CheckRecord, fingerprint
-from common.data.class_table import column_width, pad
+from common.data.class_table import class_table
 from common.data.image_file import is_turned, look_at_image
+from common.data.polygons import mask_to_polygons
 from common.errors import UserError, one_line
-from common.runtime.distributed import gather_lines, rank, world_size
-from object_detection.annotation_problems import ANNOTATION_PROBLEMS, ERROR, Annotation, Context, Problem
+from common.runtime.distributed import gather_objects, rank, world_size
+from object_detection.coco_file import is_number
 
-__all__ = ["AnnotationReport", "check_annotations"]
+__all__ = ["PROBLEMS", "AnnotationReport", "check_annotations"]
 
-_OTHER_PROBLEMS = {
-    kind: Problem(kind, *rest)
-    for kind, *rest in (
-        ("IMAGE_MISSING", "images do not exist", ERROR, "restore it, or take it out of the file"),
-        ("IMAGE_UNREADABLE", "images cannot be read", ERROR, "replace it, or take it out of the file"),
-        ("IMAGE_SIZE", "images have another size than in the file", ERROR, "correct width, height and the boxes"),
-        ("IMAGE_DEEP", "images have more than 8 bits per channel", "the upper 8 are used", "convert it to 8 bits"),
-        ("CATEGORY_UNUSED", "categories have no object", "kept", "annotate objects of it, or remove it"),
-    )
+Annotation = dict[str, Any]
+
+
+class Problem(NamedTuple):
+    """A kind of problem: what is wrong, what is done about it, and what the user can do.
+
+    With ``-strict`` every problem is an error.
+    """
+
+    what: str
+    policy: str
+    remedy: str
+
+
+ERROR = "an error"
+PROBLEMS = {
+    "IMAGE_MISSING": Problem("images do not exist", ERROR, "restore it, or take it out of the file"),
+    "IMAGE_UNREADABLE": Problem("images cannot be read", ERROR, "replace it, or take it out of the file"),
+    "IMAGE_SIZE": Problem("images have another size than in the file", ERROR, "correct width, height and the boxes"),
+    "IMAGE_DEEP": Problem("images have more than 8 bits per channel", "the upper 8 are used", "convert it to 8 bits"),
+    "CATEGORY_UNUSED": Problem("categories have no object", "kept", "annotate objects of it, or remove it"),
+    "IMAGE_UNKNOWN": Problem(
+        "annotations belong to an image that is not in the file", "left out", "add the image, or remove the annotation"
+    ),
+    "CATEGORY_UNKNOWN": Problem(
+        "annotations have a category that is not in the file", ERROR, "add the category, or correct the id"
+    ),
+    "ANNOTATION_ID": Problem(
+        "annotations have the id 0, or that of another annotation", "renumbered", "number them from 1"
+    ),
+    "BOX_INVALID": Problem("boxes are not four finite numbers", ERROR, "write bbox as [x, y, width, height] in pixels"),
+    "BOX_WITHOUT_AREA": Problem(
+        "boxes have no area", "left out of training, kept in evaluation", "correct width and height"
+    ),
+    "BOX_OUTSIDE": Problem(
+        "boxes reach more than a pixel out of their image",
+        "clipped in training, or left out if nothing of it is inside; kept in evaluation",
+        "write bbox as [x, y, width, height] in pixels of the image",
+    ),
+    "MASK_INVALID": Problem(
+        "masks are neither polygons nor the run-length encoding of a mask of the image's size",
+        ERROR,
+        "write segmentation as [[x, y, x, y, ...], ...], or encode it with pycocotools",
+    ),
+    "MASK_MISSING": Problem("objects have no mask", ERROR, "draw it, or use a configuration without masks"),
+    "POLYGON_SHORT": Problem(
+        "polygons have fewer than three points", "dropped, with the objects that have no other", "remove or redraw it"
+    ),
+    "RLE_OF_OBJECT": Problem(
+        "objects that are not crowds have a run-length encoded mask",
+        "converted to polygons in training, which fills holes",
+        "outline it by polygons",
+    ),
+    "FIELD_MISSING": Problem(
+        "annotations lack iscrowd or an area",
+        "filled in: not a crowd, the area of the mask or the box",
+        "write both into each annotation",
+    ),
 }
+
+_TOLERANCE = 1.0  # pixels that a box may reach out of its image: many boxes have rounded corners
+_MIN_SIDE = 1e-5  # pixels; PaddleDetection drops smaller boxes
+_FARTHEST = 1e6  # pixels; pycocotools follows the edges of polygons in steps of a fifth of a pixel, counted in 32 bits
 _EXAMPLES = 10  # of each kind, that a report shows
 _THREADS = 8
 _SMALL, _MEDIUM = 32**2, 96**2  # pixels; COCO's limits between small, medium and large objects
@@ -62,7 +118,7 @@ def check_annotations(
         coco: from :func:`object_detection.coco_file.read_annotations`; it is not changed.
         path: of its file, for messages.
         image_dir: folder of the images.
-        split: ``"train"``; or ``"val"``, for which boxes and masks stay as they are.
+        split: ``"train"``; or ``"val"``, for which boxes and masks stay as they are, so that metrics are comparable.
         num_classes: of the model.
         masks: whether the model has masks; if not, those of the file are not checked.
         strict: every problem is an error.
@@ -83,31 +139,20 @@ def check_annotations(
             f"give -num_classes {len(categories)}, or correct the file"
         )
     report = AnnotationReport(split, coco["images"], categories, num_classes, strict)
-    report.annotations = _check_each_annotation(coco, str(path), masks, report)
+    report.annotations = _AnnotationCheck(coco, str(path), masks, report).run()
     if raise_errors:
         report.raise_errors()
     _check_images(coco["images"], Path(image_dir), report, record, progress)
     if not report.problems:  # which may be why a category has no object
         for category, counts in zip(categories, report.count_objects(), strict=True):
             if not counts.any():
-                report.add(
-                    _OTHER_PROBLEMS["CATEGORY_UNUSED"], f"{path}: category {category['id']} {category['name']!r}"
-                )
+                report.add("CATEGORY_UNUSED", f"{path}: category {category['id']} {category['name']!r}")
     if raise_errors:
         report.raise_errors()
     if not report.problems and not report.count_objects().any():
         reasons = "".join(f"; {line}" for line in report.warnings())
         raise UserError(f"{path} has no object for the {split} data; annotate some{reasons}")
     return {**coco, "annotations": report.annotations}, report
-
-
-@dataclass
-class _Finding:
-    """How often a problem was found, and the first examples."""
-
-    problem: Problem
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -120,7 +165,8 @@ class AnnotationReport:
         num_classes: of the model.
         strict: every problem is an error.
         annotations: those that are used.
-        findings: the problems, by kind.
+        counts: how often each kind of problem was found.
+        examples: the first of each kind.
     """
 
     split: str
@@ -129,32 +175,33 @@ class AnnotationReport:
     num_classes: int
     strict: bool
     annotations: Sequence[Annotation] = ()
-    findings: dict[str, _Finding] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def is_error(self, problem: Problem) -> bool:
-        return self.strict or problem.policy == ERROR
+    def is_error(self, kind: str) -> bool:
+        return self.strict or PROBLEMS[kind].policy == ERROR
 
-    def add(self, problem: Problem, example: str) -> None:
-        finding = self.findings.setdefault(problem.kind, _Finding(problem))
-        finding.count += 1
-        if len(finding.examples) < _EXAMPLES:
-            finding.examples.append(example)
+    def add(self, kind: str, example: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if self.counts[kind] <= _EXAMPLES:
+            self.examples.setdefault(kind, []).append(example)
+
+    @property
+    def errors(self) -> list[str]:
+        """The kinds of errors that were found."""
+        return [kind for kind in self.counts if self.is_error(kind)]
 
     @property
     def problems(self) -> list[str]:
         """For each kind of error: how many there are, and the remedy."""
-        return [
-            f"{problem.kind}: {finding.count:,} {problem.what}; {self._remedy(problem)}"
-            for finding in self.findings.values()
-            if self.is_error(problem := finding.problem)
-        ]
+        return [f"{kind}: {self.counts[kind]:,} {PROBLEMS[kind].what}; {self._remedy(kind)}" for kind in self.errors]
 
     def warnings(self) -> list[str]:
         """What was done about problems that are not errors, and whether the model has more classes than the data."""
         lines = [
-            f"{problem.kind}: {finding.count:,} {problem.what} ({problem.policy}), first {finding.examples[0]}"
-            for finding in self.findings.values()
-            if not self.is_error(problem := finding.problem)
+            f"{kind}: {count:,} {PROBLEMS[kind].what} ({PROBLEMS[kind].policy}), first {self.examples[kind][0]}"
+            for kind, count in self.counts.items()
+            if not self.is_error(kind)
         ]
         if self.num_classes > len(self.categories):
             lines.append(
@@ -165,11 +212,11 @@ class AnnotationReport:
 
     def raise_errors(self) -> None:
         """Raise the first error with the number of others."""
-        errors = [finding for finding in self.findings.values() if self.is_error(finding.problem)]
-        if errors:
-            others = sum(finding.count for finding in errors) - 1
+        if self.errors:
+            first = self.errors[0]
+            others = sum(self.counts[kind] for kind in self.errors) - 1
             more = f" (and {others:,} more; -check_data shows them)" if others else ""
-            raise UserError(f"{errors[0].examples[0]}; {self._remedy(errors[0].problem)}{more}")
+            raise UserError(f"{self.examples[first][0]}; {self._remedy(first)}{more}")
 
     def count_objects(self) -> np.ndarray:
         """Objects that are used and are not crowds, per class and size, small, medium and large: int64 [classes, 3]."""
@@ -181,68 +228,204 @@ class AnnotationReport:
                 counts[classes[annotation["category_id"]], (area >= _SMALL) + (area >= _MEDIUM)] += 1
         return counts
 
-    def _remedy(self, problem: Problem) -> str:
-        return problem.remedy if problem.policy == ERROR else f"{problem.remedy}, or leave out -strict"
+    def _remedy(self, kind: str) -> str:
+        remedy = PROBLEMS[kind].remedy
+        return remedy if PROBLEMS[kind].policy == ERROR else f"{remedy}, or leave out -strict"
 
     def __str__(self) -> str:
         sizes = np.array([(image["width"], image["height"]) for image in self.images], np.int64)
         (low_width, low_height), (high_width, high_height) = sizes.min(axis=0), sizes.max(axis=0)
         empty = len(self.images) - len({annotation["image_id"] for annotation in self.annotations})
         objects = self.count_objects()
-        names = [category["name"] for category in self.categories]
-        width = max(5, column_width(names))
-        lines = [
+        title = (
             f"{self.split} data: {len(self.images):,} images of {low_width}x{low_height} to {high_width}x{high_height} "
             f"pixels ({empty:,} without objects), {objects.sum():,} objects, "
-            f"{len(self.annotations) - objects.sum():,} crowds",
-            f"  {'class':>5}  {pad('name', width)}  {'objects':>9}  {'small':>9}  {'medium':>9}  {'large':>9}",
-        ]
-        lines += [
-            f"  {number:>5}  {pad(name, width)}  {sum(counts):>9,}  " + "  ".join(f"{count:>9,}" for count in counts)
-            for number, (name, counts) in enumerate(zip(names, objects.tolist(), strict=True))
-        ]
+            f"{len(self.annotations) - objects.sum():,} crowds"
+        )
+        columns = {"objects": objects.sum(axis=1), **dict(zip(("small", "medium", "large"), objects.T, strict=True))}
+        lines = [class_table([category["name"] for category in self.categories], columns, title)]
         lines += [f"  warning: {line}" for line in self.warnings()]
         lines += [f"  {line}" for line in self.problems]
-        for finding in self.findings.values():
-            if self.is_error(finding.problem):
-                lines += [f"  {example}" for example in finding.examples]
-                if finding.count > len(finding.examples):
-                    lines.append(f"  and {finding.count - len(finding.examples):,} more {finding.problem.kind}")
+        for kind in self.errors:
+            lines += [f"  {example}" for example in self.examples[kind]]
+            if self.counts[kind] > _EXAMPLES:
+                lines.append(f"  and {self.counts[kind] - _EXAMPLES:,} more {kind}")
         return "\n".join(lines)
 
 
-def _check_each_annotation(
-    coco: Mapping[str, Any], path: str, masks: bool, report: AnnotationReport
-) -> list[Annotation]:
-    """Search each annotation for all problems, and return the annotations to use."""
-    context = Context(
-        training=report.split == "train",
-        masks=masks,
-        images={image["id"]: image for image in coco["images"]},
-        category_ids={category["id"] for category in coco["categories"]},
-        new_ids=itertools.count(max(0, *(annotation["id"] for annotation in coco["annotations"])) + 1),
-    )
-    problems = [problem for problem in ANNOTATION_PROBLEMS if masks or not problem.of_masks]
-    used = []
-    for annotation in coco["annotations"]:
-        checked: Annotation | None = annotation
-        for problem in problems:
-            if found := problem.find(checked, context):
-                what, checked = found
-                report.add(problem, f"{path}: {_name(annotation, context)} has {what}")
-                if report.is_error(problem):
-                    checked = None
-            if checked is None:
-                break
-        else:
-            used.append(checked)
-    return used
+# ---- annotations
 
 
-def _name(annotation: Annotation, context: Context) -> str:
-    image = context.images.get(annotation["image_id"])
-    file = f" ({image['file_name']})" if image else ""
-    return f"annotation {annotation['id']} of image {annotation['image_id']}{file}"
+class _AnnotationCheck:
+    """Checks the annotations of a file one by one."""
+
+    def __init__(self, coco: Mapping[str, Any], path: str, masks: bool, report: AnnotationReport):
+        self.annotations, self.path, self.masks, self.report = coco["annotations"], path, masks, report
+        self.training = report.split == "train"
+        self.images = {image["id"]: image for image in coco["images"]}
+        self.category_ids = {category["id"] for category in coco["categories"]}
+        self.new_ids = itertools.count(max(0, *(annotation["id"] for annotation in coco["annotations"])) + 1)
+        self.seen_ids: set[int] = set()
+
+    def run(self) -> list[Annotation]:
+        """The annotations to use; problems are added to the report."""
+        checked = (self._check(annotation) for annotation in self.annotations)
+        return [annotation for annotation in checked if annotation is not None]
+
+    def _check(self, original: Annotation) -> Annotation | None:
+        """The annotation to use in place of one, or None to leave it out."""
+        image = self.images.get(original["image_id"])
+        file = f" ({image['file_name']})" if image else ""
+
+        def found(kind: str, what: str) -> bool:
+            """Report a problem; returns whether it is an error."""
+            name = f"annotation {original['id']} of image {original['image_id']}{file}"
+            self.report.add(kind, f"{self.path}: {name} has {what}")
+            return self.report.is_error(kind)
+
+        annotation = dict(original)
+        if image is None:
+            found("IMAGE_UNKNOWN", f"the image_id {annotation['image_id']}")
+            return None
+        if annotation["category_id"] not in self.category_ids:
+            found("CATEGORY_UNKNOWN", f"the category_id {annotation['category_id']}")
+            return None
+        # pycocotools takes the id 0 for "not matched": the object would count as missed, and its detection as wrong.
+        if annotation["id"] == 0 or annotation["id"] in self.seen_ids:
+            if found("ANNOTATION_ID", f"the id {annotation['id']}"):
+                return None
+            annotation["id"] = next(self.new_ids)
+        self.seen_ids.add(annotation["id"])
+        height, width = int(image["height"]), int(image["width"])
+        is_usable = self._check_box(annotation, height, width, found)
+        if is_usable and self.masks:
+            is_usable = self._check_mask(annotation, height, width, found)
+        if is_usable:
+            is_usable = self._fill_fields(annotation, height, width, found)
+        return annotation if is_usable else None
+
+    def _check_box(self, annotation: Annotation, height: int, width: int, found: Callable[[str, str], bool]) -> bool:
+        box = annotation.get("bbox")
+        if not (type(box) is list and len(box) == 4 and all(map(is_number, box))):
+            found("BOX_INVALID", f"the box {_short(box)}")
+            return False
+        x, y, box_width, box_height = box
+        if min(box_width, box_height) <= _MIN_SIDE:
+            return not (found("BOX_WITHOUT_AREA", f"the box {box}") or self.training)
+        left, right = np.clip([x, x + box_width], 0, width).tolist()
+        top, bottom = np.clip([y, y + box_height], 0, height).tolist()
+        is_gone = min(right - left, bottom - top) <= _MIN_SIDE
+        if is_gone or max(-x, -y, x + box_width - width, y + box_height - height) > _TOLERANCE:
+            if found("BOX_OUTSIDE", f"the box {box} in {width}x{height} pixels"):
+                return False
+            if self.training:
+                annotation["bbox"] = [left, top, right - left, bottom - top]
+                return not is_gone
+        return True
+
+    def _check_mask(self, annotation: Annotation, height: int, width: int, found: Callable[[str, str], bool]) -> bool:
+        mask = annotation.get("segmentation")
+        if not mask or (isinstance(mask, list) and not any(mask)):  # annotation tools write [] or [[]]
+            found("MASK_MISSING", "no segmentation")
+            return False
+        if invalid := _invalid_mask(mask, height, width):
+            found("MASK_INVALID", invalid)
+            return False
+        if isinstance(mask, list):
+            short = [polygon for polygon in mask if len(polygon) < 6]
+            if short:
+                annotation["segmentation"] = [polygon for polygon in mask if len(polygon) >= 6]
+                return not found("POLYGON_SHORT", f"the polygon {short[0]}") and len(short) < len(mask)
+        elif not annotation.get("iscrowd"):
+            if not mask_utils.area(_compressed(mask)):
+                found("MASK_MISSING", "an empty mask")
+                return False
+            if self.training:
+                # PaddleDetection draws the targets of its mask head from polygons only.
+                annotation["segmentation"] = mask_to_polygons(mask_utils.decode(_compressed(mask)))
+                return not found("RLE_OF_OBJECT", "a run-length encoded mask")
+        return True
+
+    def _fill_fields(self, annotation: Annotation, height: int, width: int, found: Callable[[str, str], bool]) -> bool:
+        """Fill in the fields that PaddleDetection and pycocotools read without asking."""
+        area, crowd = annotation.get("area"), annotation.get("iscrowd")
+        # PaddleDetection does not train on objects of area 0. In evaluation the area only decides among which sizes an
+        # object counts.
+        has_area = is_number(area) and (area > 0 or not self.training)
+        if has_area and crowd is not None:
+            return True
+        annotation["iscrowd"] = int(crowd or 0)
+        if not has_area:
+            annotation["area"] = (
+                _area(annotation, height, width) if self.masks else float(np.prod(annotation["bbox"][2:]))
+            )
+        missing = ["no iscrowd"] * (crowd is None) + [f"the area {area}"] * (not has_area)
+        return not found("FIELD_MISSING", " and ".join(missing))
+
+
+def _area(annotation: Annotation, height: int, width: int) -> float:
+    """Number of pixels in a valid mask."""
+    mask = annotation["segmentation"]
+    if isinstance(mask, list):
+        return float(mask_utils.area(mask_utils.merge(mask_utils.frPyObjects(mask, height, width))))
+    return float(mask_utils.area(_compressed(mask)))
+
+
+def _invalid_mask(mask: Any, height: int, width: int) -> str | None:
+    """What is wrong with a mask: polygons [[x, y, ...], ...], or {"size": [h, w], "counts": list of int, or str}."""
+    if isinstance(mask, list):
+        return next((f"the polygon {_short(polygon)}" for polygon in mask if not _is_polygon(polygon)), None)
+    if not isinstance(mask, dict):
+        return f"the segmentation {_short(mask)}"
+    # pycocotools checks neither the text nor the number of pixels.
+    size, counts = mask.get("size"), mask.get("counts")
+    if size != [height, width]:
+        return f"a mask of size {_short(size)} in an image of {[height, width]}"
+    runs = _decode_runs(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+        return f"the counts {_short(counts)}"
+    return None if sum(runs) == height * width else f"runs of {sum(runs)} pixels in an image of {height * width}"
+
+
+def _is_polygon(value: Any) -> bool:
+    """Whether it is a list of pairs of finite numbers."""
+    # sum, min and max run in C: COCO has 40 million coordinates.
+    try:
+        return (
+            isinstance(value, list)
+            and len(value) % 2 == 0
+            and sum(value) == sum(value)  # no NaN
+            and min(value, default=0) > -_FARTHEST
+            and max(value, default=0) < _FARTHEST
+        )
+    except (TypeError, OverflowError):  # no numbers, or huge ones
+        return False
+
+
+def _decode_runs(counts: str) -> list[int] | None:
+    """The lengths of the runs in a compressed encoding, or None if it is invalid (maskApi.c of pycocotools)."""
+    # Digits of 5 bits plus 48; all but the last of a number have the bit 32, the last of a negative one the bit 16.
+    if not re.fullmatch("(?:[P-o]{0,6}[0-O])*", counts):
+        return None
+    runs: list[int] = []
+    for text in re.findall("[P-o]*[0-O]", counts):
+        digits = [ord(character) - 48 & 31 for character in text]
+        number = sum(digit << 5 * place for place, digit in enumerate(digits))
+        number -= (digits[-1] & 16) << (5 * len(digits) - 4)
+        runs.append(number + runs[-2] if len(runs) > 2 else number)  # from the fourth on, differences
+    return runs
+
+
+def _compressed(rle: Mapping[str, Any]) -> dict[str, Any]:
+    return mask_utils.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else dict(rle)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# ---- images
 
 
 def _check_images(
@@ -259,19 +442,18 @@ def _check_images(
     if passed and passed.has_passed:
         return
     numbers = range(rank(), len(images), world_size())
-    lines = []
+    problems = []
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda number: _check_image(paths[number], sizes[number]), numbers)
         for number, problem in zip(numbers, found, strict=True):
             if problem:
-                lines.append(f"{number:09d} {' '.join(problem)}")
+                problems.append((number, *problem))
             progress()
     kinds = set()
-    for line in sorted(gather_lines(lines)):
-        _, kind, example = line.split(" ", 2)
-        report.add(_OTHER_PROBLEMS[kind], example)
+    for _, kind, example in sorted(itertools.chain(*gather_objects(problems))):
+        report.add(kind, example)
         kinds.add(kind)
-    if passed and not any(report.is_error(_OTHER_PROBLEMS[kind]) for kind in kinds):
+    if passed and not any(map(report.is_error, kinds)):
         passed.add()
 
 

@@ -116,13 +116,14 @@ def build_schedule(config: CfgNode, steps_per_epoch: int) -> Callable[[int], flo
         UserError: a scheduler does not exist, its arguments are wrong, or the warm-up ends after the first milestone.
     """
     section = plain(config.LearningRate)
-    base_lr = section.get("base_lr", 0.0)
-    if not isinstance(base_lr, str) and not _is_number(base_lr):  # _check_arguments refuses text
-        raise UserError(f"LearningRate.base_lr is {base_lr!r}; it must be a number")
-    if "schedulers" in section:
-        _check_schedulers(section["schedulers"])
-    for part in section.get("schedulers", []):
-        if part["name"] == "CosineDecay":
+    schedulers = section.get("schedulers", [{}, {}])
+    remedy = "write a decay and a warm-up, such as [{name: CosineDecay}, {name: LinearWarmup, steps: 500}]"
+    if not isinstance(schedulers, list) or not all(isinstance(part, dict) for part in schedulers):
+        raise UserError(f"LearningRate.schedulers is {schedulers!r}; {remedy}")
+    if len(schedulers) < 2 and all(part.get("use_warmup", True) for part in schedulers):
+        raise UserError(f"LearningRate.schedulers has no warm-up; {remedy}, or set use_warmup: false in the decay")
+    for part in schedulers:
+        if part.get("name") == "CosineDecay":
             part.setdefault("max_epochs", config.epoch)
     builder = _create({"LearningRate": section}, "LearningRate")
     try:
@@ -160,40 +161,6 @@ def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.
         return build_adamw(model, base_lr, section.get("weight_decay", 0.01), betas, config.TRAIN.LAYER_DECAY)
     except ValueError as error:
         raise UserError(f"OptimizerBuilder.optimizer: {error}") from error
-
-
-def _check_schedulers(schedulers: Any) -> None:
-    remedy = "write a decay and a warm-up, such as [{name: CosineDecay}, {name: LinearWarmup, steps: 500}]"
-    if not isinstance(schedulers, list) or not all(isinstance(part, dict) and "name" in part for part in schedulers):
-        raise UserError(f"LearningRate.schedulers is {schedulers!r}; {remedy}")
-    if len(schedulers) < 2 and all(part.get("use_warmup", True) for part in schedulers):
-        raise UserError(f"LearningRate.schedulers has no warm-up; {remedy}, or set use_warmup: false in the decay")
-    for number, part in enumerate(schedulers):
-        for key, (holds, rule) in _SCHEDULER_VALUES.items():
-            if part.get(key) is not None and not holds(part[key]):
-                raise UserError(f"LearningRate.schedulers[{number}].{key} is {part[key]!r}; it must be {rule}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
-
-
-def _is_integer(value: Any) -> bool:
-    return type(value) is int
-
-
-# The values that PaddleDetection's schedulers accept; their own errors do not name the key.
-_SCHEDULER_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("steps", "max_epochs", "last_plateau_epochs"), (_is_integer, "an integer")),
-    "epochs": (_is_integer, "an integer; give a part of an epoch in steps"),
-    **dict.fromkeys(("start_factor", "min_lr_ratio"), (_is_number, "a number")),
-    **dict.fromkeys(("milestones", "values"), (_are_numbers, "a list of numbers, such as [8, 11]")),
-    "gamma": (lambda value: _is_number(value) or _are_numbers(value), "a number, or a list of numbers"),
-}
 
 
 def _create(sections: Mapping[str, Any], name: str, **shared: Any) -> Any:

@@ -14,7 +14,6 @@ section of the configuration in PaddleDetection's format describes it:
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,9 +43,8 @@ from common.training.sampler import SampleKey
 
 __all__ = [
     "CocoData",
-    "EvalDataset",
     "NucleiDataSet",
-    "ObjectArray",
+    "Objects",
     "SeededDataset",
     "build_dataset",
     "build_transforms",
@@ -54,15 +52,7 @@ __all__ = [
     "collate",
     "find_normalization",
     "read_records",
-    "require_fields",
-    "with_object_tensors",
 ]
-
-
-_READER_KEYS = (
-    *("sample_transforms", "batch_transforms", "batch_size", "shuffle", "drop_last", "collate_batch"),
-    "use_shared_memory",
-)
 
 
 @register
@@ -85,7 +75,8 @@ class NucleiDataSet(COCODataSet):
 
 
 _DATASETS = {"COCODataSet": COCODataSet, "NucleiDataSet": NucleiDataSet}
-_TYPES = {bool: (bool,), int: (int,), float: (float, int)}  # of a default value: accepted types
+_READER_KEYS = ("sample_transforms", "batch_transforms", "batch_size")
+_UNUSED_READER_KEYS = ("shuffle", "drop_last", "collate_batch", "use_shared_memory")  # fixed here
 
 
 # ---- from a configuration to records
@@ -124,14 +115,10 @@ def build_dataset(config: CfgNode, name: str) -> CocoData:
     kind = section.pop("name", None)
     if kind not in _DATASETS:
         raise UserError(f"{name}.name is {kind!r}; it must be {' or '.join(_DATASETS)}")
-    parameters = inspect.signature(COCODataSet).parameters
-    check_keys(section, parameters, f"{name} ({kind})")
-    for key, value in section.items():
-        types = _TYPES.get(type(parameters[key].default))
-        if types and type(value) not in types:
-            raise UserError(f"{name}.{key} is {value!r}; it must be of type {types[0].__name__}")
-    if section.get("repeat", 1) < 1:
-        raise UserError(f"{name}.repeat is {section['repeat']}; it must be at least 1")
+    check_keys(section, inspect.signature(COCODataSet).parameters, f"{name} ({kind})")
+    repeat = section.get("repeat", 1)
+    if type(repeat) is not int or repeat < 1:
+        raise UserError(f"{name}.repeat is {repeat!r}; it must be a positive integer")
     if section.get("dataset_dir") is not None:
         section["dataset_dir"] = str(Path(str(section["dataset_dir"])).expanduser())
     if name == "EvalDataset":
@@ -149,33 +136,22 @@ def build_dataset(config: CfgNode, name: str) -> CocoData:
     return data
 
 
-def require_fields(data: CocoData, masks: bool) -> None:
-    """Check that the samples will have all fields that the model is trained with.
-
-    Args:
-        masks: whether the model has masks; if not, masks are not read.
-
-    Raises:
-        UserError: ``data_fields`` lacks a field.
-    """
-    fields = data.dataset.data_fields
-    needed = ("image", "gt_bbox", "gt_class", "is_crowd", *(("gt_poly",) if masks else ()))
-    if not isinstance(fields, list) or not set(needed) <= set(fields):
-        raise UserError(f"{data.name}.data_fields is {fields!r}; the model needs [{', '.join(needed)}]")
-    data.dataset.data_fields = [field for field in fields if masks or field != "gt_poly"]
-
-
-def read_records(data: CocoData, coco: COCO, seed: int) -> list[dict[str, Any]]:
+def read_records(data: CocoData, coco: COCO, seed: int, masks: bool = True) -> list[dict[str, Any]]:
     """Make PaddleDetection's records of the images that a data set selects, in the order of the image ids.
+
+    Training records have all fields that a model is trained with, whatever ``data_fields`` says.
 
     Args:
         coco: the annotations after their check.
         seed: of the images that ``empty_ratio`` draws.
+        masks: whether the model has masks.
 
     Raises:
         UserError: no image is selected.
     """
     dataset = data.dataset
+    if data.name == "TrainDataset":
+        dataset.data_fields = ["image", "gt_bbox", "gt_class", "is_crowd", *(["gt_poly"] if masks else [])]
     seed_generators(seed)
     try:
         # parse_dataset would read the file again.
@@ -198,18 +174,17 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
         UserError: a transform does not exist, or its arguments are wrong.
     """
     section = plain(config[name])
-    check_keys(section, _READER_KEYS, name)
-    if section.get("collate_batch", name != "TrainReader") != (name != "TrainReader"):
-        raise UserError(f"{name}.collate_batch must be {name != 'TrainReader'}: images differ in their objects")
+    check_keys(section, (*_READER_KEYS, *_UNUSED_READER_KEYS), name)
     pipelines = []
     for key, kind in (("sample_transforms", Compose), ("batch_transforms", BatchCompose)):
-        steps = section.get(key, [])
-        if not isinstance(steps, list):
-            raise UserError(f"{name}.{key} is {steps!r}; give a list of PaddleDetection's transforms")
-        for number, step in enumerate(steps):
-            _build_transform(step, f"{name}.{key}[{number}]")
-        pipelines.append(kind(steps, num_classes))
-    pipelines[1].collate_batch = name != "TrainReader"
+        try:
+            pipelines.append(kind(section.get(key, []), num_classes))
+        except Exception as error:
+            raise UserError(
+                f"{name}.{key}: {one_line(error)}; give a list of PaddleDetection's transforms, each NAME: "
+                "{argument: value}"
+            ) from error
+    pipelines[1].collate_batch = name != "TrainReader"  # training images differ in their numbers of objects
     return pipelines[0], pipelines[1]
 
 
@@ -229,64 +204,33 @@ def find_normalization(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarr
     return scale * np.array(normalize.mean), scale * np.array(normalize.std)
 
 
-def _build_transform(step: Any, where: str) -> None:
-    if not isinstance(step, Mapping) or len(step) != 1:
-        raise UserError(f"{where} is {step!r}; write NAME: {{argument: value}}")
-    ((name, arguments),) = step.items()
-    component = getattr(transform, str(name), None)
-    if not isinstance(component, type):
-        known = [key for key, value in vars(transform).items() if isinstance(value, type)]
-        close = difflib.get_close_matches(str(name), known, n=1)
-        raise UserError(f"{where}: PaddleDetection has no {name}" + (f"; did you mean {close[0]}?" if close else ""))
-    try:
-        component(**(arguments or {}))
-    except Exception as error:
-        raise UserError(f"{where} ({name}): {one_line(error)}") from error
+class SeededDataset(paddle.io.Dataset):
+    """Samples whose random numbers depend on the seed and the :class:`SampleKey` only.
 
+    A sample has ``image`` float32 [3, h, w], ``im_shape`` and ``scale_factor`` float32 [2], ``im_id`` [1]; in training
+    also ``gt_bbox`` float32 [n, 4], ``gt_class`` and ``is_crowd`` int32 [n, 1], and ``gt_poly``, a list of polygons per
+    object. A sample that cannot be read is ``{"error": message}``: :func:`common.training.loader.build_loader` does not
+    allow exceptions. The transforms of a batch continue the random numbers of its last sample, in the same process.
 
-class _Records(paddle.io.Dataset):
-    """Samples of records, read and transformed.
-
-    It does not raise, as :func:`common.training.loader.build_loader` requires: a sample that cannot be read is
-    ``{"error": message}``.
+    Args:
+        records: from :func:`read_records`.
+        transforms: from :func:`build_transforms`.
+        seed: seed of the run.
     """
 
-    def __init__(self, records: Sequence[Mapping[str, Any]], transforms: Callable[[dict], dict]):
-        self.records, self.transforms = records, transforms
+    def __init__(self, records: Sequence[Mapping[str, Any]], transforms: Callable[[dict], dict], seed: int):
+        self.records, self.transforms, self.seed = records, transforms, seed
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         record = self.records[key.index]
+        seed_generators(self.seed, key.epoch, key.position)
         try:
             return {**self.transforms(copy.deepcopy(record)), "error": ""}
         except Exception as error:
             return {"error": _explain(record["im_file"], error)}
-
-
-class EvalDataset(_Records):
-    """Validation samples: ``image`` float32 [3, h, w], ``im_shape`` and ``scale_factor`` float32 [2], ``im_id`` [1]."""
-
-
-class SeededDataset(_Records):
-    """Training samples whose random numbers depend on the seed and the :class:`SampleKey` only.
-
-    They have the keys of validation samples, and ``gt_bbox`` float32 [n, 4], ``gt_class`` and ``is_crowd`` int32
-    [n, 1], ``gt_poly``, a list of polygons per object. The transforms of a batch continue the random numbers of its
-    last sample, in the same process.
-
-    Args:
-        seed: seed of the run.
-    """
-
-    def __init__(self, records: Sequence[Mapping[str, Any]], transforms: Callable[[dict], dict], seed: int):
-        super().__init__(records, transforms)
-        self.seed = seed
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        seed_generators(self.seed, key.epoch, key.position)
-        return super().__getitem__(key)
 
 
 def _explain(path: str, error: Exception) -> str:
@@ -297,13 +241,38 @@ def _explain(path: str, error: Exception) -> str:
     return f"cannot read image {path} ({one_line(error)}); check it and the transforms"
 
 
+@dataclass
+class Objects:
+    """The objects of the images of a batch, which the loader does not convert to tensors.
+
+    A tensor without elements cannot leave a reading process.
+
+    Attributes:
+        fields: ``gt_bbox``, ``gt_class`` and ``is_crowd``, an array per image; ``gt_poly``, a list of polygons per
+            object of each image.
+    """
+
+    fields: dict[str, list[Any]]
+
+    def tensors(self) -> dict[str, list[Any]]:
+        """The fields with tensors in place of arrays."""
+        return {
+            key: values if key == "gt_poly" else [_tensor(value) for value in values]
+            for key, values in self.fields.items()
+        }
+
+
+def _tensor(array: np.ndarray) -> paddle.Tensor:
+    # Paddle 2.6 makes [0] of an array [0, 4].
+    return paddle.to_tensor(array) if array.size else paddle.zeros(array.shape, str(array.dtype))
+
+
 def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict[str, Any]:
     """Make a batch for PaddleDetection's models.
 
     Returns:
-        ``image`` float32 [B, 3, h, w], ``im_shape`` and ``scale_factor`` [B, 2], ``im_id`` [B, 1]; ``gt_bbox``,
-        ``gt_class`` and ``is_crowd`` as lists of an :class:`ObjectArray` per image, ``gt_poly`` as lists of numbers;
-        and ``error``, which :func:`check_batch` raises.
+        ``image`` float32 [B, 3, h, w], ``im_shape`` and ``scale_factor`` [B, 2], ``im_id`` [B, 1]; in training
+        ``objects`` (:class:`Objects`); and ``error``, which :func:`check_batch` raises.
     """
     error = next((sample["error"] for sample in samples if sample["error"]), "")
     if error:
@@ -321,45 +290,12 @@ def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict
     if height % STRIDE or width % STRIDE:
         remedy = f"add PadBatch: {{pad_to_stride: {STRIDE}}} to batch_transforms"
         return _no_batch(f"a batch has {width}x{height} pixels, which are not multiples of {STRIDE}; {remedy}")
-    if "gt_poly" in batch:  # lists of numbers, which the loader does not convert to tensors
-        batch["gt_poly"] = [
-            [[np.asarray(polygon, np.float64).tolist() for polygon in polygons] for polygons in image]
-            for image in batch["gt_poly"]
-        ]
-    for key, images in batch.items():
-        if isinstance(images, list):
-            batch[key] = [ObjectArray(image) if isinstance(image, np.ndarray) else image for image in images]
-    return {**batch, "error": ""}
+    fields = {key: batch.pop(key) for key in list(batch) if isinstance(batch[key], list)}
+    return {**batch, "objects": Objects(fields), "error": ""}
 
 
 def _no_batch(error: str) -> dict[str, Any]:
     return {"image": np.zeros(1, np.float32), "error": error}  # the loader fails on a batch without an array
-
-
-@dataclass
-class ObjectArray:
-    """An array with a row per object of an image, which the loader does not convert to a tensor.
-
-    A tensor without elements cannot leave a reading process.
-    """
-
-    values: np.ndarray
-
-    def tensor(self) -> paddle.Tensor:
-        # Paddle 2.6 makes [0] of an array [0, 4].
-        values = self.values
-        return paddle.to_tensor(values) if values.size else paddle.zeros(values.shape, str(values.dtype))
-
-
-def with_object_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace each :class:`ObjectArray` in a batch of :func:`collate` by a tensor."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, list):
-            return [item.tensor() if isinstance(item, ObjectArray) else item for item in value]
-        return value
-
-    return {key: convert(value) for key, value in batch.items()}
 
 
 def check_batch(batch: Mapping[str, Any]) -> None:

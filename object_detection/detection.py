@@ -32,7 +32,6 @@ from object_detection.components import build_model, build_optimizer, build_sche
 from object_detection.config import CONFIG
 from object_detection.datasets import (
     CocoData,
-    EvalDataset,
     SeededDataset,
     build_dataset,
     build_transforms,
@@ -40,8 +39,6 @@ from object_detection.datasets import (
     collate,
     find_normalization,
     read_records,
-    require_fields,
-    with_object_tensors,
 )
 from object_detection.evaluation import Detections, annotated_objects, detect, evaluate, per_class_table
 from object_detection.pictures import detections_beside_truth, draw_detections
@@ -79,11 +76,10 @@ class Detection(Task):
         class_names = _class_names(annotations, num_classes)
         model = build_model(config, num_classes, load_pretrained=not resumed)
         optimizer = build_optimizer(config, model, 0.0)  # the trainer sets the rate of each step
-        require_fields(data, _has_masks(model))
         transforms, batch_transforms = build_transforms(config, "TrainReader", num_classes)
         validation = self._build_validation(val_data, val_annotations, model)
         usable = index_annotations(self._check(data, annotations, _has_masks(model)))
-        records = read_records(data, usable, config.SEED)
+        records = read_records(data, usable, config.SEED, _has_masks(model))
         try:
             sampler = ShardedTrainSampler(
                 len(records),
@@ -187,9 +183,8 @@ class Detection(Task):
     @staticmethod
     def _loss(model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator) -> StepResult:
         check_batch(batch)
-        losses = {
-            name: value.astype("float32").reshape([]) for name, value in model(with_object_tensors(batch)).items()
-        }
+        outputs = model({**batch, **batch["objects"].tensors()})
+        losses = {name: value.astype("float32").reshape([]) for name, value in outputs.items()}
         total = losses.pop("loss")
         return StepResult(total, len(batch["image"]), losses)
 
@@ -201,7 +196,7 @@ class Detection(Task):
         pictures = []
         for number in range(count):
             pixels = denormalize(batch["image"][number].numpy(), mean, std)
-            boxes, labels = (batch[key][number].values for key in ("gt_bbox", "gt_class"))
+            boxes, labels = (batch["objects"].fields[key][number] for key in ("gt_bbox", "gt_class"))
             pictures.append(draw_detections(pixels, boxes, labels.ravel().astype(int), None, None, class_names))
         return side_by_side(pictures, [f"image {number + 1}" for number in range(count)])
 
@@ -234,7 +229,7 @@ class DetectionValidation(Validation):
         self._config, self._masks, self._log = config, masks, log
         self._truth = index_annotations(annotations)
         self.records = read_records(data, self._truth, config.SEED)
-        self._dataset = EvalDataset(self.records, sample_transforms)
+        self._dataset = SeededDataset(self.records, sample_transforms, config.SEED)
         self._collate = functools.partial(collate, transforms=batch_transforms)
 
     def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> Evaluation:
@@ -311,10 +306,6 @@ def _class_names(annotations: Mapping[str, Any], num_classes: int) -> list[str]:
     return names + [str(number) for number in range(len(names), num_classes)]
 
 
-def _as_tensors(batch: Any) -> Any:
+def _as_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the arrays of a batch as the loader does."""
-    if isinstance(batch, dict):
-        return {key: _as_tensors(value) for key, value in batch.items()}
-    if isinstance(batch, list):
-        return [_as_tensors(value) for value in batch]
-    return paddle.to_tensor(batch) if isinstance(batch, np.ndarray) else batch
+    return {key: paddle.to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}

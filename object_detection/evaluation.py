@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from common.data.class_table import class_table
 from common.errors import UserError
-from common.runtime.distributed import gather_bytes, is_main_process, sum_over_ranks
+from common.runtime.distributed import gather_objects, is_main_process, sum_over_ranks
 from object_detection.datasets import check_batch
 
 __all__ = ["CocoMetrics", "Detections", "annotated_objects", "detect", "evaluate", "per_class_table"]
@@ -150,7 +149,7 @@ def evaluate(
             on_image(place, image_id, detections)
     if training:
         model.train()
-    parts = [json.loads(part) for part in gather_bytes(json.dumps([image_ids, results]).encode())]
+    parts = gather_objects([image_ids, results])
     image_ids = sorted(image_id for ids, _ in parts for image_id in ids)
     statistics, per_class = np.zeros(len(results) * len(_STATISTICS)), {}
     if is_main_process():

@@ -5,13 +5,11 @@ python -m object_detection.flops        # the table of the paper's three models 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from paddle import Tensor, nn
 
 from common.flops import count_layer_flops, params
 
-__all__ = ["DetectorPart", "count_detector_flops", "detector_parts"]
+__all__ = ["count_detector_flops"]
 
 
 class _Dense(nn.Layer):
@@ -23,9 +21,8 @@ class _Dense(nn.Layer):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = self.rpn_head.rpn_feat(self.neck(self.backbone({"image": images})))
-        return [
-            convolution(x) for x in maps for convolution in (self.rpn_head.rpn_rois_score, self.rpn_head.rpn_rois_delta)
-        ]
+        head = self.rpn_head
+        return [convolution(x) for x in maps for convolution in (head.rpn_rois_score, head.rpn_rois_delta)]
 
 
 class _BoxHead(nn.Layer):
@@ -40,29 +37,6 @@ class _BoxHead(nn.Layer):
         return self.score(x), self.delta(x)
 
 
-class DetectorPart(NamedTuple):
-    """Layers that run together, the shape of their input, and how often they run per image."""
-
-    layer: nn.Layer
-    shape: list[int]
-    times: int
-
-
-def detector_parts(
-    model: nn.Layer, height: int, width: int, proposals: int = 1000, masks: int = 100
-) -> list[DetectorPart]:
-    """The parts of a Mask R-CNN; the arguments are those of :func:`count_detector_flops`."""
-    boxes, outlines = model.bbox_head, model.mask_head
-    channels = model.neck.out_channel
-    box_side, mask_side = (head.roi_extractor.resolution for head in (boxes, outlines))
-    mask_head = nn.Sequential(outlines.head, outlines.mask_fcn_logits)
-    return [
-        DetectorPart(_Dense(model), [1, 3, height, width], 1),
-        DetectorPart(_BoxHead(boxes), [1, channels, box_side, box_side], proposals),
-        DetectorPart(mask_head, [1, channels, mask_side, mask_side], masks),
-    ]
-
-
 def count_detector_flops(
     model: nn.Layer, height: int, width: int, proposals: int = 1000, masks: int = 100, norms: bool = False
 ) -> int:
@@ -75,8 +49,14 @@ def count_detector_flops(
         masks: inputs of the mask head [C: the paper's FLOPs need 100].
         norms: see :func:`common.flops.flops_by_layer`.
     """
-    parts = detector_parts(model, height, width, proposals, masks)
-    return sum(part.times * count_layer_flops(part.layer, part.shape, norms) for part in parts)
+    box_head, mask_head, channels = model.bbox_head, model.mask_head, model.neck.out_channel
+    box_side, mask_side = box_head.roi_extractor.resolution, mask_head.roi_extractor.resolution
+    mask_layers = nn.Sequential(mask_head.head, mask_head.mask_fcn_logits)
+    return (
+        count_layer_flops(_Dense(model), [1, 3, height, width], norms)
+        + proposals * count_layer_flops(_BoxHead(box_head), [1, channels, box_side, box_side], norms)
+        + masks * count_layer_flops(mask_layers, [1, channels, mask_side, mask_side], norms)
+    )
 
 
 def main() -> None:

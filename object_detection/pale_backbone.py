@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # isort: split
-from object_detection import ppdet_trainer_patches  # noqa: F401 (before ppdet, which it patches)
+from object_detection import ppdet_patches  # noqa: F401 (before ppdet, which it patches)
 
 # isort: split
 from paddle import Tensor

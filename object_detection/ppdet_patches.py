@@ -1,8 +1,4 @@
-"""Patches of PaddleDetection 2.6.0 that its models need with Paddle 2.6 and 3; import this module before ``ppdet``.
-
-Importing it applies them. :mod:`object_detection.ppdet_trainer_patches` has those that only PaddleDetection's own
-Trainer needs.
-"""
+"""Patches of PaddleDetection 2.6.0, which importing this module applies; import it before ``ppdet``."""
 
 from __future__ import annotations
 
@@ -14,11 +10,11 @@ from unittest import mock
 import numpy  # noqa: F401 (Paddle 2.6 crashes in scikit-learn's libraries unless NumPy was loaded before Paddle)
 import paddle
 from paddle import Tensor, nn
-from PIL import ImageFile
+from PIL import Image, ImageDraw, ImageFile
 
-from common.toolkits.patches import apply, is_patched_version, namespace
+from common.toolkits.patches import apply, is_patched_version, minimize, namespace
 
-__all__ = ["SUPPORTED", "replace_empty_boxes"]
+__all__ = ["replace_empty_boxes"]
 
 # `import ppdet` prints which packages for tracking are missing, and sets Pillow to read truncated images silently in
 # the whole process.
@@ -29,19 +25,18 @@ with (
     import ppdet
 
 # By `import_module`, because the packages hide some modules behind functions of the same name.
-_rpn_head, _target, _roi_extractor, _cascade_head, _retina_head, _post_process = (
-    importlib.import_module(f"ppdet.modeling.{name}")
+_rpn_head, _target, _roi_extractor, _cascade_head, _retina_head, _post_process, _visualizer = (
+    importlib.import_module(f"ppdet.{name}")
     for name in (
-        "proposal_generator.rpn_head",
-        "proposal_generator.target",
-        "heads.roi_extractor",
-        "heads.cascade_head",
-        "heads.retina_head",
-        "post_process",
+        "modeling.proposal_generator.rpn_head",
+        "modeling.proposal_generator.target",
+        "modeling.heads.roi_extractor",
+        "modeling.heads.cascade_head",
+        "modeling.heads.retina_head",
+        "modeling.post_process",
+        "utils.visualizer",
     )
 )
-
-SUPPORTED = is_patched_version("PaddleDetection", getattr(ppdet, "__version__", "an unknown version"), "2.6.0")
 
 
 def _concat(x: Any, axis: int = 0, name: str | None = None) -> Tensor:
@@ -135,7 +130,34 @@ def replace_empty_boxes(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return boxes, is_used.reshape([-1, 1, 1, 1])
 
 
-if SUPPORTED:
+_original_paste = _post_process.MaskPostProcess.__call__
+
+
+def _paste_masks(self: Any, mask_out: Tensor, bboxes: Tensor, bbox_num: Tensor, origin_shape: Tensor) -> Tensor:
+    """Paste the mask of each box, ``[h, w]``, into its own image: int32 ``[boxes, H, W]``, 0 or 1, -1 outside of it.
+
+    An image without objects has a box of score 0, for which Mask R-CNN has computed no mask; ``origin_shape`` has a row
+    for each box. Without the patch, masks of a batch of several images have the size of another image and, after an
+    image without objects, are pasted into another box. Paddle 2.6 and 3.
+    """
+    if mask_out.shape[0] < bboxes.shape[0]:
+        masks, found = paddle.zeros([bboxes.shape[0], *mask_out.shape[1:]]), paddle.nonzero(bboxes[:, 1] > 0).flatten()
+        mask_out = paddle.scatter(masks, found, mask_out.astype("float32")) if len(found) else masks
+    first_boxes = bbox_num.cumsum() - bbox_num.astype("int64")
+    return _original_paste(self, mask_out, bboxes, bbox_num, origin_shape.gather(first_boxes))
+
+
+def _draw(image: Image.Image) -> ImageDraw.ImageDraw:
+    """``ImageDraw.Draw`` with ``textsize``, which Pillow 10 removed.
+
+    Without it: AttributeError in ``Trainer.predict``.
+    """
+    drawing = ImageDraw.Draw(image)
+    drawing.textsize = lambda text: drawing.textbbox((0, 0), text)[2:]
+    return drawing
+
+
+if is_patched_version("PaddleDetection", getattr(ppdet, "__version__", "an unknown version"), "2.6.0"):
     for _module in (_rpn_head, _cascade_head, _post_process):
         apply(_module, "paddle", namespace(paddle, concat=_concat))
     apply(_target, "paddle", namespace(paddle, concat=_concat, ones=_ones))
@@ -143,3 +165,7 @@ if SUPPORTED:
     apply(_retina_head, "paddle", namespace(paddle, concat=_concat_empty), ("2.6",))
     apply(_retina_head, "bbox2delta", _bbox2delta, ("2.6",))
     apply(_roi_extractor.RoIAlign, "forward", _align)
+    # The others are for PaddleDetection's own Trainer.
+    apply(paddle.amp.GradScaler, "minimize", minimize)
+    apply(_post_process.MaskPostProcess, "__call__", _paste_masks)
+    apply(_visualizer, "ImageDraw", namespace(ImageDraw, Draw=_draw))

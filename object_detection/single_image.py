@@ -7,7 +7,7 @@ Here the layers of such a model are called, with the settings of its post-proces
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
@@ -295,7 +295,7 @@ def _nms(boxes: Tensor, scores: Tensor, least: float, overlap: float, normalized
         "background_label": -1,
     }
     boxes, scores = boxes.unsqueeze(0), scores.reshape([1, 1, -1])
-    if paddle.in_dynamic_mode() or not _builds_new_graphs():
+    if paddle.in_dynamic_mode() or paddle.__version__.startswith("2."):
         rows = ops.multiclass_nms(boxes, scores, **settings)[0]
     else:
         # PaddleDetection's function can only build the graphs of Paddle before version 3.
@@ -303,29 +303,16 @@ def _nms(boxes: Tensor, scores: Tensor, least: float, overlap: float, normalized
     return rows.reshape([-1, 6])[:, 1:]
 
 
-def _builds_new_graphs() -> bool:
-    in_new_graphs: Callable[[], bool] | None = getattr(paddle.framework, "in_pir_mode", None)
-    return in_new_graphs is not None and in_new_graphs()
-
-
 def _align(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
     """Features of boxes [n, 4], each from the level of the pyramid for its size (FPN, arXiv 1612.03144, eq. 1)."""
     if extractor.aligned:
         boxes, is_used = replace_empty_boxes(boxes)
-    if len(maps) == 1:
-        features = _align_in(maps[extractor.start_level], boxes, extractor, extractor.spatial_scale[0], -1)
-    else:
-        features = _align_in_pyramid(extractor, maps, boxes)
-    return features * is_used.astype(features.dtype) if extractor.aligned else features
-
-
-def _align_in_pyramid(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
     sides = boxes[:, 2:] - boxes[:, :2]
     size = paddle.sqrt(sides[:, 0] * sides[:, 1]) / extractor.canonical_size + 1e-8
     lowest, highest = extractor.start_level, extractor.end_level
     # Not by a logarithm, which runtimes round differently: one level up for each bound that is reached.
     bounds = [2.0 ** (level + 2 - extractor.canconical_level) for level in range(lowest + 1, highest + 1)]
-    levels = sum((size >= bound).astype("int64") for bound in bounds) + lowest
+    levels = sum(((size >= bound).astype("int64") for bound in bounds), paddle.full_like(size, lowest, "int64"))
     # Each level gets an extra first box, because PaddlePaddle 2 cannot gather with empty indices.
     boxes = paddle.concat([paddle.to_tensor([[0.0, 0.0, 1.0, 1.0]]), boxes])
     features, places = [], []
@@ -335,7 +322,8 @@ def _align_in_pyramid(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> 
         features.append(_align_in(maps[level], boxes.gather(here), extractor, scale, extractor.sampling_ratio))
         places.append(here)
     order = paddle.argsort(paddle.concat(places))  # the extra boxes come first
-    return paddle.concat(features).gather(order[highest + 1 - lowest :])
+    features = paddle.concat(features).gather(order[highest + 1 - lowest :])
+    return features * is_used.astype(features.dtype) if extractor.aligned else features
 
 
 def _align_in(feature: Tensor, boxes: Tensor, extractor: Any, scale: float, sampling_ratio: int) -> Tensor:

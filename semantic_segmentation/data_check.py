@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from common.data.check_record import CheckRecord
 from common.data.class_table import class_table
 from common.data.image_file import check_name, is_turned, look_at_image
 from common.errors import UserError, one_line
-from common.runtime.distributed import gather_lines, gather_rows, rank, sum_over_ranks, world_size
+from common.runtime.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
 
 __all__ = ["DataReport", "check_dataset", "check_once", "fingerprint"]
 
@@ -104,13 +105,13 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
         checked = pool.map(partial(_check_pair, dataset), [dataset.file_list[number] for number in numbers])
         for done, (number, result) in enumerate(zip(numbers, checked, strict=True), 1):
             if isinstance(result, str):
-                problems.append(f"{number:09d} {result}")
+                problems.append((number, result))
             else:
                 found.append(result)
             if progress:
                 progress(done, len(numbers))
 
-    problems = [line.partition(" ")[2] for line in sorted(gather_lines(problems))]
+    problems = [problem for _, problem in sorted(itertools.chain(*gather_objects(problems)))]
     found = np.array(found, np.int64).reshape(-1, classes + 4)
     counts, sizes, deep = found[:, : classes + 1], found[:, classes + 1 : -1], found[:, -1]
     totals = sum_over_ranks([*counts.sum(axis=0), *(counts[:, :-1] > 0).sum(axis=0), deep.sum()]).astype(np.int64)

@@ -19,7 +19,6 @@ from paddleseg.core.train import loss_computation
 from paddleseg.utils import logger
 from yacs.config import CfgNode
 
-from common.checkpoints.loading import build_lazily
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain
@@ -104,7 +103,7 @@ class Segmentation(Task):
 
     def build_evaluation(self) -> tuple[nn.Layer, Validation]:
         val_set = self._build_dataset("val_dataset")
-        model = build_lazily(lambda: build_model(self.config, val_set.num_classes))
+        model = build_model(self.config, val_set.num_classes)
         return model, SegmentationValidation(self.config, val_set, self.log)
 
     def preflight(self, training: Training) -> None:

@@ -32,7 +32,7 @@ from yacs.config import CfgNode  # noqa: E402
 
 from common.errors import StoppedBySignal, UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
-from common.runtime.csv_table import read_table, write_table  # noqa: E402
+from common.runtime.csv_table import append_rows, read_table  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
 from tools.helpers.markdown import markdown_table, replace_section  # noqa: E402
 from tools.plot_curves import read_records  # noqa: E402
@@ -190,8 +190,7 @@ def train_all(arguments: Namespace, file: Path) -> None:
     from common.runtime.machine import code_version, describe_device
 
     configs = find_configs(arguments.configs or [DEFAULT_CONFIGS], arguments.opts)
-    results = read_table(file, Result)
-    finished = {(result.row, result.seed) for result in results}
+    finished = {(result.row, result.seed) for result in read_table(file, Result)}
     waiting = [
         Job(path.stem, path, config, seed, arguments.output / path.stem / f"seed{seed}")
         for seed, (path, config) in product(arguments.seeds, configs.items())
@@ -211,8 +210,7 @@ def train_all(arguments: Namespace, file: Path) -> None:
             failed.append(job)
             print(f"[{number}/{total}] {job} failed: {error}", flush=True)
             continue
-        results.append(Result(job.row, job.seed, top1, *costs[job.row], *ran_on, str(date.today())))
-        write_table(file, Result, results)
+        append_rows(file, Result, [Result(job.row, job.seed, top1, *costs[job.row], *ran_on, str(date.today()))])
         print(f"[{number}/{total}] {job}: top-1 {top1:.2f}", flush=True)
     if failed:
         raise UserError(f"{len(failed)} runs failed ({', '.join(map(str, failed))}); the same command repeats them")

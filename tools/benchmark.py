@@ -225,13 +225,12 @@ def _write_csv(file: Path, records: Sequence[dict[str, Any]]) -> None:
 
 def _machine(threads: int) -> str:
     """Processor, threads, versions, commit and date."""
-    from common.runtime.machine import cpu_model, git_state, installed_versions
+    from common.runtime.machine import code_version, cpu_model, installed_versions
     from tools.helpers.benchmark_runtimes import peer_versions
 
     where = f"{cpu_model()}, {os.cpu_count()} cores, {threads} threads, Python {platform.python_version()}"
     versions = [f"{package} {version}" for package, version in installed_versions(PACKAGES).items()]
-    commit = git_state("docs", "results") or "unknown"
-    return ", ".join([where, *versions, *sorted(peer_versions), f"commit {commit}", str(date.today())])
+    return ", ".join([where, *versions, *sorted(peer_versions), f"project {code_version()}", str(date.today())])
 
 
 def _parser() -> ArgumentParser:

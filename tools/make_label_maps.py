@@ -73,7 +73,7 @@ def _parser() -> ArgumentParser:
     for name in ("dataset", "data_path", "image_size", "batch_size_eval"):
         flag = CONFIG.flags[name]
         parser.add_flag(
-            name, images, type=flag.kind, metavar=flag.metavar, help=f"{flag.text} (default: as in the configuration)"
+            name, images, type=flag.type, metavar=flag.metavar, help=f"{flag.help} (default: as in the configuration)"
         )
     parser.add_flag(
         "split", images, choices=("train", "val"), default="train", help="images to label (default: %(default)s)"

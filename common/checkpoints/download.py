@@ -17,15 +17,10 @@ from tqdm import tqdm
 
 from ..errors import UserError
 
-__all__ = ["cache_folder", "download", "sha256_of", "split_hash"]
+__all__ = ["download", "sha256_of", "split_hash"]
 
 _CHUNK = 1 << 18  # bytes
 _TIMEOUT = 30  # seconds without a byte
-
-
-def cache_folder() -> Path:
-    """The folder of downloaded weights: ``$PALE_HOME``, or ``~/.cache/pale_transformer``."""
-    return Path(os.environ.get("PALE_HOME") or Path.home() / ".cache" / "pale_transformer")
 
 
 def split_hash(url: str) -> tuple[str, str]:
@@ -52,7 +47,7 @@ def download(url: str, folder: Path | None = None) -> Path:
 
     Args:
         url: address and hash, see :func:`split_hash`.
-        folder: target folder; ``None`` is :func:`cache_folder`.
+        folder: target folder; ``None`` is ``$PALE_HOME``, or ``~/.cache/pale_transformer``.
 
     Returns:
         The file. Its hash was verified when it was downloaded.
@@ -63,7 +58,7 @@ def download(url: str, folder: Path | None = None) -> Path:
     """
     address, expected = split_hash(url)
     name = Path(urlsplit(address).path).name or "weights"
-    folder = cache_folder() if folder is None else folder
+    folder = folder or Path(os.environ.get("PALE_HOME") or Path.home() / ".cache" / "pale_transformer")
     target = folder / f"{expected[:12]}-{name}"
     if target.is_file():
         return target

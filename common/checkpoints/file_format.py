@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import UserError
+from ..runtime.atomic_file import replace_file
 from .safe_pickle import UnsafePickleError, load_arrays
 
 __all__ = ["SUFFIXES", "load_file", "locate_file", "remove_leftovers", "save_file"]
@@ -66,33 +67,25 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
         UserError: the file cannot be written; an older file of that name is unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def verify(temporary: Path) -> None:
+        with temporary.open("rb") as file:
+            if _checksum(file, temporary.stat().st_size) != writer.checksum:
+                raise OSError("what was read back differs from what was written; the disk may be failing")
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replace_file(path, verify) as file:
             writer = _ChecksumWriter(file)
             if path.suffix == ".safetensors":
                 writer.write(_safetensors_bytes(state))
             else:
                 pickle.dump(dict(state), writer, protocol=4)
-                trailer = _TRAILER.pack(_MAGIC, writer.checksum)
-                writer.write(trailer)
-            file.flush()
-            os.fsync(file.fileno())
-        with temporary.open("rb") as file:
-            if _checksum(file, temporary.stat().st_size) != writer.checksum:
-                raise OSError("what was read back differs from what was written; the disk may be failing")
-        temporary.replace(path)
-        _flush_folder(path.parent)
+                writer.write(_TRAILER.pack(_MAGIC, writer.checksum))
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; it needs {_array_bytes(state) / 1e6:.1f} MB beside the "
-            "old one: free some space or choose another -output. "
-            "The checkpoints written before are intact"
+            f"cannot write {path}: {error.strerror or error}; it is written beside the old one: free some space or "
+            "choose another -output. The checkpoints written before are intact"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -100,15 +93,6 @@ def remove_leftovers(folder: Path) -> None:
     for leftover in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()
-
-
-def _array_bytes(value: Any) -> int:
-    """Bytes of all arrays in nested containers, nearly the size of a checkpoint."""
-    if isinstance(value, Mapping):
-        return sum(map(_array_bytes, value.values()))
-    if isinstance(value, (list, tuple)):
-        return sum(map(_array_bytes, value))
-    return value.nbytes if isinstance(value, np.ndarray) else 0
 
 
 class _ChecksumWriter:
@@ -129,16 +113,6 @@ def _checksum(file: BinaryIO, size: int) -> int:
         checksum = zlib.crc32(chunk, checksum)
         size -= len(chunk)
     return checksum
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a power failure (not on Windows, which cannot open folders)."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ __all__ = [
     "Checkpoint",
     "LoadReport",
     "attention_of",
-    "build_lazily",
     "deployed_state",
     "load_pretrained",
     "load_weights",
@@ -100,7 +98,6 @@ class Checkpoint:
 
         Args:
             state: a training state or PaddleViT checkpoint (``model``, ``model_ema``), or the weights themselves.
-            source: where it is from, for messages.
             ema: take the averaged weights.
 
         Raises:
@@ -178,18 +175,6 @@ def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bo
 # ---- into a model
 
 
-def build_lazily(build: Callable[[], nn.Layer]) -> nn.Layer:
-    """Return ``build()`` without drawing initial values, which takes longer than reading a file.
-
-    :func:`load_weights` gives the parameters their values. Some models of the toolkits read their parameters while they
-    are built (PaddleSeg's GINet does); these are built with initial values.
-    """
-    # Reading an empty parameter raises errors of any type; any other error is raised again by the second call.
-    with contextlib.suppress(Exception), paddle.LazyGuard():
-        return build()
-    return build()
-
-
 def load_weights(
     model: nn.Layer,
     checkpoint: Checkpoint,
@@ -201,7 +186,7 @@ def load_weights(
     """Copy weights into a model: all of them or, on an error, none.
 
     Learned positions for other map sizes are interpolated. Parts that only training uses are left out where the model
-    does not have them. Parameters that were built under ``paddle.LazyGuard`` and are not loaded are initialized.
+    does not have them.
 
     Args:
         fine_tune: the weights are a start for training. The model may then keep a new head (``model.head_prefixes``)
@@ -236,24 +221,22 @@ def load_weights(
 
     fitting, report = _fit(own, weights, source)
     report.left_out = [part.rstrip(".") for part in unused]
+    report.note = _compare_attention(model, checkpoint)
     if report.wrong and fine_tune and all(name.startswith(head) for name in report.wrong):
         new = tuple(part for part in head if any_starts_with(report.missing + report.mismatched, part))
         fitting = {name: array for name, array in fitting.items() if not name.startswith(new)}
         report.new_parts = [part.rstrip(".") for part in new]
     elif report.wrong and strict:
         raise UserError(f"{source} does not fit the model: {likely_cause(model, weights, report)}; {report.summary()}")
-    report.note = _compare_attention(model, checkpoint)
     if report.note and not fine_tune:
         raise UserError(
             f"{source} does not fit the model: {report.note}; set MODEL.ATTENTION, MODEL.PALE_SIZE and MODEL.PARALLEL, "
             "or the backbone's arguments, to match"
         )
 
-    for name, tensor in own.items():
-        if name in fitting:
-            tensor.set_value(fitting[name].astype(_numpy_dtype(tensor), copy=False))
-        elif not tensor._is_initialized():
-            tensor.initialize()
+    for name, array in fitting.items():
+        dtype = str(own[name].dtype).rpartition(".")[2]  # NumPy's name of it
+        own[name].set_value(array.astype(dtype, copy=False))
     report.loaded = list(fitting)
     return report
 
@@ -264,24 +247,20 @@ def load_pretrained(
     strict: bool = True,
     replace_head: bool = True,
     ema: bool = False,
-    verbose: bool = True,
 ) -> LoadReport:
-    """Load weights into a model, and print the report.
+    """Load weights into a model (:func:`load_weights`), and print the report on rank 0.
 
     Args:
-        model: any model of this project, with or without a head.
         source: as for :func:`read_checkpoint`, or its result.
-        strict: see :func:`load_weights`.
         replace_head: ``fine_tune`` of :func:`load_weights`.
         ema: take the averaged weights of a training state.
-        verbose: print the report on rank 0.
 
     Raises:
         UserError: the weights cannot be read, are unsafe or damaged, or do not fit. The model is then unchanged.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source, ema=ema)
     report = load_weights(model, checkpoint, replace_head, strict)
-    if verbose and is_main_process():
+    if is_main_process():
         print(report, flush=True)
     return report
 
@@ -319,8 +298,3 @@ def _is_table_of_another_size(name: str, array: np.ndarray, tensor: paddle.Tenso
     """Whether an array is a position table that fits, except for the size of the map or group."""
     same_kind = name.endswith(".table") and array.dtype.kind == "f" and array.ndim == tensor.ndim == 3
     return same_kind and array.shape[0] == tensor.shape[0] and list(array.shape) != tensor.shape
-
-
-def _numpy_dtype(tensor: paddle.Tensor) -> str:
-    """NumPy's name of a tensor's dtype."""
-    return str(tensor.dtype).rpartition(".")[2]

@@ -6,7 +6,6 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from .download import download
@@ -106,19 +105,13 @@ def _offer(rows: dict[str, ReleasedWeights]) -> str:
 def _read_registry(file: str) -> list[ReleasedWeights]:
     if not file:
         return []
-    path = Path(file).expanduser()
+    path = Path(file).expanduser().resolve()
     try:
-        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return [_read_row(entry, path.resolve().parent) for entry in entries]
+        rows = [ReleasedWeights(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        return [
+            row if "://" in row.location else replace(row, location=str(path.parent / row.location)) for row in rows
+        ]
     except OSError as error:
         raise UserError(f"cannot read the registry {path} ($PALE_WEIGHTS): {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"the registry {path} ($PALE_WEIGHTS) is not a list of weights: {error}") from error
-
-
-def _read_row(entry: dict[str, Any], folder: Path) -> ReleasedWeights:
-    row = ReleasedWeights(**entry)
-    for name in ("model", "tag", "location", "tested_on"):
-        if not isinstance(entry[name], str):
-            raise TypeError(f"{name} is {entry[name]!r}, not a string")
-    return row if "://" in row.location else replace(row, location=str(folder / row.location))

@@ -47,11 +47,6 @@ class LoadReport:
         """All that does not fit."""
         return self.mismatched + self.missing + self.unexpected
 
-    @property
-    def new_head(self) -> bool:
-        """Whether the model keeps its own, newly initialized head."""
-        return bool(self.new_parts)
-
     def summary(self) -> str:
         """The counts."""
         return (
@@ -101,25 +96,6 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
         ]
         known = f"{variants[0]} weights" if variants else f"weights of depths {depths} and {stem.shape[0]} channels"
         return f"these are {known}; set MODEL.NAME, or the backbone's variant, to match"
-    positions, own_positions = _position_encoding(weights), _position_encoding(model.state_dict())
-    if positions != own_positions:
-        return f"its position encoding is {positions}, the model's {own_positions}; set MODEL.POSITION_ENCODING"
-    if any("position_biases." in name for name in report.wrong):
-        return "its relative positions are of another attention; set MODEL.ATTENTION and MODEL.PARALLEL to match"
-    if all(name.startswith(tuple(getattr(model, "training_only_prefixes", ()))) for name in report.wrong):
-        return "it was trained without token labels, which this run has"
-    head = weights.get("head.weight")
-    if head is not None and head.ndim == 2 and any(name.startswith("head.weight ") for name in report.mismatched):
-        return f"its head has {head.shape[1]} classes, the model {getattr(model, 'num_classes', '?')}"
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in report.wrong):
-        return f"its head is for another number of classes: {report.wrong[0]}"
-    if {f"stages.{stage}.merging.norm.weight" for stage in range(4)} <= set(report.wrong):
-        return f"{'the model' if report.missing else 'only the file'} has norms in its stages; set stage_norms to match"
-    return f"the first difference is {report.wrong[0]}"
-
-
-def _position_encoding(names: Iterable[str]) -> str:
-    """The position encoding of a model with parameters of these names."""
-    names = set(names)
-    kinds = {"position_biases.": "relative", "position_encoding.table": "absolute", "position_encoding.": "cpe"}
-    return next((kind for part, kind in kinds.items() if any(part in name for name in names)), "none")
+        return f"its head differs, as with another number of classes: {report.wrong[0]}"
+    return report.note or f"the first difference is {report.wrong[0]}"

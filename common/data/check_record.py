@@ -10,8 +10,8 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import UserError
+from ..runtime.atomic_file import write_text
 from ..runtime.distributed import is_main_process, sum_over_ranks
-from ..runtime.text_file import write_text
 
 __all__ = ["CheckRecord", "fingerprint"]
 

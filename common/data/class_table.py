@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["class_table", "column_width", "pad"]
+__all__ = ["class_table"]
 
 
 def class_table(names: Sequence[str], columns: Mapping[str, Iterable[float]], title: str) -> str:
@@ -21,11 +21,11 @@ def class_table(names: Sequence[str], columns: Mapping[str, Iterable[float]], ti
     texts = [[heading, *map(_format, values)] for heading, values in columns.items()]
     widths = [max(9, 2 + max(map(len, column))) for column in texts]
     first = ["class", *names]
-    first_width = column_width(first)
+    first_width = _column_width(first)
     lines = [title]
     for name, *cells in zip(first, *texts, strict=True):
         row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(pad(name, first_width) + row)
+        lines.append(_pad(name, first_width) + row)
     return "\n".join(lines)
 
 
@@ -35,12 +35,12 @@ def _format(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.2f}"
 
 
-def column_width(texts: Iterable[str]) -> int:
+def _column_width(texts: Iterable[str]) -> int:
     """Terminal columns of the widest text."""
     return max(map(_columns, texts))
 
 
-def pad(text: str, width: int) -> str:
+def _pad(text: str, width: int) -> str:
     """Append blanks up to a number of terminal columns."""
     return text + " " * (width - _columns(text))
 

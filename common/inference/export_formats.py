@@ -89,11 +89,9 @@ def save_program(model: nn.Layer, folder: str | Path, inputs: Mapping[str, Seque
 def load_program(
     graph: Path, weights: Path, device: str = "cpu", precision: str = "Float32", threads: int | None = None
 ) -> Run:
-    """Load a saved program into Paddle Inference.
+    """Load the files of :func:`save_program` into Paddle Inference.
 
     Args:
-        graph: see :func:`save_program`.
-        weights: see :func:`save_program`.
         device: ``cpu``, ``gpu`` or ``gpu:N``.
         precision: on GPUs, the name of one of ``paddle.inference.PrecisionType``.
         threads: on CPUs; None leaves it to Paddle.
@@ -139,24 +137,13 @@ def _device_number(device: str) -> int:
 def export_onnx(
     model: nn.Layer, path: str | Path, inputs: Mapping[str, Sequence[int | None]], outputs: Sequence[str]
 ) -> None:
-    """Export a model, which stays as it is, to an ONNX file.
-
-    Args:
-        model: see :func:`save_program`.
-        path: of the ONNX file; its folder is created.
-        inputs: see :func:`save_program`.
-        outputs: names of the model's outputs in the file.
-
-    Raises:
-        UserError: see :func:`convert_to_onnx`.
-        OSError: the file cannot be written.
-    """
+    """Export a model to an ONNX file; see :func:`save_program` and :func:`convert_to_onnx`."""
     with tempfile.TemporaryDirectory() as folder:
         convert_to_onnx(*save_program(model, folder, inputs), path, outputs)
 
 
 def convert_to_onnx(graph: Path, weights: Path, path: str | Path, outputs: Sequence[str]) -> None:
-    """Convert the files of :func:`save_program` to an ONNX file; see :func:`export_onnx`.
+    """Convert the files of :func:`save_program` to an ONNX file, with these names of the outputs.
 
     Raises:
         UserError: paddle2onnx is not installed, or cannot convert the model.
@@ -227,7 +214,7 @@ def open_onnx(file: Path, threads: int | None = None, device: str = "cpu") -> An
         An ``onnxruntime.InferenceSession``.
 
     Raises:
-        UserError: onnxruntime is not installed, or cannot run the file.
+        UserError: ONNX Runtime is not installed, or cannot run the file.
     """
     try:
         import onnxruntime

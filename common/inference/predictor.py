@@ -14,7 +14,7 @@ from paddle import Tensor, nn
 from PIL import Image
 from yacs.config import CfgNode
 
-from ..checkpoints.loading import Checkpoint, build_lazily, load_weights
+from ..checkpoints.loading import Checkpoint, load_weights
 from ..data.image_file import IMAGE_SUFFIXES, list_images, read_image
 from ..errors import UserError
 from ..fuse import fuse
@@ -29,11 +29,7 @@ _PADDING = 127  # gray, in pictures of the model's input
 
 
 def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
-    """Replace each folder by the images in and below it (:func:`common.data.image_file.list_images`).
-
-    Args:
-        paths: files and folders.
-        out: folder of the output; images in and below it are left out where a folder is listed.
+    """Replace each folder by the images in and below it, except those in and below the output folder ``out``.
 
     Raises:
         UserError: a path does not exist, or a folder has no images.
@@ -84,16 +80,13 @@ class Predictor(ABC):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, config: CfgNode, fused: bool = True) -> Predictor:
-        """Build the model of a configuration, and load weights into it.
-
-        Args:
-            fused: make its attention cheaper, see :func:`common.fuse.fuse`.
+        """Build the model of a configuration, load weights into it, and fuse it (:func:`common.fuse.fuse`).
 
         Raises:
             UserError: the weights do not fit the configuration.
         """
         num_classes = cls.count_classes(checkpoint, config)
-        model = build_lazily(lambda: cls.build_model(config, num_classes, checkpoint.source))
+        model = cls.build_model(config, num_classes, checkpoint.source)
         load_weights(model, checkpoint)
         if fused:
             fuse(model)
@@ -112,10 +105,7 @@ class Predictor(ABC):
     @staticmethod
     @abstractmethod
     def build_model(config: CfgNode, num_classes: int, source: str) -> nn.Layer:
-        """Build the model without loading weights.
-
-        Args:
-            source: of the weights, for messages.
+        """Build the model without loading weights; ``source`` names them in messages.
 
         Raises:
             UserError: the configuration is impossible.
@@ -124,11 +114,7 @@ class Predictor(ABC):
     @classmethod
     @abstractmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Predictor:
-        """Predict with a model that ``tools/export.py`` wrote.
-
-        Args:
-            config: the exported one.
-        """
+        """Predict with a model that ``tools/export.py`` wrote, and its exported configuration."""
 
     @abstractmethod
     def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:
@@ -136,10 +122,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def preprocess(self, file: str) -> tuple[Tensor, np.ndarray]:
-        """The input of the model for an image.
-
-        Returns:
-            float32 ``[1, 3, H, W]``, and the same as a picture, RGB uint8 ``[H, W, 3]``.
+        """The model's input for an image, float32 ``[1, 3, H, W]``, and the same as a picture, uint8 ``[H, W, 3]``.
 
         Raises:
             UserError: the file is not an image, or the transforms cannot take its size.
@@ -155,11 +138,6 @@ class PicturePredictor(Predictor):
 
     @paddle.no_grad()
     def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:
-        """Yield for each file, in order, ``image``, and the result of :meth:`predict_image` or ``error``.
-
-        Raises:
-            UserError: the pictures cannot be written.
-        """
         pictures = PictureFolder(options.out, files)
         for file in files:
             try:
@@ -187,11 +165,7 @@ class PicturePredictor(Predictor):
 
     @staticmethod
     def read(file: str) -> np.ndarray:
-        """The image of a file, RGB uint8 ``[h, w, 3]``.
-
-        Raises:
-            UserError: it cannot be read.
-        """
+        """The image of a file, RGB uint8 ``[h, w, 3]``; raises ``UserError``."""
         image = read_image(file)
         if image is None:
             raise UserError(f"cannot read image {file}; replace or remove it")
@@ -201,9 +175,6 @@ class PicturePredictor(Predictor):
     def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         """The model's input, float32 ``[1, 3, H, W]``, and the height and width of the image in it, without padding.
 
-        Args:
-            image: content of the file, RGB uint8 ``[h, w, 3]``.
-
         Raises:
             UserError: the transforms cannot take its size.
         """
@@ -212,11 +183,7 @@ class PicturePredictor(Predictor):
     def predict_image(
         self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions
     ) -> dict[str, Any]:
-        """Predict an image, and draw the result.
-
-        Args:
-            image: content of the file, RGB uint8 ``[h, w, 3]``.
-            pictures: writes the pictures.
+        """Predict an image, and draw the result into ``pictures``.
 
         Returns:
             The result in plain values, with the paths of the pictures.

@@ -80,6 +80,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")  # while a model is traced
     argv = list(sys.argv[1:] if argv is None else argv)
+    debug = bool({"-debug", "--debug"} & set(argv))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may have characters the terminal cannot print
     watch, exit_code = None, 0
@@ -89,25 +90,24 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
             watch = failure_watch.init_process_group()
         main(argv)
-    except UserError as error:
-        if _wants_traceback(argv):
-            traceback.print_exc()
-        _fail(watch, str(error), EXIT_USER_ERROR)
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(128 + signal.SIGPIPE)
-    except OSError as error:
-        if _wants_traceback(argv):
+    except (UserError, OSError) as error:
+        if debug:
             traceback.print_exc()
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(watch, f"{where}{error.strerror or error}; check path, permissions and free space", EXIT_USER_ERROR)
+        message = str(error)
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            message = f"{where}{error.strerror or error}; check path, permissions and free space"
+        _fail(watch, message, EXIT_USER_ERROR)
     except KeyboardInterrupt:
         _fail(watch, "interrupted", 128 + signal.SIGINT)
     except StoppedBySignal as stop:
         exit_code = stop.exit_code
     except Exception as error:
         lost = watch and failure_watch.is_lost_connection(error)
-        if not lost or _wants_traceback(argv):
+        if not lost or debug:
             traceback.print_exc()
         if lost:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -119,10 +119,6 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         watch.close()
     if exit_code:
         _leave(exit_code)
-
-
-def _wants_traceback(argv: Sequence[str]) -> bool:
-    return bool({"-debug", "--debug"} & set(argv))
 
 
 def _fail(watch: FailureWatch | None, message: str, exit_code: int) -> NoReturn:

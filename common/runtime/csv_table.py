@@ -1,67 +1,62 @@
-"""CSV files with one dataclass per row, written atomically."""
+"""CSV files with one dataclass per row."""
 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 from ..errors import UserError
-from .text_file import write_text
 
-__all__ = ["read_table", "write_table"]
+__all__ = ["append_rows", "read_table"]
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Line = TypeVar("Line", bound="DataclassInstance")
+Row = TypeVar("Row", bound="DataclassInstance")
 
 
-def read_table(file: Path, kind: type[Line]) -> list[Line]:
+def read_table(file: Path, kind: type[Row]) -> list[Row]:
     """Read a table; a missing file has no rows.
 
     Args:
         kind: a dataclass whose fields are the columns; the type of each, such as ``int``, converts its text.
 
     Raises:
-        UserError: the file cannot be read, has other columns, or a line is damaged; the message names the line.
+        UserError: the file has other columns, or a line is damaged; the message names the line.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not file.exists():
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
     columns, types = _columns(kind), get_type_hints(kind)
-    lines = csv.reader(io.StringIO(text, newline=""))
-    try:
-        if next(lines, None) != columns:
-            raise UserError(f"{file} does not begin with the columns {','.join(columns)}; give another file")
-        found = []
-        for cells in lines:
-            if len(cells) != len(columns):
-                raise ValueError(f"{len(cells)} of {len(columns)} cells")
-            found.append(kind(*(types[column](cell) for column, cell in zip(columns, cells, strict=True))))
-        return found
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{file} line {lines.line_num} is damaged ({error}); correct or delete it") from error
+    with file.open(encoding="utf-8", newline="") as text:
+        lines = csv.reader(text)
+        try:
+            if next(lines, None) != columns:
+                raise UserError(f"{file} does not begin with the columns {','.join(columns)}; give another file")
+            return [
+                kind(*(types[column](cell) for column, cell in zip(columns, cells, strict=True))) for cells in lines
+            ]
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{file} line {lines.line_num} is damaged ({error}); correct or delete it") from error
 
 
-def write_table(file: Path, kind: type[Line], lines: Iterable[Line]) -> None:
-    """Replace a table atomically.
+def append_rows(file: Path, kind: type[Row], rows: Iterable[Row]) -> None:
+    """Append rows to a table, or create it. Without rows, this checks that the file can be written.
 
     Raises:
-        OSError: it cannot be written; it is unchanged then.
+        UserError: see :func:`read_table`.
+        OSError: the file cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_columns(kind))
-    writer.writerows(map(astuple, lines))
-    write_text(file, text.getvalue())
+    read_table(file, kind)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        if not text.tell():
+            writer.writerow(_columns(kind))
+        writer.writerows(map(astuple, rows))
 
 
-def _columns(kind: type) -> list[str]:
+def _columns(kind: type[Row]) -> list[str]:
     return [field.name for field in fields(kind)]

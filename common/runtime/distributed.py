@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -11,8 +12,7 @@ import paddle.distributed as dist
 
 __all__ = [
     "barrier",
-    "gather_bytes",
-    "gather_lines",
+    "gather_objects",
     "gather_rows",
     "is_main_process",
     "rank",
@@ -53,22 +53,13 @@ def gather_rows(values: Sequence[float]) -> np.ndarray:
     return sum_over_ranks(rows.ravel()).reshape(rows.shape)
 
 
-def gather_bytes(own: bytes) -> list[bytes]:
-    """The bytes of each rank, of any lengths, in the order of the ranks."""
-    lengths = gather_rows([len(own)])[:, 0].astype(int)
-    if world_size() == 1 or not lengths.any():  # gloo fails to gather empty tensors
-        return [own] * world_size()
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: len(own)] = np.frombuffer(own, np.uint8)
-    rows: list[paddle.Tensor] = []
-    dist.all_gather(rows, paddle.to_tensor(padded))
-    return [row.numpy()[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
-
-
-def gather_lines(lines: Iterable[str]) -> list[str]:
-    """The lines of all ranks in the order of the ranks; bytes that are not UTF-8 are escaped with backslashes."""
-    own = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
-    return b"".join(gather_bytes(own)).decode().split("\n")[:-1]
+def gather_objects(own: Any) -> list[Any]:
+    """Every rank's object, in the order of the ranks."""
+    if world_size() == 1:
+        return [own]
+    gathered: list[Any] = []
+    dist.all_gather_object(gathered, own)
+    return gathered
 
 
 def barrier() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import __version__
 
-__all__ = ["code_version", "cpu_model", "describe_device", "git_state", "installed_versions"]
+__all__ = ["code_version", "cpu_model", "describe_device", "installed_versions"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,29 +48,19 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def git_state(*without: str) -> str:
-    """The commit of this checkout, with ``-dirty`` if files differ from it; empty outside a checkout.
+def code_version() -> str:
+    """The project's version and, in a checkout, its commit: ``0.2.0+48f1370``, or ``0.2.0+48f1370-dirty``.
 
-    Args:
-        without: folders to ignore.
+    Files in ``docs/`` and ``results/`` do not make it dirty, because measurements change them.
     """
     if not (_ROOT / ".git").exists():  # installed; a repository further up is another project's
-        return ""
+        return __version__
     try:
         commit = _git("rev-parse", "--short", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in without))
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!results")
     except (OSError, subprocess.CalledProcessError):
-        return ""
-    return commit + "-dirty" * bool(changed)
-
-
-def code_version() -> str:
-    """The project's version and, in a checkout, its commit: ``0.1.0+48f1370``, or ``0.1.0+48f1370-dirty``.
-
-    Files in ``results/`` do not make it dirty, because ``-record`` changes them.
-    """
-    commit = git_state("results")
-    return f"{__version__}+{commit}" if commit else __version__
+        return __version__
+    return f"{__version__}+{commit}" + "-dirty" * bool(changed)
 
 
 def _git(*arguments: str) -> str:

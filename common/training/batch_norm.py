@@ -7,7 +7,7 @@ import paddle
 import paddle.distributed as dist
 from paddle import nn
 
-from ..runtime.distributed import world_size
+from ..runtime.distributed import gather_objects, world_size
 
 __all__ = ["average_statistics", "gather_statistics", "get_statistics", "set_statistics"]
 
@@ -30,9 +30,7 @@ def get_statistics(model: nn.Layer) -> np.ndarray:
 
 def gather_statistics(model: nn.Layer) -> np.ndarray:
     """Every rank's statistics: float32 ``[world_size, values]``."""
-    rows: list[paddle.Tensor] = []
-    dist.all_gather(rows, paddle.to_tensor(get_statistics(model)))
-    return np.stack([row.numpy() for row in rows])
+    return np.stack(gather_objects(get_statistics(model)))
 
 
 def set_statistics(model: nn.Layer, values: np.ndarray) -> None:

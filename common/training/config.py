@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from ..checkpoints.released import list_weights
@@ -96,16 +95,16 @@ class Flag:
 
     Attributes:
         keys: dotted keys that get the value.
-        kind: converts the text to the value; ``bool`` makes a switch.
-        text: the help.
+        type: converts the text to the value; ``bool`` makes a switch.
+        help: one line.
         group: heading of the help to list it under.
         metavar: stands for the value in the help.
         options: further arguments of argparse.
     """
 
     keys: tuple[str, ...]
-    kind: Callable[[str], Any]
-    text: str
+    type: Callable[[str], Any]
+    help: str
     group: str
     metavar: str | None = "N"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -200,12 +199,12 @@ class TaskConfig:
             help="KEY VALUE ...: any key that has no flag; comes last",
         )
         for name, flag in self._all_flags().items():
-            is_switch = flag.kind is bool
-            options = {"action": "store_true"} if is_switch else {"type": flag.kind, "metavar": flag.metavar}
+            is_switch = flag.type is bool
+            options = {"action": "store_true"} if is_switch else {"type": flag.type, "metavar": flag.metavar}
             value = find(defaults, flag.keys[0])
             has_default = not is_switch and flag.keys[0] not in self.invocation_keys and value not in (None, "")
             shown = f" = {value}".replace("%", "%%") if has_default else ""
-            help_text = f"{flag.text} [{', '.join(flag.keys)}{shown}]"
+            help_text = f"{flag.help} [{', '.join(flag.keys)}{shown}]"
             parser.add_flag(name, groups[flag.group], help=help_text, **options, **flag.options)
 
     def _all_flags(self) -> dict[str, Flag]:
@@ -250,22 +249,9 @@ class TaskConfig:
         return self.from_text(text, source, arguments)
 
     def from_text(self, text: str, source: str, arguments: argparse.Namespace | None = None) -> CfgNode:
-        """Read the configuration saved in a checkpoint.
-
-        Args:
-            arguments: flags and ``-opts`` that override it.
-
-        Raises:
-            UserError: it is damaged, a key is unknown in this version, or a flag or option is wrong.
-        """
-        try:
-            values = read_yaml(text)
-        except (yaml.YAMLError, AttributeError) as error:
-            raise UserError(f"{source} holds a damaged configuration: {error}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{source} holds a {type(values).__name__} instead of a configuration")
+        """The configuration saved in a checkpoint; raises ``UserError`` as :meth:`load` does."""
         config = self.defaults()
-        self._merge(config, values, source)
+        self._merge(config, read_yaml(text, f"the configuration of {source}"), source)
         return self._finish(config, arguments)
 
     def _finish(self, config: CfgNode, arguments: argparse.Namespace | None) -> CfgNode:
@@ -355,7 +341,7 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     group = parser.add_argument_group("model")
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
     parser.add_flag("cfg", group, metavar="YAML", help="their configuration (default: the one saved in the weights)")
-    parser.add_flag("device", group, help=_SHARED_FLAGS["device"].text)
+    parser.add_flag("device", group, help=_SHARED_FLAGS["device"].help)
     parser.add_flag(
         "opts",
         group,
@@ -372,14 +358,10 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
 
 
 def require(config: CfgNode, keys: str, holds: Callable[[Any], bool], rule: str) -> None:
-    """Check a condition for each of the keys.
+    """Raise ``UserError`` if a condition does not hold for one of the keys (dotted, separated by blanks).
 
     Args:
-        keys: dotted, separated by blanks.
         rule: what the value must be, for the message.
-
-    Raises:
-        UserError: it does not hold.
     """
     for key in keys.split():
         value = find(config, key)
@@ -388,14 +370,7 @@ def require(config: CfgNode, keys: str, holds: Callable[[Any], bool], rule: str)
 
 
 def check_keys(section: Mapping[str, Any], known: Iterable[str], name: str) -> None:
-    """Check that an open section has only known keys.
-
-    Args:
-        name: of the section.
-
-    Raises:
-        UserError: a key is unknown.
-    """
+    """Raise ``UserError`` if an open section, called ``name``, has an unknown key."""
     known = list(dict.fromkeys(known))
     for key in section:
         if key not in known:

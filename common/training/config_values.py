@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 __all__ = [
     "coerce",
@@ -36,13 +36,19 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(text: str) -> Any:
-    """Read a yaml text.
+def read_yaml(text: str, source: str) -> dict[str, Any]:
+    """Read a yaml text of keys and values.
 
     Raises:
-        yaml.YAMLError: it is not yaml.
+        UserError: it is something else; the message names ``source``.
     """
-    return yaml.load(text, _Loader)
+    try:
+        values = yaml.load(text, _Loader) or {}
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # the last two for wrong values of tags
+        raise UserError(f"{source} is not a yaml file: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{source} holds a {type(values).__name__}, not keys and values")
+    return values
 
 
 def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
@@ -57,13 +63,9 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
     if path in including:
         raise UserError(f"{path} is its own BASE, through {including[-1]}")
     try:
-        values = read_yaml(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a yaml file: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, not keys and values")
     bases = [values.pop(key, None) for key in ("BASE", "_base_", "_BASE_")]
     bases = next(filter(None, bases), [])
     for base in [bases] if isinstance(bases, str) else bases:
@@ -74,7 +76,7 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
 def parse(text: str) -> Any:
     """Read a command-line value as yaml does: lists, numbers, booleans."""
     try:
-        return read_yaml(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
 
@@ -157,31 +159,20 @@ def set_open(config: CfgNode, key: str, value: Any, source: str) -> None:
     Raises:
         UserError: the key leads nowhere.
     """
-    *above, last = key.split(".")
+    parts: list[Any] = key.split(".")
     node: Any = config
-    for depth, part in enumerate(above):
-        node = _get(node, _index(node, part, key, depth, source))
-    place: Any = _index(node, last, key, len(above), source)
-    if not isinstance(node, (dict, list)):
-        raise UserError(f"{source}: {key} cannot be set to {value!r}{similar(config, key)}")
+    for depth, part in enumerate(parts):
+        parent, node = node, None
+        if isinstance(parent, list):
+            if not part.isdecimal() or int(part) >= len(parent):
+                name = ".".join(key.split(".")[:depth])
+                raise UserError(f"{source}: {key}: {name} is a list of {len(parent)}, counted from 0; it has no {part}")
+            parts[depth] = int(part)
+            node = parent[int(part)]
+        elif isinstance(parent, dict):
+            node = parent.get(part)
+        else:
+            raise UserError(f"{source}: {key} cannot be set to {value!r}{similar(config, key)}")
     if isinstance(value, dict):
-        old = _get(node, place)
-        value = merge_open(old if isinstance(old, dict) else {}, value)
-    node[place] = value if isinstance(node, CfgNode) else plain(value)
-
-
-def _index(node: Any, part: str, key: str, depth: int, source: str) -> str | int:
-    """A part of a dotted key as a key of a dict or an index of a list."""
-    if not isinstance(node, list):
-        return part
-    if not part.isdecimal() or int(part) >= len(node):
-        name = ".".join(key.split(".")[:depth])
-        raise UserError(f"{source}: {key}: {name} is a list of {len(node)}, counted from 0; it has no {part}")
-    return int(part)
-
-
-def _get(node: Any, place: Any) -> Any:
-    """The value in a dict or a list, or ``None``."""
-    if isinstance(node, dict):
-        return node.get(place)
-    return node[place] if isinstance(node, list) else None
+        value = merge_open(node if isinstance(node, dict) else {}, value)
+    parent[parts[-1]] = value if isinstance(parent, CfgNode) else plain(value)

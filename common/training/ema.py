@@ -23,8 +23,6 @@ class ModelEma:
     """
 
     def __init__(self, model: nn.Layer, decay: float):
-        if not 0.0 < decay < 1.0:
-            raise ValueError(f"decay is {decay}; it must be in (0, 1)")
         self.decay, self.updates = decay, 0
         self.model = copy.deepcopy(model)
         self.model.eval()

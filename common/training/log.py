@@ -13,8 +13,8 @@ from paddle.io import DataLoader
 from PIL import Image
 from tqdm import tqdm
 
+from ..runtime.atomic_file import write_text
 from ..runtime.distributed import is_main_process
-from ..runtime.text_file import write_text
 
 __all__ = ["TrainingLog"]
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from ..checkpoints.download import sha256_of
 from ..checkpoints.released import local_path
-from ..errors import UserError
-from ..runtime.csv_table import read_table, write_table
 from ..runtime.machine import code_version, describe_device
 
-__all__ = ["Result", "append_results", "make_results", "read_results", "results_file"]
+__all__ = ["Result", "make_results", "results_file"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _NO_RESULTS = ("loss", "images", "skipped")  # metrics of an evaluation that do not go into the table
@@ -53,27 +51,6 @@ def results_file(task: str) -> Path:
         task: folder of its launcher.
     """
     return Path("results") / f"{task}.csv"
-
-
-def read_results(file: Path) -> list[Result]:
-    """Read a table; a missing file has no rows.
-
-    Raises:
-        UserError: as :func:`common.runtime.csv_table.read_table`.
-    """
-    return read_table(file, Result)
-
-
-def append_results(file: Path, results: Sequence[Result]) -> None:
-    """Append rows to a table, or create it. Without results, this checks that the file can be written.
-
-    Raises:
-        UserError: it cannot be written, has other columns, or is damaged; it is unchanged then.
-    """
-    try:
-        write_table(file, Result, [*read_results(file), *results])
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}; give another -record") from error
 
 
 def make_results(

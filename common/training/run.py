@@ -15,9 +15,10 @@ from ..checkpoints.loading import read_state
 from ..checkpoints.released import resolve_weights
 from ..errors import UserError
 from ..flops import params
+from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_rows, is_main_process, world_size
 from .checkpoints import CheckpointFolder
-from .results import append_results, make_results
+from .results import Result, make_results
 from .task import Task, Training
 from .trainer import Trainer
 
@@ -74,7 +75,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
         raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
     record = Path(config.RECORD).expanduser() if config.RECORD and is_main_process() else None
     if record:
-        append_results(record, [])  # a file that cannot be written is reported before the evaluation
+        append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
     model, validation = task.build_evaluation()
     report = task.load_weights(model, name, fine_tune=False, class_names=validation.class_names)
     _print_head(task, model)
@@ -87,7 +88,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     if record:
         source, suffix = resolve_weights(task.backbone_name, name), validation.metric_suffix
         results = make_results(task.model_name, validation.data_set, metrics, suffix, source, task.device)
-        append_results(record, results)
+        append_rows(record, Result, results)
         log.line(f"recorded in {record}")
     return dict(metrics)
 

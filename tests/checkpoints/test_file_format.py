@@ -196,7 +196,7 @@ def file_size_limit(size):
 
 def assert_asks_for_space(error, path):
     assert_one_line(
-        error, f"cannot write {path}", " MB beside the old one: free some space", "-output", "written before are intact"
+        error, f"cannot write {path}", "beside the old one: free some space", "-output", "written before are intact"
     )
 
 

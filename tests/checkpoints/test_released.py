@@ -45,10 +45,7 @@ def test_a_registry_adds_rows(tmp_path, monkeypatch):
     assert "flowers" not in [row.tag for row in list_weights("pale_tiny")]
 
 
-WRONG_TYPES = json.dumps([{"model": "pale_nano", "tag": ["a"], "location": "b", "top1": 1, "tested_on": "b"}])
-
-
-@pytest.mark.parametrize("text", ["{", '[{"model": "pale_nano"}]', WRONG_TYPES])
+@pytest.mark.parametrize("text", ["{", '[{"model": "pale_nano"}]'])
 def test_a_damaged_registry_is_named(tmp_path, monkeypatch, text):
     (tmp_path / "registry.json").write_text(text)
     monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "registry.json"))

@@ -109,9 +109,9 @@ def test_weights_store_their_attention_and_are_not_used_with_another(tmp_path, s
     run(Classification, shapes_config, *evaluate, "-image_size", 48, "-opts", *options)  # positions are interpolated
     for flags, other, named in (
         (evaluate, "global", "attention=window, not global"),
-        (evaluate, "cross", "another attention; set MODEL.ATTENTION"),
+        (evaluate, "cross", "attention=window, not cross"),
         (("-resume", latest), "global", "attention=window, not global"),
-        (("-resume", latest), "cross", "another attention; set MODEL.ATTENTION"),
+        (("-resume", latest), "cross", "attention=window, not cross"),
     ):
         assert named in refusal(shapes_config, *flags, "-opts", "MODEL.ATTENTION", other, *options[2:])
     resume = ("-resume", latest, "-image_size", 48, "-opts", *options)
@@ -150,7 +150,10 @@ def test_wrong_input_is_one_line_that_names_it(tmp_path, shapes_config, best):
         (["-pretrained", "missing.pdparams"], "missing.pdparams"),
         (["-eval"], "-pretrained"),
         ([*evaluate, "-opts", "MODEL.NAME", "pale_tiny"], "pale_nano weights"),
-        ([*evaluate, "-dataset", "mnist5k", "-data_path", ""], "3 classes, the model 10"),
+        (
+            [*evaluate, "-dataset", "mnist5k", "-data_path", ""],
+            "another number of classes: head.weight (160, 3) for (160, 10)",
+        ),
         (["-resume", best], "resume from latest"),
     ):
         assert named in refusal(shapes_config, *flags)

@@ -16,16 +16,14 @@ from pycocotools import mask as mask_utils
 from common.data import check_record
 from common.demo_data.folders import write_nuclei_detection
 from common.errors import UserError
-from object_detection import annotation_problems, check_annotations
-from object_detection.annotation_problems import ANNOTATION_PROBLEMS, ERROR
-from object_detection.check_annotations import _OTHER_PROBLEMS
+from object_detection import check_annotations
+from object_detection.check_annotations import ERROR, PROBLEMS
 from object_detection.coco_file import check_same_categories, read_annotations
 from tests.helpers.detection_runs import assert_told, load, run
 from tests.helpers.programs import ROOT
 from tests.helpers.thread_ranks import run_ranks
 
 MODULES = [check_record, check_annotations]
-PROBLEMS = {problem.kind: problem for problem in (*ANNOTATION_PROBLEMS, *_OTHER_PROBLEMS.values())}
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
 CROWD = np.zeros((30, 40), np.uint8)
 CROWD[5:20, 5:30] = 1
@@ -78,24 +76,21 @@ def check(coco, folder, split="train", **options):
     return check_annotations.check_annotations(coco, "anns.json", folder, split, **options)
 
 
-def kinds(report):
-    return {kind: finding.count for kind, finding in report.findings.items()}
-
-
 def test_good_annotations_are_not_changed(coco, folder):
     coco["categories"][1]["name"] = "交通标志"
     coco["annotations"][0]["area"], coco["annotations"][2]["area"] = 1024, 9216
     before, calls = copy.deepcopy(coco), []
     checked, report = check(coco, folder, progress=lambda: calls.append(1))
     assert checked == coco == before
-    assert kinds(report) == {}
+    assert report.counts == {}
     assert report.problems == report.warnings() == []
     assert len(calls) == 4
-    assert str(report).splitlines() == [
-        "train data: 4 images of 40x30 to 40x30 pixels (1 without objects), 5 objects, 1 crowds",
-        "  class  name        objects      small     medium      large",
-        "      0  cat               3          1          1          1",
-        "      1  交通标志          2          2          0          0",
+    title, *table = str(report).splitlines()
+    assert title == "train data: 4 images of 40x30 to 40x30 pixels (1 without objects), 5 objects, 1 crowds"
+    assert [line.split() for line in table] == [
+        ["class", "objects", "small", "medium", "large"],
+        ["cat", "3", "1", "1", "1"],
+        ["交通标志", "2", "2", "0", "0"],
     ]
 
 
@@ -113,6 +108,10 @@ def turn(coco, folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(folder / "b.png", format="JPEG", exif=exif)
+
+
+def deepen(coco, folder):
+    Image.fromarray(np.zeros((30, 40), np.uint16)).save(folder / "b.png")
 
 
 def remove_dogs(coco, folder):
@@ -135,41 +134,26 @@ CASES = [
     ("ANNOTATION_ID", changing(id=1), "annotation 1 of image 20 (b.png) has the id 1"),
     ("FIELD_MISSING", changing(area=0), NAMED + "the area 0"),
     ("FIELD_MISSING", changing(iscrowd=None, area=None), "has no iscrowd and the area None"),
-    ("BOX_INVALID", changing(bbox=[1, 2, 3]), NAMED + "the box [1, 2, 3]"),
-    ("BOX_INVALID", changing(bbox=[1, 2, 3, float("nan")]), "the box [1, 2, 3, nan]"),
+    ("BOX_INVALID", changing(bbox=[1, 2, 3, float("nan")]), NAMED + "the box [1, 2, 3, nan]"),
     ("BOX_INVALID", changing(bbox=["1", "2", "3", "4"]), "the box ['1', '2', '3', '4']"),
-    ("BOX_INVALID", changing(bbox=[1, 2, 3, 10**400]), "the box [1, 2, 3, 1000"),
-    ("BOX_INVALID", changing(bbox=None), "the box None"),
-    ("BOX_WITHOUT_AREA", changing(bbox=[1, 2, 0, 4]), NAMED + "the box [1, 2, 0, 4]"),
-    ("BOX_WITHOUT_AREA", changing(bbox=[10, 10, -5, 4]), "the box [10, 10, -5, 4]"),
+    ("BOX_WITHOUT_AREA", changing(bbox=[10, 10, -5, 4]), NAMED + "the box [10, 10, -5, 4]"),
     ("BOX_OUTSIDE", changing(bbox=[-2, 20, 10, 11.5]), NAMED + "the box [-2, 20, 10, 11.5] in 40x30 pixels"),
-    ("MASK_MISSING", changing(segmentation=None), NAMED + "no segmentation"),
-    ("MASK_MISSING", changing(segmentation=[[]]), "no segmentation"),
+    ("MASK_MISSING", changing(segmentation=[[]]), NAMED + "no segmentation"),
     ("MASK_MISSING", changing(segmentation={"size": [30, 40], "counts": [1200]}), "an empty mask"),
     ("POLYGON_SHORT", changing(segmentation=[[1, 1, 5, 5]]), NAMED + "the polygon [1, 1, 5, 5]"),
     ("MASK_INVALID", changing(segmentation=[[1, 1, 5, 5, 1, 5, 1]]), "the polygon [1, 1, 5, 5, 1, 5, 1]"),
-    ("MASK_INVALID", changing(segmentation=SQUARE[0]), "the polygon 2"),
     ("MASK_INVALID", changing(segmentation=[[{"x": 1}] * 6]), "the polygon [{'x': 1}"),
-    ("MASK_INVALID", changing(segmentation=[[1, 1, 5, 5, 1, float("nan")]]), "the polygon [1, 1, 5, 5, 1, nan]"),
     ("MASK_INVALID", changing(segmentation=[[1, 1, 5, 5, 1, 1e9]]), "the polygon [1, 1, 5, 5, 1, 1000000000.0]"),
     ("MASK_INVALID", changing(segmentation="none"), "the segmentation 'none'"),
     ("MASK_INVALID", changing_crowd(size=[40, 30]), "a mask of size [40, 30] in an image of [30, 40]"),
     ("MASK_INVALID", changing_crowd(counts=[1]), "runs of 1 pixels in an image of 1200"),
-    ("MASK_INVALID", changing_crowd(counts=[-1, 1201]), "the counts [-1, 1201]"),
     ("MASK_INVALID", changing_crowd(counts="ü!"), "the counts 'ü!'"),
-    ("MASK_INVALID", changing_crowd(counts="Po"), "the counts 'Po'"),
     ("RLE_OF_OBJECT", changing(segmentation=encode(CROWD)), NAMED + "a run-length encoded mask"),
     ("CATEGORY_UNUSED", remove_dogs, "anns.json: category 3 'dog'"),
     ("IMAGE_MISSING", lambda coco, folder: (folder / "b.png").unlink(), "b.png does not exist"),
-    ("IMAGE_MISSING", lambda coco, folder: coco["images"][1].update(file_name="x" * 300), "x does not exist"),
     ("IMAGE_UNREADABLE", lambda coco, folder: (folder / "b.png").write_bytes(b"no image"), "b.png cannot be read"),
-    ("IMAGE_SIZE", lambda coco, folder: Image.new("RGB", (30, 40)).save(folder / "b.png"), "b.png has 30x40 pixels, "),
     ("IMAGE_SIZE", turn, "b.png has 30x40 pixels (turned by its EXIF orientation), the annotations say 40x30"),
-    (
-        "IMAGE_DEEP",
-        lambda coco, folder: Image.fromarray(np.zeros((30, 40), np.uint16)).save(folder / "b.png"),
-        "b.png",
-    ),
+    ("IMAGE_DEEP", deepen, "b.png"),
 ]
 
 
@@ -183,17 +167,14 @@ def test_each_problem_is_an_error_or_corrected_with_a_warning(coco, folder, kind
         assert assert_told(lambda: check(coco, folder), expected) == strict
         _, report = check(coco, folder, raise_errors=False)
         assert report.problems == [f"{kind}: 1 {problem.what}; {problem.remedy}"]
-        assert str(report).splitlines()[-2].strip() == report.problems[0]
         assert expected in str(report).splitlines()[-1]
-        assert report.warnings() == []
     else:
         checked, report = check(coco, folder)
         (warning,) = report.warnings()
         assert warning.startswith(f"{kind}: 1 {problem.what} ({problem.policy}), first ")
         assert expected in warning
-        assert str(report).splitlines()[-1] == f"  warning: {warning}"
         _, again = check(checked, folder)
-        assert kinds(again) == ({kind: 1} if kind in ("IMAGE_DEEP", "CATEGORY_UNUSED") else {})
+        assert again.counts == ({kind: 1} if kind in ("IMAGE_DEEP", "CATEGORY_UNUSED") else {})
     assert repr(coco) == before
 
 
@@ -236,7 +217,7 @@ def test_boxes_are_clipped(coco, folder, box, expected):
     checked, report = check(coco, folder)
     boxes = [entry["bbox"] for entry in checked["annotations"] if entry["id"] == 3]
     assert boxes == ([expected] if expected else [])
-    assert kinds(report) == ({} if expected == box else {"BOX_OUTSIDE": 1})
+    assert report.counts == ({} if expected == box else {"BOX_OUTSIDE": 1})
 
 
 def test_evaluation_keeps_the_boxes_and_masks_of_the_file(coco, folder):
@@ -247,7 +228,7 @@ def test_evaluation_keeps_the_boxes_and_masks_of_the_file(coco, folder):
     annotations[3]["area"] = 0
     checked, report = check(coco, folder, "val")
     assert checked == coco
-    assert kinds(report) == {"BOX_WITHOUT_AREA": 1, "BOX_OUTSIDE": 1}  # a run-length encoded mask is no problem here
+    assert report.counts == {"BOX_WITHOUT_AREA": 1, "BOX_OUTSIDE": 1}  # a run-length encoded mask is no problem here
     del annotations[3]["area"], annotations[3]["iscrowd"]  # pycocotools needs them
     annotations[4]["id"] = 0
     checked, _ = check(coco, folder, "val")
@@ -259,7 +240,7 @@ def test_masks_are_not_checked_for_models_without_masks(coco, folder):
     coco["annotations"][0]["segmentation"] = "none"
     del coco["annotations"][1]["segmentation"]
     _, report = check(coco, folder, masks=False)
-    assert kinds(report) == {}
+    assert report.counts == {}
 
 
 def test_further_problems_are_counted_and_shown(coco, folder):
@@ -271,7 +252,7 @@ def test_further_problems_are_counted_and_shown(coco, folder):
     coco["annotations"] += [{**coco["annotations"][1], "id": 10 + n} for n in range(9)]
     (folder / "d.png").unlink()
     _, report = check(coco, folder, raise_errors=False)
-    assert kinds(report) == {"BOX_INVALID": 1, "CATEGORY_UNKNOWN": 13, "IMAGE_MISSING": 1}
+    assert report.counts == {"BOX_INVALID": 1, "CATEGORY_UNKNOWN": 13, "IMAGE_MISSING": 1}
     lines = str(report).splitlines()
     assert [line.split()[0] for line in lines[4:7]] == ["BOX_INVALID:", "CATEGORY_UNKNOWN:", "IMAGE_MISSING:"]
     assert len(lines) == 7 + 1 + 10 + 1 + 1
@@ -285,13 +266,12 @@ def test_no_object_left_is_an_error(coco, folder):
         check(coco, folder)
 
 
-@pytest.mark.parametrize(("split", "objects"), [("train", 349), ("val", 32)])
-def test_the_demo_data_passes(tmp_path, split, objects):
+def test_the_demo_data_passes(tmp_path):
     root = write_nuclei_detection(tmp_path / "nuclei")
-    coco = read_annotations(root / f"annotations/instances_{split}.json", "TrainDataset")
-    checked, report = check(coco, root / split, num_classes=1, strict=True)
+    coco = read_annotations(root / "annotations/instances_train.json", "TrainDataset")
+    checked, report = check(coco, root / "train", num_classes=1, strict=True)
     assert checked == coco
-    assert report.count_objects().sum() == objects
+    assert report.count_objects().sum() == 349
 
 
 def test_an_image_that_opencv_refuses_is_named(coco, folder, monkeypatch):
@@ -304,14 +284,11 @@ def test_an_image_that_opencv_refuses_is_named(coco, folder, monkeypatch):
 
 
 def test_run_lengths_are_those_of_pycocotools():
-    for seed in range(5):
-        mask = (np.random.default_rng(seed).random((37, 211)) < 0.02 * 9**seed / 9**4 + 0.3).astype(np.uint8)
-        mask[:, 50:180] = seed % 2  # long runs, and differences that are negative
-        counts = encode(mask)["counts"]
-        assert annotation_problems._decode_runs(counts) == runs_of(mask)
-        for cut in range(1, 6):
-            broken = {"size": [37, 211], "counts": counts[:-cut]}
-            assert annotation_problems._invalid_rle(broken, 37, 211)
+    mask = (np.random.default_rng(0).random((37, 211)) < 0.3).astype(np.uint8)
+    mask[:, 50:180] = 1  # long runs, and differences that are negative
+    counts = encode(mask)["counts"]
+    assert check_annotations._decode_runs(counts) == runs_of(mask)
+    assert check_annotations._invalid_mask({"size": [37, 211], "counts": counts[:-3]}, 37, 211)
 
 
 # ---- the file
@@ -322,26 +299,15 @@ def test_run_lengths_are_those_of_pycocotools():
     [
         ("{damaged", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[]", "holds a JSON list, not an object"),
-        ("{}", "has no images"),
-        ({"images": {}}, "images is not a list"),
-        ({"annotations": []}, "the list annotations is empty"),
+        ("[]", "has no list of images"),
+        ({"images": {}}, "has no list of images"),
+        ({"annotations": []}, "the list of annotations is empty"),
         ({"images": [3]}, "images[0] is not an object"),
         ({"images": [{"id": True}]}, "id of images[0] is True; write an integer"),
         ({"images": [{"id": 1}]}, "file_name of images[0] is missing; write a text"),
         ({"images": [{"id": 1, "file_name": "a", "width": 1, "height": 2.5}]}, "height of images[0] is 2.5"),
-        ({"categories": [{"id": 1, "name": ""}]}, "name of categories[0] is ''"),
-        ({"annotations": [{"id": 2**60}]}, "id of annotations[0] is 1152921504606846976"),
         ({"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 2}]}, "iscrowd of annotations[0] is 2"),
-        (
-            {"images": [{"id": 1, "file_name": name, "width": 1, "height": 1} for name in "aa"]},
-            "images[1] has the id 1",
-        ),
-        (
-            {"images": [{"id": id, "file_name": "a", "width": 1, "height": 1} for id in (1, 2)]},
-            "images[1] has the file_name 'a' of another; put all annotations of a file under one image",
-        ),
-        ({"categories": [{"id": id, "name": "cat"} for id in (1, 2)]}, "categories[1] has the name 'cat' of another"),
+        ({"categories": [{"id": 1, "name": name} for name in "ab"]}, "categories[1] repeats the id 1"),
     ],
 )
 def test_files_that_are_not_annotations(coco, tmp_path, content, expected):
@@ -369,7 +335,7 @@ def test_training_and_validation_have_the_same_categories(coco):
     with pytest.raises(UserError, match=r"category 1 is 7 'cat' in a\.json and 3 'dog' in b\.json"):
         check_same_categories(coco, other, ("a.json", "b.json"))
     other["categories"] = coco["categories"][:1]
-    with pytest.raises(UserError, match=r"category 2 is 3 'dog' in a\.json and none in b\.json"):
+    with pytest.raises(UserError, match=r"category 2 is 3 'dog' in a\.json and missing in b\.json"):
         check_same_categories(coco, other, ("a.json", "b.json"))
 
 
@@ -393,30 +359,19 @@ def test_images_that_passed_are_not_checked_again(coco, folder, tmp_path, monkey
     first, report = check(coco, folder, record=record)
     for _ in range(2):
         assert check(coco, folder, record=record)[0] == first  # annotations are checked each time
-        assert (len(checked), kinds(report)) == (4, {"BOX_OUTSIDE": 1})
+        assert (len(checked), report.counts) == (4, {"BOX_OUTSIDE": 1})
     os.utime(folder / "c.png", ns=(0, 0))
     check(coco, folder, record=record)
     assert len(checked) == 8
     run_ranks(monkeypatch, MODULES, lambda: check(coco, folder, record=record), 2)
     assert len(checked) == 8
     coco["images"][3]["width"] = 41
-    for times in (3, 4):
-        errors = run_ranks(monkeypatch, MODULES, lambda: check(coco, folder, record=record), 2)
-        assert all("d.png has 40x30 pixels, the annotations say 41x30" in error for error in errors)
-        assert len(checked) == 4 * times
+    errors = run_ranks(monkeypatch, MODULES, lambda: check(coco, folder, record=record), 2)
+    assert all("d.png has 40x30 pixels, the annotations say 41x30" in error for error in errors)
+    assert len(checked) == 12
 
 
 # ---- flags
-
-
-def test_check_data_compares_the_categories_of_both_files(boxes, boxes_config, capsys):
-    assert run(boxes_config, "-check_data") == {"problems": 0.0}
-    file = boxes / "annotations/val.json"
-    val = json.loads(file.read_text())
-    val["categories"].reverse()
-    file.write_text(json.dumps(val))
-    assert_told(lambda: run(boxes_config, "-check_data"), "category 1 is 7 'red'", "12 'blue'", "same order")
-    assert "val data: 3 images" in capsys.readouterr().out
 
 
 def test_strict_is_a_flag_and_the_former_key_is_ignored_with_a_warning(tmp_path, boxes, boxes_config, capsys):

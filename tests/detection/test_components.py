@@ -22,9 +22,9 @@ from object_detection.datasets import build_transforms
 from object_detection.detection import Detection
 from tests.helpers.config_marks import read_marks
 from tests.helpers.detection_runs import CONFIGS, assert_told, load
-from tests.helpers.tiny_detection import make_batch
 
-COCO = [path for path in CONFIGS if path.stem.endswith("_coco")]
+# One of each model; those of pale_small and pale_base differ in the variant.
+EACH = [path for path in CONFIGS if not re.search("pale_small|pale_base", path.stem)]
 NANO = ("-opts", "PaleTransformer.variant", "pale_nano")
 
 
@@ -47,16 +47,8 @@ def untouched():
 # ---- the configurations
 
 
-def test_every_configuration_is_here():
-    assert len(COCO) == 8
-    assert {path.stem for path in CONFIGS} - {path.stem for path in COCO} == {
-        "mask_rcnn_own_data",
-        "mask_rcnn_pale_nano_nuclei",
-    }
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_builds_the_model_that_paddledetection_builds_of_it(path, untouched):
+@pytest.mark.parametrize("path", EACH, ids=lambda path: path.stem)
+def test_a_configuration_builds_the_model_that_paddledetection_builds_of_it(path, untouched):
     config = load("-cfg", path, *NANO)  # the configurations differ in the heads
     assert f"output/{path.stem}" == config.OUTPUT
     assert CONFIG.from_text(CONFIG.dump(config), "dump") == config
@@ -81,7 +73,7 @@ def test_every_configuration_builds_the_model_that_paddledetection_builds_of_it(
     rate = build_schedule(config, 100)
     assert rate(0) < rate(99) <= config.LearningRate.base_lr
     assert rate(100 * config.epoch - 1) < 0.011 * config.LearningRate.base_lr
-    if path in COCO:  # elsewhere our cosine ends with the run
+    if path.stem.endswith("_coco"):  # elsewhere our cosine ends with the run
         scheduler = create("LearningRate")(100)
         for step in (0, 250, 600, 100 * config.epoch - 1):
             scheduler.step(step)
@@ -93,7 +85,7 @@ def test_every_configuration_builds_the_model_that_paddledetection_builds_of_it(
 @pytest.mark.parametrize("path", sorted(CONFIG.default_file.parent.glob("*.yml")), ids=lambda path: path.stem)
 def test_every_value_of_a_configuration_carries_a_mark(path):
     header, unmarked = read_marks(path, "_BASE_|variant|num_classes|name|dataset_dir|image_dir|anno_path|data_fields")
-    whole = re.search(r"all of it is \[A: \w+\]|[Mm]odel, data and recipe are ours|Model and recipe are ours", header)
+    whole = re.search(r"everything is[\s#]+\[A: \w+\]|[Mm]odel(, data)? and recipe are ours", header)
     assert whole or not unmarked
 
 
@@ -128,7 +120,7 @@ def test_what_paddledetection_had_before_comes_back_to_the_last_value(untouched)
     assert snapshot() == before
 
 
-def test_weights_of_the_backbone_are_needed_only_where_they_are_wanted():
+def test_pretrained_weights_of_the_backbone_are_read_only_for_training():
     config = load("-opts", "PaleTransformer.pretrained", "nowhere.pdparams")
     build_model(config, 2)
     assert_told(lambda: build_model(config, 2, load_pretrained=True), "nowhere.pdparams")
@@ -160,20 +152,6 @@ def test_layer_decay_and_weight_decay_reach_the_backbone():
     assert scale[names["backbone.stages.0.merging.conv.weight"].name] == (0.5**7, 0.05)
 
 
-def test_recomputation_gives_the_same_gradients():
-    batch, gradients = make_batch([2, 1], classes=2), []
-    for recompute in ("false", "true"):
-        paddle.seed(0)
-        model = build_model(load("-opts", "PaleTransformer.recompute", recompute), 2)
-        assert model.backbone._recompute == (recompute == "true")
-        paddle.seed(1)
-        loss = model(batch)["loss"]
-        loss.backward()
-        gradients.append([parameter.grad.numpy() for parameter in model.backbone.parameters() if parameter.trainable])
-    for first, second in zip(*gradients, strict=True):
-        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6)
-
-
 # ---- weights
 
 
@@ -191,21 +169,12 @@ def test_weights_of_a_classifier_go_into_the_backbone(tmp_path):
         task.load_weights(model, tmp_path / "classifier.pdparams", fine_tune=False)
 
 
-def test_weights_of_another_task_are_not_evaluated(tmp_path):
-    model, file = build_model(load(), 2), tmp_path / "best.pdparams"
-    save_file({"model": numpy_state(model), "task": "semantic_segmentation"}, file)
-    told = partial(Detection(load()).load_weights, model, file, fine_tune=False)
-    assert_told(told, f"{file} was trained for 'semantic_segmentation', not for object_detection")
-
-
-def test_weights_of_another_model_are_refused_with_the_cause(tmp_path):
+def test_weights_of_another_model_are_refused(tmp_path):
     task, model = Detection(load()), build_model(load(), 2)
-    before = numpy_state(model)
     other = build_model(load("-opts", "MaskFeat.num_convs", "1", "FPN.out_channel", "32"), 2)
     save_file({"model": numpy_state(other)}, tmp_path / "other.pdparams")
     told = partial(task.load_weights, model, tmp_path / "other.pdparams", fine_tune=True)
     assert_told(told, "other.pdparams does not fit the model")
-    assert all((before[key] == tensor.numpy()).all() for key, tensor in model.state_dict().items())
 
 
 SMALL = ("FPN.out_channel", "32", "TwoFCHead.out_channel", "32", "MaskFeat.out_channel", "16")

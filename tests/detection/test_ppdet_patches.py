@@ -17,7 +17,6 @@ from tests.helpers.tiny_detection import build, make_batch
 # isort: split
 from ppdet.modeling.heads.roi_extractor import RoIAlign
 from ppdet.modeling.proposal_generator import target_layer
-from ppdet.optimizer.optimizer import OptimizerBuilder
 from ppdet.utils import visualizer
 
 
@@ -50,12 +49,15 @@ def learn(model: nn.Layer, batch: dict) -> dict[str, float]:
     return losses
 
 
-@pytest.mark.parametrize("objects", [[2, 1], [0, 2], [0]], ids=str)
+@pytest.mark.parametrize(
+    "images", [{"objects": [2, 1], "crowds": 1}, {"objects": [0, 2], "flat": True}, {"objects": [0]}], ids=str
+)
 @pytest.mark.parametrize("model", ["mask_rcnn", "cascade_mask_rcnn", "retinanet"])
-def test_models_learn_from_images_with_and_without_objects(models, model, objects):
+def test_models_learn_from_images_with_and_without_objects(models, model, images):
     """``_concat``; with Paddle 2.6 ``_concat_empty`` and ``_bbox2delta``."""
-    losses = learn(models(model), make_batch(objects, flat=True))
-    if not sum(objects):
+    losses = learn(models(model), make_batch(**images))
+    assert losses["loss"] == pytest.approx(sum(losses.values()) - losses["loss"], rel=1e-5)
+    if not sum(images["objects"]):
         assert all(loss == 0.0 for name, loss in losses.items() if "reg" in name or "mask" in name)
 
 
@@ -151,16 +153,6 @@ def test_images_of_a_batch_are_detected_as_each_alone(models, name):
         np.testing.assert_allclose(boxes, box, rtol=1e-4, atol=1e-3)
         assert masks.shape == mask.shape
         assert (masks == mask).mean() > 0.999
-
-
-def test_a_parameter_group_that_matches_nothing_is_left_out():
-    """``_Optimizers``."""
-    layer = nn.Linear(2, 2)
-    groups = [{"params": ["nothing"], "weight_decay": 0.5}, {"params": ["bias"], "weight_decay": 0.0}]
-    settings = {"type": "AdamW", "weight_decay": 0.1, "param_groups": groups}
-    optimizer = OptimizerBuilder(optimizer=settings)(0.1, layer)
-    assert [group["params"] for group in optimizer._param_groups] == [[layer.bias], [layer.weight]]
-    assert OptimizerBuilder(optimizer={"type": "AdamW"})(0.1, layer)._parameter_list == layer.parameters()
 
 
 def test_boxes_are_drawn_with_their_names():

@@ -7,16 +7,14 @@ import re
 from pathlib import Path
 
 import numpy as np
-import paddle
 import pytest
 
 from common.checkpoints.file_format import load_file
-from object_detection.components import build_model
-from object_detection.datasets import check_batch, with_object_tensors
+from object_detection.datasets import check_batch
 from object_detection.detection import Detection
+from tests.helpers import detection_runs
 from tests.helpers.detection_runs import LAUNCHER, load
 from tests.helpers.programs import ROOT, run_program, start_program
-from tests.helpers.tiny_detection import make_batch
 from tests.helpers.tiny_runs import assert_same_training, kill, wait_for_steps
 
 # Random numbers in samples, batches, model and sampling; accumulation; an interval that leaves unsaved steps behind.
@@ -50,52 +48,12 @@ def keep_objects(folder: Path, images: set[int]) -> None:
 # ---- one process
 
 
-@pytest.fixture(scope="module")
-def models():
-    """A model of each kind, as small as the demo's."""
-    sections = ("FPN.out_channel", "32", "TwoFCHead.out_channel", "32", "MaskFeat.num_convs", "1")
-    cascade = ("-cfg", ROOT / "object_detection" / "configs" / "cascade_mask_rcnn_pale_tiny_1x_coco.yml", "-opts")
-    retina = ("-cfg", ROOT / "object_detection" / "configs" / "retinanet_pale_tiny_1x_coco.yml", "-opts")
-    nano = ("PaleTransformer.variant", "pale_nano", "FPN.out_channel", "32")
-    head = ("RetinaHead.conv_feat.feat_in", "32", "RetinaHead.conv_feat.feat_out", "32")
-    configs = {
-        "mask_rcnn": load("-opts", *sections),
-        "cascade_mask_rcnn": load(*cascade, *nano, "CascadeTwoFCHead.out_channel", "32", "MaskFeat.out_channel", "16"),
-        "retinanet": load(*retina, *nano, *head),
-    }
-    paddle.seed(0)
-    return {name: build_model(config, 3) for name, config in configs.items()}
-
-
-@pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn", "retinanet"])
-@pytest.mark.parametrize(
-    "batch",
-    [{"objects": [2, 0]}, {"objects": [0, 0]}, {"objects": [2, 1], "flat": True}, {"objects": [1, 1], "crowds": 1}],
-    ids=["one image without", "none", "no area", "crowds"],
-)
-def test_images_without_objects_and_boxes_without_area_give_finite_gradients(models, name, batch):
-    model = models[name]
-    model.train()
-    batch = {**make_batch(**batch), "error": ""}
-    if "mask" not in name:
-        del batch["gt_poly"]
-    paddle.seed(0)
-    result = Detection._loss(model, batch, np.random.default_rng(0))
-    result.loss.backward()
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    assert np.isfinite(float(result.loss))
-    assert float(result.loss) == pytest.approx(sum(map(float, result.metrics.values())), rel=1e-5)
-    assert len(gradients) > 100
-    assert all(np.isfinite(gradient.numpy()).all() for gradient in gradients)
-    model.clear_gradients()
-
-
-def test_readers_hand_on_images_without_objects(boxes_config):
+def test_reading_processes_pass_on_images_without_objects(boxes_config):
     task = Detection(load("-cfg", boxes_config, "-batch_size", "5", "-opts", "DATA.NUM_WORKERS", "1"))
     training = task.build_training(resumed=False)
     (batch,) = training.loader
     check_batch(batch)
-    batch = with_object_tensors(batch)
+    batch |= batch["objects"].tensors()
     counts = {len(rows) for rows in batch["gt_bbox"]}
     assert counts == {0, 2}, "one of the images is empty"
     for key, width, dtype in (("gt_bbox", 4, "float32"), ("gt_class", 1, "int32"), ("is_crowd", 1, "int32")):
@@ -123,19 +81,17 @@ def test_a_killed_run_of_two_ranks_resumes_to_identical_weights(tmp_path, boxes_
 
 
 @pytest.mark.slow
-def test_evaluation_on_any_number_of_ranks_gives_exactly_the_figures_of_one(tmp_path, boxes_config):
+def test_evaluation_on_two_ranks_gives_exactly_the_figures_of_one(tmp_path, boxes_config):
     options = ("-opts", "VALIDATE_EVERY", "20", "CHECKPOINT_EVERY", "20", "LearningRate.base_lr", "0.005")
-    run(boxes_config, "-epochs", "20", *options)
-    outputs, results = [], []
-    for ranks in (1, 4):  # there are three images
-        flags = ("-eval", "-pretrained", tmp_path / "out" / "best", "-output", tmp_path / f"ranks_{ranks}")
-        output = run(boxes_config, *flags, ranks=ranks)
-        outputs.append(re.findall(r"^.*box_AP .*|^(?:red|green|blue) .*", output, re.MULTILINE))
-        results.append([(tmp_path / f"ranks_{ranks}" / f"val_{kind}.json").read_text() for kind in ("bbox", "segm")])
-    assert len(outputs[0]) == 4, outputs
-    assert float(re.search(r"box_AP ([\d.]+)", outputs[0][0])[1]) > 0
-    assert outputs[0] == outputs[1]
-    assert results[0] == results[1]
+    detection_runs.run(boxes_config, "-epochs", "20", *options)
+    flags = ("-eval", "-pretrained", tmp_path / "out" / "best", "-output")
+    alone = detection_runs.run(boxes_config, *flags, tmp_path / "alone")
+    output = run(boxes_config, *flags, tmp_path / "ranks", ranks=2)  # of three images
+    assert alone["box_AP"] > 0
+    assert f"box_AP {alone['box_AP']:.6g} " in output
+    for kind in ("bbox", "segm"):
+        first, second = ((tmp_path / name / f"val_{kind}.json").read_text() for name in ("alone", "ranks"))
+        assert first == second
 
 
 RANK = """\
@@ -153,7 +109,7 @@ class Kept(Detection):
         self.training, self.seen = super().build_training(resumed), []
         loss = self.training.compute_loss
         def count(model, batch, rng):
-            self.seen.append(sum(map(len, batch["gt_poly"])))
+            self.seen.append(sum(map(len, batch["objects"].fields["gt_poly"])))
             return loss(model, batch, rng)
         self.training.compute_loss = count
         return self.training

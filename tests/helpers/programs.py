@@ -21,11 +21,10 @@ def start_program(
     ranks: int = 0,
     cwd: Path = ROOT,
     launch: tuple[str, ...] = (),
-    prefix: tuple[str, ...] = (),
 ) -> subprocess.Popen:
     """Start a script of the project in a process group of its own, under the launcher if ``ranks`` is given.
 
-    ``launch`` are further flags of the launcher, ``prefix`` a command that runs the whole.
+    ``launch`` are further flags of the launcher.
     """
     command = [sys.executable, str(ROOT / script)]
     if ranks:
@@ -33,7 +32,7 @@ def start_program(
         command[3:3] = ["--log_dir", str(cwd / "log")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
     return subprocess.Popen(
-        [*prefix, *command, *map(str, arguments)],
+        [*command, *map(str, arguments)],
         cwd=cwd,
         env=environment | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -386,18 +386,7 @@ def test_missing_and_changed_files_are_named(tmp_path, exported):
         ExportedModel(graph)
 
 
-ROW = {"name": "images", "shape": [1]}
-CARD = {"task": "image_classification", "classes": 2, "files": {}, "inputs": [ROW], "outputs": [ROW]}
-
-
-@pytest.mark.parametrize(
-    ("card", "problem"),
-    [
-        ("no json", "is not a model card"),
-        (json.dumps({**CARD, "task": 1}), "task is 1"),
-        (json.dumps({**CARD, "inputs": [{"name": "", "shape": []}]}), "has no name or shape"),
-    ],
-)
+@pytest.mark.parametrize(("card", "problem"), [("no json", "is not a model card"), ("{}", "it has no classes")])
 def test_a_damaged_card_is_named(tmp_path, card, problem):
     with pytest.raises(UserError, match=r"no such file: .*model\.onnx; create it with tools/export\.py"):
         ExportedModel(tmp_path / "model.onnx")

@@ -9,7 +9,7 @@ import pytest
 from common.errors import StoppedBySignal, UserError
 from common.flops import params
 from common.pale_transformer import create_model
-from common.runtime.csv_table import read_table, write_table
+from common.runtime.csv_table import append_rows, read_table
 from tests.helpers.programs import ROOT
 from tools import ablate
 from tools.ablate import Result, costs_of, find_configs, report
@@ -138,7 +138,7 @@ def test_the_report_has_means_deviations_and_differences(tmp_path, capsys):
     results = [result("a", 0, 75.0), result("a", 1, 77.0), result("b", 0, 80.5)]
     results += [result("shape_pale", seed, 80.0 + seed) for seed in (0, 1, 2)]
     file, document = tmp_path / "results.csv", tmp_path / "page.md"
-    write_table(file, Result, results)
+    append_rows(file, Result, results)
     document.write_text("# Page\n\n<!-- begin ablation -->\n<!-- end ablation -->\n")
     ablate.main(["-report", "-results", str(file), "-into", str(document)])
     text = read_section(document, "ablation")

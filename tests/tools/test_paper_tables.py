@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.training.results import read_results, results_file
+from common.runtime.csv_table import read_table
+from common.training.results import Result, results_file
 from tests.helpers.programs import ROOT
 from tools import paper_tables
 from tools.helpers import paper_figures, paper_layout
@@ -49,7 +50,7 @@ def counted(monkeypatch):
 @pytest.fixture
 def recorded(monkeypatch):
     """Recorded results of all tasks, to be filled by a test."""
-    template = read_results(ROOT / results_file("image_classification"))[0]
+    (template,) = read_table(ROOT / results_file("image_classification"), Result)[:1]
     results = []
 
     def add(model, data_set, metric, value, **changes):
@@ -90,7 +91,7 @@ def test_the_median_of_the_seeds_is_shown(counted, recorded):
 def test_recorded_results_of_trainings_are_in_the_document():
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for task in TABLES:
-        found = read_results(ROOT / results_file(task))
+        found = read_table(ROOT / results_file(task), Result)
         assert found
         for result in found:
             if not result.checkpoint_sha256:

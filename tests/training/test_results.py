@@ -16,15 +16,16 @@ from common.checkpoints.loading import numpy_state
 from common.errors import UserError
 from common.pale_transformer import create_model
 from common.runtime import machine
+from common.runtime.csv_table import append_rows, read_table
 from common.training import run as common_run
-from common.training.results import Result, append_results, read_results
+from common.training.results import Result
 from image_classification.classification import Classification
 from image_classification.config import CONFIG
 from object_detection.config import CONFIG as DETECTION
 from object_detection.detection import Detection
 from semantic_segmentation.config import CONFIG as SEGMENTATION
 from semantic_segmentation.segmentation import Segmentation
-from tests.helpers.programs import ROOT, run_program
+from tests.helpers.programs import run_program
 from tests.helpers.tiny_runs import load, run
 
 COLUMNS = [field.name for field in dataclasses.fields(Result)]
@@ -36,39 +37,27 @@ RESULT = Result("pale_nano", "mnist5k", "top1", "97.4", "", 'python "a, b"\n', "
 
 def test_rows_are_appended_and_read_back(tmp_path):
     file = tmp_path / "new" / "results.csv"
-    assert read_results(file) == []
-    append_results(file, [])
+    assert read_table(file, Result) == []
+    append_rows(file, Result, [])
     assert file.read_text() == ",".join(COLUMNS) + "\n"
-    append_results(file, [RESULT])
-    append_results(file, [dataclasses.replace(RESULT, metric="top5")])
-    assert read_results(file) == [RESULT, dataclasses.replace(RESULT, metric="top5")]
-    assert [path.name for path in file.parent.iterdir()] == ["results.csv"]
+    append_rows(file, Result, [RESULT])
+    append_rows(file, Result, [dataclasses.replace(RESULT, metric="top5")])
+    assert read_table(file, Result) == [RESULT, dataclasses.replace(RESULT, metric="top5")]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model,value\na,1\n", "does not begin with the columns model,data_set"),
-        (",".join(COLUMNS) + '\n,,,,,"two\nlines",,,\na,b,c\n', r"line 4 is damaged \(3 of 9 cells\)"),
+        (",".join(COLUMNS) + '\n,,,,,"two\nlines",,,\na,b,c\n', "line 4 is damaged"),
     ],
 )
 def test_other_or_damaged_tables_are_refused_and_unchanged(tmp_path, text, message):
     file = tmp_path / "results.csv"
     file.write_text(text)
     with pytest.raises(UserError, match=message):
-        append_results(file, [RESULT])
+        append_rows(file, Result, [RESULT])
     assert file.read_text() == text
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot (read|write) .*file/results.csv.*"):
-        append_results(tmp_path / "file" / "results.csv", [RESULT])
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*_*.csv")), ids=lambda file: file.stem)
-def test_the_tables_of_the_project_can_be_read(file):
-    assert read_results(file)
 
 
 # ---- a row
@@ -124,7 +113,7 @@ def test_an_evaluation_is_recorded_by_rank_0_alone(tmp_path, shapes_config, weig
     file = tmp_path / "results" / "mine.csv"
     flags = ("-eval", "-pretrained", weights, "-record", file)
     metrics = run(Classification, shapes_config, *flags)
-    (top1,) = read_results(file)  # with 3 classes, there is no top-5
+    (top1,) = read_table(file, Result)  # with 3 classes, there is no top-5
     assert (top1.model, top1.data_set, top1.metric) == ("pale_nano", "folder shapes", "top1")
     assert float(top1.value) == pytest.approx(metrics["top1"], rel=1e-5)
     assert top1.checkpoint_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -132,7 +121,7 @@ def test_an_evaluation_is_recorded_by_rank_0_alone(tmp_path, shapes_config, weig
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\dZ", top1.date)
     monkeypatch.setattr(common_run, "is_main_process", lambda: False)
     run(Classification, shapes_config, *flags)
-    assert len(read_results(file)) == 1
+    assert len(read_table(file, Result)) == 1
 
 
 def test_a_table_with_other_columns_is_refused_before_the_evaluation(tmp_path, shapes_config, weights, monkeypatch):
@@ -154,7 +143,7 @@ def test_two_ranks_write_each_metric_once_with_the_command(tmp_path, shapes_conf
     flags = ("-cfg", shapes_config, "-eval", "-pretrained", weights, "-record")
     result = run_program("image_classification/main_multi_gpu.py", *flags, ranks=2, cwd=tmp_path)
     assert result.returncode == 0, result.stdout
-    (top1,) = read_results(tmp_path / "results" / "image_classification.csv")
+    (top1,) = read_table(tmp_path / "results" / "image_classification.csv", Result)
     assert top1.metric == "top1"
     command = "python -m paddle.distributed.launch image_classification/main_multi_gpu.py"
     assert top1.command == f"{command} -cfg {shapes_config} -eval -pretrained {weights} -record"

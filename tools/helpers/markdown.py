@@ -9,7 +9,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from common.runtime.text_file import write_text
+from common.runtime.atomic_file import write_text
 
 __all__ = ["markdown_table", "read_section", "replace_section"]
 

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 from paddle import nn
 
-from common.checkpoints.loading import build_lazily
 from common.flops import count_flops, params
 from common.pale_transformer import create_model
 from common.runtime.csv_table import read_table
 from common.tasks import TASKS
-from common.training.results import Result, read_results, results_file
+from common.training.results import Result, results_file
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("pale_tiny", "pale_small", "pale_base")
@@ -87,7 +86,7 @@ def configuration(task: str, model: str) -> Path:
 
 
 def build_configured(task: str, file: Path, num_classes: int | None = None) -> tuple[Any, nn.Layer]:
-    """A configuration, and its model without initial values.
+    """A configuration, and its model with random weights.
 
     Args:
         num_classes: in place of the number in the configuration.
@@ -97,7 +96,7 @@ def build_configured(task: str, file: Path, num_classes: int | None = None) -> t
     """
     config = TASKS[task].config().load(Namespace(cfg=str(file), opts=[]))
     num_classes = num_classes or attrgetter(TASKS[task].num_classes_key)(config)
-    return config, build_lazily(lambda: TASKS[task].build_model()(config, num_classes))
+    return config, TASKS[task].build_model()(config, num_classes)
 
 
 # ---- printed
@@ -186,7 +185,7 @@ def count_demo(task: str) -> Counts:
 @cache
 def recorded(task: str) -> list[Result]:
     """All recorded results of a task."""
-    return read_results(ROOT / results_file(task))
+    return read_table(ROOT / results_file(task), Result)
 
 
 def measured(task: str, title: str, metric: str) -> Result | None:

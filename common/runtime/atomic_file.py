@@ -1,0 +1,46 @@
+"""Files that are written atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["replace_file", "write_text"]
+
+
+@contextlib.contextmanager
+def replace_file(path: Path, verify: Callable[[Path], None] = lambda temporary: None) -> Iterator[BinaryIO]:
+    """Yield a temporary file beside ``path``; at the end of the block, flush it to the disk, and rename it.
+
+    The folder is created if need be. After an error the temporary file is removed, and an existing file is unchanged.
+
+    Args:
+        verify: called with the temporary file before the renaming; may raise.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        verify(temporary)
+        temporary.replace(path)
+        with contextlib.suppress(OSError):  # Windows cannot open folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # so that the renaming survives a power failure
+            finally:
+                os.close(folder)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a UTF-8 file atomically; raises ``OSError``."""
+    with replace_file(path) as file:
+        file.write(text.encode())
