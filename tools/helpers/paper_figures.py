@@ -10,6 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import paddle
 from paddle import nn
 
 from common.flops import count_flops, params
@@ -86,7 +87,7 @@ def configuration(task: str, model: str) -> Path:
 
 
 def build_configured(task: str, file: Path, num_classes: int | None = None) -> tuple[Any, nn.Layer]:
-    """A configuration, and its model with random weights.
+    """A configuration, and its model without initial values.
 
     Args:
         num_classes: in place of the number in the configuration.
@@ -96,7 +97,8 @@ def build_configured(task: str, file: Path, num_classes: int | None = None) -> t
     """
     config = TASKS[task].config().load(Namespace(cfg=str(file), opts=[]))
     num_classes = num_classes or attrgetter(TASKS[task].num_classes_key)(config)
-    return config, TASKS[task].build_model()(config, num_classes)
+    with paddle.LazyGuard():  # counting needs no values
+        return config, TASKS[task].build_model()(config, num_classes)
 
 
 # ---- printed
