@@ -28,44 +28,49 @@ __all__ = [
 
 
 def row_groups(x: Tensor, rows: int, heads: int) -> Tensor:
-    """Group interlaced rows: group i of N = H / rows holds the rows i, i + N, i + 2N, ... [R, U].
+    """Split a map into groups of interlaced rows: group i of N = H / rows has the rows i, i + N, i + 2N, ... [R, U].
 
     ``[B, H, W, C]`` -> ``[B * N, heads, rows * W, C / heads]``.
     """
     _, height, width, channels = x.shape
-    x = x.reshape([-1, rows, height // rows, width, heads, channels // heads]).transpose([0, 2, 4, 1, 3, 5])
+    x = x.reshape([-1, rows, height // rows, width, heads, channels // heads])
+    x = x.transpose([0, 2, 4, 1, 3, 5])  # [B, N, heads, rows, W, C / heads]
     return x.reshape([-1, heads, rows * width, channels // heads])
 
 
 def merge_row_groups(groups: Tensor, rows: int, height: int, width: int) -> Tensor:
     """The inverse of :func:`row_groups`: ``[B * N, heads, rows * W, D]`` -> ``[B, H, W, heads * D]``."""
-    _, heads, _, dim = groups.shape
-    x = groups.reshape([-1, height // rows, heads, rows, width, dim]).transpose([0, 3, 1, 4, 2, 5])
-    return x.reshape([-1, height, width, heads * dim])
+    _, heads, _, head_dim = groups.shape
+    x = groups.reshape([-1, height // rows, heads, rows, width, head_dim])
+    x = x.transpose([0, 3, 1, 4, 2, 5])  # [B, rows, N, W, heads, D]
+    return x.reshape([-1, height, width, heads * head_dim])
 
 
 def column_groups(x: Tensor, columns: int, heads: int) -> Tensor:
-    """Group interlaced columns: group i of N = W / columns holds the columns i, i + N, i + 2N, ... [R, U].
+    """Split a map into groups of interlaced columns: group i of N = W / columns has the columns i, i + N, ... [R, U].
 
     ``[B, H, W, C]`` -> ``[B * N, heads, H * columns, C / heads]``.
     """
     _, height, width, channels = x.shape
-    x = x.reshape([-1, height, columns, width // columns, heads, channels // heads]).transpose([0, 3, 4, 1, 2, 5])
+    x = x.reshape([-1, height, columns, width // columns, heads, channels // heads])
+    x = x.transpose([0, 3, 4, 1, 2, 5])  # [B, N, heads, H, columns, C / heads]
     return x.reshape([-1, heads, height * columns, channels // heads])
 
 
 def merge_column_groups(groups: Tensor, columns: int, height: int, width: int) -> Tensor:
     """The inverse of :func:`column_groups`: ``[B * N, heads, H * columns, D]`` -> ``[B, H, W, heads * D]``."""
-    _, heads, _, dim = groups.shape
-    x = groups.reshape([-1, width // columns, heads, height, columns, dim]).transpose([0, 3, 4, 1, 2, 5])
-    return x.reshape([-1, height, width, heads * dim])
+    _, heads, _, head_dim = groups.shape
+    x = groups.reshape([-1, width // columns, heads, height, columns, head_dim])
+    x = x.transpose([0, 3, 4, 1, 2, 5])  # [B, H, columns, N, heads, D]
+    return x.reshape([-1, height, width, heads * head_dim])
 
 
 class SeparableProjection(nn.Layer):
-    """Query, key and value: depthwise 3x3 convolution, BatchNorm, pointwise convolution each, "following CvT" [R, U].
+    """Projects a map to query, key and value, "following CvT" [R, U].
 
-    The three depthwise convolutions are one with three outputs a channel. They have no bias [A: CvT]; the BatchNorm
-    would cancel it. On channels-last maps, pointwise convolutions are linear layers.
+    Each is a depthwise 3x3 convolution, BatchNorm and a pointwise convolution. The three depthwise convolutions are one
+    with three outputs per channel. They have no bias [A: CvT], since BatchNorm would cancel it. On channels-last maps,
+    pointwise convolutions are linear layers.
 
     Args:
         dim: channels C of the map.
@@ -81,8 +86,9 @@ class SeparableProjection(nn.Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``[B, H, W, C]`` to query, key and value of the same shape."""
+        dim = x.shape[-1]
         x = self.norm(self.depthwise(x))
-        dim = x.shape[-1] // 3
+        # Slices: paddle.chunk copies ten times as slowly on CPUs.
         return self.query(x[..., :dim]), self.key(x[..., dim : 2 * dim]), self.value(x[..., 2 * dim :])
 
 
@@ -128,8 +134,8 @@ class PSAttention(nn.Layer):
 
         qkv = self.qkv(x)
         row_half = self.attention(*(row_groups(t[..., :half], rows, heads) for t in qkv))
-        column_half = self.attention(*(column_groups(t[..., half:], columns, heads) for t in qkv))
         row_half = merge_row_groups(row_half, rows, padded_height, padded_width)
+        column_half = self.attention(*(column_groups(t[..., half:], columns, heads) for t in qkv))
         column_half = merge_column_groups(column_half, columns, padded_height, padded_width)
 
         x = paddle.concat([row_half, column_half], axis=-1)
@@ -141,6 +147,11 @@ class PSAttention(nn.Layer):
 
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a pale, given as one number or as a pair.
+
+    Raises:
+        ValueError: ``size`` is neither a positive integer nor a pair of these.
+    """
     sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sizes) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sizes):
         raise ValueError(f"pale_size is {size!r}; give one positive integer or a pair (rows, columns)")

@@ -129,12 +129,15 @@ class PaleTransformer(nn.Layer):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over the blocks.
         num_classes: outputs of the head; 0 for no head, ``forward`` then returns the pooled features.
         in_channels: channels of the images.
-        attention, parallel, position_encoding, image_size: the paper's ablations, see :func:`common.ablation.vary`.
+        attention: shape of the attention: ``pale``, or one of the ablations (``common.ablation.ATTENTIONS``).
+        parallel: whether rows and columns share the channels of each block [R] or alternate from block to block.
+        position_encoding: ``cpe`` [U, C], or one of the ablations (``common.ablation.POSITION_ENCODINGS``).
+        image_size: side, or height and width, of the training images; only learned position encodings need it.
         stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; none in [U].
 
     Attributes:
         out_channels, out_strides: of the feature maps of the four stages.
-        attention_settings: settings that names and shapes of the weights do not show; checkpoints store them.
+        attention_settings: settings that cannot be inferred from a state dict; checkpoints store them.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -175,16 +178,17 @@ class PaleTransformer(nn.Layer):
         drop_rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
         self.stages = nn.LayerList()
         for stage, dim in enumerate(self.out_channels):
-            kernel_size, stride = (3, 2) if stage else (7, 4)
-            merging = PatchMerging(in_channels, dim, kernel_size, stride, stage_norms)
+            if stage == 0:
+                merging = PatchMerging(in_channels, dim, kernel_size=7, stride=4, norm=stage_norms)
+            else:
+                merging = PatchMerging(dim // 2, dim, kernel_size=3, stride=2, norm=stage_norms)
             blocks = [
                 PaleBlock(dim, num_heads[stage], sizes[stage], mlp_ratio, next(drop_rates))
                 for _ in range(depths[stage])
             ]
             self.stages.append(PaleStage(merging, blocks))
-            in_channels = dim
         self.norm = nn.LayerNorm(self.out_channels[-1]) if stage_norms else nn.Identity()
-        self.head = nn.Identity()
+        self.head = nn.Identity()  # until reset_head
         self._recompute = False
         if (attention, parallel, position_encoding) != ("pale", True, "cpe"):
             vary(self, attention, sizes, parallel, position_encoding, image_size)
@@ -215,7 +219,7 @@ class PaleTransformer(nn.Layer):
         if paddle.in_dynamic_mode() and min(images.shape[2:]) < STRIDE:
             raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the model needs at least 32x32")
         x = images.transpose([0, 2, 3, 1])
-        maps = []  # no generator: what one calls cannot be traced with open sizes
+        maps = []  # a list: Paddle does not trace code that a generator calls
         for stage in self.stages:
             x = stage(x, self._recompute and self.training)
             maps.append(x)
@@ -235,7 +239,7 @@ class PaleTransformer(nn.Layer):
         return head
 
     def set_recompute(self, enabled: bool = True) -> None:
-        """Keep only each block's input while training and compute the block again in the backward pass."""
+        """Recompute each block in the backward pass instead of storing its activations (gradient checkpointing)."""
         self._recompute = enabled
 
     def fuse(self) -> None:
@@ -265,7 +269,7 @@ class PaleTransformer(nn.Layer):
         for part in parts:
             parameter = getattr(parameter, part, None)
         if not isinstance(parameter, Tensor):
-            raise ValueError(f"{parameter_name!r} is no parameter of this model")
+            raise ValueError(f"{parameter_name!r} is not a parameter of this model")
         if parts[0] != "stages":
             return self.num_layers - 1
         blocks_before = sum(self.depths[: int(parts[1])])
@@ -297,7 +301,7 @@ def variant_settings(name: str, **overrides: Any) -> dict[str, Any]:
     """
     if name not in VARIANTS:
         close = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.75)
-        meant = f"did you mean {close[0]}? There are" if close else "choose one of"
+        meant = f"did you mean {close[0]}? Available:" if close else "choose one of"
         raise ValueError(f"unknown model {name!r}; {meant} {', '.join(list_models())}")
     return {**VARIANTS[name], **overrides}
 
@@ -339,10 +343,10 @@ def create_model(
         ValueError: unknown name or argument, or a value out of range.
         common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
-    variant_settings(name)  # whether there is one, before weights of it are looked for
+    variant_settings(name)  # an unknown name is an error before its weights are looked for
     checkpoint = read_checkpoint(pretrained, name) if pretrained else None
     if num_classes is None:
-        num_classes = (checkpoint and checkpoint.num_classes) or 1000
+        num_classes = (checkpoint.num_classes if checkpoint else None) or 1000
     model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
     if checkpoint:
         load_pretrained(model, checkpoint)
@@ -358,7 +362,7 @@ def _init_weights(layer: nn.Layer) -> None:
 
 
 def _sizes_of_stages(pale_size: int | Sequence[Any]) -> list[int | list[int]]:
-    """The pale size of each of the four stages, in plain values that are equal for equal pales: 7 for (7, 7)."""
+    """The pale size of each of the four stages, as plain values; (7, 7) becomes 7."""
     sizes = pale_size if isinstance(pale_size, Sequence) and len(pale_size) == 4 else [pale_size] * 4
     plain: list[int | list[int]] = [list(size) if isinstance(size, Sequence) else size for size in sizes]
     return [size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size for size in plain]

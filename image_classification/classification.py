@@ -18,7 +18,7 @@ from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
 from common.training.log import TrainingLog
 from common.training.optimizer import build_adamw, warmup_cosine
-from common.training.task import Evaluation, StepResult, Task, Training, Validation
+from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
@@ -78,18 +78,18 @@ class Classification(Task):
             ),
             learning_rate=self._learning_rate(sampler.steps_per_epoch),
             total_steps=sampler.steps_per_epoch * config.TRAIN.EPOCHS,
-            validation=ClassificationValidation(config, val_set, num_classes, self.log),
+            evaluator=ClassificationEvaluator(config, val_set, num_classes, self.log),
             class_names=train_set.class_names,
             description=description,
             must_match=must_match,
             draw_samples=functools.partial(self._draw_samples, class_names=train_set.class_names),
         )
 
-    def build_evaluation(self) -> tuple[nn.Layer, Validation]:
+    def build_evaluation(self) -> tuple[nn.Layer, Evaluator]:
         val_set = self._build_dataset("val")
         num_classes = self.config.MODEL.NUM_CLASSES or val_set.num_classes
         model = build_model(self.config, num_classes)
-        return model, ClassificationValidation(self.config, val_set, num_classes, self.log)
+        return model, ClassificationEvaluator(self.config, val_set, num_classes, self.log)
 
     def _build_dataset(self, split: str) -> Dataset:
         data = self.config.DATA
@@ -108,17 +108,17 @@ class Classification(Task):
             end_lr=train.END_LR * scale,
         )
 
-    def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> StepResult:
+    def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> BatchResult:
         skipped = check_batch(batch, self.config.DATA.SKIP_BROKEN, training=True)
         images, targets = mixup_or_cutmix(batch["images"], batch["labels"], num_classes, rng, self.config.AUG)
         logits = model(images).astype("float32")
         loss = F.cross_entropy(logits, targets, soft_label=True)
         top1 = 100.0 * (logits.argmax(-1) == batch["labels"]).astype("float32").mean()
-        return StepResult(loss, len(images), {"top1": top1}, len(skipped))
+        return BatchResult(loss, len(images), {"top1": top1}, len(skipped))
 
     def _token_label_loss(
         self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
-    ) -> StepResult:
+    ) -> BatchResult:
         config = self.config
         skipped = check_batch(batch, config.DATA.SKIP_BROKEN, training=True)
         images, labels = batch["images"], batch["labels"]
@@ -137,7 +137,7 @@ class Classification(Task):
             loss = token_label_loss(logits, token_logits, class_targets, targets, config.TOKEN_LABEL.WEIGHT)
         top1 = 100.0 * (logits.argmax(-1) == labels).astype("float32").mean()
         token_top1 = 100.0 * (token_logits.argmax(-1) == targets.argmax(-1)).astype("float32").mean()
-        return StepResult(loss, len(images), {"top1": top1, "token_top1": token_top1}, len(skipped))
+        return BatchResult(loss, len(images), {"top1": top1, "token_top1": token_top1}, len(skipped))
 
     def _draw_samples(self, batch: dict[str, Any], class_names: Sequence[str] | None) -> np.ndarray | None:
         """The first images of a batch before Mixup, CutMix and MixToken."""
@@ -146,8 +146,8 @@ class Classification(Task):
         return _draw_row(self.config, batch["images"], titles) if labels else None
 
 
-class ClassificationValidation(Validation):
-    """See :class:`common.training.task.Validation`."""
+class ClassificationEvaluator(Evaluator):
+    """See :class:`common.training.task.Evaluator`."""
 
     def __init__(self, config: CfgNode, dataset: Dataset, num_classes: int, log: TrainingLog):
         self.class_names = dataset.class_names
@@ -156,11 +156,11 @@ class ClassificationValidation(Validation):
         self._config, self._log = config, log
         self._loader = build_eval_loader(config, dataset)
 
-    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> Evaluation:
+    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         config = self._config
         draw = functools.partial(self._draw, kind, step) if self._log.has_visualdl and config.PICTURES else None
         batches = self._log.batches(self._loader, kind)
-        return Evaluation(evaluate(model, batches, config.TRAIN.AMP, config.DATA.SKIP_BROKEN, draw))
+        return EvaluationResult(evaluate(model, batches, config.TRAIN.AMP, config.DATA.SKIP_BROKEN, draw))
 
     def _draw(self, kind: str, step: int, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
         """Log the first images of this rank's shard with their labels and predictions."""

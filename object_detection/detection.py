@@ -25,7 +25,7 @@ from common.training.dry_run import dry_run_loss
 from common.training.loader import build_loader
 from common.training.log import TrainingLog
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
-from common.training.task import Evaluation, StepResult, Task, Training, Validation
+from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from object_detection.check_annotations import AnnotationReport, check_annotations
 from object_detection.coco_file import check_same_categories, index_annotations, read_annotations
 from object_detection.components import build_model, build_optimizer, build_schedule, silence_loggers
@@ -77,7 +77,7 @@ class Detection(Task):
         model = build_model(config, num_classes, load_pretrained=not resumed)
         optimizer = build_optimizer(config, model, 0.0)  # the trainer sets the rate of each step
         transforms, batch_transforms = build_transforms(config, "TrainReader", num_classes)
-        validation = self._build_validation(val_data, val_annotations, model)
+        evaluator = self._build_evaluator(val_data, val_annotations, model)
         usable = index_annotations(self._check(data, annotations, _has_masks(model)))
         records = read_records(data, usable, config.SEED, _has_masks(model))
         try:
@@ -91,7 +91,7 @@ class Detection(Task):
             )
         except ValueError as error:
             raise UserError(f"{error}; lower one of them") from error
-        val_images = len(validation.records)
+        val_images = len(evaluator.records)
         return Training(
             model=model,
             compute_loss=self._loss,
@@ -105,7 +105,7 @@ class Detection(Task):
             optimizer=optimizer,
             learning_rate=build_schedule(config, sampler.steps_per_epoch),
             total_steps=sampler.steps_per_epoch * config.epoch,
-            validation=validation,
+            evaluator=evaluator,
             class_names=class_names,
             description=f"data: {len(records)} training and {val_images} validation images, {num_classes} classes",
             must_match={"training images": len(records), "validation images": val_images, "classes": num_classes},
@@ -113,12 +113,12 @@ class Detection(Task):
             find_unused_parameters=True,  # the layer that refines boxes is not used on a rank without objects
         )
 
-    def build_evaluation(self) -> tuple[nn.Layer, Validation]:
+    def build_evaluation(self) -> tuple[nn.Layer, Evaluator]:
         data, annotations = self._read("EvalDataset")
         model = build_model(self.config, self._count_classes(annotations))
-        validation = self._build_validation(data, annotations, model)
-        validation.dry_run(model)
-        return model, validation
+        evaluator = self._build_evaluator(data, annotations, model)
+        evaluator.dry_run(model)
+        return model, evaluator
 
     def preflight(self, training: Training) -> None:
         """Dry-run a step on the first batch, and the first image of the validation."""
@@ -126,7 +126,7 @@ class Detection(Task):
         batch = training.loader.collate_fn([images[key] for key in next(iter(training.sampler))])
         check_batch(batch)
         dry_run_loss(training.model, training.compute_loss, _as_tensors(batch))
-        training.validation.dry_run(training.model)
+        training.evaluator.dry_run(training.model)
 
     def check_data(self) -> Iterator[AnnotationReport]:
         masks = _has_masks(build_model(self.config, max(self.config.num_classes, 1)))
@@ -171,22 +171,22 @@ class Detection(Task):
                 **options,
             )
 
-    def _build_validation(self, data: CocoData, annotations: dict[str, Any], model: nn.Layer) -> DetectionValidation:
+    def _build_evaluator(self, data: CocoData, annotations: dict[str, Any], model: nn.Layer) -> DetectionEvaluator:
         class_names = _class_names(annotations, self._count_classes(annotations))
         transforms = build_transforms(self.config, "EvalReader", len(class_names))  # fails before the data is checked
         masks = _has_masks(model)
         usable = self._check(data, annotations, masks)
-        return DetectionValidation(self.config, data, usable, class_names, masks, transforms, self.log)
+        return DetectionEvaluator(self.config, data, usable, class_names, masks, transforms, self.log)
 
     # ---- training
 
     @staticmethod
-    def _loss(model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator) -> StepResult:
+    def _loss(model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator) -> BatchResult:
         check_batch(batch)
         outputs = model({**batch, **batch["objects"].tensors()})
         losses = {name: value.astype("float32").reshape([]) for name, value in outputs.items()}
         total = losses.pop("loss")
-        return StepResult(total, len(batch["image"]), losses)
+        return BatchResult(total, len(batch["image"]), losses)
 
     def _draw_samples(self, batch: dict[str, Any], class_names: list[str]) -> np.ndarray | None:
         count = min(self.config.PICTURES, len(batch["image"]))
@@ -201,8 +201,8 @@ class Detection(Task):
         return side_by_side(pictures, [f"image {number + 1}" for number in range(count)])
 
 
-class DetectionValidation(Validation):
-    """See :class:`common.training.task.Validation`.
+class DetectionEvaluator(Evaluator):
+    """See :class:`common.training.task.Evaluator`.
 
     Args:
         annotations: the usable ones.
@@ -232,7 +232,7 @@ class DetectionValidation(Validation):
         self._dataset = SeededDataset(self.records, sample_transforms, config.SEED)
         self._collate = functools.partial(collate, transforms=batch_transforms)
 
-    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> Evaluation:
+    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         config = self._config
         sampler = ShardedEvalSampler(len(self.records), 1, rank(), world_size())
         loader = build_loader(self._dataset, sampler, config.DATA.NUM_WORKERS, self._collate)
@@ -245,9 +245,9 @@ class DetectionValidation(Validation):
             functools.partial(self._draw, kind, step) if self._log.has_visualdl else None,
         )
         if not is_main_process():
-            return Evaluation(found.metrics)
+            return EvaluationResult(found.metrics)
         self._write_results(kind, found.results)
-        return Evaluation(found.metrics, per_class_table(self._truth, found.per_class, kind) if last else "")
+        return EvaluationResult(found.metrics, per_class_table(self._truth, found.per_class, kind) if last else "")
 
     def dry_run(self, model: nn.Layer) -> None:
         """Detect on the first image.

@@ -26,7 +26,7 @@ from common.training.dry_run import dry_run_loss
 from common.training.loader import build_loader
 from common.training.log import TrainingLog
 from common.training.sampler import IterationSampler, SampleKey, ShardedEvalSampler
-from common.training.task import Evaluation, StepResult, Task, Training, Validation
+from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from semantic_segmentation.components import build_losses, build_model, build_optimizer, build_schedule
 from semantic_segmentation.config import CONFIG
 from semantic_segmentation.data_check import DataReport, check_dataset, check_once
@@ -82,7 +82,7 @@ class Segmentation(Task):
             config.TRAIN.ACCUM_ITER,
             steps=config.iters,
         )
-        validation = SegmentationValidation(config, val_set, self.log)
+        evaluator = SegmentationEvaluator(config, val_set, self.log)
         model = build_model(config, classes, load_pretrained=not resumed)
         losses = build_losses(config, train_set.ignore_index)
         learning_rate = build_schedule(config)
@@ -94,21 +94,21 @@ class Segmentation(Task):
             optimizer=build_optimizer(config, model, learning_rate(0)),
             learning_rate=learning_rate,
             total_steps=config.iters,
-            validation=validation,
+            evaluator=evaluator,
             class_names=train_set.class_names,
             description=f"data: {len(train_set)} training and {len(val_set)} validation images, {classes} classes",
             must_match={"training images": len(train_set), "validation images": len(val_set), "classes": classes},
             draw_samples=functools.partial(self._draw_samples, dataset=val_set),
         )
 
-    def build_evaluation(self) -> tuple[nn.Layer, Validation]:
+    def build_evaluation(self) -> tuple[nn.Layer, Evaluator]:
         val_set = self._build_dataset("val_dataset")
         model = build_model(self.config, val_set.num_classes)
-        return model, SegmentationValidation(self.config, val_set, self.log)
+        return model, SegmentationEvaluator(self.config, val_set, self.log)
 
     def preflight(self, training: Training) -> None:
         """Dry-run a step, then check all data unless it has passed before."""
-        images, val_set = training.loader.dataset, training.validation.dataset
+        images, val_set = training.loader.dataset, training.evaluator.dataset
         self._dry_run_step(training, [images[key] for key in next(iter(training.sampler))])
         check_batch(EvalDataset(val_set)[SampleKey(0, 0, 0)])  # the transforms work
         record = Path(self.config.OUTPUT) / "data_check.json"
@@ -145,7 +145,7 @@ class Segmentation(Task):
     @staticmethod
     def _loss(
         model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, losses: dict[str, list], ignore_index: int
-    ) -> StepResult:
+    ) -> BatchResult:
         check_batch(batch)
         images, labels = batch["img"], batch["label"]
         outputs = [logits.astype("float32") for logits in model(images)]
@@ -155,7 +155,7 @@ class Segmentation(Task):
         labeled = labels != ignore_index
         correct = (outputs[0].argmax(1) == labels) & labeled
         accuracy = 100.0 * correct.astype("float32").sum() / labeled.astype("float32").sum().clip(min=1.0)
-        return StepResult(sum(terms[1:], terms[0]), len(images), {"aAcc": accuracy})
+        return BatchResult(sum(terms[1:], terms[0]), len(images), {"aAcc": accuracy})
 
     def _draw_samples(self, batch: dict[str, Any], dataset: datasets.Dataset) -> np.ndarray | None:
         count = self.config.PICTURES
@@ -166,8 +166,8 @@ class Segmentation(Task):
         return labeled_images(images, labels.reshape([len(images), *labels.shape[-2:]]), dataset.class_names)
 
 
-class SegmentationValidation(Validation):
-    """See :class:`common.training.task.Validation`.
+class SegmentationEvaluator(Evaluator):
+    """See :class:`common.training.task.Evaluator`.
 
     Attributes:
         dataset: PaddleSeg's data set of the split.
@@ -182,7 +182,7 @@ class SegmentationValidation(Validation):
         self._inference = InferenceSettings.from_test_config(plain(config.test_config))
         self.metric_suffix = "_multi_scale" if self._inference.aug_eval else ""
 
-    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> Evaluation:
+    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         config, dataset = self._config, self.dataset
         sampler = ShardedEvalSampler(len(dataset), 1, rank(), world_size())
         loader = build_loader(EvalDataset(dataset), sampler, config.DATA.NUM_WORKERS, collate_eval)
@@ -196,7 +196,7 @@ class SegmentationValidation(Validation):
             config.ABSENT_CLASSES,
             functools.partial(self._draw, kind, step, sampler.indices) if self._log.has_visualdl else None,
         )
-        return Evaluation(metrics, per_class_table(dataset.class_names, matrix, kind) if last else "")
+        return EvaluationResult(metrics, per_class_table(dataset.class_names, matrix, kind) if last else "")
 
     def _draw(
         self,

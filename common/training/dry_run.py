@@ -11,14 +11,14 @@ from paddle import nn
 
 from ..errors import UserError, one_line
 from .batch_norm import get_statistics, set_statistics
-from .task import StepResult
+from .task import BatchResult
 
 __all__ = ["dry_run_loss"]
 
 
 @paddle.no_grad()
 def dry_run_loss(
-    model: nn.Layer, compute_loss: Callable[[nn.Layer, Any, np.random.Generator], StepResult], batch: Any
+    model: nn.Layer, compute_loss: Callable[[nn.Layer, Any, np.random.Generator], BatchResult], batch: Any
 ) -> None:
     """Compute the loss of a batch and leave the model as it was.
 

@@ -38,6 +38,8 @@ def run_task(task: Task) -> dict[str, Any]:
 
 def _train(task: Task) -> dict[str, Any]:
     config, log = task.config, task.log
+
+    # Find what to resume, and build what to train.
     output = Path(config.OUTPUT)
     if is_main_process():
         output.mkdir(parents=True, exist_ok=True)
@@ -45,14 +47,18 @@ def _train(task: Task) -> dict[str, Any]:
     resumed = _find_training_state(task, checkpoints)
     training = task.build_training(resumed=bool(resumed))
     _require_equal_ranks(task, training)
+
+    # Load pretrained weights and print what the run is.
     report = None
     if config.MODEL.PRETRAINED and not resumed:
         report = task.load_weights(training.model, config.MODEL.PRETRAINED, fine_tune=True)
-    _print_head(task, training.model)
+    _log_header(task, training.model)
     log.line(training.description)
     if report:
         log.line(str(report))
-    _warn_of_schedule(task, training)
+    _warn_if_rate_still_rises(task, training)
+
+    # Restore the state, check the run, and only then write into the folder.
     trainer = Trainer(task, training, checkpoints)
     if resumed:
         _resume(trainer, *resumed)
@@ -76,18 +82,18 @@ def _evaluate(task: Task) -> dict[str, Any]:
     record = Path(config.RECORD).expanduser() if config.RECORD and is_main_process() else None
     if record:
         append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
-    model, validation = task.build_evaluation()
-    report = task.load_weights(model, name, fine_tune=False, class_names=validation.class_names)
-    _print_head(task, model)
+    model, evaluator = task.build_evaluation()
+    report = task.load_weights(model, name, fine_tune=False, class_names=evaluator.class_names)
+    _log_header(task, model)
     if report.left_out:
         log.line(str(report))
-    metrics, details = validation.evaluate(model)
+    metrics, details = evaluator.evaluate(model)
     log.line(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
     if details:
         log.line(details)
     if record:
-        source, suffix = resolve_weights(task.backbone_name, name), validation.metric_suffix
-        results = make_results(task.model_name, validation.data_set, metrics, suffix, source, task.device)
+        source, suffix = resolve_weights(task.backbone_name, name), evaluator.metric_suffix
+        results = make_results(task.model_name, evaluator.data_set, metrics, suffix, source, task.device)
         append_rows(record, Result, results)
         log.line(f"recorded in {record}")
     return dict(metrics)
@@ -164,7 +170,7 @@ def _require_equal_ranks(task: Task, training: Training) -> None:
             )
 
 
-def _warn_of_schedule(task: Task, training: Training) -> None:
+def _warn_if_rate_still_rises(task: Task, training: Training) -> None:
     rate, total = training.learning_rate, training.total_steps
     if rate(total) > rate(total - 1):
         task.log.line(
@@ -173,7 +179,7 @@ def _warn_of_schedule(task: Task, training: Training) -> None:
         )
 
 
-def _print_head(task: Task, model: nn.Layer) -> None:
+def _log_header(task: Task, model: nn.Layer) -> None:
     task.log.line(task.config.dump())
     task.log.line(
         f"{task.backbone_name}: {params(model) / 1e6:.2f}M parameters on {task.device}, "
@@ -192,6 +198,9 @@ def _print_next_commands(task: Task, checkpoints: CheckpointFolder, best: Mappin
         length = length[part]
     launcher = f"python -m paddle.distributed.launch {task.name}/main_multi_gpu.py -cfg {config_file}"
     line = task.log.line
+    if not best:
+        line(f"no validation gave a finite {task.criterion}")
+        return
     line(f"best: {task.criterion} {best[task.criterion]:.2f} after {best['at']} ({best['weights']})")
     line(f"evaluate:  {launcher} -eval -pretrained {best_file}")
     line(f"predict:   python tools/predict.py IMAGE... -pretrained {best_file}")

@@ -21,11 +21,11 @@ from .config import TaskConfig
 from .log import TrainingLog
 from .sampler import TrainSampler
 
-__all__ = ["DataReport", "Evaluation", "StepResult", "Task", "Training", "Validation"]
+__all__ = ["BatchResult", "DataReport", "EvaluationResult", "Evaluator", "Task", "Training"]
 
 
 @dataclass
-class StepResult:
+class BatchResult:
     """The loss of one batch.
 
     Attributes:
@@ -41,8 +41,8 @@ class StepResult:
     skipped: int = 0
 
 
-class Evaluation(NamedTuple):
-    """The result of evaluating a model.
+class EvaluationResult(NamedTuple):
+    """Metrics of a model.
 
     Attributes:
         metrics: to log.
@@ -53,8 +53,8 @@ class Evaluation(NamedTuple):
     details: str = ""
 
 
-class Validation(ABC):
-    """The validation split of a run.
+class Evaluator(ABC):
+    """The validation split, and how a model is evaluated on it.
 
     Attributes:
         class_names: of the split; ``None`` where it does not name them.
@@ -67,7 +67,7 @@ class Validation(ABC):
     metric_suffix: str = ""
 
     @abstractmethod
-    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> Evaluation:
+    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         """Evaluate a model on the whole split; a collective operation.
 
         Args:
@@ -79,29 +79,33 @@ class Validation(ABC):
 
 @dataclass
 class Training:
-    """What a task trains, and on what; the :class:`common.training.trainer.Trainer` reads it.
+    """Everything that a :class:`common.training.trainer.Trainer` needs for one run.
 
     Attributes:
-        compute_loss: ``(model, batch, rng) -> StepResult``; ``rng`` is a NumPy generator for this batch alone.
+        model: the model, with its pretrained weights loaded before the trainer starts.
+        compute_loss: ``(model, batch, rng) -> BatchResult``; ``rng`` is a NumPy generator for this batch alone.
         loader: yields the batches that ``sampler`` selects.
-        learning_rate: optimizer step -> rate.
+        sampler: the order of the training samples.
+        optimizer: over the parameters of ``model``; the trainer sets the learning rate of each step.
+        learning_rate: maps an optimizer step to its rate.
         total_steps: length of the run in optimizer steps.
+        evaluator: of the validation split.
         class_names: to save in checkpoints; ``None`` where the data does not name its classes.
         description: one line about the data.
         must_match: numbers that must be equal on all ranks, by name.
-        draw_samples: a batch of the loader -> RGB uint8 ``[h, w, 3]`` picture of its first images, as augmentation made
-            them, with their labels; ``None`` for no picture.
+        draw_samples: maps a batch to a picture, RGB uint8 ``[h, w, 3]``, of its first images after augmentation with
+            their labels; ``None`` for no picture.
         find_unused_parameters: some batches may leave parameters without gradients, see ``paddle.DataParallel``.
     """
 
     model: nn.Layer
-    compute_loss: Callable[[nn.Layer, Any, np.random.Generator], StepResult]
+    compute_loss: Callable[[nn.Layer, Any, np.random.Generator], BatchResult]
     loader: paddle.io.DataLoader
     sampler: TrainSampler
     optimizer: paddle.optimizer.Optimizer
     learning_rate: Callable[[int], float]
     total_steps: int
-    validation: Validation
+    evaluator: Evaluator
     class_names: Sequence[str] | None = None
     description: str = ""
     must_match: Mapping[str, int] = field(default_factory=dict)
@@ -164,7 +168,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def build_evaluation(self) -> tuple[nn.Layer, Validation]:
+    def build_evaluation(self) -> tuple[nn.Layer, Evaluator]:
         """Build the model and the validation split without reading any training data."""
 
     def preflight(self, training: Training) -> None:  # noqa: B027 (a task may have nothing to check)

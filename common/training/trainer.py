@@ -22,7 +22,7 @@ from .checkpoints import CheckpointFolder
 from .optimizer import clip_gradients
 from .running_means import RunningMeans
 from .state import TrainingState
-from .task import StepResult, Task, Training
+from .task import BatchResult, Task, Training
 
 __all__ = ["Trainer"]
 
@@ -47,21 +47,21 @@ class Trainer:
         self.config, self.log = task.config, task.log
         self.model, self.sampler = training.model, training.sampler
         # DataParallel copies rank 0's weights to all ranks, so it comes before the state's average of the weights.
-        self.parallel = _parallel(self.model, training.find_unused_parameters) if world_size() > 1 else self.model
+        self.parallel_model = _parallel(self.model, training.find_unused_parameters) if world_size() > 1 else self.model
         self.state = TrainingState(task, training)
 
         self.accum_iter: int = self.config.TRAIN.ACCUM_ITER
         self.total_steps, self.steps_per_epoch = training.total_steps, self.sampler.steps_per_epoch
-        self._unit_steps = self.steps_per_epoch if task.unit == "epoch" else 1
-        self._validate_every = self.config.VALIDATE_EVERY * self._unit_steps
-        self._checkpoint_every = self.config.CHECKPOINT_EVERY * self._unit_steps
+        self._steps_per_unit = self.steps_per_epoch if task.unit == "epoch" else 1
+        self._validate_every = self.config.VALIDATE_EVERY * self._steps_per_unit
+        self._checkpoint_every = self.config.CHECKPOINT_EVERY * self._steps_per_unit
         self._overflows = 0
         self._grad_norm = math.nan
 
     @property
     def progress(self) -> str:
         """The part of the run that is done, such as ``epoch 3/16``."""
-        return f"{self.task.unit} {self.state.step // self._unit_steps}/{self.total_steps // self._unit_steps}"
+        return f"{self.task.unit} {self.state.step // self._steps_per_unit}/{self.total_steps // self._steps_per_unit}"
 
     # ---- the loop
 
@@ -77,7 +77,7 @@ class Trainer:
             self.log.progress(self.total_steps, "train", lines=False) as self._bar,
         ):
             self._bar.update(self.state.step)
-            self._validate_and_save()  # a run that was interrupted between a step and its validation
+            self._validate_and_save()  # due if the run was interrupted between a step and its validation
             while self.state.step < self.total_steps:
                 self._train_until_due()
                 self._validate_and_save()
@@ -100,62 +100,62 @@ class Trainer:
         first = step_of_epoch * accum_iter
         self.sampler.set_range(epoch, first, first + steps * accum_iter)
         self.model.train()
-        interval, since_start = RunningMeans(), RunningMeans()
+        interval_means, epoch_means = RunningMeans(), RunningMeans()
         losses: list[paddle.Tensor] = []
-        statistics = None
+        bn_statistics = None
         waiting_since = time.perf_counter()
         for index, batch in enumerate(self.training.loader, start=first):
             data_time = time.perf_counter() - waiting_since
             if index == first:
                 self._log_samples(batch)
             if not losses and self.config.TRAIN.SKIP_NONFINITE:
-                statistics = get_statistics(self.model)
+                bn_statistics = get_statistics(self.model)
             ends_step = (index + 1) % accum_iter == 0
-            result = self._backward(batch, epoch, index, synchronize=ends_step)
+            result = self._forward_backward(batch, epoch, index, synchronize=ends_step)
             losses.append(result.loss.detach())
-            for means in (interval, since_start):
+            for means in (interval_means, epoch_means):
                 means.add(result, data_time)
             if ends_step:
-                stop_signal = self._update(losses, statistics)
+                stop_signal = self._optimizer_step(losses, bn_statistics)
                 losses = []
                 self.state.step += 1
                 self._bar.update(1)
                 if self.state.step % self.config.LOG_INTERVAL == 0:
-                    self._log_train(interval, f"step {self.state.step}/{self.total_steps}", record=True)
-                    interval = RunningMeans()
+                    self._log_train(interval_means, f"step {self.state.step}/{self.total_steps}", record=True)
+                    interval_means = RunningMeans()
                 if self.task.unit == "epoch" and index + 1 == self.sampler.num_batches:
-                    self._log_train(since_start, f"{self.progress} train", record=False)
+                    self._log_train(epoch_means, f"{self.progress} train", record=False)
                 self._save_latest_if_due(stop_signal)
             waiting_since = time.perf_counter()
 
     # ---- a step
 
-    def _backward(self, batch: Any, epoch: int, index: int, synchronize: bool) -> StepResult:
+    def _forward_backward(self, batch: Any, epoch: int, index: int, synchronize: bool) -> BatchResult:
         """Forward and backward pass of one batch.
 
         Args:
-            synchronize: average the gradients over the ranks, with the last batch of a step.
+            synchronize: average the gradients over the ranks; true for the last batch of a step.
         """
         seeds = [self.config.SEED, epoch, index, rank()]
         # Random numbers depend only on the position in the run, so a resumed run draws the same ones.
         paddle.seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
         rng = np.random.default_rng(seeds)
         amp = self.config.TRAIN.AMP
-        local = nullcontext() if synchronize or world_size() == 1 else self.parallel.no_sync()
-        with local:
+        gradient_sync = nullcontext() if synchronize or world_size() == 1 else self.parallel_model.no_sync()
+        with gradient_sync:
             with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
-                result = self.training.compute_loss(self.parallel, batch, rng)
+                result = self.training.compute_loss(self.parallel_model, batch, rng)
             self.state.scaler.scale(result.loss / self.accum_iter).backward()
         return result
 
-    def _update(self, losses: list[paddle.Tensor], statistics: np.ndarray | None) -> int:
+    def _optimizer_step(self, losses: list[paddle.Tensor], bn_statistics: np.ndarray | None) -> int:
         """Update the weights, unless the loss or the gradient is not finite.
 
         The ranks agree on this and on stopping before any of them changes its weights, so all stop at the same step.
 
         Args:
             losses: of the batches of this step.
-            statistics: BatchNorm's from before the step, to restore if it is skipped.
+            bn_statistics: those of BatchNorm from before the step, to restore if it is skipped.
 
         Returns:
             The number of the signal that asks to stop, or 0.
@@ -167,8 +167,8 @@ class Trainer:
         norm = self._grad_norm = clip_gradients(self.model.parameters(), config.TRAIN.GRAD_CLIP)
         if config.HISTOGRAMS and self._is_due(state.step + 1, self._validate_every):
             self._log_histograms()
-        flags = gather_rows([math.isfinite(float(sum(losses))), self._stop_request.signal_number])
-        finite_losses = flags[:, 0].astype(bool)
+        finite, signals = gather_rows([math.isfinite(float(sum(losses))), self._stop_request.signal_number]).T
+        finite_losses = finite.astype(bool)
         if finite_losses.all() and math.isfinite(norm):  # the gradients, and so their norm, are equal on all ranks
             scaler.step(optimizer)
             state.nonfinite_steps = self._overflows = 0
@@ -179,11 +179,11 @@ class Trainer:
             scaler.step(optimizer)
         else:
             self._skip_or_stop(np.flatnonzero(~finite_losses))
-            if statistics is not None:
-                set_statistics(self.model, statistics)  # BatchNorm has seen what is not finite
+            if bn_statistics is not None:
+                set_statistics(self.model, bn_statistics)  # BatchNorm has seen what is not finite
         scaler.update()
         optimizer.clear_grad()
-        return int(flags[:, 1].max())
+        return int(signals.max())
 
     def _skip_or_stop(self, ranks: np.ndarray) -> None:
         """Count a step that is not finite.
@@ -212,23 +212,26 @@ class Trainer:
         return step == self.total_steps or step % every == 0
 
     def _validate_and_save(self) -> None:
-        """Validate and write the checkpoints that are due after this step; leave if a signal has arrived."""
+        """Validate and write the checkpoints that are due after this step; stop if a signal has arrived."""
         state, step = self.state, self.state.step
-        validate, keep = self._is_due(step, self._validate_every), self._is_due(step, self._checkpoint_every)
-        if step == state.last_saved_step or not (validate or keep or step % self.steps_per_epoch == 0):
+        validation_due, checkpoint_due = (
+            self._is_due(step, self._validate_every),
+            self._is_due(step, self._checkpoint_every),
+        )
+        if step == state.last_saved_step or not (validation_due or checkpoint_due or step % self.steps_per_epoch == 0):
             return
-        if validate:
-            self.checkpoints.save_latest(state.as_dict())  # a scheduler may not wait for the validation's end
+        if validation_due:
+            self.checkpoints.save_latest(state.as_dict())  # the job may be killed during the validation
             for model in state.models():
                 average_statistics(model)
             self._validate()
         state.last_saved_step = step
         saved = state.as_dict()
         self.checkpoints.save_latest(saved)
-        if keep:
-            self.checkpoints.save_numbered(saved, step // self._unit_steps)
+        if checkpoint_due:
+            self.checkpoints.save_numbered(saved, step // self._steps_per_unit)
         if step < self.total_steps:
-            self._leave_if(int(gather_rows([self._stop_request.signal_number]).max()))
+            self._stop_if_signaled(int(gather_rows([self._stop_request.signal_number]).max()))
 
     def _validate(self) -> None:
         """Evaluate the weights and their average, log the metrics, and save the best weights."""
@@ -239,7 +242,7 @@ class Trainer:
         for weights, kind, title, model in candidates:
             began = time.perf_counter()
             last = state.step == self.total_steps
-            metrics, details = self.training.validation.evaluate(model, kind, state.step, last)
+            metrics, details = self.training.evaluator.evaluate(model, kind, state.step, last)
             shown = "  ".join(
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                 for name, value in metrics.items()
@@ -254,14 +257,14 @@ class Trainer:
                 self.checkpoints.save_best(best)
 
     def _save_latest_if_due(self, stop_signal: int) -> None:
-        """Save ``latest`` inside an epoch; leave if there is a signal."""
+        """Save ``latest`` inside an epoch; stop if a signal has arrived."""
         every = self.config.LATEST_EVERY
         if stop_signal or (every and self.state.step % every == 0):
             self.checkpoints.save_latest(self.state.as_dict())
-        self._leave_if(stop_signal)
+        self._stop_if_signaled(stop_signal)
 
-    def _leave_if(self, signal_number: int) -> None:
-        """Leave if there is a signal; the state is saved."""
+    def _stop_if_signaled(self, signal_number: int) -> None:
+        """Raise StoppedBySignal if a signal has arrived; the state is saved."""
         if signal_number:
             self.log.line(f"saved step {self.state.step} as {self.checkpoints.latest}; continue with -resume auto")
             self.log.close()
@@ -290,7 +293,7 @@ class Trainer:
         self.log.record(kind, self.state.step, **epoch, **metrics)
 
     def _log_samples(self, batch: Any) -> None:
-        """Log the first images of a batch as augmentation made them."""
+        """Log the first images of a batch after augmentation."""
         picture = self.training.draw_samples(batch) if self.log.has_visualdl else None
         if picture is not None:
             self.log.picture("train/samples", self.state.step, picture)
@@ -308,8 +311,8 @@ class Trainer:
 def _parallel(model: nn.Layer, find_unused_parameters: bool) -> paddle.DataParallel:
     """Wrap the model so that its gradients are averaged over the ranks.
 
-    A small last bucket of gradients (Paddle's default is 1 MB) helps where earlier buckets travel during the backward
-    pass. Gloo does not overlap, so on CPUs each bucket is one more time to wait for the slowest rank.
+    On GPUs, a small last bucket of gradients (Paddle's default is 1 MB) is sent while the backward pass still runs.
+    Gloo does not overlap the two, so on CPUs every bucket costs another synchronization.
     """
     buckets = {"last_comm_buffer_size": 25} if paddle.get_device() == "cpu" else {}  # MB, like the other buckets
     return paddle.DataParallel(model, find_unused_parameters=find_unused_parameters, **buckets)

@@ -15,15 +15,15 @@ from common.pale_transformer import create_model  # noqa: E402
 from common.runtime.distributed import barrier, rank, world_size  # noqa: E402
 from common.runtime.failure_watch import init_process_group  # noqa: E402
 from common.training.sampler import ShardedTrainSampler  # noqa: E402
-from common.training.task import StepResult  # noqa: E402
+from common.training.task import BatchResult  # noqa: E402
 from tests.helpers.tiny_runs import make_trainer  # noqa: E402
 
 ACCUM_ITER, BATCH, CLASSES = 2, 3, 5
 
 
-def compute_loss(model, batch, rng) -> StepResult:
+def compute_loss(model, batch, rng) -> BatchResult:
     loss = F.cross_entropy(model(batch["images"]), batch["labels"])
-    return StepResult(loss, BATCH)
+    return BatchResult(loss, BATCH)
 
 
 def set_mode(model: paddle.nn.Layer, training: bool) -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     labels = paddle.to_tensor(rng.integers(CLASSES, size=shape))
     for index in range(ACCUM_ITER):
         batch = {"images": images[index, rank()], "labels": labels[index, rank()]}
-        trainer._backward(batch, 0, index, synchronize=index == ACCUM_ITER - 1)
+        trainer._forward_backward(batch, 0, index, synchronize=index == ACCUM_ITER - 1)
 
     reference = create_model("pale_nano", num_classes=CLASSES)  # without the hooks of DataParallel
     reference.set_state_dict(model.state_dict())

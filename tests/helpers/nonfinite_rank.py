@@ -16,17 +16,17 @@ from common.pale_transformer import create_model  # noqa: E402
 from common.runtime.command_line import run  # noqa: E402
 from common.runtime.distributed import rank, world_size  # noqa: E402
 from common.training.sampler import ShardedTrainSampler  # noqa: E402
-from common.training.task import StepResult  # noqa: E402
+from common.training.task import BatchResult  # noqa: E402
 from tests.helpers.tiny_runs import make_trainer  # noqa: E402
 
 STEPS, BATCH = 4, 2
 
 
-def compute_loss(model, batch, rng) -> StepResult:
+def compute_loss(model, batch, rng) -> BatchResult:
     images = paddle.to_tensor(rng.standard_normal((BATCH, 3, 32, 32)).astype("float32"))
     if batch == 1 and rank() == 1:
         images = images * float("nan")  # reaches BatchNorm's statistics, too
-    return StepResult(F.cross_entropy(model(images), paddle.zeros([BATCH], "int64")), BATCH)
+    return BatchResult(F.cross_entropy(model(images), paddle.zeros([BATCH], "int64")), BATCH)
 
 
 def main(argv) -> None:

@@ -19,7 +19,7 @@ from common.training.config import TaskConfig
 from common.training.optimizer import build_adamw
 from common.training.run import run_task
 from common.training.sampler import TrainSampler
-from common.training.task import Evaluation, Task, Training, Validation
+from common.training.task import EvaluationResult, Evaluator, Task, Training
 from common.training.trainer import Trainer
 from image_classification.classification import Classification
 from tests.helpers.programs import kill_program
@@ -39,14 +39,14 @@ def run(task: type[Task], config: Path, *flags: object) -> dict[str, Any]:
     return run_task(task(load(task.config_spec, "-cfg", config, *flags)))
 
 
-class Constant(Validation):
+class Constant(Evaluator):
     """A validation that always returns the same metric."""
 
     class_names = None
     data_set = "none"
 
-    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> Evaluation:
-        return Evaluation({"top1": 1.0})
+    def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
+        return EvaluationResult({"top1": 1.0})
 
 
 def make_trainer(
@@ -64,7 +64,7 @@ def make_trainer(
         optimizer=build_adamw(model, 1e-3, 0.05, (0.9, 0.999)),
         learning_rate=lambda step: 1e-3,
         total_steps=sampler.steps_per_epoch,
-        validation=Constant(),
+        evaluator=Constant(),
     )
     return Trainer(task, training, CheckpointFolder(output, 0))
 

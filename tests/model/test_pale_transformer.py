@@ -309,7 +309,7 @@ def test_layer_id(name, layer):
 
 @pytest.mark.parametrize("name", ["stages.0.blocks.7.norm1.weight", "head", "model.head.weight", ""])
 def test_layer_id_of_no_parameter(name):
-    with pytest.raises(ValueError, match="is no parameter") as caught:
+    with pytest.raises(ValueError, match="is not a parameter") as caught:
         small_model().layer_id(name)
     assert repr(name) in str(caught.value)
 

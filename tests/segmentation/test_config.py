@@ -14,7 +14,7 @@ from paddle import nn
 from common.errors import UserError, one_line
 from common.training.batch_norm import get_statistics
 from common.training.dry_run import dry_run_loss
-from common.training.run import _warn_of_schedule
+from common.training.run import _warn_if_rate_still_rises
 from semantic_segmentation.components import build_losses, build_model, build_optimizer, build_schedule
 from semantic_segmentation.config import CONFIG
 from semantic_segmentation.segmentation import Segmentation
@@ -198,7 +198,7 @@ def test_a_warm_up_that_is_not_shorter_than_the_run_is_told(warmup, rises):
     lines = []
     task = SimpleNamespace(log=SimpleNamespace(line=lines.append), length_key="iters")
     rate = build_schedule(load("lr_scheduler.warmup_iters", str(warmup)))
-    _warn_of_schedule(task, SimpleNamespace(learning_rate=rate, total_steps=300))
+    _warn_if_rate_still_rises(task, SimpleNamespace(learning_rate=rate, total_steps=300))
     assert len(lines) == rises
     assert all("last of 300 steps" in line and "iters" in line for line in lines)
 
