@@ -5,7 +5,7 @@ import signal
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: a missing path, a wrong value, an unreadable file.
+    """A mistake that the user can correct: a missing path, a wrong value, an unreadable file.
 
     The message is one line that names the offending thing and the remedy. The entry points print it without a
     traceback and exit with code 2 (``-debug`` shows the traceback).
@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class StoppedBySignal(Exception):
-    """Training has saved its state and leaves, because a signal asked for it.
+    """Training has saved its state and stops because of a signal.
 
     Attributes:
         exit_code: 128 + the signal's number, as shells report it.

@@ -105,13 +105,13 @@ class Checkpoint:
         """
         key = "model_ema" if ema else "model"
         if ema and key not in state:
-            raise UserError(f"{source} has no model_ema; load its plain weights")
+            raise UserError(f"{source} has no EMA weights (model_ema); load with ema=False")
         weights = state.get(key, state)
         if not isinstance(weights, dict):
             raise UserError(f"{source}: {key} is a {type(weights).__name__}, not a dict of weights")
         arrays = {str(name): array for name, array in weights.items() if isinstance(array, np.ndarray)}
         if not arrays:
-            raise UserError(f"{source} holds no weights")
+            raise UserError(f"{source} contains no weights")
         for name in arrays:
             if not name.isprintable():
                 raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
@@ -142,7 +142,7 @@ def read_state(source: str | Path) -> dict[str, Any]:
         source: path with or without suffix, or ``https://...#sha256=...``.
 
     Raises:
-        UserError: it cannot be read or downloaded, is damaged, or holds something other than weights.
+        UserError: it cannot be read or downloaded, is damaged, or contains something other than weights.
     """
     state = load_file(local_path(source))
     if "model" not in state:

@@ -39,8 +39,8 @@ def dry_run_loss(
         raise
     except Exception as error:
         raise UserError(
-            f"a first step fails: {one_line(error)}; check the model, the loss and the size of the training images "
-            "(-debug shows where it happens)"
+            f"the first training step fails: {one_line(error)}; check the model, the loss and the size of the training "
+            "images (-debug shows where it happens)"
         ) from error
     finally:
         set_statistics(model, statistics)

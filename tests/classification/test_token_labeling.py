@@ -334,6 +334,6 @@ def test_train_make_maps_train_with_them_resume_and_evaluate(tmp_path, shapes_co
     assert "left out aux_head: only used in training" in evaluated
 
     message = fails(LAUNCHER, "-cfg", shapes_config, "-resume", student / "latest.pdparams", cwd=tmp_path)
-    assert "was trained with token labels (aux_head), which this run does not use" in message
+    assert "was trained with token labels (aux_head); resume with the same -label_maps" in message
     output = train(shapes_config, "-output", tmp_path / "plain", "-pretrained", student / "best.pdparams")
     assert "0 missing, 0 unexpected" in output

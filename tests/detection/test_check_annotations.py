@@ -262,7 +262,7 @@ def test_further_problems_are_counted_and_shown(coco, folder):
 def test_no_object_left_is_an_error(coco, folder):
     for annotation in coco["annotations"]:
         annotation["bbox"] = [100, 100, 5, 5]
-    with pytest.raises(UserError, match=r"anns\.json has no object for the train data.*BOX_OUTSIDE: 6 boxes"):
+    with pytest.raises(UserError, match=r"anns\.json has no usable object for the train split.*BOX_OUTSIDE: 6 boxes"):
         check(coco, folder)
 
 
@@ -297,8 +297,8 @@ def test_run_lengths_are_those_of_pycocotools():
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("{damaged", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        ("{damaged", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
         ("[]", "has no list of images"),
         ({"images": {}}, "has no list of images"),
         ({"annotations": []}, "the list of annotations is empty"),

@@ -175,7 +175,7 @@ def test_malformed_lists_are_reported(folder, content, parts):
 
 def test_validation_data_must_be_in_its_mode_and_reversible(folder):
     assert_error(lambda: build(val_section(folder, mode="train"), "val_dataset"), ["val_dataset.mode is 'train'"])
-    parts = ["val_dataset.transforms[0] (RandomPaddingCrop)", "cannot be undone"]
+    parts = ["val_dataset.transforms[0] (RandomPaddingCrop)", "cannot be reverted"]
     assert_error(lambda: build(val_section(folder, transforms=[CROP])), parts)
 
 
