@@ -1,4 +1,4 @@
-"""Fold what training needs and inference does not into fewer operations, equal up to rounding."""
+"""Fuse operations of a trained model for inference; outputs are equal up to rounding."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _training_only(model: nn.Layer) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, and what their file says about them. Files of others may hold weights alone.
+    """Weights and their metadata. Files that this project did not write may contain only weights.
 
     Attributes:
         source: what the user gave, for messages.
@@ -94,14 +94,14 @@ class Checkpoint:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], source: str, ema: bool = False) -> Checkpoint:
-        """Take the weights and what describes them out of the content of a file.
+        """Extract the weights and their metadata from the content of a file.
 
         Args:
             state: a training state or PaddleViT checkpoint (``model``, ``model_ema``), or the weights themselves.
             ema: take the averaged weights.
 
         Raises:
-            UserError: there are no weights, or a description is of another type.
+            UserError: there are no weights, or an entry of the metadata has another type.
         """
         key = "model_ema" if ema else "model"
         if ema and key not in state:

@@ -1,4 +1,4 @@
-"""A dry run of the first step, so that settings that cannot work end a run before it spends time on its data."""
+"""A dry run of the first step: settings that cannot work end the run before the data is checked."""
 
 from __future__ import annotations
 

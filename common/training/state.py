@@ -83,7 +83,7 @@ class TrainingState:
         return saved
 
     def restore(self, saved: Mapping[str, Any], source: str, last_epoch: int | None = None) -> list[str]:
-        """Continue a run where its state was saved, in the middle of an epoch if need be.
+        """Continue a run where its state was saved, if necessary within an epoch.
 
         Args:
             saved: what :meth:`as_dict` returned, in this version or in 0.1.0.
@@ -160,9 +160,9 @@ class TrainingState:
         }
 
     def _same_position(self, saved: Mapping[str, Any]) -> int:
-        """The step of this run at which as much of it is done as of the saved one.
+        """The step of this run that corresponds to the saved one.
 
-        In a run of epochs, that is as many images of the same epoch, whatever the batch size and the number of ranks.
+        In a run of epochs, the same number of images of the same epoch, for any batch size and number of ranks.
         """
         if self._task.unit == "step":
             return saved["step"]

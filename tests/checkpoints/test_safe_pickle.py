@@ -255,7 +255,7 @@ INERT = {
         b"}(" + b"".join(plain(number * (2**61 - 1)) + b"N" for number in range(100_000)) + b"u",
     ),
     "list copied many times": (
-        "copies more",
+        "copies are larger",
         plain([None] * 50_000) + b"q\x000](" + (named("builtins", "tuple") + b"h\x00\x85R") * 10_000 + b"e",
     ),
     # wrong lengths
@@ -267,8 +267,8 @@ INERT = {
 
 OTHER_FILES = {
     "empty": ("empty", b""),
-    "text": ("another kind of file", b"not a checkpoint\n"),
-    "zip": ("another kind of file", b"PK\x03\x04" + bytes(100)),
+    "text": ("not a pickle file", b"not a checkpoint\n"),
+    "zip": ("not a pickle file", b"PK\x03\x04" + bytes(100)),
     "no end": ("truncated", PROTO + b"}"),
 }
 
