@@ -96,7 +96,7 @@ def test_good_annotations_are_not_changed(coco, folder):
 
 def test_the_number_of_classes_of_the_model_is_compared(coco, folder):
     _, report = check(coco, folder, num_classes=80)
-    assert "the model has 80 classes, the train data 2" in report.warnings()[0]
+    assert "the model has 80 classes, but the train data has 2" in report.warnings()[0]
     with pytest.raises(UserError, match=r"anns\.json has 2 categories, num_classes is 1: give -num_classes 2"):
         check(coco, folder, num_classes=1)
 
@@ -379,7 +379,7 @@ def test_strict_is_a_flag_and_the_former_key_is_ignored_with_a_warning(tmp_path,
     train = json.loads(file.read_text())
     train["annotations"][0]["bbox"] = [0, 0, 0, 5]
     file.write_text(json.dumps(train))
-    assert_told(lambda: run(boxes_config, "-check_data", "-strict"), "2 problems in the data")
+    assert_told(lambda: run(boxes_config, "-check_data", "-strict"), "the data has 2 problems")
     assert "BOX_WITHOUT_AREA: 1 boxes have no area; correct width and height, or leave out -strict" in (
         capsys.readouterr().out
     )

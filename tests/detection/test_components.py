@@ -208,5 +208,5 @@ def test_the_heads_of_a_model_of_other_classes_are_replaced_and_the_report_says_
         np.testing.assert_array_equal(model.state_dict()[key].numpy(), arrays[key])
     new = sorted({key.rpartition(".")[0].rstrip("012") for key in set(arrays) - set(report.loaded)})
     assert new == sorted(report.new_parts) == parts
-    assert f"new {', '.join(report.new_parts)}: to be trained" in str(report)
+    assert f"new {', '.join(report.new_parts)}: train it before use" in str(report)
     assert_told(partial(load_weights, model, Checkpoint("five", arrays)), "five does not fit")

@@ -234,7 +234,7 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
     assert re.search(r"green +2 +2 +0 +0\n", output)
     assert not (tmp_path / "out").exists()
     names = [spoil(boxes) for spoil in (spoil_image, spoil_category)]
-    assert_told(partial(run, boxes_config, "-check_data"), "2 problems in the data")
+    assert_told(partial(run, boxes_config, "-check_data"), "the data has 2 problems")
     output = capsys.readouterr().out
     assert all(name in output for name in names), output
 
@@ -251,7 +251,7 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
         (["-num_classes", "2"], ["has 3 categories, num_classes is 2"]),
         (["-batch_size", "0"], ["TrainReader.batch_size is 0"]),
         (["-batch_size", "9"], ["5 training images are too few", "batch size 9"]),
-        (["-eval", "-pretrained", "mnist5k"], ["weights of a classifier", "give those of a whole model"]),
+        (["-eval", "-pretrained", "mnist5k"], ["only a classifier", "give the weights of a whole model"]),
         (["-opts", "metric", "VOC"], ["metric is 'VOC'"]),
         (["-opts", "architecture", "YOLOv3"], ["YOLOv3 is missing"]),
         (["-opts", "MaskRCN", "{neck: FPN}"], ["no component MaskRCN; did you mean MaskRCNN?"]),
@@ -261,7 +261,7 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
         (["-opts", "BBoxPostProcess.nms.keep_topk", "1"], ["nms (MultiClassNMS) has no keep_topk", "keep_top_k"]),
         (["-opts", "MaskPostProcess.binary_thresh", "0.2"], ["binary_thresh is 0.2", "from 0.5"]),
         (["-opts", "TrainDataset.name", "VOCDataSet"], ["TrainDataset.name is 'VOCDataSet'", "COCODataSet"]),
-        (["-opts", "TrainDataset.annopath", "x"], ["unknown key, annopath", "anno_path"]),
+        (["-opts", "TrainDataset.annopath", "x"], ["unknown key annopath", "anno_path"]),
         (["-opts", "TrainDataset.repeat", "1.5"], ["TrainDataset.repeat is 1.5", "a positive integer"]),
         (["-opts", "EvalReader.sample_transforms", "[{Decode: {}}]"], ["first validation image fails", "EvalReader"]),
         (["-opts", "LearningRate.base_lr", "1e30", "LearningRate.schedulers.1.start_factor", "1.0"], NOT_FINITE),

@@ -86,10 +86,10 @@ BUILDERS = {
 @pytest.mark.parametrize(
     ("key", "value", "parts"),
     [
-        ("optimizer.weight_decy", "0.1", ["unknown key, weight_decy", "weight_decay"]),
+        ("optimizer.weight_decy", "0.1", ["unknown key weight_decy", "weight_decay"]),
         ("optimizer.weight_decay", "-1", ["weight_decay is -1"]),
         ("optimizer.beta2", "true", ["beta2 is True"]),
-        ("loss.coeff", "[1, 1]", ["unknown key, coeff", "types, coef"]),
+        ("loss.coeff", "[1, 1]", ["unknown key coeff", "types, coef"]),
         ("loss.coef", "[a, b]", ["loss.coef[0] is 'a'"]),
         ("loss.types.1.wieght", "[1, 1]", ["loss.types[1] (CrossEntropyLoss)", "'wieght'", "weight"]),
         ("loss.types.0.weight", "[1, -2]", ["loss.types[0].weight[1] is -2", ">= 0"]),
@@ -110,7 +110,7 @@ BUILDERS = {
             "[{type: MixedLoss, losses: [{type: DiceLoss, ignore_index: 3}], coef: [1]}]",
             ["loss.types[0].losses[0].ignore_index is 3"],
         ),
-        ("lr_scheduler.powr", "2", ["unknown key, powr", "power", "warmup_iters"]),
+        ("lr_scheduler.powr", "2", ["unknown key powr", "power", "warmup_iters"]),
         ("lr_scheduler.learning_rate", "[1]", ["lr_scheduler", "learning rate"]),
         ("lr_scheduler.warmup_iters", "1.5", ["lr_scheduler.warmup_iters is 1.5"]),
         ("lr_scheduler.type", "ReduceOnPlateau", ["ReduceOnPlateau", "only on the step"]),

@@ -306,7 +306,7 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
     assert re.search(r"1 +red +[67]\d\d ", output)
     assert not (tmp_path / "out").exists()
     names = [spoil(squares) for spoil in (spoil_values, spoil_mode, spoil_pair, spoil_size)]
-    assert "4 problems in the data" in refusal(squares_config, "-check_data")
+    assert "the data has 4 problems" in refusal(squares_config, "-check_data")
     output = capsys.readouterr().out
     assert all(name in output for name in names), output
 
@@ -325,7 +325,7 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
         (["-opts", "loss.types.0.weight", "[1, 2]"], "number of weights = 2"),
         (["-eval"], "-pretrained"),
         (["-eval", "-pretrained", "nowhere"], "nowhere"),
-        (["-eval", "-pretrained", "mnist5k"], "weights of a classifier"),
+        (["-eval", "-pretrained", "mnist5k"], "only a classifier"),
         (["-resume", "nowhere"], "nowhere"),
         (["-opts", "train_dataset.transforms", "[{type: Normalize}]"], "RandomPaddingCrop"),
         (["-opts", "lr_scheduler.learning_rate", "1e30", "lr_scheduler.warmup_iters", "1"], "not finite"),
