@@ -103,7 +103,7 @@ def _locked(lock: Path, target: Path) -> Iterator[None]:
 
 
 def _fetch(address: str, partial: Path) -> None:
-    """Append the rest of the file to ``partial``, or write it anew if the server cannot resume."""
+    """Append the rest of the file to ``partial``, or download the whole file if the server cannot resume."""
     have = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
     try:
