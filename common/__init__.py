@@ -18,7 +18,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model when it is asked for: importing Paddle takes seconds, which ``-h`` does not need."""
+    """Import the model at the first access: importing Paddle takes seconds, which ``-h`` does not need."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -50,7 +50,7 @@ class Grouping(NamedTuple):
 
     Attributes:
         rows, columns: how many; ``None`` for all.
-        interlaced: the group holds every N-th row, or every N-th column, as in a pale; otherwise it holds neighbors.
+        interlaced: the group contains every N-th row, or every N-th column, as in a pale; otherwise it holds neighbors.
     """
 
     rows: int | None

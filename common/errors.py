@@ -1,19 +1,19 @@
-"""How a program ends other than by finishing: a mistake of the user's, or a signal."""
+"""Exceptions that end a program with a message: errors of the user, and signals."""
 
 import re
 import signal
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: a missing path, a wrong value, an unreadable file.
+    """An error that the user can correct: a missing path, a wrong value, an unreadable file.
 
-    The message is one line that names the offending thing and the remedy. The entry points print it without a
+    The message is one line that names the wrong value and the remedy. The entry points print it without a
     traceback and exit with code 2 (``-debug`` shows the traceback).
     """
 
 
 class StoppedBySignal(Exception):
-    """Training has saved its state and leaves, because a signal asked for it.
+    """Training has saved its state and stops because of a signal.
 
     Attributes:
         exit_code: 128 + the signal's number, as shells report it.
@@ -25,7 +25,7 @@ class StoppedBySignal(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, in one line: without the stack and the source position that Paddle adds, or its name."""
+    """The message of an exception in one line, without Paddle's stack and source position; its type if it has none."""
     text = str(error).rpartition("Error Message Summary:")[2]
     if "In user code:" in text or "In transformed code:" in text:  # Python's stack, where a graph was built
         text = re.sub(r'^\s*File ".*", line \d+, in .*\n.*$|In (user|transformed) code:', "", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Fold what training needs and inference does not into fewer operations, equal up to rounding."""
+"""Fuse operations of a trained model for inference; outputs are equal up to rounding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["fuse"]
 
 @paddle.no_grad()
 def fuse(model: nn.Layer) -> None:
-    """Make a model that holds PS-Attention cheaper, in place, for inference: it is equal to 1e-5.
+    """Make a model with PS-Attention cheaper, in place, for inference; outputs agree to 1e-5.
 
     It is then in evaluation mode, and can neither be trained nor load a checkpoint. BatchNorm goes into the pointwise
     convolutions, the bias of the values into the output projection, and the residual connection of the position

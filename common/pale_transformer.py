@@ -143,7 +143,7 @@ class PaleTransformer(nn.Layer):
         ValueError: an argument is out of range; the message names it.
     """
 
-    head_prefixes: tuple[str, ...] = ("head.",)  # parameters that fine-tuning may initialize anew
+    head_prefixes: tuple[str, ...] = ("head.",)  # parameters that fine-tuning may reinitialize
     training_only_prefixes = ("aux_head.",)  # of token labeling; not used in evaluation
 
     def __init__(

@@ -86,8 +86,8 @@ _FLAGS = {
     ),
     "data_path": Flag(("DATA.DATA_PATH",), str, "folder of the data set", "data", "FOLDER"),
     "image_size": Flag(("DATA.IMAGE_SIZE",), int, "side of the square input in pixels", "data"),
-    "batch_size": Flag(("DATA.BATCH_SIZE",), int, "images in a training batch on each rank", "data"),
-    "batch_size_eval": Flag(("DATA.BATCH_SIZE_EVAL",), int, "images in an evaluation batch on each rank", "data"),
+    "batch_size": Flag(("DATA.BATCH_SIZE",), int, "training images per batch and rank", "data"),
+    "batch_size_eval": Flag(("DATA.BATCH_SIZE_EVAL",), int, "evaluation images per batch and rank", "data"),
     "label_maps": Flag(
         ("TOKEN_LABEL.MAPS",), str, "folder of label maps, to train with token labels", "training", "FOLDER"
     ),

@@ -270,8 +270,8 @@ def _read_list(list_file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
                 lines.append(number)
     except OSError as error:
         raise UserError(
-            f'cannot read list file {list_file} ({error.strerror}): it has lines "relative/path.jpg LABEL"; '
-            "check -data_path"
+            f"cannot read the list file {list_file} ({error.strerror}): it must have lines "
+            '"relative/path.jpg LABEL"; check -data_path'
         ) from error
     if not names:
         raise UserError(f'list file {list_file} has no images: write lines "relative/path.jpg LABEL"')
@@ -303,7 +303,7 @@ def _build_folder(path: Path, split: str, num_classes: int | None) -> Dataset:
         names += files
         labels += [class_index[class_name]] * len(files)
     if not names:
-        raise UserError(f"{path} leaves no images for the {split} split: give the classes two or more images each")
+        raise UserError(f"{path} has too few images for the {split} split: each class needs at least two")
     labels = np.array(labels, np.int64)
     return FileDataset(path, names, labels, class_names, _class_count(num_classes, class_names, labels, path))
 
@@ -360,7 +360,7 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
     expected = header + math.prod(shape)
     if len(content) != expected:
-        raise UserError(f"{file} has {len(content)} bytes but its header means {expected}: download it again")
+        raise UserError(f"{file} has {len(content)} bytes but its header requires {expected}: download it again")
     if expected == header:
         raise UserError(f"{file} is empty, its header says {shape}: download it again")
     return file, np.frombuffer(content, np.uint8, offset=header).reshape(shape)

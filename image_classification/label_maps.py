@@ -1,6 +1,6 @@
 """Label maps of a data set in files: for each cell of an image, its most probable classes.
 
-A folder holds ``n`` maps of ``height x width`` cells with ``top`` classes each, readable with NumPy alone:
+A folder contains ``n`` maps of ``height x width`` cells with ``top`` classes each, readable with NumPy alone:
 
     label_maps.json  the fields of :class:`LabelMapInfo`
     images.npy       bytes [n], the identity of each image (``Dataset.names``)
@@ -127,8 +127,8 @@ class LabelMaps:
         self.info = _read_info(self._folder)
         if self.info.num_classes != num_classes:
             raise UserError(
-                f"{self._folder} has labels of {self.info.num_classes} classes, the model has {num_classes}; make them "
-                "with a model of the same classes"
+                f"{self._folder} has labels of {self.info.num_classes} classes, but the model has {num_classes}; make "
+                "them with a model for the same classes"
             )
         check_class_order(dataset.class_names, self.info.class_names, "the training data", str(self._folder))
         names = _read_array(self._folder, "images", np.dtype("S"), (self.info.images,))

@@ -117,7 +117,7 @@ def check_batch(batch: dict[str, Any], skip_broken: bool, training: bool = False
     if errors and not skip_broken:
         raise UserError(f"{errors[0]} (or skip such images with -opts DATA.SKIP_BROKEN True)")
     if errors and training and int(batch["labels"].min()) == IGNORED_LABEL:
-        raise UserError(f"{_TRIES} images in a row could not be read, the last: {errors[-1]}")
+        raise UserError(f"{_TRIES} consecutive images cannot be read; the last error: {errors[-1]}")
     return errors
 
 

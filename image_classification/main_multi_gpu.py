@@ -1,4 +1,4 @@
-r"""Train or evaluate a Pale Transformer on images of classes, on one rank or many.
+r"""Train or evaluate a Pale Transformer on labeled images, on one rank or many.
 
     python -m paddle.distributed.launch image_classification/main_multi_gpu.py
     python -m paddle.distributed.launch image_classification/main_multi_gpu.py -resume auto

@@ -45,8 +45,8 @@ class Problem(NamedTuple):
 
 ERROR = "an error"
 PROBLEMS = {
-    "IMAGE_MISSING": Problem("images do not exist", ERROR, "restore it, or take it out of the file"),
-    "IMAGE_UNREADABLE": Problem("images cannot be read", ERROR, "replace it, or take it out of the file"),
+    "IMAGE_MISSING": Problem("images do not exist", ERROR, "restore it, or remove it from the file"),
+    "IMAGE_UNREADABLE": Problem("images cannot be read", ERROR, "replace it, or remove it from the file"),
     "IMAGE_SIZE": Problem("images have another size than in the file", ERROR, "correct width, height and the boxes"),
     "IMAGE_DEEP": Problem("images have more than 8 bits per channel", "the upper 8 are used", "convert it to 8 bits"),
     "CATEGORY_UNUSED": Problem("categories have no object", "kept", "annotate objects of it, or remove it"),
@@ -83,7 +83,7 @@ PROBLEMS = {
         "outline it by polygons",
     ),
     "FIELD_MISSING": Problem(
-        "annotations lack iscrowd or an area",
+        "annotations have no iscrowd or no area",
         "filled in: not a crowd, the area of the mask or the box",
         "write both into each annotation",
     ),
@@ -151,7 +151,7 @@ def check_annotations(
         report.raise_errors()
     if not report.problems and not report.count_objects().any():
         reasons = "".join(f"; {line}" for line in report.warnings())
-        raise UserError(f"{path} has no object for the {split} data; annotate some{reasons}")
+        raise UserError(f"{path} has no usable object for the {split} split; add annotations{reasons}")
     return {**coco, "annotations": report.annotations}, report
 
 
@@ -205,8 +205,8 @@ class AnnotationReport:
         ]
         if self.num_classes > len(self.categories):
             lines.append(
-                f"the model has {self.num_classes} classes, the {self.split} data {len(self.categories)}; the others "
-                "are never learned (num_classes)"
+                f"the model has {self.num_classes} classes, but the {self.split} data has {len(self.categories)}; the "
+                "other outputs are not trained (num_classes)"
             )
         return lines
 

@@ -61,7 +61,7 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
     try:
         coco = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {path} is not JSON ({one_line(error)}); restore it") from error
+        raise UserError(f"{where}: {path} is not valid JSON ({one_line(error)}); correct or restore it") from error
     for key in _RULES:
         if not isinstance(coco, dict) or not isinstance(coco.get(key), list):
             raise UserError(f"{where}: {path} has no list of {key}; give a file in COCO format")

@@ -133,7 +133,7 @@ def build_schedule(config: CfgNode, steps_per_epoch: int) -> Callable[[int], flo
     boundaries = list(getattr(scheduler, "boundaries", []))
     if boundaries != sorted(boundaries):
         raise UserError(
-            f"LearningRate: with {steps_per_epoch} steps an epoch the warm-up ends after the first milestone; "
+            f"LearningRate: with {steps_per_epoch} steps per epoch, the warm-up ends after the first milestone; "
             "shorten it, or raise the milestones"
         )
     return schedule_function(scheduler, steps_per_epoch * config.epoch, "LearningRate")

@@ -52,7 +52,7 @@ _FLAGS = {
         "data",
         "FOLDER",
     ),
-    "batch_size": Flag(("TrainReader.batch_size",), int, "training images per batch on each rank", "data"),
+    "batch_size": Flag(("TrainReader.batch_size",), int, "training images per batch and rank", "data"),
     "num_classes": Flag(("num_classes",), int, "number of classes (default: number of categories)", "data"),
     "epochs": Flag(("epoch",), int, "number of epochs", "training"),
     "strict": Flag(("STRICT_DATA",), bool, "treat every problem of the annotations and images as an error", "data"),

@@ -130,9 +130,9 @@ def build_dataset(config: CfgNode, name: str) -> CocoData:
     root = Path(dataset.dataset_dir)
     data = CocoData(name, dataset, root / dataset.anno_path, root / dataset.image_dir)
     if not root.is_dir():
-        raise UserError(f"{name}.dataset_dir: {root} is not a folder; give the one that holds {dataset.anno_path}")
+        raise UserError(f"{name}.dataset_dir: {root} is not a folder; give the one that contains {dataset.anno_path}")
     if not data.images.is_dir():
-        raise UserError(f"{name}.image_dir: there is no folder {data.images}; give the one that holds the images")
+        raise UserError(f"{name}.image_dir: there is no folder {data.images}; give the one that contains the images")
     return data
 
 

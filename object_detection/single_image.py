@@ -46,7 +46,7 @@ class SingleImageDetector(nn.Layer):
         super().__init__()
         name = type(model).__name__
         if name not in _ARCHITECTURES:
-            raise UserError(f"{name} cannot be exported; known are {', '.join(_ARCHITECTURES)}")
+            raise UserError(f"{name} cannot be exported; choose from {', '.join(_ARCHITECTURES)}")
         nms = model.head.nms if name == "RetinaNet" else model.bbox_post_process.nms
         _refuse_unknown_parts(model, nms)
         self.model, self.nms = model, nms
@@ -244,7 +244,7 @@ def _refuse_unknown_parts(model: nn.Layer, nms: Any) -> None:
     }
     for name in unknown:
         if unknown[name]:
-            raise UserError(f"{name} with this value cannot be exported; leave it at its default")
+            raise UserError(f"{name} cannot be exported with this value; use the default")
 
 
 def _double(x: Tensor, scale_factor: float, mode: str) -> Tensor:

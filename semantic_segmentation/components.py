@@ -164,9 +164,9 @@ def _check_weights(values: Any, where: str) -> None:
     # PaddleSeg accepts negative ones, which maximize the loss.
     for number, value in enumerate(values if isinstance(values, list) else ()):
         if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise UserError(f"{where}[{number}] is {value!r}; it must be a number from 0 up")
+            raise UserError(f"{where}[{number}] is {value!r}; it must be a number >= 0")
     if isinstance(values, list) and values and not any(values):
-        raise UserError(f"{where} is {values!r}, which trains nothing; let one be above 0")
+        raise UserError(f"{where} is {values!r}; at least one weight must be greater than 0")
 
 
 def _prepare_loss(item: Any, where: str, ignore_index: int) -> None:
@@ -193,8 +193,8 @@ def build_schedule(config: CfgNode) -> Callable[[int], float]:
     kind = getattr(paddle.optimizer.lr, section["type"], None)
     if not inspect.isclass(kind) or kind is paddle.optimizer.lr.ReduceOnPlateau:
         raise UserError(
-            f"lr_scheduler: unknown type {section['type']!r}; give one of paddle.optimizer.lr whose rate depends on "
-            "the step alone, such as PolynomialDecay"
+            f"lr_scheduler: unknown type {section['type']!r}; choose a schedule of paddle.optimizer.lr that "
+            "depends only on the step, such as PolynomialDecay"
         )
     known = ("type", *inspect.signature(kind).parameters, "warmup_iters", "warmup_start_lr")
     check_keys(section, known, "lr_scheduler")

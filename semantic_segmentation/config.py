@@ -44,7 +44,7 @@ _FLAGS = {
         "data",
         "FOLDER",
     ),
-    "batch_size": Flag(("batch_size",), int, "images in a training batch on each rank", "data"),
+    "batch_size": Flag(("batch_size",), int, "training images per batch and rank", "data"),
     "iters": Flag(("iters",), int, "optimizer steps", "training"),
     "num_classes": Flag(
         ("model.num_classes", "train_dataset.num_classes", "val_dataset.num_classes"),
@@ -70,7 +70,7 @@ def require_transforms(section: Mapping[str, Any], name: str) -> None:
     """Check that the section of a data set has a list of transforms.
 
     Raises:
-        UserError: it has none.
+        UserError: there is no such list.
     """
     if not isinstance(section.get("transforms"), list):
         raise UserError(f"{name}.transforms is {section.get('transforms')!r}; give a list of PaddleSeg's transforms")

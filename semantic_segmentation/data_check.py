@@ -188,7 +188,7 @@ def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
         return str(error)
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
         return (
-            f"mask {mask} of image {image} cannot be read ({one_line(error)}); replace it, or take the image out of "
+            f"mask {mask} of image {image} cannot be read ({one_line(error)}); replace it, or remove the image from "
             "the data"
         )
 

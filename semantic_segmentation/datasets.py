@@ -216,7 +216,7 @@ def _build_transform(item: Any, where: str, training: bool, ignore_index: int) -
     component = find_component(item, where, manager.TRANSFORMS)
     if component.__module__.startswith("paddleseg.") and not training and item["type"] not in _EVAL_TRANSFORMS:
         raise UserError(
-            f"{where} ({item['type']}) cannot be undone after prediction; use only {', '.join(_EVAL_TRANSFORMS)}"
+            f"{where} ({item['type']}) cannot be reverted after prediction; use only {', '.join(_EVAL_TRANSFORMS)}"
         )
     if "label_padding_value" in inspect.signature(component).parameters:
         item = {"label_padding_value": ignore_index, **item}
@@ -291,7 +291,7 @@ class EvalDataset(paddle.io.Dataset):
             if isinstance(error, UserError):
                 message = str(error)
             elif missing:
-                message = f"{missing[0]} does not exist; restore it, or take it out of the data"
+                message = f"{missing[0]} does not exist; restore it, or remove it from the data"
             else:
                 message = f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says more"
             return {**_PLACEHOLDER, "trans_info": [], "path": image, "error": message}

@@ -34,7 +34,9 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
         UserError: the label has another size, or a value that is not a class.
     """
     if label.shape != prediction.shape:
-        raise UserError(f"the label has the size {label.shape}, its image {prediction.shape}; make them equal")
+        raise UserError(
+            f"the label has size {label.shape}, but its image has size {prediction.shape}; they must be equal"
+        )
     counted = label != ignore_index
     label, prediction = label[counted].astype(np.int64), prediction[counted].astype(np.int64)
     wrong = label[(label < 0) | (label >= num_classes)]

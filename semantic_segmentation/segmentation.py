@@ -72,7 +72,10 @@ class Segmentation(Task):
         train_set, val_set = self._build_dataset("train_dataset"), self._build_dataset("val_dataset")
         classes = train_set.num_classes
         if classes != val_set.num_classes:
-            raise UserError(f"the training data has {classes} classes, the validation data {val_set.num_classes}")
+            raise UserError(
+                f"the training data has {classes} classes, but the validation data has {val_set.num_classes}; "
+                "give both data sets the same classes"
+            )
         sampler = IterationSampler(
             len(train_set),
             config.batch_size,
@@ -150,7 +153,10 @@ class Segmentation(Task):
         images, labels = batch["img"], batch["label"]
         outputs = [logits.astype("float32") for logits in model(images)]
         if len(outputs) != len(losses["types"]):
-            raise UserError(f"the model has {len(outputs)} outputs in training, loss has {len(losses['types'])} types")
+            raise UserError(
+                f"the model has {len(outputs)} outputs in training, but loss has {len(losses['types'])} types; give "
+                "one loss per output"
+            )
         terms = [term.reshape([]) for term in loss_computation(outputs, labels, None, losses)]
         labeled = labels != ignore_index
         correct = (outputs[0].argmax(1) == labels) & labeled

@@ -180,7 +180,7 @@ def costs_of(config: CfgNode) -> tuple[int, int]:
 
 
 def train_all(arguments: Namespace, file: Path) -> None:
-    """Do the runs that are not in the results file, and append each result as soon as it is known.
+    """Run what is not yet in the results file, and append each result as soon as it is known.
 
     Raises:
         UserError: a configuration is invalid, or runs failed (the others were finished first).
@@ -213,7 +213,9 @@ def train_all(arguments: Namespace, file: Path) -> None:
         append_rows(file, Result, [Result(job.row, job.seed, top1, *costs[job.row], *ran_on, str(date.today()))])
         print(f"[{number}/{total}] {job}: top-1 {top1:.2f}", flush=True)
     if failed:
-        raise UserError(f"{len(failed)} runs failed ({', '.join(map(str, failed))}); the same command repeats them")
+        raise UserError(
+            f"{len(failed)} runs failed ({', '.join(map(str, failed))}); run the same command again to repeat them"
+        )
     print(f"all results are in {file}")
 
 
@@ -285,13 +287,15 @@ def report(results: Sequence[Result], file: Path) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        __doc__, "0 done, 2 wrong input or failed runs, 128 + signal after the runs have saved, 1 anything else"
+        __doc__, "0 success, 2 invalid input or failed runs, 128 + signal number after saving, 1 other errors"
     )
     configs = f"yaml files or folders of them, without {BASE} (default: image_classification/configs/ablation_small)"
     parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help=configs)
-    parser.add_flag("seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of each row (default: 0 1 2)")
+    parser.add_flag(
+        "seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of each row (default: 0 1 2)"
+    )
     parser.add_flag("jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
-    output = "for the runs (default: %(default)s)"
+    output = "folder of the runs (default: %(default)s)"
     parser.add_flag("output", type=Path, default=Path("output/ablation"), metavar="FOLDER", help=output)
     parser.add_flag("results", type=Path, metavar="FILE", help="CSV file (default: results.csv in -output)")
     parser.add_flag("report", action="store_true", help="print the results as a Markdown table instead of training")

@@ -80,7 +80,7 @@ def _check(arguments: Namespace) -> None:
     for name in ("models", "runtime", "mode", "batch", "size"):
         values = getattr(arguments, name)
         if len(set(values)) < len(values):
-            raise UserError(f"{name} {' '.join(map(str, values))}: name each once")
+            raise UserError(f"{name} {' '.join(map(str, values))}: duplicates are not allowed")
     if arguments.into:
         read_section(arguments.into, SECTION)  # complains if there is none
 
@@ -235,8 +235,10 @@ def _machine(threads: int) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
-    what = parser.add_argument_group("what is measured")
-    what.add_argument("models", nargs="+", metavar="MODEL", help="pale_tiny and the like, paddleclas:NAME, timm:NAME")
+    what = parser.add_argument_group("models and inputs")
+    what.add_argument(
+        "models", nargs="+", metavar="MODEL", help="pale_tiny or another variant, paddleclas:NAME or timm:NAME"
+    )
     several = {"nargs": "+", "metavar": "N", "type": int}
     names = f"one or more of {', '.join(RUNTIMES)} (default: eager)"
     parser.add_flag("runtime", what, nargs="+", choices=RUNTIMES, default=["eager"], metavar="NAME", help=names)
@@ -244,8 +246,8 @@ def _parser() -> ArgumentParser:
     parser.add_flag("mode", what, nargs="+", choices=MODES, default=["infer"], help=modes)
     parser.add_flag("batch", what, default=[8], help="images in a batch (default: 8)", **several)
     parser.add_flag("size", what, default=[224], help="height and width of the images (default: 224)", **several)
-    how = parser.add_argument_group("how it is measured")
-    parser.add_flag("rounds", how, type=int, default=9, metavar="N", help="turns of each (default: %(default)s)")
+    how = parser.add_argument_group("measurement")
+    parser.add_flag("rounds", how, type=int, default=9, metavar="N", help="turns per model (default: %(default)s)")
     parser.add_flag("threads", how, type=int, default=2, metavar="N", help="on CPUs (default: %(default)s)")
     parser.add_flag("device", how, default="cpu", help="cpu, gpu or gpu:N (default: %(default)s)")
     parser.add_flag("amp", how, action="store_true", help="mixed precision in bfloat16, in eager and static")

@@ -111,8 +111,7 @@ def _write_formats(
         raise
     except Exception as error:  # tracing a model can fail anywhere
         raise UserError(
-            f"Paddle cannot write {exportable.name} as a program; give -size HEIGHT WIDTH, or another size "
-            f"({one_line(error)})"
+            f"Paddle cannot trace {exportable.name}; give -size HEIGHT WIDTH, or another size ({one_line(error)})"
         ) from error
     for name in wanted or FORMATS:
         try:
@@ -121,7 +120,7 @@ def _write_formats(
             if wanted:
                 raise
             left_out[name] = str(error)
-            _tell(f"warning: {name} is left out: {error}")
+            _tell(f"warning: no {name} file: {error}")
             continue
         checks[name] = check(exportable, FORMATS[name].open(file, "cpu"), cases, file.name)
         _tell(f"{file.name}: {len(cases)} checks, largest difference {max(checks[name].values()):.1e}")
@@ -157,8 +156,9 @@ def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[in
         return size or exportable.usual_size
     if paddle.__version__.startswith("2."):
         if exportable.usual_size is None:
-            raise UserError("PaddlePaddle 2 cannot leave the size of images open; give -size HEIGHT WIDTH")
-        _tell(f"the size is fixed at {exportable.usual_size}, which PaddlePaddle 2 cannot leave open")
+            raise UserError("PaddlePaddle 2 cannot export models for any image size; give -size HEIGHT WIDTH")
+        shown = " x ".join(map(str, exportable.usual_size))
+        _tell(f"the image size is fixed to {shown}, because PaddlePaddle 2 cannot export models for any size")
         return exportable.usual_size
     return None
 
@@ -181,7 +181,9 @@ def _as_json(values: Any) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(__doc__, "0 done, 2 wrong input or a file that disagrees with the model, 1 anything else")
+    parser = ArgumentParser(
+        __doc__, "0 success, 2 invalid input or an exported file that differs from the model, 1 other errors"
+    )
     add_weights_flags(parser)
     out = "output folder, where an earlier export is replaced (default: %(default)s)"
     parser.add_flag("out", type=Path, default=Path("exported"), help=out)

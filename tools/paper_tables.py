@@ -38,10 +38,10 @@ def main(argv: Sequence[str]) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         __doc__,
-        "0 done; 1 with -check: a counted figure differs from the paper's by more than one unit of its last digit or, "
-        "with -markdown, a document is out of date; 2 wrong input",
+        "0 success; 1 with -check: a counted figure differs from the paper's by more than one unit of its last digit "
+        "or, with -markdown, a document is out of date; 2 invalid input",
     )
-    parser.add_flag("check", action="store_true", help="compare, and exit with 1 where something differs")
+    parser.add_flag("check", action="store_true", help="compare, and exit with 1 if a number differs")
     markdown = "write the tables of the documents; with -check, compare them"
     parser.add_flag("markdown", action="store_true", help=markdown)
     return parser

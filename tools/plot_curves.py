@@ -37,7 +37,7 @@ def read_records(folder: Path, kind: str) -> list[dict]:
         raise UserError(f"{file} is damaged: {error}") from error
     chosen = [record for record in records if record["kind"] == kind]
     if not chosen:
-        shorter = ", or with a shorter LOG_INTERVAL" if kind == "train" else ""
+        shorter = ", or with a smaller LOG_INTERVAL" if kind == "train" else ""
         raise UserError(f"{file} has no {kind} record yet; train longer{shorter}")
     return chosen
 

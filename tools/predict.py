@@ -105,7 +105,7 @@ def _open_exported(file: Path, arguments: Namespace) -> Predictor:
 
 def _check_task(task: str, source: str) -> None:
     if task not in TASKS:
-        raise UserError(f"{source} is for an unknown task, {task!r}; known are {', '.join(TASKS)}")
+        raise UserError(f"{source} has the unknown task {task!r}; choose from {', '.join(TASKS)}")
 
 
 def _task_of_config(cfg: str | None) -> str:
@@ -117,7 +117,7 @@ def _task_of_config(cfg: str | None) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        __doc__, "0 done, 2 wrong input (the other images are predicted all the same), 1 anything else"
+        __doc__, "0 success, 2 invalid input (the other images are still predicted), 1 other errors"
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
     add_weights_flags(parser)

@@ -75,12 +75,15 @@ def download(url: str, folder: Path | None = None) -> Path:
                 return target
             partial.unlink()
     except urllib.error.HTTPError as error:
-        raise UserError(f"{address}: the server answers {error.code} {error.reason}; check the address") from error
+        raise UserError(f"{address}: the server returned {error.code} {error.reason}; check the address") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         reason = " ".join(str(reason).split()) or type(error).__name__
         raise UserError(f"{address}: {reason}; run the same command again to resume the download") from error
-    raise UserError(f"{address}: SHA-256 is {found}, not {expected}; the file was deleted. Check address and hash")
+    raise UserError(
+        f"{address}: the SHA-256 is {found}, but {expected} was expected; the file was deleted. "
+        "Check the address and the hash"
+    )
 
 
 @contextlib.contextmanager
@@ -100,7 +103,7 @@ def _locked(lock: Path, target: Path) -> Iterator[None]:
 
 
 def _fetch(address: str, partial: Path) -> None:
-    """Append the rest of the file to ``partial``, or write it anew if the server cannot resume."""
+    """Append the rest of the file to ``partial``, or download the whole file if the server cannot resume."""
     have = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
     try:

@@ -37,14 +37,14 @@ def locate_file(path: str | Path) -> Path:
     for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):
         if candidate.is_file():
             return candidate
-    raise UserError(f"no checkpoint at {path}; give the path of a {' or '.join(SUFFIXES)} file")
+    raise UserError(f"checkpoint {path} does not exist; give the path of a {' or '.join(SUFFIXES)} file")
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
     """Read a ``.pdparams`` or ``.safetensors`` file as nested dicts of NumPy arrays, without executing code.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds something other than weights.
+        UserError: there is no such file, it is damaged, or it contains something other than weights.
     """
     path = locate_file(path)
     try:
@@ -71,7 +71,7 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
     def verify(temporary: Path) -> None:
         with temporary.open("rb") as file:
             if _checksum(file, temporary.stat().st_size) != writer.checksum:
-                raise OSError("what was read back differs from what was written; the disk may be failing")
+                raise OSError("the data read back differs from the data written; the disk may be defective")
 
     try:
         with replace_file(path, verify) as file:
@@ -83,8 +83,8 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
                 writer.write(_TRAILER.pack(_MAGIC, writer.checksum))
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; it is written beside the old one: free some space or "
-            "choose another -output. The checkpoints written before are intact"
+            f"cannot write {path}: {error.strerror or error}; it needs space in addition to the old file: free "
+            "disk space or choose another -output. Earlier checkpoints are intact"
         ) from error
 
 
@@ -128,9 +128,9 @@ def _load_pickle(path: Path) -> dict[str, Any]:
             file.seek(0)
         state = load_arrays(file, size)
         if file.tell() != size:
-            raise UnsafePickleError(f"it is damaged: {size - file.tell()} bytes follow its end")
+            raise UnsafePickleError(f"it is damaged: {size - file.tell()} bytes follow the end of the data")
         if not isinstance(state, dict):
-            raise UnsafePickleError(f"it holds a {type(state).__name__}, not a dict of weights")
+            raise UnsafePickleError(f"it is a {type(state).__name__}, not a dict of weights")
         return _join_slices(state, size)
 
 
@@ -168,8 +168,8 @@ def _safetensors_bytes(state: Mapping[str, Any]) -> bytes:
 
     others = [name for name, value in state.items() if not isinstance(value, np.ndarray)]
     if others:
-        raise UserError(f"a .safetensors file holds arrays only, not {others[0]!r}; save as .pdparams")
+        raise UserError(f"a .safetensors file can only contain arrays, not {others[0]!r}; save as .pdparams")
     try:
         return save({name: np.asarray(array, order="C") for name, array in state.items()})
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"a .safetensors file cannot hold these arrays ({error}); save as .pdparams") from error
+        raise UserError(f"a .safetensors file cannot contain these arrays ({error}); save as .pdparams") from error

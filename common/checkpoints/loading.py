@@ -68,7 +68,7 @@ def _training_only(model: nn.Layer) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, and what their file says about them. Files of others may hold weights alone.
+    """Weights and their metadata. Files that this project did not write may contain only weights.
 
     Attributes:
         source: what the user gave, for messages.
@@ -94,24 +94,24 @@ class Checkpoint:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], source: str, ema: bool = False) -> Checkpoint:
-        """Take the weights and what describes them out of the content of a file.
+        """Extract the weights and their metadata from the content of a file.
 
         Args:
             state: a training state or PaddleViT checkpoint (``model``, ``model_ema``), or the weights themselves.
             ema: take the averaged weights.
 
         Raises:
-            UserError: there are no weights, or a description is of another type.
+            UserError: there are no weights, or an entry of the metadata has another type.
         """
         key = "model_ema" if ema else "model"
         if ema and key not in state:
-            raise UserError(f"{source} has no model_ema; load its plain weights")
+            raise UserError(f"{source} has no EMA weights (model_ema); load with ema=False")
         weights = state.get(key, state)
         if not isinstance(weights, dict):
             raise UserError(f"{source}: {key} is a {type(weights).__name__}, not a dict of weights")
         arrays = {str(name): array for name, array in weights.items() if isinstance(array, np.ndarray)}
         if not arrays:
-            raise UserError(f"{source} holds no weights")
+            raise UserError(f"{source} contains no weights")
         for name in arrays:
             if not name.isprintable():
                 raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
@@ -142,7 +142,7 @@ def read_state(source: str | Path) -> dict[str, Any]:
         source: path with or without suffix, or ``https://...#sha256=...``.
 
     Raises:
-        UserError: it cannot be read or downloaded, is damaged, or holds something other than weights.
+        UserError: it cannot be read or downloaded, is damaged, or contains something other than weights.
     """
     state = load_file(local_path(source))
     if "model" not in state:

@@ -80,7 +80,7 @@ def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | P
     text = str(pretrained)
     if os.sep in text or "." in text or any(Path(text + suffix).is_file() for suffix in ("", *SUFFIXES)):
         return pretrained if isinstance(pretrained, Path) else text
-    raise UserError(f"no file and no released weights {str(pretrained)!r}; {_offer(rows)}")
+    raise UserError(f"{str(pretrained)!r} is neither a file nor a tag of released weights; {_offer(rows)}")
 
 
 def local_path(source: str | Path) -> Path:

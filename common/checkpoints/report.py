@@ -66,9 +66,9 @@ class LoadReport:
             if len(names) > _SHOWN:
                 lines.append(f"  {kind}: and {len(names) - _SHOWN} more")
         if self.new_parts:
-            lines.append(f"  new {', '.join(self.new_parts)}: to be trained before use")
+            lines.append(f"  new {', '.join(self.new_parts)}: train it before use")
         if self.left_out:
-            lines.append(f"  left out {', '.join(self.left_out)}: only used in training")
+            lines.append(f"  skipped {', '.join(self.left_out)}: only used in training")
         if self.note:
             lines.append(f"  {self.note}")
         return "\n".join(lines)
@@ -82,7 +82,7 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
     """Why weights do not fit a model, with the remedy where there is one."""
     backbone = getattr(model, "backbone", model)
     if backbone is not model and not any_starts_with(weights, "backbone.") and any_starts_with(weights, "stages."):
-        return "these are the weights of a classifier or of a backbone alone; give those of a whole model"
+        return "the file contains only a classifier or a backbone; give the weights of a whole model"
     weights = {name.removeprefix("backbone."): array for name, array in weights.items()}
     stem = weights.get("stages.0.merging.conv.bias")
     if stem is None or stem.ndim != 1:
@@ -94,8 +94,12 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
         variants = [
             name for name, row in VARIANTS.items() if (row["embed_dim"], tuple(row["depths"])) == (*stem.shape, depths)
         ]
-        known = f"{variants[0]} weights" if variants else f"weights of depths {depths} and {stem.shape[0]} channels"
+        known = (
+            f"{variants[0]} weights"
+            if variants
+            else f"weights of a model with depths {depths} and {stem.shape[0]} channels"
+        )
         return f"these are {known}; set MODEL.NAME, or the backbone's variant, to match"
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in report.wrong):
-        return f"its head differs, as with another number of classes: {report.wrong[0]}"
+        return f"its head differs, perhaps in the number of classes: {report.wrong[0]}"
     return report.note or f"the first difference is {report.wrong[0]}"

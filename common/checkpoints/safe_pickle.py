@@ -27,7 +27,7 @@ _MAX_NUMBER_KEYS = 1_000  # per dict; unlike those of strings, the hashes of num
 
 
 class UnsafePickleError(Exception):
-    """The file holds something other than weights, or is damaged; the message says which."""
+    """The file contains something other than weights, or is damaged; the message says which."""
 
 
 def load_arrays(file: BinaryIO, size: int) -> Any:
@@ -51,7 +51,7 @@ def load_arrays(file: BinaryIO, size: int) -> Any:
     except UnsafePickleError:
         raise
     except Exception as error:  # a damaged stream fails anywhere in the reader, with almost any type
-        raise UnsafePickleError(f"it is damaged or no pickle ({one_line(error)})") from error
+        raise UnsafePickleError(f"it is damaged or not a pickle ({one_line(error)})") from error
 
 
 class _Bounded(io.RawIOBase):
@@ -94,13 +94,13 @@ class _Dtype:
     def __init__(self, code: Any, *_: Any):
         numeric = isinstance(code, str) and len(code) <= 4 and code.lstrip("<>=|")[:1] in tuple("biufc?")
         if not numeric or np.dtype(code).kind not in "biufc":  # "i,i" is a structured dtype
-            raise UnsafePickleError(f"it holds an array of dtype {_shorten(code)}, not of numbers")
+            raise UnsafePickleError(f"it contains an array of dtype {_shorten(code)}, not of numbers")
         self.dtype = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
         order = state[1] if isinstance(state, tuple) and len(state) >= 2 else None
         if order not in ("<", ">", "=", "|") or any(part is not None for part in state[2:5]):
-            raise UnsafePickleError("it holds an array of a structured dtype, not of numbers")
+            raise UnsafePickleError("it contains an array of a structured dtype, not of numbers")
         if order in "<>":
             self.dtype = self.dtype.newbyteorder(order)
 
@@ -113,7 +113,7 @@ class _Array:
 
     def set_state(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) != 5:
-            raise UnsafePickleError("it holds an array of unknown layout")
+            raise UnsafePickleError("it contains an array of unknown layout")
         _, shape, dtype, fortran, data = state
         self.array = _make_array(data, dtype, shape, "F" if fortran else "C")
 
@@ -126,27 +126,29 @@ def _shorten(value: Any) -> str:
 def _make_array(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
     """View bytes as an array, after checking that their number fits the shape."""
     if not isinstance(dtype, _Dtype):
-        raise UnsafePickleError("it holds an array without a numeric dtype")
+        raise UnsafePickleError("it contains an array without a numeric dtype")
     if not isinstance(data, (bytes, bytearray)):
-        raise UnsafePickleError("it holds an array of Python objects, not of numbers")
+        raise UnsafePickleError("it contains an array of Python objects, not of numbers")
     if not isinstance(shape, tuple) or len(shape) > 32:
-        raise UnsafePickleError("it holds an array of unknown shape")
+        raise UnsafePickleError("it contains an array of unknown shape")
     if not all(isinstance(side, int) and 0 <= side < 1 << 63 for side in shape):
-        raise UnsafePickleError("it holds an array of an impossible shape")
+        raise UnsafePickleError("it contains an array of an impossible shape")
     expected = math.prod(shape) * dtype.dtype.itemsize
     if expected != len(data):
-        raise UnsafePickleError(f"it holds an array of shape {shape} ({expected} bytes) with {len(data)} bytes of data")
+        raise UnsafePickleError(
+            f"it contains an array of shape {shape} ({expected} bytes) with {len(data)} bytes of data"
+        )
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
 
 def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> np.ndarray:
     """NumPy's ``_frombuffer``, used by protocol 5."""
     if order not in ("C", "F", "K"):
-        raise UnsafePickleError(f"it holds an array in the order {_shorten(order)}")
+        raise UnsafePickleError(f"it contains an array with the unsupported memory order {_shorten(order)}")
     if axes is None:
         return _make_array(data, dtype, shape, "F" if order == "F" else "C")
     if not isinstance(axes, tuple) or not all(isinstance(axis, int) for axis in axes):
-        raise UnsafePickleError("it holds an array of unknown order of axes")
+        raise UnsafePickleError("it contains an array with an unsupported order of axes")
     return _make_array(data, dtype, shape).transpose(axes)
 
 
@@ -157,32 +159,32 @@ def _scalar(dtype: Any, data: Any) -> Any:
 def _tuple(items: Any = ()) -> tuple:
     """``tuple``, as ``paddle.save`` writes tensors."""
     if not isinstance(items, (tuple, list)):
-        raise UnsafePickleError("it calls tuple with something other than items")
+        raise UnsafePickleError("it calls tuple with invalid arguments")
     return tuple(items)
 
 
 def _evaluate(expression: Any, names: Any = None) -> Any:
     """``eval``, which ``paddle.save`` writes for one kind of tensor, as ``eval('data', {'data': array})``."""
     if expression != "data" or not isinstance(names, dict) or list(names) != ["data"]:
-        raise UnsafePickleError(f"it wants to run eval({_shorten(expression)})")
+        raise UnsafePickleError(f"it would execute eval({_shorten(expression)})")
     return names["data"]
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
     """``_codecs.encode``, as protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError("it encodes a text in an unusual way")
+        raise UnsafePickleError("it uses an unsupported text encoding")
     return text.encode("latin1")
 
 
 def _ordered_dict(*items: Any) -> dict:
     if items:
-        raise UnsafePickleError("it builds an OrderedDict from something other than items")
+        raise UnsafePickleError("it calls OrderedDict with invalid arguments")
     return {}
 
 
 def _class_only(*_: Any) -> None:
-    raise UnsafePickleError("it calls numpy.ndarray itself")
+    raise UnsafePickleError("it calls numpy.ndarray directly")
 
 
 _NDARRAY = _Constructor("numpy.ndarray", _class_only)  # an argument of _reconstruct, never called
@@ -212,7 +214,7 @@ class _Operations(dict):
     def __getitem__(self, opcode: int) -> Callable[[_Unpickler], None]:
         self._left -= 1
         if self._left < 0:
-            raise UnsafePickleError(f"it has more than {_MAX_VALUES:,} operations, which no weights need")
+            raise UnsafePickleError(f"it has more than the allowed {_MAX_VALUES:,} operations")
         return super().__getitem__(opcode)
 
 
@@ -231,18 +233,20 @@ class _Unpickler(pickle._Unpickler):
         try:
             return _CONSTRUCTORS[module, name]
         except KeyError:
-            raise UnsafePickleError(f"it wants to use {_shorten(f'{module}.{name}')}, which no weights need") from None
+            raise UnsafePickleError(
+                f"it refers to {_shorten(f'{module}.{name}')}, which is not allowed in weights"
+            ) from None
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
         constructor = self.stack[-1]
         if not isinstance(constructor, _Constructor) or not isinstance(arguments, tuple):
-            raise UnsafePickleError("it calls something that is no constructor of weights")
+            raise UnsafePickleError("it calls a function that is not allowed in weights")
         built = constructor(*arguments)
         if isinstance(built, (bytes, tuple)):  # a copy of something that the file may name many times
             self._copies_left -= len(built)
             if self._copies_left < 0:
-                raise UnsafePickleError("it copies more than the file is long")
+                raise UnsafePickleError("its copies are larger than the file")
         self.stack[-1] = built
 
     def load_build(self) -> None:
@@ -272,7 +276,7 @@ class _Unpickler(pickle._Unpickler):
             if not isinstance(key, (str, int, float, bytes, type(None))):
                 raise UnsafePickleError(f"it has a {type(key).__name__} as a key")
             if len(target) >= _MAX_NUMBER_KEYS and not isinstance(key, str):
-                raise UnsafePickleError(f"it has more than {_MAX_NUMBER_KEYS:,} keys that are no names")
+                raise UnsafePickleError(f"it has more than {_MAX_NUMBER_KEYS:,} keys that are not strings")
             target[key] = value
 
     def load_append(self) -> None:
@@ -303,8 +307,8 @@ _OWN_OPCODES = "REDUCE BUILD SETITEM SETITEMS DICT APPEND APPENDS BYTEARRAY8"
 def _refuse(opcode: int) -> Callable[[_Unpickler], None]:
     def load(self: _Unpickler) -> None:
         if not self.proto:  # a pickle begins with its protocol
-            raise UnsafePickleError("it is another kind of file, no pickle")
-        raise UnsafePickleError(f"it uses the pickle operation {bytes([opcode])!r}, which no weights need")
+            raise UnsafePickleError("it is not a pickle file")
+        raise UnsafePickleError(f"it uses the pickle opcode {bytes([opcode])!r}, which is not allowed in weights")
 
     return load
 
@@ -328,10 +332,10 @@ def _resolve(root: Any) -> Any:
     def visit(value: Any, depth: int) -> tuple[Any, int]:
         if isinstance(value, _Array):
             if value.array is None:
-                raise UnsafePickleError("it holds an array without data")
+                raise UnsafePickleError("it contains an array without data")
             return value.array, 1
         if isinstance(value, (_Dtype, _Constructor)):
-            raise UnsafePickleError(f"it holds a {getattr(value, 'name', 'dtype')} instead of a value")
+            raise UnsafePickleError(f"it contains a {getattr(value, 'name', 'dtype')} in place of a value")
         if not isinstance(value, (dict, list, tuple)):
             return value, 1
         if depth > _MAX_DEPTH:
@@ -342,11 +346,11 @@ def _resolve(root: Any) -> Any:
             visited = [visit(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
             seen = 1 + sum(count for _, count in visited)
             if seen > _MAX_VALUES:
-                raise UnsafePickleError(f"its containers repeat one another into more than {_MAX_VALUES:,} values")
+                raise UnsafePickleError(f"its nested references expand to more than {_MAX_VALUES:,} values")
             done[id(value)] = _rebuild(value, [item for item, _ in visited]), seen
         finished = done[id(value)]
         if finished is None:
-            raise UnsafePickleError(f"it holds a {type(value).__name__} inside itself")
+            raise UnsafePickleError(f"it contains a {type(value).__name__} that contains itself")
         return finished
 
     return visit(root, 0)[0]

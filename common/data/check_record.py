@@ -64,9 +64,7 @@ class CheckRecord:
         try:
             write_text(self.path, json.dumps(passed, indent=1) + "\n")
         except OSError as error:
-            raise UserError(
-                f"cannot write {self.path} ({error.strerror}); give an OUTPUT that can be written"
-            ) from error
+            raise UserError(f"cannot write {self.path} ({error.strerror}); choose a writable -output folder") from error
 
     def _read(self) -> dict[str, str]:
         try:

@@ -40,6 +40,6 @@ def check_class_order(names: Sequence[str] | None, learned: Sequence[str] | None
     for number, (name, other) in enumerate(zip(names or (), learned or (), strict=False)):
         if learned and name != other and name in learned:
             raise UserError(
-                f"class {number} is {name!r} in {data} and {other!r} in {source}; give the classes of the data the "
-                "order that they had in training"
+                f"class {number} is {name!r} in {data} and {other!r} in {source}; use the same order of "
+                "classes as in training"
             )

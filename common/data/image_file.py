@@ -131,7 +131,7 @@ def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
         UserError: the file is missing or damaged, or OpenCV cannot read its format.
     """
     if not Path(path).is_file():
-        raise UserError(f"image {path} does not exist; restore it, or take it out of the data")
+        raise UserError(f"image {path} does not exist; restore it, or remove it from the data")
     size, deep = None, False
     try:
         with Image.open(path) as image:
@@ -146,14 +146,14 @@ def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
         pass  # OpenCV may support the format
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
         raise UserError(
-            f"image {path} is damaged ({one_line(error)}); replace it, or take it out of the data"
+            f"image {path} is damaged ({one_line(error)}); replace it, or remove it from the data"
         ) from error
     if size is None:
         pixels = read_image(path)
         size = None if pixels is None else pixels.shape[1::-1]
     if size is None:
         raise UserError(
-            f"image {path} cannot be read with OpenCV, as training does; replace it by an intact PNG or JPEG"
+            f"image {path} cannot be read with OpenCV, which training uses; replace it with an intact PNG or JPEG"
         )
     return size, deep
 

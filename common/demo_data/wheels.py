@@ -152,7 +152,7 @@ def make_folder(target: Path, fill: Callable[[Path], None], files: Iterable[str]
         raise UserError(f"cannot write the demo data to {target} ({error}): set PALE_DATA to another folder") from error
     missing = [relative for relative in files if not (target / relative).is_file()]
     if missing:
-        raise UserError(f"demo data {target} lacks {missing[0]}: delete the folder to have it made again")
+        raise UserError(f"demo data {target} has no {missing[0]}: delete the folder; it is then created again")
     return target
 
 
@@ -246,7 +246,7 @@ def _read(file: Path) -> np.ndarray:
 
 
 def _damaged(file: Path, error: Exception) -> UserError:
-    return UserError(f"demo data {file} is damaged ({one_line(error)}): delete its folder to have it fetched again")
+    return UserError(f"demo data {file} is damaged ({one_line(error)}): delete its folder; it is then downloaded again")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -165,7 +165,7 @@ def convert_to_onnx(graph: Path, weights: Path, path: str | Path, outputs: Seque
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if not converted.exists() or not converted.stat().st_size:
             lines = re.findall(r"^.*(?:error|unsupported|fail).*$", result.stdout, re.IGNORECASE | re.MULTILINE)
-            raise UserError(f"paddle2onnx cannot convert this model: {(lines or ['it gives no reason'])[0].strip()}")
+            raise UserError(f"paddle2onnx cannot convert this model: {(lines or ['no reason given'])[0].strip()}")
         _write_tidied(converted, path, outputs)
 
 

@@ -69,7 +69,7 @@ def refuse_exported(source: str) -> None:
         UserError: the source is an exported model, or a folder.
     """
     if find_exported(source):
-        raise UserError(f"-pretrained {source} is an exported model; give the weights, which its {CARD} names")
+        raise UserError(f"-pretrained {source} is an exported model; give the weights that are named in its {CARD}")
 
 
 def refuse_other_files(folder: Path) -> None:
@@ -81,7 +81,9 @@ def refuse_other_files(folder: Path) -> None:
     names = [] if (folder / CARD).exists() else [*_MODEL_FILES, LABELS, PREPROCESSING, CONFIG]
     others = [name for name in names if (folder / name).exists()]
     if others:
-        raise UserError(f"{folder} contains another {', '.join(others)} (and no {CARD}); give another -out")
+        raise UserError(
+            f"{folder} contains files that are not from tools/export.py ({', '.join(others)}); give another -out"
+        )
 
 
 def replace_exported(new: Path, folder: Path) -> list[Path]:
@@ -137,7 +139,10 @@ class ExportedModel:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
         if not all(_fits(arrays[row["name"]].shape, row["shape"]) for row in self.card["inputs"]):
             taken = ", ".join(f"{row['name']} {row['shape']}" for row in self.card["inputs"])
-            raise UserError(f"{self.file} takes {taken}, not {shapes}; give such images, or export it without -size")
+            raise UserError(
+                f"{self.file} needs inputs of shape {taken}, not {shapes}; use images of that size, or export the "
+                "model without -size"
+            )
         try:
             outputs = self._run(arrays)
         except Exception as error:

@@ -42,7 +42,7 @@ def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
             if images and not found:
                 raise UserError(f"all images of {path} are in the output folder {out}; give another -out")
             if not found:
-                raise UserError(f"no image in {path}; known are {', '.join(IMAGE_SUFFIXES)}")
+                raise UserError(f"no image in {path}; supported formats: {', '.join(IMAGE_SUFFIXES)}")
             files += found
         elif path.is_file():
             files.append(str(path))

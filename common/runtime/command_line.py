@@ -53,7 +53,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(
-        self, documentation: str = "", exit_codes: str = "0 done, 2 wrong input, 1 anything else", **options: Any
+        self, documentation: str = "", exit_codes: str = "0 success, 2 invalid input, 1 other errors", **options: Any
     ):
         summary, *paragraphs = documentation.strip().split("\n\n")
         examples = [f"examples:\n{part}" for part in paragraphs if part.startswith("    ")]

@@ -34,7 +34,7 @@ def read_table(file: Path, kind: type[Row]) -> list[Row]:
         lines = csv.reader(text)
         try:
             if next(lines, None) != columns:
-                raise UserError(f"{file} does not begin with the columns {','.join(columns)}; give another file")
+                raise UserError(f"{file} has other columns than {','.join(columns)}; give another file")
             return [
                 kind(*(types[column](cell) for column, cell in zip(columns, cells, strict=True))) for cells in lines
             ]

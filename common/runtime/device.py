@@ -31,7 +31,8 @@ def select_device(name: str = "") -> str:
         raise UserError(f"-device {name}: this Paddle {paddle.__version__} {reason}; use -device cpu")
     if world_size() > 1 and (name.startswith("gpu:") or (name == "cpu" and gpus)):
         raise UserError(
-            f"-device {name} with several ranks: the launcher gives each its own; choose with its --devices"
+            f"-device {name} cannot be used with several ranks: Paddle's launcher assigns the devices; use its "
+            "flag --devices"
         )
     if not name:
         name = "gpu" if gpus else "cpu"

@@ -75,14 +75,14 @@ class FailureWatch:
         """The ranks without a heartbeat, as a message. Rank 0 finds them; the others leave it the time to."""
         if not is_main_process():
             time.sleep(self._SILENCE)
-            return "another rank is lost"
+            return "another rank does not respond"
         others = range(1, world_size())
         before = self._heartbeats(others)
         time.sleep(3 * self._INTERVAL)
         silent = [str(other) for other, count in self._heartbeats(others).items() if count == before[other]]
         if not silent:
             return "the connection to another rank broke; run the same command with -resume auto to continue"
-        return f"rank {', '.join(silent)} is lost: {self._REMEDY}"
+        return f"rank {', '.join(silent)} does not respond: {self._REMEDY}"
 
     def close(self) -> None:
         """Stop watching; call it when the work is done, before the store goes away."""
@@ -100,7 +100,7 @@ class FailureWatch:
                     failure = self._store.get("failure") if self._store.add("failures", 0) else b""
                 latest = self._heartbeats(others)
             except Exception:  # rank 0 runs the store, and would have announced its own failure
-                self._leave(1, f"rank 0 is lost: {self._REMEDY}", everywhere=True)
+                self._leave(1, f"rank 0 does not respond: {self._REMEDY}", everywhere=True)
             now = self._answered = time.monotonic()
             if failure and not self._closed.is_set():
                 exit_code, _, message = failure.decode().partition(" ")
@@ -109,8 +109,8 @@ class FailureWatch:
             counts = latest
             silent = [other for other in others if now - since[other] > self._SILENCE]
             if silent:
-                self.announce(f"rank {silent[0]} is lost", 1)
-                self._leave(1, f"rank {', '.join(map(str, silent))} is lost: {self._REMEDY}")
+                self.announce(f"rank {silent[0]} does not respond", 1)
+                self._leave(1, f"rank {', '.join(map(str, silent))} does not respond: {self._REMEDY}")
 
     def _heartbeats(self, others: Iterable[int]) -> dict[int, int]:
         with self._lock:
@@ -120,7 +120,7 @@ class FailureWatch:
         """Leave when a request to the store neither succeeds nor fails."""
         while not self._closed.wait(self._INTERVAL):
             if time.monotonic() - self._answered > self._SILENCE:
-                self._leave(1, f"rank 0 is lost: {self._REMEDY}", everywhere=True)
+                self._leave(1, f"rank 0 does not respond: {self._REMEDY}", everywhere=True)
 
     def _leave(self, exit_code: int, message: str, everywhere: bool = False) -> None:
         # Whoever took over reports a failure of this rank itself and leaves, unless it is stuck.

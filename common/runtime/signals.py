@@ -54,6 +54,6 @@ class StopRequest:
             self.signal_number, self._since = number, now
             if is_main_process() and os.getpid() == self._process:
                 name = signal.Signals(number).name
-                os.write(1, f"{name}: finishing this step, then saving; a second signal exits at once\n".encode())
+                os.write(1, f"{name}: saving after this step; a second signal exits immediately\n".encode())
         elif now - self._since > self._SAME:
             os._exit(128 + number)

@@ -27,7 +27,7 @@ def apply(owner: Any, name: str, replacement: Any, paddle_versions: tuple[str, .
 def is_patched_version(toolkit: str, installed: str, patched: str) -> bool:
     """Whether the installed toolkit is the version that the patches were written for; if not, warn."""
     if installed != patched:
-        warnings.warn(f"the patches for {toolkit} {patched} are not applied to {installed}", stacklevel=2)
+        warnings.warn(f"{toolkit} {installed} is not patched: the patches are for {patched}", stacklevel=2)
     return installed == patched
 
 

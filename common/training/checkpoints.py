@@ -17,7 +17,7 @@ __all__ = ["CheckpointFolder"]
 class CheckpointFolder:
     """``latest``, ``best``, and the last ``keep`` of ``epoch_NNNN`` or ``step_NNNN``. Rank 0 writes.
 
-    ``latest`` and the numbered files are training states to resume from; ``best`` holds weights only.
+    ``latest`` and the numbered files are training states to resume from; ``best`` contains only weights.
 
     Args:
         folder: the output folder of the run.

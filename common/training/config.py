@@ -113,19 +113,19 @@ class Flag:
 _GROUPS = ("configuration", "data", "training", "weights and output", "instead of training")
 
 _SHARED_FLAGS = {
-    "accum_iter": Flag(("TRAIN.ACCUM_ITER",), int, "batches whose gradients make one optimizer step", "training"),
-    "seed": Flag(("SEED",), int, "seed of every random number", "training"),
+    "accum_iter": Flag(("TRAIN.ACCUM_ITER",), int, "batches per optimizer step", "training"),
+    "seed": Flag(("SEED",), int, "random seed", "training"),
     "pretrained": Flag(
         ("MODEL.PRETRAINED",),
         str,
-        "weights to start from, or to evaluate: a file, https://...#sha256=..., or a released tag",
+        "weights to start from, or to evaluate: a file, https://...#sha256=..., or the tag of released weights",
         "weights and output",
         "WEIGHTS",
     ),
     "resume": Flag(
         ("RESUME",),
         str,
-        "training state to continue from, or auto: that of -output if there is one",
+        "training state to resume from, or auto: the newest one in -output, if any",
         "weights and output",
         "FILE",
     ),
@@ -189,7 +189,7 @@ class TaskConfig:
             groups["configuration"],
             default=str(self.default_file),
             metavar="YAML",
-            help=f"file of values (default: {'/'.join(self.default_file.parts[-3:])})",
+            help=f"configuration file (default: {'/'.join(self.default_file.parts[-3:])})",
         )
         parser.add_flag(
             "opts",
@@ -245,7 +245,7 @@ class TaskConfig:
         if arguments.cfg:
             return self.load(arguments)
         if text is None:
-            raise UserError(f"{source} has no configuration; give its -cfg")
+            raise UserError(f"{source} contains no configuration; give it with -cfg")
         return self.from_text(text, source, arguments)
 
     def from_text(self, text: str, source: str, arguments: argparse.Namespace | None = None) -> CfgNode:
@@ -273,9 +273,9 @@ class TaskConfig:
         options = [option for option in options if option not in ("-debug", "--debug", "-opts", "--opts")]
         for option in options[::2]:
             if re.match("--?[a-z]", option):
-                raise UserError(f"{option} stands behind -opts, which comes last: put {option} before -opts")
+                raise UserError(f"{option} comes after -opts, which must be last: put {option} before -opts")
         if len(options) % 2:
-            raise UserError(f"-opts takes pairs of KEY VALUE; {options[-1]!r} stands alone")
+            raise UserError(f"-opts takes pairs of KEY VALUE; {options[-1]!r} has no value")
         for key, text in zip(options[::2], options[1::2], strict=True):
             self._set(config, key, parse(text), "-opts")
 
@@ -297,7 +297,7 @@ class TaskConfig:
             elif isinstance(value, dict):
                 config[section] = merge_open(config.get(section, {}), value)
             else:
-                raise UserError(f"{source}: {key} is {value!r}; it must hold keys and values")
+                raise UserError(f"{source}: {key} is {value!r}; it must be a section with keys and values")
             return
         key = _RENAMED.get(key, key)
         default = find(self.defaults(), key)
@@ -319,10 +319,10 @@ class TaskConfig:
         return saved.dump()
 
     def differences(self, then: CfgNode, now: CfgNode) -> list[str]:
-        """``KEY: value then, value now`` for each differing key that influences the weights."""
+        """``KEY was VALUE, is VALUE`` for each differing key that influences the weights."""
         free = _FREE_KEYS | self.free_keys | _INVOCATION_KEYS | self.invocation_keys
         return [
-            f"{key}: {find(then, key)} then, {find(now, key)} now"
+            f"{key} was {find(then, key)}, is {find(now, key)}"
             for key in sorted({*keys_of(now), *keys_of(then)})
             if not {key, key.partition(".")[0]} & free and find(then, key) != find(now, key)
         ]
@@ -337,10 +337,10 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
         Their group.
     """
     tags = ", ".join(row.tag for row in list_weights())
-    sources = f"weights: a file, https://...#sha256=..., or a released tag ({tags})"
+    sources = f"weights: a file, https://...#sha256=..., or the tag of released weights ({tags})"
     group = parser.add_argument_group("model")
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
-    parser.add_flag("cfg", group, metavar="YAML", help="their configuration (default: the one saved in the weights)")
+    parser.add_flag("cfg", group, metavar="YAML", help="configuration of the weights (default: the one saved in them)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].help)
     parser.add_flag(
         "opts",
@@ -374,7 +374,7 @@ def check_keys(section: Mapping[str, Any], known: Iterable[str], name: str) -> N
     known = list(dict.fromkeys(known))
     for key in section:
         if key not in known:
-            raise UserError(f"{name} has an unknown key, {key}; known are {', '.join(known)}")
+            raise UserError(f"{name} has the unknown key {key}; choose from {', '.join(known)}")
 
 
 def _check_shared(config: CfgNode) -> None:

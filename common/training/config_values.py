@@ -47,7 +47,7 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, AttributeError) as error:  # the last two for wrong values of tags
         raise UserError(f"{source} is not a yaml file: {one_line(error)}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{source} holds a {type(values).__name__}, not keys and values")
+        raise UserError(f"{source} is a {type(values).__name__}, not keys and values")
     return values
 
 
@@ -61,7 +61,7 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
     """
     path = path.resolve()
     if path in including:
-        raise UserError(f"{path} is its own BASE, through {including[-1]}")
+        raise UserError(f"BASE of {including[-1]} is {path}, which includes {including[-1].name} itself")
     try:
         values = read_yaml(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
     except OSError as error:
@@ -166,7 +166,10 @@ def set_open(config: CfgNode, key: str, value: Any, source: str) -> None:
         if isinstance(parent, list):
             if not part.isdecimal() or int(part) >= len(parent):
                 name = ".".join(key.split(".")[:depth])
-                raise UserError(f"{source}: {key}: {name} is a list of {len(parent)}, counted from 0; it has no {part}")
+                raise UserError(
+                    f"{source}: {key}: {name} is a list of {len(parent)} items, with indices from 0; "
+                    f"it has no item {part}"
+                )
             parts[depth] = int(part)
             node = parent[int(part)]
         elif isinstance(parent, dict):

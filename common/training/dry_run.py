@@ -1,4 +1,4 @@
-"""A dry run of the first step, so that settings that cannot work end a run before it spends time on its data."""
+"""A dry run of the first step: settings that cannot work end the run before the data is checked."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def dry_run_loss(
         raise
     except Exception as error:
         raise UserError(
-            f"a first step fails: {one_line(error)}; check the model, the loss and the size of the training images "
-            "(-debug shows where it happens)"
+            f"the first training step fails: {one_line(error)}; check the model, the loss and the size of the training "
+            "images (-debug shows where it happens)"
         ) from error
     finally:
         set_statistics(model, statistics)

@@ -26,7 +26,7 @@ def launch(documentation: str, name: str) -> None:
     def main(argv: Sequence[str]) -> None:
         parser = ArgumentParser(
             f"{documentation.rstrip()}\n\n{_BRACKETS}",
-            "0 done, 2 wrong input, 128 + signal number after saving because of a signal, 1 anything else",
+            "0 success, 2 invalid input, 128 + signal number after saving because of a signal, 1 other errors",
             usage=f"python -m paddle.distributed.launch {name}/main_multi_gpu.py [flags]",
         )
         config_spec.add_flags(parser)

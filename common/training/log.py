@@ -28,7 +28,7 @@ _NO_CURVES = {
 
 
 class _ProgressLines(tqdm):
-    """Prints a new line each time in place of a bar that is drawn over."""
+    """Prints a new line for each update instead of redrawing the bar."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:  # otherwise tqdm clears the bar

@@ -51,9 +51,9 @@ def schedule_function(scheduler: paddle.optimizer.lr.LRScheduler, steps: int, na
         try:
             rate = learning_rate(step)
         except Exception as error:
-            raise UserError(f"{name} gives no rate for step {step}: {one_line(error)}") from error
+            raise UserError(f"{name} fails at step {step}: {one_line(error)}") from error
         if not 0 <= rate < math.inf:
-            raise UserError(f"{name} gives the rate {rate} for step {step}; rates must be numbers from 0 up")
+            raise UserError(f"{name} has the learning rate {rate} at step {step}; it must be a number >= 0")
     return learning_rate
 
 

@@ -110,7 +110,7 @@ def _check_data(task: Task) -> dict[str, Any]:
         task.log.line(str(report))
         problems += len(report.problems)
     if problems:
-        raise UserError(f"{problems} problem{'s' * (problems > 1)} in the data; they are listed above")
+        raise UserError(f"the data has {problems} problem{'s' * (problems > 1)}, see above")
     return {"problems": 0}
 
 
@@ -143,10 +143,11 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
         log.line(f"  differs from the interrupted run: {difference}")
     if trainer.state.step > trainer.total_steps:
         raise UserError(
-            f"{source} has done {trainer.state.step} steps, this run has {trainer.total_steps}; raise {task.length_key}"
+            f"{source} is at step {trainer.state.step}, but this run ends at step {trainer.total_steps}; "
+            f"raise {task.length_key}"
         )
     if trainer.state.step == trainer.total_steps:
-        log.line(f"{trainer.progress} is done; raise {task.length_key} to train longer")
+        log.line(f"the run is already complete ({trainer.progress}); raise {task.length_key} to train longer")
 
 
 def _require_equal_ranks(task: Task, training: Training) -> None:
@@ -173,10 +174,7 @@ def _require_equal_ranks(task: Task, training: Training) -> None:
 def _warn_if_rate_still_rises(task: Task, training: Training) -> None:
     rate, total = training.learning_rate, training.total_steps
     if rate(total) > rate(total - 1):
-        task.log.line(
-            f"warning: the learning rate still rises at the last of {total} steps; shorten the warm-up, or raise "
-            f"{task.length_key}"
-        )
+        task.log.line(f"warning: the warm-up does not end within {total} steps; shorten it, or raise {task.length_key}")
 
 
 def _log_header(task: Task, model: nn.Layer) -> None:

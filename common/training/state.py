@@ -83,7 +83,7 @@ class TrainingState:
         return saved
 
     def restore(self, saved: Mapping[str, Any], source: str, last_epoch: int | None = None) -> list[str]:
-        """Continue a run where its state was saved, in the middle of an epoch if need be.
+        """Continue a run where its state was saved, if necessary within an epoch.
 
         Args:
             saved: what :meth:`as_dict` returned, in this version or in 0.1.0.
@@ -100,9 +100,9 @@ class TrainingState:
         types: dict[str, type] = dict.fromkeys(("model", "optimizer", "conditions", "best"), dict)
         types |= dict.fromkeys(("step", "steps_per_epoch"), int)
         if not isinstance(last_saved_step, int) or not all(isinstance(saved.get(key), types[key]) for key in types):
-            raise UserError(f"{source} holds weights, not a training state; resume from latest, or use -pretrained")
+            raise UserError(f"{source} contains weights, not a training state; resume from latest, or use -pretrained")
         differences = [
-            f"{name}: {saved['conditions'].get(name)} then, {value} now"
+            f"{name} was {saved['conditions'].get(name)}, is {value}"
             for name, value in self._conditions().items()
             if saved["conditions"].get(name) != value
         ]
@@ -128,17 +128,17 @@ class TrainingState:
         report = load_weights(self.model, Checkpoint.from_state(saved, source))
         if report.interpolated:
             raise UserError(
-                f"{source} has positions of another size, {report.interpolated[0]}; resume with its own image size "
-                "and attention"
+                f"{source} has position encodings of another size, {report.interpolated[0]}; resume with the original "
+                "image size and attention"
             )
         if report.left_out:
             raise UserError(
-                f"{source} was trained with token labels ({', '.join(report.left_out)}), which this run does not use; "
-                "resume with its -label_maps"
+                f"{source} was trained with token labels ({', '.join(report.left_out)}); resume with the same "
+                "-label_maps"
             )
         if self.ema:
             if "model_ema" not in saved:
-                differences.append("EMA: none then, it starts from the present weights")
+                differences.append("the state has no EMA weights, the average starts from the present weights")
             load_weights(self.ema.model, Checkpoint.from_state(saved, source, ema="model_ema" in saved))
             self.ema.updates = saved.get("ema_updates", 0)
         for model, rows in zip(self.models(), saved.get("rank_statistics", ()), strict=False):
@@ -160,9 +160,9 @@ class TrainingState:
         }
 
     def _same_position(self, saved: Mapping[str, Any]) -> int:
-        """The step of this run at which as much of it is done as of the saved one.
+        """The step of this run that corresponds to the saved one.
 
-        In a run of epochs, that is as many images of the same epoch, whatever the batch size and the number of ranks.
+        In a run of epochs, the same number of images of the same epoch, for any batch size and number of ranks.
         """
         if self._task.unit == "step":
             return saved["step"]
@@ -197,7 +197,9 @@ def load_optimizer_state(
     # The state may lack some: Paddle keeps nothing of a parameter that never had a gradient.
     other = {key.rpartition("/")[0] for key in state} - set(parameters)
     if other:
-        raise UserError(f"the optimizer's state is of other parameters than this model trains, such as {min(other)}")
+        raise UserError(
+            f"the optimizer's state does not fit the model's trainable parameters, for example {min(other)}"
+        )
     present = _accumulator_keys(optimizer.state_dict(), model)
     own = {}
     for name, array in state.items():

@@ -172,7 +172,7 @@ class Task(ABC):
         """Build the model and the validation split without reading any training data."""
 
     def preflight(self, training: Training) -> None:  # noqa: B027 (a task may have nothing to check)
-        """Look for what would end or spoil the run later: weights are loaded, nothing is written yet.
+        """Check for problems that would end or spoil the run later, after loading weights and before writing files.
 
         Raises:
             UserError: the model, the settings or the data cannot be used.
@@ -185,7 +185,7 @@ class Task(ABC):
     def load_weights(
         self, model: nn.Layer, source: str, fine_tune: bool, class_names: Sequence[str] | None = None
     ) -> LoadReport:
-        """Load weights to fine-tune or, as they are, to evaluate; see :func:`common.checkpoints.loading.load_weights`.
+        """Load weights for fine-tuning or evaluation; see :func:`common.checkpoints.loading.load_weights`.
 
         Args:
             class_names: of the data that the weights are evaluated on.

@@ -69,7 +69,7 @@ class Trainer:
         """Train to the last step, and return the metrics of the best validation.
 
         Raises:
-            StoppedBySignal: SIGTERM or SIGINT arrived; ``latest`` holds the present state.
+            StoppedBySignal: SIGTERM or SIGINT arrived; ``latest`` contains the present state.
             UserError: too many consecutive losses or gradients were not finite, or a file could not be read or written.
         """
         with (
@@ -201,8 +201,8 @@ class Trainer:
         if self.state.nonfinite_steps > allowed:
             good = self.checkpoints.latest if self.checkpoints.latest.exists() else "none"
             raise UserError(
-                f"{message}; lower the learning rate, train without -amp, or allow some with TRAIN.SKIP_NONFINITE. "
-                f"Last good checkpoint: {good}"
+                f"{message}; lower the learning rate, train without -amp, or skip such steps with "
+                f"TRAIN.SKIP_NONFINITE. Last good checkpoint: {good}"
             )
         self.log.line(f"{message}: step skipped ({self.state.nonfinite_steps} of {allowed} in a row)")
 
@@ -282,7 +282,7 @@ class Trainer:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in speed)
         self.log.line(
             f"{title}  {shown}  lr {rate:.2e}  {metrics['images_per_second']:.3g} images/s  "
-            f"data {metrics['data_share']:.0f} %  ETA {eta}{skipped}"
+            f"data wait {metrics['data_share']:.0f} %  ETA {eta}{skipped}"
         )
         if record:
             norm = {"grad_norm": self._grad_norm} if math.isfinite(self._grad_norm) else {}

@@ -84,7 +84,7 @@ def test_a_complete_part_that_was_not_renamed_is_taken(server, tmp_path):
 
 def test_a_wrong_hash_deletes_the_file(server, tmp_path):
     server.content = CONTENT[:-1] + b"x"
-    with pytest.raises(UserError, match=f"not {HASH}"):
+    with pytest.raises(UserError, match=f"but {HASH} was expected"):
         download(server.url, tmp_path)
     assert not list(tmp_path.glob("*.pdparams*part")) + list(tmp_path.glob("*.pdparams"))
 
@@ -105,7 +105,7 @@ def test_a_part_that_is_longer_than_the_file_is_deleted(server, tmp_path):
     target = download(server.url, tmp_path)
     target.with_name(target.name + ".part").write_bytes(CONTENT + b"x")
     target.unlink()
-    with pytest.raises(UserError, match=f"not {HASH}"):
+    with pytest.raises(UserError, match=f"but {HASH} was expected"):
         download(server.url, tmp_path)
     assert download(server.url, tmp_path).read_bytes() == CONTENT
 

@@ -92,7 +92,7 @@ def test_safetensors_are_read_by_us_and_by_their_own_library(tmp_path):
 
 @pytest.mark.parametrize(
     ("state", "part"),
-    [({"model": {}}, "'model'"), ({"w": np.array(["text"])}, "cannot hold")],
+    [({"model": {}}, "'model'"), ({"w": np.array(["text"])}, "cannot contain")],
     ids=["nested", "texts"],
 )
 def test_a_state_that_safetensors_cannot_hold_is_refused(tmp_path, state, part):
@@ -137,7 +137,7 @@ def test_a_missing_file_is_named(tmp_path):
     for name in ("none", "no/folder/x.pdparams", "."):
         with pytest.raises(UserError) as caught:
             load_file(tmp_path / name)
-        assert_one_line(caught.value, f"no checkpoint at {tmp_path / name}", ".pdparams", ".safetensors")
+        assert_one_line(caught.value, f"checkpoint {tmp_path / name} does not exist", ".pdparams", ".safetensors")
 
 
 # ---- damage
@@ -146,9 +146,9 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (pickle.dumps([1, 2], 4), "it holds a list, not a dict of weights"),
-        (pickle.dumps({"a": 1}, 4) + b"more", "damaged: 4 bytes follow its end"),
-        (b"not a checkpoint\n", "another kind of file"),
+        (pickle.dumps([1, 2], 4), "it is a list, not a dict of weights"),
+        (pickle.dumps({"a": 1}, 4) + b"more", "damaged: 4 bytes follow the end"),
+        (b"not a checkpoint\n", "not a pickle file"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content, part):
@@ -195,9 +195,7 @@ def file_size_limit(size):
 
 
 def assert_asks_for_space(error, path):
-    assert_one_line(
-        error, f"cannot write {path}", "beside the old one: free some space", "-output", "written before are intact"
-    )
+    assert_one_line(error, f"cannot write {path}", "free disk space", "-output", "Earlier checkpoints are intact")
 
 
 def test_a_state_that_cannot_be_pickled_leaves_the_old_file(tmp_path):
@@ -236,7 +234,7 @@ def test_a_disk_that_gives_back_other_bytes_is_found(tmp_path, monkeypatch, suff
     path = tmp_path / f"state{suffix}"
     save_file(ARRAYS, path)
     monkeypatch.setattr(os, "fsync", lambda descriptor: os.pwrite(descriptor, b"?", 100))
-    with pytest.raises(UserError, match="read back differs from what was written; the disk may be failing"):
+    with pytest.raises(UserError, match="read back differs from the data written; the disk may be defective"):
         save_file({"new": np.ones(1000, np.uint8)}, path)
     monkeypatch.undo()
     assert files(tmp_path) == [path.name]

@@ -181,7 +181,7 @@ def buffer_of(shape, order="C", *axes):
 
 
 def doubled(before=b"", after=b"\x86"):
-    """A tuple that holds another one twice, which holds another one twice, and so on: 2^60 of them in 420 bytes."""
+    """A tuple that contains another one twice, and so on: 2^60 of them in 420 bytes."""
     operations = b")q\x00"
     for level in range(60):
         operations += b"0" + before + b"h%ch%c" % (level, level) + after + b"q%c" % (level + 1)
@@ -199,13 +199,13 @@ RUNNING = {
         "posixpath.os.system",
         lambda canary: plain("posixpath") + plain("os.system") + b"\x93" + plain((f"touch {canary}",)) + b"R",
     ),
-    "eval": ("wants to run eval(", lambda canary: call_plain("builtins", "eval", f"open({canary!r}, 'w')")),
+    "eval": ("would execute eval(", lambda canary: call_plain("builtins", "eval", f"open({canary!r}, 'w')")),
     "eval with data": (
-        "wants to run eval(",
+        "would execute eval(",
         lambda canary: call_plain("builtins", "eval", f"open({canary!r}, 'w') and data", {"data": 1}),
     ),
     "numpy.memmap": ("numpy.memmap", lambda canary: call_plain("numpy", "memmap", canary, "u1", "w+", 0, (1,))),
-    "INST": ("operation b'i'", lambda canary: b"(" + plain(f"touch {canary}") + b"ios\nsystem\n"),
+    "INST": ("opcode b'i'", lambda canary: b"(" + plain(f"touch {canary}") + b"ios\nsystem\n"),
     "OBJ": ("os.system", lambda canary: b"(" + named("os", "system") + plain(f"touch {canary}") + b"o"),
     "thrown away": ("os.system", lambda canary: os_system(canary) + b"0}"),
 }
@@ -213,17 +213,17 @@ RUNNING = {
 INERT = {
     # constructors
     "another class": ("collections.defaultdict", pickle.dumps(defaultdict(int), 4)[2:-1]),
-    "constructor as a value": ("builtins.eval instead of a value", named("builtins", "eval")),
-    "call of ndarray": ("numpy.ndarray itself", call_plain("numpy", "ndarray", (10**9,))),
+    "constructor as a value": ("builtins.eval in place of a value", named("builtins", "eval")),
+    "call of ndarray": ("numpy.ndarray directly", call_plain("numpy", "ndarray", (10**9,))),
     "tuple of a dict": ("tuple", call_plain("builtins", "tuple", {"a": 1})),
-    "encode to utf-32": ("encodes", call_plain("_codecs", "encode", "x", "utf-32")),
+    "encode to utf-32": ("text encoding", call_plain("_codecs", "encode", "x", "utf-32")),
     "OrderedDict from items": ("OrderedDict", call_plain("collections", "OrderedDict", [["a", 1]])),
     "name with escapes": ("os\\nsystem\\x1b", plain("os\nsystem\x1b[2J") * 2 + b"\x93"),
-    "name of a million letters": ("which no weights need", plain("os") + plain("x" * 10**6) + b"\x93"),
-    "call of a value": ("calls something", plain("os.system") + plain(("ls",)) + b"R"),
+    "name of a million letters": ("not allowed in weights", plain("os") + plain("x" * 10**6) + b"\x93"),
+    "call of a value": ("calls a function", plain("os.system") + plain(("ls",)) + b"R"),
     # operations
-    "persistent id": ("operation b'Q'", plain("os.system") + b"Q"),
-    "NEWOBJ": ("operation b'\\x81'", named("builtins", "tuple") + b")\x81"),
+    "persistent id": ("opcode b'Q'", plain("os.system") + b"Q"),
+    "NEWOBJ": ("opcode b'\\x81'", named("builtins", "tuple") + b")\x81"),
     "BUILD on a dict": ("state of a dict", b"}" + plain({"a": 1}) + b"b"),
     "BUILD on a constructor": ("state of a _Constructor", named("builtins", "tuple") + plain({"_build": 1}) + b"b"),
     "items of a constructor": ("items of a _Constructor", named("builtins", "eval") + plain("a") + plain(1) + b"s"),
@@ -232,7 +232,7 @@ INERT = {
     "objects": ("dtype 'O8'", pickle.dumps(np.array([[1], "x"], object), 4)[2:-1]),
     "structured dtype": ("dtype 'i,i'", array_of(dtype=dtype_of("i,i"))),
     "dtype with fields": ("structured dtype", array_of(dtype=dtype_of("f4", fields=plain((None, ("a",), {}))))),
-    "dtype as a value": ("a dtype instead of a value", dtype_of("f4")),
+    "dtype as a value": ("a dtype in place of a value", dtype_of("f4")),
     "no data": ("array without data", call("numpy.core.multiarray", "_reconstruct")),
     "data as a list": ("Python objects", array_of(data=plain([1.0, 2.0]))),
     "shape larger than the data": ("(3,) (12 bytes) with 8", array_of(plain((3,)))),
@@ -241,21 +241,21 @@ INERT = {
     "shape of fractions": ("impossible shape", array_of(plain((2.0,)))),
     "axes that are no permutation": ("damaged", buffer_of(plain((2, 1)), "K", plain((0, 0)))),
     "axes that are texts": ("order of axes", buffer_of(plain((2, 1)), "K", plain(("a", "b")))),
-    "unknown order": ("order 'A'", buffer_of(plain((2,)), "A")),
+    "unknown order": ("memory order 'A'", buffer_of(plain((2,)), "A")),
     # bombs
     "100,000 nested lists": ("nested", b"]" * 100_000 + b"a" * 99_999),
-    "list that doubles": ("repeat one another", doubled(b"](", b"e")),
+    "list that doubles": ("expand to more than", doubled(b"](", b"e")),
     "key that doubles": ("a tuple as a key", b"}" + doubled() + b"Ns"),
     "shape that doubles": ("impossible shape", array_of(doubled())),
     "expression that doubles": ("eval(a tuple)", call("builtins", "eval", doubled(), plain({}))),
-    "list in itself": ("a list inside itself", b"]q\x00h\x00a"),
+    "list in itself": ("a list that contains itself", b"]q\x00h\x00a"),
     "millions of lists": ("operations", b"(" + b"]" * 2_000_000 + b"l"),
     "keys of the same hash": (
-        "keys that are no names",
+        "keys that are not strings",
         b"}(" + b"".join(plain(number * (2**61 - 1)) + b"N" for number in range(100_000)) + b"u",
     ),
     "list copied many times": (
-        "copies more",
+        "copies are larger",
         plain([None] * 50_000) + b"q\x000](" + (named("builtins", "tuple") + b"h\x00\x85R") * 10_000 + b"e",
     ),
     # wrong lengths
@@ -267,8 +267,8 @@ INERT = {
 
 OTHER_FILES = {
     "empty": ("empty", b""),
-    "text": ("another kind of file", b"not a checkpoint\n"),
-    "zip": ("another kind of file", b"PK\x03\x04" + bytes(100)),
+    "text": ("not a pickle file", b"not a checkpoint\n"),
+    "zip": ("not a pickle file", b"PK\x03\x04" + bytes(100)),
     "no end": ("truncated", PROTO + b"}"),
 }
 

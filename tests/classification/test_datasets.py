@@ -167,7 +167,7 @@ def test_folder_without_splits_holds_out_a_fixed_fifth_of_each_class(tmp_path):
     assert [os.fsdecode(name) for name in val.names()[:4]] == [f"many/{number}.png" for number in (1, 16, 8, 9)]
     (tmp_path / "single").mkdir()
     save_image(tmp_path / "single" / "cat" / "a.png")
-    fails("no images for the val split", "folder", tmp_path / "single", "val")
+    fails("too few images for the val split", "folder", tmp_path / "single", "val")
 
 
 # ---- IDX files

@@ -89,7 +89,7 @@ def test_images_in_memory_are_identified_by_their_content(tmp_path):
 
 
 def test_classes_must_be_those_of_the_model(maps, dataset, tmp_path):
-    with pytest.raises(UserError, match="3 classes, the model has 4"):
+    with pytest.raises(UserError, match="3 classes, but the model has 4"):
         LabelMaps(maps[0], dataset, 4)
     write(tmp_path / "other", dataset.names(), make_info(class_names=["red", "green", "blue"]))
     with pytest.raises(UserError, match=r"class 0 is 'blue' in the training data and 'red' in .*other"):

@@ -193,7 +193,7 @@ def test_nothing_but_broken_images_is_an_error(shapes):
     for path in (shapes / "train").rglob("*.png"):
         path.write_bytes(b"")
     batch = train_batches(shapes, SKIP_BROKEN=True)[0]
-    with pytest.raises(UserError, match="10 images in a row could not be read"):
+    with pytest.raises(UserError, match="10 consecutive images cannot be read"):
         check_batch(batch, skip_broken=True, training=True)
 
 

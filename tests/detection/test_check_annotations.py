@@ -96,7 +96,7 @@ def test_good_annotations_are_not_changed(coco, folder):
 
 def test_the_number_of_classes_of_the_model_is_compared(coco, folder):
     _, report = check(coco, folder, num_classes=80)
-    assert "the model has 80 classes, the train data 2" in report.warnings()[0]
+    assert "the model has 80 classes, but the train data has 2" in report.warnings()[0]
     with pytest.raises(UserError, match=r"anns\.json has 2 categories, num_classes is 1: give -num_classes 2"):
         check(coco, folder, num_classes=1)
 
@@ -262,7 +262,7 @@ def test_further_problems_are_counted_and_shown(coco, folder):
 def test_no_object_left_is_an_error(coco, folder):
     for annotation in coco["annotations"]:
         annotation["bbox"] = [100, 100, 5, 5]
-    with pytest.raises(UserError, match=r"anns\.json has no object for the train data.*BOX_OUTSIDE: 6 boxes"):
+    with pytest.raises(UserError, match=r"anns\.json has no usable object for the train split.*BOX_OUTSIDE: 6 boxes"):
         check(coco, folder)
 
 
@@ -297,8 +297,8 @@ def test_run_lengths_are_those_of_pycocotools():
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("{damaged", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        ("{damaged", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
         ("[]", "has no list of images"),
         ({"images": {}}, "has no list of images"),
         ({"annotations": []}, "the list of annotations is empty"),
@@ -379,7 +379,7 @@ def test_strict_is_a_flag_and_the_former_key_is_ignored_with_a_warning(tmp_path,
     train = json.loads(file.read_text())
     train["annotations"][0]["bbox"] = [0, 0, 0, 5]
     file.write_text(json.dumps(train))
-    assert_told(lambda: run(boxes_config, "-check_data", "-strict"), "2 problems in the data")
+    assert_told(lambda: run(boxes_config, "-check_data", "-strict"), "the data has 2 problems")
     assert "BOX_WITHOUT_AREA: 1 boxes have no area; correct width and height, or leave out -strict" in (
         capsys.readouterr().out
     )

@@ -165,7 +165,7 @@ def test_weights_of_a_classifier_go_into_the_backbone(tmp_path):
         loaded, given = (layer.state_dict()[name].numpy() for layer in (model.backbone, source))
         np.testing.assert_array_equal(loaded, given)
     assert len(report.loaded) == len([name for name in model.backbone.state_dict() if "out_norms" not in name])
-    with pytest.raises(UserError, match=r"classifier\.pdparams .* of a classifier or of a backbone alone"):
+    with pytest.raises(UserError, match=r"classifier\.pdparams .* contains only a classifier or a backbone"):
         task.load_weights(model, tmp_path / "classifier.pdparams", fine_tune=False)
 
 
@@ -208,5 +208,5 @@ def test_the_heads_of_a_model_of_other_classes_are_replaced_and_the_report_says_
         np.testing.assert_array_equal(model.state_dict()[key].numpy(), arrays[key])
     new = sorted({key.rpartition(".")[0].rstrip("012") for key in set(arrays) - set(report.loaded)})
     assert new == sorted(report.new_parts) == parts
-    assert f"new {', '.join(report.new_parts)}: to be trained" in str(report)
+    assert f"new {', '.join(report.new_parts)}: train it before use" in str(report)
     assert_told(partial(load_weights, model, Checkpoint("five", arrays)), "five does not fit")

@@ -229,7 +229,7 @@ def test_batches_are_the_same_in_any_process(boxes_config):
 @pytest.mark.parametrize(
     ("key", "value", "parts"),
     [
-        ("sample_transform", "[]", ["has an unknown key, sample_transform", "sample_transforms"]),
+        ("sample_transform", "[]", ["has the unknown key sample_transform", "sample_transforms"]),
         ("sample_transforms", "[5]", ["sample_transforms: ", "NAME: {argument: value}"]),
         ("sample_transforms", "[{Decod: {}}]", ["sample_transforms: ", "'Decod'"]),
         ("sample_transforms", "[{Decode: {}}, {Resize: {size: 3}}]", ["Resize", "'size'"]),

@@ -24,7 +24,7 @@ from object_detection.detection import Detection
 from object_detection.pictures import detections_beside_truth
 from object_detection.prediction import Detector
 from tests.helpers.detection_runs import LAUNCHER, assert_told, load, run
-from tests.helpers.made_up_data import COLOURS
+from tests.helpers.made_up_data import COLORS
 from tests.helpers.programs import ROOT, cpu_seconds, fails, run_program
 
 
@@ -97,12 +97,12 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
         assert rle_masks.decode(ours["segmentation"]).shape == (48, 64)
 
     shorter = fails(LAUNCHER, "-cfg", boxes_config, "-resume", "auto", "-epochs", "1", cwd=tmp_path)
-    assert "has done 4 steps, this run has 2; raise epoch" in shorter
+    assert "is at step 4, but this run ends at step 2; raise epoch" in shorter
     resumed = run_program(LAUNCHER, *commands["resume"].replace(strip, "").split(), cwd=tmp_path).stdout
     assert "after epoch 2/4" in resumed, resumed
     assert "step 5/8" in resumed
     assert not re.search(r"^(RESUME|EVAL|CHECK_DATA):", (folder / "config.yaml").read_text(), re.MULTILINE)
-    assert "length of the run: 4 then, 8 now" in resumed
+    assert "length of the run was 4, is 8" in resumed
 
 
 def test_flags_reach_the_run(tmp_path, boxes, boxes_config):
@@ -151,7 +151,7 @@ def test_the_other_models_train_evaluate_and_predict(tmp_path, boxes, boxes_conf
     detector = Detector.from_checkpoint(state, CONFIG.from_text(state.config, "best"))
     options = PredictOptions(threshold=0.0, out=tmp_path / "found")
     (entry,) = detector.predict([str(boxes / "val" / "val_0.png")], options)
-    assert all(row["name"] in COLOURS and ("segmentation" in row) == ("mask" in kinds) for row in entry["detections"])
+    assert all(row["name"] in COLORS and ("segmentation" in row) == ("mask" in kinds) for row in entry["detections"])
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_witho
     for number, (image, truth) in zip((0, 2), drawn, strict=True):
         np.testing.assert_array_equal(image, np.asarray(Image.open(boxes / "val" / f"val_{number}.png")))
         for box, label in zip(truth.boxes.astype(int), truth.labels, strict=True):
-            assert tuple(image[box[1], box[0]]) == COLOURS[["red", "green", "blue"][label]]
+            assert tuple(image[box[1], box[0]]) == COLORS[["red", "green", "blue"][label]]
     assert len(truth.labels) == 1, "the other is a crowd"
 
 
@@ -234,7 +234,7 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
     assert re.search(r"green +2 +2 +0 +0\n", output)
     assert not (tmp_path / "out").exists()
     names = [spoil(boxes) for spoil in (spoil_image, spoil_category)]
-    assert_told(partial(run, boxes_config, "-check_data"), "2 problems in the data")
+    assert_told(partial(run, boxes_config, "-check_data"), "the data has 2 problems")
     output = capsys.readouterr().out
     assert all(name in output for name in names), output
 
@@ -251,21 +251,21 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
         (["-num_classes", "2"], ["has 3 categories, num_classes is 2"]),
         (["-batch_size", "0"], ["TrainReader.batch_size is 0"]),
         (["-batch_size", "9"], ["5 training images are too few", "batch size 9"]),
-        (["-eval", "-pretrained", "mnist5k"], ["weights of a classifier", "give those of a whole model"]),
+        (["-eval", "-pretrained", "mnist5k"], ["only a classifier", "give the weights of a whole model"]),
         (["-opts", "metric", "VOC"], ["metric is 'VOC'"]),
         (["-opts", "architecture", "YOLOv3"], ["YOLOv3 is missing"]),
         (["-opts", "MaskRCN", "{neck: FPN}"], ["no component MaskRCN; did you mean MaskRCNN?"]),
         (["-opts", "MaskRCNN.nek", "FPN"], ["MaskRCNN has no nek; did you mean neck?", "rpn_head"]),
         (["-opts", "PaleTransformer.drop_path_rate", "abc"], ["PaleTransformer.drop_path_rate is 'abc'", "a number"]),
-        (["-opts", "PaleTransformer.in_channels", "4"], ["a first step fails", "channels"]),
+        (["-opts", "PaleTransformer.in_channels", "4"], ["the first training step fails", "channels"]),
         (["-opts", "BBoxPostProcess.nms.keep_topk", "1"], ["nms (MultiClassNMS) has no keep_topk", "keep_top_k"]),
         (["-opts", "MaskPostProcess.binary_thresh", "0.2"], ["binary_thresh is 0.2", "from 0.5"]),
         (["-opts", "TrainDataset.name", "VOCDataSet"], ["TrainDataset.name is 'VOCDataSet'", "COCODataSet"]),
-        (["-opts", "TrainDataset.annopath", "x"], ["unknown key, annopath", "anno_path"]),
+        (["-opts", "TrainDataset.annopath", "x"], ["unknown key annopath", "anno_path"]),
         (["-opts", "TrainDataset.repeat", "1.5"], ["TrainDataset.repeat is 1.5", "a positive integer"]),
         (["-opts", "EvalReader.sample_transforms", "[{Decode: {}}]"], ["first validation image fails", "EvalReader"]),
         (["-opts", "LearningRate.base_lr", "1e30", "LearningRate.schedulers.1.start_factor", "1.0"], NOT_FINITE),
-        (["-opts", "LearningRate.base_lr", "-1"], ["LearningRate gives the rate -0.1 for step 0"]),
+        (["-opts", "LearningRate.base_lr", "-1"], ["LearningRate has the learning rate -0.1 at step 0"]),
         (["-opts", "LearningRate.schedulers", ONE_MILESTONE], ["LearningRate: ", "'float'"]),
         (["-opts", "LearningRate.schedulers", "[{name: CosineDecay}]"], ["has no warm-up", "use_warmup: false"]),
         (["-opts", "LearningRate.schedulers", ONE_WARM_UP], ["warm-up ends after the first milestone"]),

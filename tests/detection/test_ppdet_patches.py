@@ -168,5 +168,5 @@ def test_boxes_are_drawn_with_their_names():
 
 def test_another_version_of_a_toolkit_is_not_patched():
     assert is_patched_version("PaddleDetection", "2.6.0", "2.6.0")
-    with pytest.warns(UserWarning, match=r"patches for PaddleDetection 2\.6\.0 are not applied to 2\.8\.1"):
+    with pytest.warns(UserWarning, match=r"PaddleDetection 2\.8\.1 is not patched: the patches are for 2\.6\.0"):
         assert not is_patched_version("PaddleDetection", "2.8.1", "2.6.0")

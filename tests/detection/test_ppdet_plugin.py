@@ -161,7 +161,7 @@ def test_a_yaml_file_names_pretrained_weights(tmp_path):
     ("changes", "parts"),
     [
         ({"out_indices": [0, 1]}, ["out_indices is [0, 1]", "with 3 among them"]),
-        ({"pretrained": "no/such/file.pdparams"}, ["no checkpoint at", "no/such/file.pdparams"]),
+        ({"pretrained": "no/such/file.pdparams"}, ["no/such/file.pdparams does not exist"]),
     ],
 )
 def test_mistakes_in_a_yaml_file_are_named(tmp_path, changes, parts):

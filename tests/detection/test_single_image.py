@@ -101,7 +101,7 @@ def test_there_may_be_nothing_to_find(tmp_path, name):
 
 
 def test_other_models_are_refused_by_name(tmp_path):
-    with pytest.raises(UserError, match="FCOS cannot be exported; known are FasterRCNN, MaskRCNN"):
+    with pytest.raises(UserError, match="FCOS cannot be exported; choose from FasterRCNN, MaskRCNN"):
         SingleImageDetector(tiny_detection.build(tmp_path, "fcos"))
     model = build(tmp_path, "mask_rcnn")
     model.bbox_post_process.nms = object()
@@ -124,5 +124,5 @@ def test_other_models_are_refused_by_name(tmp_path):
 def test_settings_that_cannot_be_exported_are_refused(tmp_path, model, owner, setting, value):
     built = build(tmp_path, model)
     setattr(attrgetter(owner)(built), setting, value)
-    with pytest.raises(UserError, match=rf"\w+\.{setting} with this value cannot be exported; leave it at its default"):
+    with pytest.raises(UserError, match=rf"\w+\.{setting} cannot be exported with this value; use the default"):
         SingleImageDetector(built)

@@ -133,7 +133,7 @@ def test_released_weights_of_a_classifier_load_into_the_backbone(capsys):
     model = create_features("pale_nano", pretrained="mnist5k")
     output = capsys.readouterr().out
     assert "8 missing, 4 unexpected" in output
-    assert "new out_norms: to be trained before use" in output
+    assert "new out_norms: train it before use" in output
     new = {name: np.float32(name.endswith("weight")) for name in norms_of(model.state_dict())}
     assert_loaded(model, numpy_state(create_model("pale_nano", pretrained="mnist5k")), new)
     with pytest.raises(UserError, match="flowers"):
@@ -188,7 +188,7 @@ def test_what_does_not_fit_a_whole_model_is_named():
     model, classifier = Around(make_features()), numpy_state(make_classifier(1))
     with pytest.raises(UserError, match="these are pale_nano weights"):
         load_weights(model, Checkpoint("file", whole(create_features("pale_nano"))), fine_tune=True)
-    with pytest.raises(UserError, match="of a backbone alone"):
+    with pytest.raises(UserError, match="only a classifier or a backbone"):
         load_weights(model, Checkpoint("file", numpy_state(make_features(1))))
     with pytest.raises(UserError, match="not the weights of a Pale Transformer"):
         load_weights(model, Checkpoint("file", {"conv1.weight": np.zeros((3, 3), np.float32)}), fine_tune=True)

@@ -93,12 +93,12 @@ def test_feature_maps(height, width):
         assert x.shape == [2, channels, math.ceil(height / stride), math.ceil(width / stride)]
 
 
-def test_logits_are_the_head_of_the_pooled_normalised_last_map():
+def test_logits_are_the_head_of_the_pooled_normalized_last_map():
     model = evaluating(randomize(small_model(), 0.3))
     images = random_images(2, 64)
     last = model.forward_features(images)[-1].numpy().transpose(0, 2, 3, 1)
-    normalised = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-5)
-    pooled = (normalised * model.norm.weight.numpy() + model.norm.bias.numpy()).mean((1, 2))
+    normalized = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-5)
+    pooled = (normalized * model.norm.weight.numpy() + model.norm.bias.numpy()).mean((1, 2))
     expected = pooled @ model.head.weight.numpy() + model.head.bias.numpy()
     np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-4, atol=1e-5)
 
@@ -153,7 +153,7 @@ def test_without_classes_the_pooled_features_come_out():
     assert not [name for name in model.state_dict() if name.startswith("head")]
 
 
-def test_without_stage_norms_the_maps_and_the_pooled_features_are_not_normalised():
+def test_without_stage_norms_the_maps_and_the_pooled_features_are_not_normalized():
     with_norms, without = small_model(), evaluating(small_model(stage_norms=False))
     norms = {name for name in with_norms.state_dict() if name.startswith("norm.") or ".merging.norm." in name}
     assert len(norms) == 10

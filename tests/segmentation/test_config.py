@@ -55,7 +55,7 @@ def test_numbers_in_a_key_count_the_items_of_a_list():
 @pytest.mark.parametrize(
     ("key", "value", "part"),
     [
-        ("loss.coef.2", "1", "loss.coef is a list of 2, counted from 0; it has no 2"),
+        ("loss.coef.2", "1", "loss.coef is a list of 2 items, with indices from 0; it has no item 2"),
         ("loss.coef.-1", "1", "it has no -1"),
         ("loss.coef.first", "1", "it has no first"),
         ("val_dataset.transforms.1.mean", "0", "val_dataset.transforms is a list of 1"),
@@ -86,13 +86,13 @@ BUILDERS = {
 @pytest.mark.parametrize(
     ("key", "value", "parts"),
     [
-        ("optimizer.weight_decy", "0.1", ["unknown key, weight_decy", "weight_decay"]),
+        ("optimizer.weight_decy", "0.1", ["unknown key weight_decy", "weight_decay"]),
         ("optimizer.weight_decay", "-1", ["weight_decay is -1"]),
         ("optimizer.beta2", "true", ["beta2 is True"]),
-        ("loss.coeff", "[1, 1]", ["unknown key, coeff", "types, coef"]),
+        ("loss.coeff", "[1, 1]", ["unknown key coeff", "types, coef"]),
         ("loss.coef", "[a, b]", ["loss.coef[0] is 'a'"]),
         ("loss.types.1.wieght", "[1, 1]", ["loss.types[1] (CrossEntropyLoss)", "'wieght'", "weight"]),
-        ("loss.types.0.weight", "[1, -2]", ["loss.types[0].weight[1] is -2", "from 0 up"]),
+        ("loss.types.0.weight", "[1, -2]", ["loss.types[0].weight[1] is -2", ">= 0"]),
         ("loss.coef", "[0, 0]", ["loss.coef is [0, 0]", "let one be above 0"]),
         (
             "loss.types",
@@ -110,10 +110,10 @@ BUILDERS = {
             "[{type: MixedLoss, losses: [{type: DiceLoss, ignore_index: 3}], coef: [1]}]",
             ["loss.types[0].losses[0].ignore_index is 3"],
         ),
-        ("lr_scheduler.powr", "2", ["unknown key, powr", "power", "warmup_iters"]),
+        ("lr_scheduler.powr", "2", ["unknown key powr", "power", "warmup_iters"]),
         ("lr_scheduler.learning_rate", "[1]", ["lr_scheduler", "learning rate"]),
         ("lr_scheduler.warmup_iters", "1.5", ["lr_scheduler.warmup_iters is 1.5"]),
-        ("lr_scheduler.type", "ReduceOnPlateau", ["ReduceOnPlateau", "step alone"]),
+        ("lr_scheduler.type", "ReduceOnPlateau", ["ReduceOnPlateau", "only on the step"]),
         ("lr_scheduler", "{_inherited_: False, type: CosineAnnealingDecay, learning_rate: 0.1}", ["T_max"]),
         (
             "lr_scheduler",
@@ -257,7 +257,7 @@ def test_paddles_errors_lose_stack_and_source_position():
         (("loss.types.0.weight", "[1, 2, 3]"), "number of weights = 3"),
         (("train_dataset.transforms.1.crop_size", "[16, 16]"), "images are 16x16"),
         (("model.backbone.in_channels", "4"), "channels"),
-        (("loss.types", "[{type: CrossEntropyLoss}]", "loss.coef", "[1]"), "2 outputs in training, loss has 1"),
+        (("loss.types", "[{type: CrossEntropyLoss}]", "loss.coef", "[1]"), "2 outputs in training, but loss has 1"),
     ],
 )
 def test_settings_that_do_not_fit_together_end_the_dry_run(options, part):

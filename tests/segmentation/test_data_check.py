@@ -147,7 +147,9 @@ def damaged(path, end=60):
 
 DAMAGES = {
     "image c.jpg does not exist; restore it": lambda image, mask: image.unlink(),
-    "image c.jpg cannot be read with OpenCV, as training does; replace it": lambda image, mask: image.write_text("<>"),
+    "image c.jpg cannot be read with OpenCV, which training uses; replace it": lambda image, mask: image.write_text(
+        "<>"
+    ),
     "image c.jpg is damaged (image file is truncated": lambda image, mask: damaged(image, -30),
     "mask c.png of image c.jpg cannot be read ([Errno 2] No such file": lambda image, mask: mask.unlink(),
     "mask c.png of image c.jpg cannot be read (": lambda image, mask: damaged(mask),

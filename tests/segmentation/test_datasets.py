@@ -134,7 +134,7 @@ MISTAKES = [
     ({"dataset_root": "nowhere"}, ["nowhere is not a folder; give the folder of the images and masks"]),
     ({"train_path": None}, ["train_dataset (Dataset)", "`train_path` is necessary"]),
     ({"train_path": "lost.txt"}, ["`train_path` is not found", "own/lost.txt"]),
-    ({"transforms": [{"type": "Normalise"}]}, ["transforms[0]: unknown type 'Normalise'", "Normalize"]),
+    ({"transforms": [{"type": "Normalizer"}]}, ["transforms[0]: unknown type 'Normalizer'", "Normalize"]),
     ({"transforms": [CROP, {**CROP, "size": 3}]}, ["transforms[1] (RandomPaddingCrop)", "'size'", "crop_size"]),
     ({"transforms": [{**CROP, "crop_size": 8}]}, ["transforms[0] (RandomPaddingCrop)", "list or tuple"]),
 ]
@@ -175,7 +175,7 @@ def test_malformed_lists_are_reported(folder, content, parts):
 
 def test_validation_data_must_be_in_its_mode_and_reversible(folder):
     assert_error(lambda: build(val_section(folder, mode="train"), "val_dataset"), ["val_dataset.mode is 'train'"])
-    parts = ["val_dataset.transforms[0] (RandomPaddingCrop)", "cannot be undone"]
+    parts = ["val_dataset.transforms[0] (RandomPaddingCrop)", "cannot be reverted"]
     assert_error(lambda: build(val_section(folder, transforms=[CROP])), parts)
 
 

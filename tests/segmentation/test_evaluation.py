@@ -43,7 +43,7 @@ def test_a_label_that_does_not_fit_is_named():
     label[2, 2], label[0, 0] = 7, 255
     with pytest.raises(UserError, match="a pixel of class 7, but there are 3 classes, and 255"):
         confusion_matrix(label, np.zeros((4, 4), np.uint8), 3, ignore_index=255)
-    with pytest.raises(UserError, match=r"has the size \(4, 5\), its image \(5, 4\)"):
+    with pytest.raises(UserError, match=r"has size \(4, 5\), but its image has size \(5, 4\)"):
         confusion_matrix(np.zeros((4, 5), int), np.zeros((5, 4), int), 3, ignore_index=255)
 
 

@@ -146,12 +146,12 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert Image.open(entry["overlay"]).size >= (60, 44)
 
     shorter = fails(LAUNCHER, "-cfg", squares_config, "-resume", "auto", "-iters", "5", cwd=tmp_path)
-    assert "has done 8 steps, this run has 5; raise iters" in shorter
+    assert "is at step 8, but this run ends at step 5; raise iters" in shorter
     resumed = run_program(LAUNCHER, *commands["resume"].replace(strip, "").split(), cwd=tmp_path)
     assert "after step 8/16" in resumed.stdout, resumed.stdout
     assert "step 9/16" in resumed.stdout
     assert not re.search(r"^(RESUME|EVAL|CHECK_DATA):", (folder / "config.yaml").read_text(), re.MULTILINE)
-    assert "length of the run: 8 then, 16 now" in resumed.stdout
+    assert "length of the run was 8, is 16" in resumed.stdout
 
 
 def test_windows_scales_and_flips_are_options_of_an_evaluation(squares_config, best):
@@ -199,7 +199,7 @@ def test_class_weights_and_absent_classes_have_their_effect(tmp_path, squares, s
     assert zero == pytest.approx(2 / 3 * excluded, rel=1e-4)
 
 
-def test_large_images_are_labelled_in_windows_in_bounded_memory(tmp_path, squares, best, monkeypatch):
+def test_large_images_are_labeled_in_windows_in_bounded_memory(tmp_path, squares, best, monkeypatch):
     from common.checkpoints.loading import read_checkpoint
     from common.inference.predictor import PredictOptions
     from semantic_segmentation import prediction
@@ -306,7 +306,7 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
     assert re.search(r"1 +red +[67]\d\d ", output)
     assert not (tmp_path / "out").exists()
     names = [spoil(squares) for spoil in (spoil_values, spoil_mode, spoil_pair, spoil_size)]
-    assert "4 problems in the data" in refusal(squares_config, "-check_data")
+    assert "the data has 4 problems" in refusal(squares_config, "-check_data")
     output = capsys.readouterr().out
     assert all(name in output for name in names), output
 
@@ -325,7 +325,7 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
         (["-opts", "loss.types.0.weight", "[1, 2]"], "number of weights = 2"),
         (["-eval"], "-pretrained"),
         (["-eval", "-pretrained", "nowhere"], "nowhere"),
-        (["-eval", "-pretrained", "mnist5k"], "weights of a classifier"),
+        (["-eval", "-pretrained", "mnist5k"], "only a classifier"),
         (["-resume", "nowhere"], "nowhere"),
         (["-opts", "train_dataset.transforms", "[{type: Normalize}]"], "RandomPaddingCrop"),
         (["-opts", "lr_scheduler.learning_rate", "1e30", "lr_scheduler.warmup_iters", "1"], "not finite"),

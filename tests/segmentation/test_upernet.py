@@ -175,7 +175,7 @@ def test_classifiers_for_other_classes_are_left_out_and_the_rest_is_loaded(tmp_p
     path, before = save(source, tmp_path / "upernet.pdparams"), numpy_state(model)
     report = load_pretrained(model, path)
     assert report.new_parts == ["decode_head.cls", "auxiliary_head.cls"]
-    assert "new decode_head.cls, auxiliary_head.cls: to be trained before use" in capsys.readouterr().out
+    assert "new decode_head.cls, auxiliary_head.cls: train it before use" in capsys.readouterr().out
     for name, array in numpy_state(model).items():
         expected = before[name] if ".cls." in name else source.state_dict()[name].numpy()
         np.testing.assert_array_equal(array, expected, err_msg=name)

@@ -19,7 +19,7 @@ def test_help_explains_every_flag_the_exit_codes_and_has_valid_examples(program)
     shown = parser.format_help()
     assert all(action.help for action in parser._actions)
     assert not re.search(r"-(\w+).*, --\1\b", shown)
-    assert re.search(r"^Exit codes: 0 done", shown, re.MULTILINE)
+    assert re.search(r"^Exit codes: 0 success", shown, re.MULTILINE)
     assert max(map(len, shown.partition("\nexamples:")[0].splitlines())) <= 120
     examples = re.findall(r"^    (python .+)$", parser.epilog.replace("\\\n", " "), re.MULTILINE)
     assert examples

@@ -210,7 +210,7 @@ def test_other_tasks_are_shown_by_their_backbone(tmp_path, task, request):
         ([], "give either -pretrained or -variant"),
         (["-variant", "pale_tony"], "pale_tony"),
         (["-variant", "pale_nano", "-stages", "5"], "numbered from 1 to 4"),
-        (["-variant", "pale_nano", "-at", "100", "2"], "the model sees 60x44"),
+        (["-variant", "pale_nano", "-at", "100", "2"], "60x44 pixels"),
         (["-variant", "pale_nano", "-show", "attention"], "for a variant with random weights; choose from pale"),
         (
             ["-pretrained", "mnist5k", "-show", "grad_cam", "-label", "d"],

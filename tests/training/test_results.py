@@ -48,7 +48,7 @@ def test_rows_are_appended_and_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model,value\na,1\n", "does not begin with the columns model,data_set"),
+        ("model,value\na,1\n", "has other columns than model,data_set"),
         (",".join(COLUMNS) + '\n,,,,,"two\nlines",,,\na,b,c\n', "line 4 is damaged"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_table_with_other_columns_is_refused_before_the_evaluation(tmp_path, s
     file = tmp_path / "other.csv"
     file.write_text("a,b\n")
     monkeypatch.setattr(Classification, "build_evaluation", lambda task: pytest.fail("it was evaluated"))
-    with pytest.raises(UserError, match=r"other\.csv does not begin with the columns"):
+    with pytest.raises(UserError, match=r"other\.csv has other columns than"):
         run(Classification, shapes_config, "-eval", "-pretrained", weights, "-record", file)
 
 

@@ -56,7 +56,9 @@ def make_cases(exportable: Exportable, files: Sequence[str], size: tuple[int, in
             _compare(exportable, reference, case.expected, "the layer to export")
         cases.append(case)
     if all(array.size == 0 for case in cases for array in case.expected):
-        raise UserError(f"{exportable.name} finds nothing on the images, so nothing is compared; give other -images")
+        raise UserError(
+            f"{exportable.name} detects no object on the images, so nothing can be compared; give other -images"
+        )
     return cases
 
 

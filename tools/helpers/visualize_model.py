@@ -80,7 +80,7 @@ def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subjec
         height, width = picture.shape[:2]
         x, y = arguments.at or (width / 2, height / 2)
         if not (0 <= x < width and 0 <= y < height):
-            raise UserError(f"-at {x} {y} is outside of {file}, of which the model sees {width}x{height}")
+            raise UserError(f"-at {x} {y} is outside of the model's input for {file}, {width}x{height} pixels")
         return Subject(task, model, class_names, images, picture, (x, y), arguments.stages, arguments.label)
 
     return task, read
