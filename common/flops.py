@@ -25,14 +25,20 @@ def params(model: nn.Layer) -> int:
 
 
 class _Traced(nn.Layer):
-    """What is traced in the model's place, because tracing replaces ``forward``."""
+    """A layer to trace instead of the model, because tracing replaces ``forward``."""
 
     def __init__(self, model: nn.Layer):
         super().__init__()
         self.model = model
 
     def forward(self, x: paddle.Tensor) -> Any:
-        return self.model(x)
+        return _run(self.model, x)
+
+
+@paddle.jit.not_to_static
+def _run(model: nn.Layer, x: paddle.Tensor) -> Any:
+    """Call the model without transforming its code, which takes most of a trace and which fixed sizes do not need."""
+    return model(x)
 
 
 def count_flops(model: nn.Layer, height: int, width: int, in_channels: int = 3, norms: bool = False) -> int:

@@ -56,8 +56,8 @@ def test_numbers_in_a_key_count_the_items_of_a_list():
     ("key", "value", "part"),
     [
         ("loss.coef.2", "1", "loss.coef is a list of 2 items, with indices from 0; it has no item 2"),
-        ("loss.coef.-1", "1", "it has no -1"),
-        ("loss.coef.first", "1", "it has no first"),
+        ("loss.coef.-1", "1", "it has no item -1"),
+        ("loss.coef.first", "1", "it has no item first"),
         ("val_dataset.transforms.1.mean", "0", "val_dataset.transforms is a list of 1"),
         ("val_dataset.transforms.0.mean.0.x", "0", "val_dataset.transforms.0.mean.0.x cannot be set to 0"),
         ("model.bakbone.variant", "x", "did you mean model.backbone.variant"),
@@ -93,7 +93,7 @@ BUILDERS = {
         ("loss.coef", "[a, b]", ["loss.coef[0] is 'a'"]),
         ("loss.types.1.wieght", "[1, 1]", ["loss.types[1] (CrossEntropyLoss)", "'wieght'", "weight"]),
         ("loss.types.0.weight", "[1, -2]", ["loss.types[0].weight[1] is -2", ">= 0"]),
-        ("loss.coef", "[0, 0]", ["loss.coef is [0, 0]", "let one be above 0"]),
+        ("loss.coef", "[0, 0]", ["loss.coef is [0, 0]", "at least one weight must be greater than 0"]),
         (
             "loss.types",
             "[{type: MixedLoss, losses: [{type: DiceLoss, weight: [1, -1]}], coef: [1]}]",
@@ -118,7 +118,7 @@ BUILDERS = {
         (
             "lr_scheduler",
             "{_inherited_: False, type: PiecewiseDecay, boundaries: [1], values: [0.1, -0.1]}",
-            ["the rate -0.1 for step"],
+            ["the learning rate -0.1 at step"],
         ),
         ("loss.coef", "[1.0, 0.4, 0.1]", ["2 types and 3 coef"]),
         ("loss.types.0.ignore_index", "0", ["loss.types[0].ignore_index is 0, the data's is 255"]),
@@ -200,7 +200,7 @@ def test_a_warm_up_that_is_not_shorter_than_the_run_is_told(warmup, rises):
     rate = build_schedule(load("lr_scheduler.warmup_iters", str(warmup)))
     _warn_if_rate_still_rises(task, SimpleNamespace(learning_rate=rate, total_steps=300))
     assert len(lines) == rises
-    assert all("last of 300 steps" in line and "iters" in line for line in lines)
+    assert all("300 steps" in line and "iters" in line for line in lines)
 
 
 # ---- the dry run of a step
@@ -236,7 +236,8 @@ def test_a_failing_dry_run_is_one_line_and_user_errors_stay():
 
     model = nn.Linear(3, 3)
     assert_told(
-        lambda: dry_run_loss(model, lambda model, batch, rng: model(batch), paddle.zeros([2, 5])), "a first step"
+        lambda: dry_run_loss(model, lambda model, batch, rng: model(batch), paddle.zeros([2, 5])),
+        "the first training step",
     )
     with pytest.raises(UserError, match=r"^as it is$"):
         dry_run_loss(model, told, None)
