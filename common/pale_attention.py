@@ -88,7 +88,7 @@ class SeparableProjection(nn.Layer):
         """Map ``[B, H, W, C]`` to query, key and value of the same shape."""
         dim = x.shape[-1]
         x = self.norm(self.depthwise(x))
-        # Slices: paddle.chunk copies ten times as slowly on CPUs.
+        # Slices, because paddle.chunk copies more slowly on CPUs.
         return self.query(x[..., :dim]), self.key(x[..., dim : 2 * dim]), self.value(x[..., 2 * dim :])
 
 

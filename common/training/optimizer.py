@@ -122,7 +122,7 @@ def build_adamw(
 def clip_gradients(parameters: Iterable[paddle.Tensor], limit: float = 0.0) -> float:
     """Scale all gradients in place so that their global norm is at most ``limit``; 0 does not clip.
 
-    ``paddle.nn.utils.clip_grad_norm_`` does the same, but takes about ten times as long on CPUs.
+    ``paddle.nn.utils.clip_grad_norm_`` does the same, but takes longer on CPUs.
 
     Returns:
         The global norm before clipping; not finite if a gradient is not, or if the sum of squares overflows.
