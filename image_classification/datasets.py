@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.data.class_names import read_class_names
+from common.data.class_names import printable_names, read_class_names
 from common.data.image_file import list_images, load_rgb
 from common.demo_data import wheels as demo_data
 from common.errors import UserError
@@ -305,7 +305,8 @@ def _build_folder(path: Path, split: str, num_classes: int | None) -> Dataset:
     if not names:
         raise UserError(f"{path} has too few images for the {split} split: each class needs at least two")
     labels = np.array(labels, np.int64)
-    return FileDataset(path, names, labels, class_names, _class_count(num_classes, class_names, labels, path))
+    count = _class_count(num_classes, class_names, labels, path)
+    return FileDataset(path, names, labels, printable_names(class_names), count)
 
 
 def _class_folders(tree: Path) -> list[str]:

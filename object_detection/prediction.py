@@ -54,6 +54,7 @@ class Detector(PicturePredictor):
     @classmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Detector:
         silence_loggers()
+        exported.require("boxes")
 
         def run(inputs: dict[str, Any]) -> dict[str, Any]:
             outputs = exported(**inputs)

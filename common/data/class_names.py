@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, printable
 
-__all__ = ["check_class_order", "read_class_names"]
+__all__ = ["check_class_order", "printable_names", "read_class_names"]
+
+_MAX_LENGTH = 200  # characters of a name
 
 
 def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Path] | None:
@@ -23,8 +25,13 @@ def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Pat
     for path in (folder / file for file in files):
         if path.is_file():
             text = path.read_text(encoding="utf-8-sig", errors="replace")
-            return [line.strip() for line in text.splitlines() if line.strip()], path
+            return printable_names(line.strip() for line in text.splitlines() if line.strip()), path
     return None
+
+
+def printable_names(names: Iterable[str]) -> list[str]:
+    """Make the class names of a file or folder safe to print; see :func:`common.errors.printable`."""
+    return [printable(name, _MAX_LENGTH) for name in names]
 
 
 def check_class_order(names: Sequence[str] | None, learned: Sequence[str] | None, data: str, source: str) -> None:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import StoppedBySignal, UserError
+from ..errors import StoppedBySignal, UserError, one_line, printable
 from .cpu_settings import use_fast_gemm
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             traceback.print_exc()
         if lost:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _fail(watch, watch.explain_loss() if watch and lost else f"{type(error).__name__}: {error}", 1)
+        _fail(watch, watch.explain_loss() if watch and lost else f"{type(error).__name__}: {one_line(error)}", 1)
     if watch:
         from .distributed import barrier
 
@@ -125,7 +125,7 @@ def _fail(watch: FailureWatch | None, message: str, exit_code: int) -> NoReturn:
     """Print the message where the user sees it, and end all ranks."""
     if watch:
         watch.take_over()
-    message = " ".join(message.encode(errors="backslashreplace").decode().split())
+    message = printable(message)
     if watch is None or os.environ["PADDLE_TRAINER_ID"] == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)
     if watch:

@@ -13,6 +13,7 @@ from paddle.io import DataLoader
 from PIL import Image
 from tqdm import tqdm
 
+from ..errors import printable
 from ..runtime.atomic_file import write_text
 from ..runtime.distributed import is_main_process
 
@@ -80,9 +81,9 @@ class TrainingLog:
         return self._visualdl is not None
 
     def line(self, text: str) -> None:
-        """Print one line, above a progress bar if there is one."""
+        """Print a line, or a table of several, above a progress bar if there is one."""
         if is_main_process():
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
             sys.stdout.flush()
 
     def record(self, kind: str, step: int, **metrics: float) -> None:

@@ -19,6 +19,7 @@ from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_rows, is_main_process, world_size
 from .checkpoints import CheckpointFolder
 from .results import Result, make_results
+from .state import SavedState
 from .task import Task, Training
 from .trainer import Trainer
 
@@ -124,7 +125,7 @@ def _find_training_state(task: Task, checkpoints: CheckpointFolder) -> tuple[Pat
     found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_state(source))
     if not found:
         log.line(f"no training state in {checkpoints.folder}: starting a new run")
-    steps = gather_rows([found[1].get("step", 0) if found else -1])[:, 0]
+    steps = gather_rows([SavedState.from_dict(found[1], str(found[0])).step if found else -1])[:, 0]
     if steps.min() != steps.max():
         raise UserError(
             f"the ranks find different training states (of steps {steps.astype(int).tolist()}, -1 for none); put "

@@ -92,7 +92,7 @@ def test_a_checkpoint_describes_its_weights(tmp_path):
         ({"model": [1]}, "model is a list"),
         ({"epoch": 3}, "contains no weights"),
         ({"model": {"a\x1b[2J": np.zeros(3)}}, "unprintable"),
-        ({"model": {"a": np.zeros(3)}, "class_names": "roses"}, "class_names is a str, not a list"),
+        ({"model": {"a": np.zeros(3)}, "class_names": "roses"}, "class_names is 'roses'; it must be a list"),
     ],
 )
 def test_a_state_that_is_no_checkpoint_is_refused(state, part):
