@@ -28,9 +28,9 @@ def rename_keys(arrays: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(name, str):
             if match := _JOINED.search(name):
                 names = [name.replace(match[0], f"attention.{each}.{match[2]}.") for each in ("query", "key", "value")]
-                parts = [arrays.get(each) for each in names]
+                parts = [arrays[each] for each in names if isinstance(arrays.get(each), np.ndarray)]
                 # What cannot be joined is damaged, and is then missing in the model.
-                if all(isinstance(part, np.ndarray) and part.shape == parts[0].shape for part in parts):
+                if len(parts) == len(names) and len({part.shape for part in parts}) == 1:
                     if match[1] == "query":
                         renamed[_JOINED.sub(r"attention.qkv.\2.", name)] = _join(parts)
                     continue

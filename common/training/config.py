@@ -384,6 +384,7 @@ def _check_shared(config: CfgNode) -> None:
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
+    require(config, "SEED", lambda value: value < 2**32, "must be less than 2**32, which libraries take")
     require(config, "OUTPUT", bool, "must name a folder; give -output")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")

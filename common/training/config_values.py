@@ -12,6 +12,7 @@ import yaml
 from yacs.config import CfgNode
 
 from ..errors import UserError, one_line
+from ..schema import check_value
 
 __all__ = [
     "coerce",
@@ -123,15 +124,17 @@ def coerce(value: Any, default: Any, key: str, source: str) -> Any:
         UserError: the value has another type; the message names the key and ``source``.
     """
     if isinstance(default, float) and type(value) in (int, float):
-        return float(value)
+        return check_value(value, float, source, key)
     if isinstance(default, list) and default and isinstance(value, (list, tuple)) and len(value) == len(default):
         return [coerce(item, like, key, source) for item, like in zip(value, default, strict=True)]
     if default == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
-        return list(value)
+        return check_value(value, list[int], source, key)
     if isinstance(default, str) and value is None:
         return ""
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"{source}: {key} is {value!r}; no path or name has NUL characters")
     if type(value) is type(default) and not isinstance(default, list):
-        return value
+        return check_value(value, int, source, key) if type(value) is int else value
     expected = f"of type {type(default).__name__}"
     if isinstance(default, list):
         expected = f"a list of {len(default) or 'whole'} numbers"

@@ -65,7 +65,8 @@ class SavedState:
             UserError: it is not a training state, or a value is of a wrong type or impossible.
         """
         saved = {"last_saved_step": saved.get("settled"), **saved}  # 0.1.0 called it settled
-        saved["scaler"] = saved.get("scaler") or None  # {} without float16
+        if isinstance(saved.get("scaler"), dict) and not saved["scaler"]:  # without float16
+            del saved["scaler"]
         for name in ("model", "optimizer", "conditions", "best", "step", "steps_per_epoch", "last_saved_step"):
             if saved.get(name) is None:
                 raise UserError(
@@ -274,7 +275,8 @@ def load_optimizer_state(
         parameter, _, accumulator = name.rpartition("/")
         prefix = f"{parameters[parameter].name}_{accumulator}"
         # Before its first step the optimizer has no accumulators; it will name them by the next count of Paddle's.
-        own[present.get(name, f"{prefix}_{unique_name.generator.ids[prefix]}")] = paddle.to_tensor(array)
+        key = present.get(name, f"{prefix}_{unique_name.generator.ids[prefix]}")
+        own[key] = paddle.to_tensor(array.astype(np.float32, copy=False))
     optimizer.set_state_dict(own)
 
 
