@@ -7,6 +7,7 @@ for known keys, ``Annotated[..., Range(low, high)]`` for bounds, and ``Any`` for
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ import numpy as np
 
 from .errors import UserError, one_line, printable
 
-__all__ = ["Count", "Range", "Text", "check_value", "read_json"]
+__all__ = ["Count", "Range", "Text", "check_value", "hints_of", "read_json"]
 
 _MAX_DEPTH = 20  # of nested lists and dicts
 _MAX_BYTES = 1 << 24  # of a JSON file
@@ -96,8 +97,14 @@ def check_value(value: Any, hint: Any, source: str, name: str = "") -> Any:
     raise _error(value, dict if is_dataclass(kind) or kind is Mapping else kind, source, name)
 
 
+@functools.cache  # Python evaluates the annotations, which are texts, at each call
+def hints_of(kind: Any) -> dict[str, Any]:
+    """The hint of each field of a dataclass, for :func:`check_value`."""
+    return get_type_hints(kind, include_extras=True)
+
+
 def _check_fields(kind: Any, values: Mapping[str, Any], source: str, prefix: str) -> Any:
-    hints, found = get_type_hints(kind, include_extras=True), {}
+    hints, found = hints_of(kind), {}
     for field in fields(kind):
         if field.name in values:
             found[field.name] = check_value(values[field.name], hints[field.name], source, f"{prefix}{field.name}")

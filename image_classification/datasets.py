@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from common.data.class_names import printable_names, read_class_names
-from common.data.image_file import list_images, load_rgb
+from common.data.image_file import backslash_hint, list_images, load_rgb
 from common.demo_data import wheels as demo_data
 from common.errors import UserError
 
@@ -147,7 +147,10 @@ class FileDataset(Dataset):
                 raise self._missing(index)
 
     def _missing(self, index: int) -> UserError:
-        return UserError(f"image file missing: {self.describe(index)}; check -data_path and the list of images")
+        return UserError(
+            f"image file missing: {self.describe(index)}; check -data_path and the list of images"
+            f"{backslash_hint(self.path(index))}"
+        )
 
 
 class ArrayDataset(Dataset):

@@ -28,7 +28,7 @@ from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
 from common.data.class_names import read_class_names
-from common.data.image_file import check_name
+from common.data.image_file import backslash_hint, check_name
 from common.demo_data import folders as demo_folders
 from common.errors import UserError, one_line
 from common.training.loader import seed_generators
@@ -291,7 +291,8 @@ class EvalDataset(paddle.io.Dataset):
             if isinstance(error, UserError):
                 message = str(error)
             elif missing:
-                message = f"{missing[0]} does not exist; restore it, or remove it from the data"
+                hint = backslash_hint(missing[0])
+                message = f"{missing[0]} does not exist; restore it, or remove it from the data{hint}"
             else:
                 message = f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says more"
             return {**_PLACEHOLDER, "trans_info": [], "path": image, "error": message}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import paddle
@@ -15,7 +15,7 @@ from ..data.class_names import check_class_order, printable_names
 from ..errors import UserError
 from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
-from ..schema import Text, check_value
+from ..schema import Text, check_value, hints_of
 from .file_format import float32_of_bfloat16, load_file
 from .released import local_path, resolve_weights
 from .renames import rename_keys, reorder_statistics
@@ -123,7 +123,7 @@ class Checkpoint:
                 raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
         if weights is state:
             return cls(source, arrays)
-        hints = get_type_hints(cls, include_extras=True)
+        hints = hints_of(cls)  # type: ignore[arg-type]  # mypy takes the hash of instances for that of the class
         known = {
             name: check_value(state[name], hints[name], source, name)
             for name in ("task", "config", "attention", "class_names", "figures", "versions")
@@ -242,8 +242,9 @@ def load_weights(
         )
 
     for name, array in fitting.items():
-        # A sum is quicker than looking at each value, and overflows at most in vain.
-        if array.dtype.kind == "f" and not np.isfinite(array.sum()) and not np.isfinite(array).all():
+        with np.errstate(all="ignore"):
+            maybe_finite = np.isfinite(array.sum())  # quicker than all values, but it may overflow
+        if not maybe_finite and not np.isfinite(array).all():
             raise UserError(f"{source} has NaN or infinity in {name}; give the weights of a run that did not diverge")
     for name, array in fitting.items():
         dtype = str(own[name].dtype).rpartition(".")[2]  # NumPy's name of it

@@ -20,6 +20,7 @@ from ..errors import UserError, one_line
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "backslash_hint",
     "check_name",
     "is_turned",
     "list_images",
@@ -119,6 +120,11 @@ def check_name(path: str) -> None:
         raise UserError(f"image {path} has a name that is not UTF-8, which PaddleSeg cannot read; rename it")
 
 
+def backslash_hint(path: str | Path) -> str:
+    """What to add to the message that a file is missing: its path may have been written on Windows."""
+    return "; its backslashes separate no folders here: write /" if "\\" in str(path) and os.sep == "/" else ""
+
+
 def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
     """Check that OpenCV can read an image, mostly without decoding it.
 
@@ -131,7 +137,7 @@ def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
         UserError: the file is missing or damaged, or OpenCV cannot read its format.
     """
     if not Path(path).is_file():
-        raise UserError(f"image {path} does not exist; restore it, or remove it from the data")
+        raise UserError(f"image {path} does not exist; restore it, or remove it from the data{backslash_hint(path)}")
     size, deep = None, False
     try:
         with Image.open(path) as image:

@@ -9,7 +9,7 @@ import random
 import resource
 import signal
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,14 +200,20 @@ def test_20000_changed_weight_files_are_refused_or_read_and_run_nothing(tmp_path
         read_checkpoint(path)  # imports what it needs
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     sys.addaudithook(watch)  # cannot be removed again
-    for number in range(20_000):
-        data = mutated_bytes(weights[number % len(weights)], files, rng)
-        path = tmp_path / ("changed.safetensors" if number % len(weights) == 0 else "changed.pdparams")
-        path.write_bytes(data)
-        watching = True
-        with refused_or_read():
-            load_weights(model, read_checkpoint(path))
-        watching = False
+    paths = [tmp_path / "changed.safetensors", *[tmp_path / "changed.pdparams"] * (len(weights) - 1)]
+    with ExitStack() as stack:
+        # Truncating a file by opening it makes file systems write it to the disk.
+        open_files = {path: stack.enter_context(path.open("wb")) for path in set(paths)}
+        for number in range(20_000):
+            path = paths[number % len(weights)]
+            open_files[path].seek(0)
+            open_files[path].write(mutated_bytes(weights[number % len(weights)], files, rng))
+            open_files[path].truncate()
+            open_files[path].flush()
+            watching = True
+            with refused_or_read():
+                load_weights(model, read_checkpoint(path))
+            watching = False
     assert not events
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 500_000  # KB
 
