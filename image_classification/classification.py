@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
 from common.training.log import TrainingLog
-from common.training.optimizer import build_adamw, warmup_cosine
+from common.training.optimizer import build_optimizer, warmup_cosine
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
@@ -73,9 +73,7 @@ class Classification(Task):
             compute_loss=functools.partial(self._token_label_loss if maps else self._loss, num_classes=num_classes),
             loader=loader,
             sampler=sampler,
-            optimizer=build_adamw(
-                model, config.TRAIN.BASE_LR, config.TRAIN.WEIGHT_DECAY, config.TRAIN.BETAS, config.TRAIN.LAYER_DECAY
-            ),
+            optimizer=self._build_optimizer(model),
             learning_rate=self._learning_rate(sampler.steps_per_epoch),
             total_steps=sampler.steps_per_epoch * config.TRAIN.EPOCHS,
             evaluator=ClassificationEvaluator(config, val_set, num_classes, self.log),
@@ -94,6 +92,12 @@ class Classification(Task):
     def _build_dataset(self, split: str) -> Dataset:
         data = self.config.DATA
         return build_dataset(data.DATASET, data.DATA_PATH or None, split, self.config.MODEL.NUM_CLASSES or None)
+
+    def _build_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
+        train = self.config.TRAIN
+        beta1, beta2 = train.BETAS
+        section = {"type": "AdamW", "weight_decay": train.WEIGHT_DECAY, "beta1": beta1, "beta2": beta2}
+        return build_optimizer(section, model, train.LAYER_DECAY, "TRAIN")
 
     def _learning_rate(self, steps_per_epoch: int) -> Callable[[int], float]:
         train = self.config.TRAIN

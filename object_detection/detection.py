@@ -24,11 +24,18 @@ from common.runtime.distributed import is_main_process, rank, world_size
 from common.training.dry_run import dry_run_loss
 from common.training.loader import build_loader
 from common.training.log import TrainingLog
+from common.training.optimizer import build_optimizer
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from object_detection.check_annotations import AnnotationReport, check_annotations
 from object_detection.coco_file import check_same_categories, index_annotations, read_annotations
-from object_detection.components import build_model, build_optimizer, build_schedule, silence_loggers
+from object_detection.components import (
+    OPTIMIZER_SECTION,
+    build_model,
+    build_schedule,
+    optimizer_section,
+    silence_loggers,
+)
 from object_detection.config import CONFIG
 from object_detection.datasets import (
     CocoData,
@@ -75,7 +82,7 @@ class Detection(Task):
         num_classes = self._count_classes(annotations)
         class_names = _class_names(annotations, num_classes)
         model = build_model(config, num_classes, load_pretrained=not resumed)
-        optimizer = build_optimizer(config, model, 0.0)  # the trainer sets the rate of each step
+        optimizer = build_optimizer(optimizer_section(config), model, config.TRAIN.LAYER_DECAY, OPTIMIZER_SECTION)
         transforms, batch_transforms = build_transforms(config, "TrainReader", num_classes)
         evaluator = self._build_evaluator(val_data, val_annotations, model)
         usable = index_annotations(self._check(data, annotations, _has_masks(model)))

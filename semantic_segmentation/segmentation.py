@@ -25,9 +25,10 @@ from common.training.config import plain
 from common.training.dry_run import dry_run_loss
 from common.training.loader import build_loader
 from common.training.log import TrainingLog
+from common.training.optimizer import build_optimizer
 from common.training.sampler import IterationSampler, SampleKey, ShardedEvalSampler
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
-from semantic_segmentation.components import build_losses, build_model, build_optimizer, build_schedule
+from semantic_segmentation.components import build_losses, build_model, build_schedule
 from semantic_segmentation.config import CONFIG
 from semantic_segmentation.data_check import DataReport, check_dataset, check_once
 from semantic_segmentation.datasets import (
@@ -94,7 +95,7 @@ class Segmentation(Task):
             compute_loss=functools.partial(self._loss, losses=losses, ignore_index=train_set.ignore_index),
             loader=build_loader(SeededDataset(train_set, config.SEED), sampler, config.DATA.NUM_WORKERS, collate_train),
             sampler=sampler,
-            optimizer=build_optimizer(config, model, learning_rate(0)),
+            optimizer=build_optimizer(config.optimizer, model, config.TRAIN.LAYER_DECAY),
             learning_rate=learning_rate,
             total_steps=config.iters,
             evaluator=evaluator,
