@@ -17,6 +17,7 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
+from common.checkpoints.download import sha256_of
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
 from common.pictures.drawing import denormalize, side_by_side
@@ -115,7 +116,10 @@ class Detection(Task):
             evaluator=evaluator,
             class_names=class_names,
             description=f"data: {len(records)} training and {val_images} validation images, {num_classes} classes",
-            must_match={"training images": len(records), "validation images": val_images, "classes": num_classes},
+            data_hashes={
+                "training annotations": sha256_of(data.file),
+                "validation annotations": sha256_of(val_data.file),
+            },
             draw_samples=functools.partial(self._draw_samples, class_names=class_names),
             find_unused_parameters=True,  # the layer that refines boxes is not used on a rank without objects
         )

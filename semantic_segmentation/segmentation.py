@@ -22,6 +22,7 @@ from yacs.config import CfgNode
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain
+from common.training.data_hash import data_hash
 from common.training.dry_run import dry_run_loss
 from common.training.loader import build_loader
 from common.training.log import TrainingLog
@@ -101,7 +102,7 @@ class Segmentation(Task):
             evaluator=evaluator,
             class_names=train_set.class_names,
             description=f"data: {len(train_set)} training and {len(val_set)} validation images, {classes} classes",
-            must_match={"training images": len(train_set), "validation images": len(val_set), "classes": classes},
+            data_hashes={"training data": _hash_data(train_set), "validation data": _hash_data(val_set)},
             draw_samples=functools.partial(self._draw_samples, dataset=val_set),
         )
 
@@ -220,6 +221,12 @@ class SegmentationEvaluator(Evaluator):
             image = original_image(batch["img"], batch["trans_info"], *_mean_and_std(self.dataset))
             picture = prediction_beside_truth(image, label, prediction, self.dataset.class_names)
             self._log.picture(f"{kind}/image {indices[place]}", step, picture)
+
+
+def _hash_data(dataset: datasets.Dataset) -> str:
+    root = str(dataset.dataset_root)
+    names = [str(path).removeprefix(root) for files in dataset.file_list for path in files]
+    return data_hash(dataset.class_names or (), names)
 
 
 def _mean_and_std(dataset: datasets.Dataset) -> tuple[Any, Any]:
