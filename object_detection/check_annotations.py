@@ -21,7 +21,7 @@ from pycocotools import mask as mask_utils
 
 from common.data.check_record import CheckRecord, fingerprint
 from common.data.class_table import class_table
-from common.data.image_file import is_turned, look_at_image
+from common.data.image_file import backslash_hint, is_turned, look_at_image
 from common.data.polygons import mask_to_polygons
 from common.errors import UserError, one_line
 from common.runtime.distributed import gather_objects, rank, world_size
@@ -460,7 +460,7 @@ def _check_images(
 def _check_image(path: str, expected: tuple[int, int]) -> tuple[str, str] | None:
     """The kind of problem that an image has, and what was found."""
     if not os.path.isfile(path):  # noqa: PTH113  (before Python 3.13, Path's raises when the name is too long)
-        return "IMAGE_MISSING", f"image {path} does not exist"
+        return "IMAGE_MISSING", f"image {path} does not exist{backslash_hint(path)}"
     try:
         (width, height), deep = look_at_image(path)
     except UserError as error:

@@ -374,6 +374,9 @@ def test_sources_that_are_exported_models(tmp_path, monkeypatch):
 # ---- damaged exports
 
 
+CARD_WITH_TEXT = '{"task": "image_classification", "classes": "two", "files": {}, "inputs": [], "outputs": []}'
+
+
 def test_missing_and_changed_files_are_named(tmp_path, exported):
     out = shutil.copytree(exported, tmp_path / "out")
     graph = find_exported(str(out))
@@ -392,13 +395,18 @@ def test_missing_and_changed_files_are_named(tmp_path, exported):
 
 
 @pytest.mark.parametrize(
-    ("card", "problem"), [("no json", "is not valid JSON"), ("{}", "task is missing; export the model again")]
+    ("card", "problem"),
+    [
+        ("no json", "is not valid JSON"),
+        ("{}", "task is missing; export the model again"),
+        (CARD_WITH_TEXT, "classes is 'two'; it must be a whole"),
+    ],
 )
 def test_a_damaged_card_is_named(tmp_path, card, problem):
     with pytest.raises(UserError, match=r"no such file: .*model\.onnx; create it with tools/export\.py"):
         ExportedModel(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").touch()
-    with pytest.raises(UserError, match=r"cannot read .*model_card\.json : No such"):
+    with pytest.raises(UserError, match=r"cannot read .*model_card\.json: No such"):
         ExportedModel(tmp_path / "model.onnx")
     (tmp_path / "model_card.json").write_text(card)
     with pytest.raises(UserError, match=problem):
