@@ -7,7 +7,6 @@ All tasks share the keys of :func:`shared_config` and their flags. Each task des
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from yacs.config import CfgNode
 
 from ..checkpoints.released import list_weights
 from ..errors import UserError
-from ..runtime.command_line import ArgumentParser
+from ..runtime.command_line import ArgumentParser, expand_home
 from .config_values import (
     coerce,
     find,
@@ -197,13 +196,7 @@ class TaskConfig:
             metavar="YAML",
             help=f"configuration file (default: {'/'.join(self.default_file.parts[-3:])})",
         )
-        parser.add_flag(
-            "opts",
-            groups["configuration"],
-            nargs=argparse.REMAINDER,
-            default=[],
-            help="KEY VALUE ...: any key that has no flag; comes last",
-        )
+        parser.add_opts(groups["configuration"])
         for name, flag in self._all_flags().items():
             is_switch = flag.type is bool
             options = {"action": "store_true"} if is_switch else {"type": flag.type, "metavar": flag.metavar}
@@ -233,7 +226,7 @@ class TaskConfig:
             UserError: a file is missing or is not yaml, a key is unknown, or a value is of a wrong type or impossible.
         """
         config = self.defaults()
-        for values, source in read_yaml_with_bases(Path(arguments.cfg).expanduser()):
+        for values, source in read_yaml_with_bases(Path(arguments.cfg)):
             self._merge(config, values, source)
         return self._finish(config, arguments)
 
@@ -269,17 +262,13 @@ class TaskConfig:
                     for key in flag.keys:
                         self._set(config, key, value, f"-{name}")
             self._set_options(config, arguments.opts)
+        expand_home(config)
         _check_shared(config)
         self.check(config)
         config.freeze()
         return config
 
     def _set_options(self, config: CfgNode, options: Sequence[str]) -> None:
-        # argparse gives -opts all that follows it, another -opts included: messages tell users to add one.
-        options = [option for option in options if option not in ("-debug", "--debug", "-opts", "--opts")]
-        for option in options[::2]:
-            if re.match("--?[a-z]", option):
-                raise UserError(f"{option} comes after -opts, which must be last: put {option} before -opts")
         if len(options) % 2:
             raise UserError(f"-opts takes pairs of KEY VALUE; {options[-1]!r} has no value")
         for key, text in zip(options[::2], options[1::2], strict=True):
@@ -352,15 +341,7 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
     parser.add_flag("cfg", group, metavar="YAML", help="configuration of the weights (default: the one saved in them)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].help)
-    parser.add_flag(
-        "opts",
-        group,
-        nargs="*",
-        action="extend",
-        default=[],
-        metavar="KEY VALUE",
-        help="override keys of the configuration",
-    )
+    parser.add_opts(group)
     return group
 
 

@@ -80,7 +80,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     name = config.MODEL.PRETRAINED or config.RESUME
     if name in ("", "auto"):
         raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
-    record = Path(config.RECORD).expanduser() if config.RECORD and is_main_process() else None
+    record = Path(config.RECORD) if config.RECORD and is_main_process() else None
     if record:
         append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
     model, evaluator = task.build_evaluation()
