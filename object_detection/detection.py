@@ -18,6 +18,7 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from common.checkpoints.download import sha256_of
+from common.checkpoints.loading import Checkpoint
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
 from common.pictures.drawing import denormalize, side_by_side
@@ -29,7 +30,12 @@ from common.training.optimizer import build_optimizer
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from object_detection.check_annotations import AnnotationReport, check_annotations
-from object_detection.coco_file import check_same_categories, index_annotations, read_annotations
+from object_detection.coco_file import (
+    check_same_categories,
+    complete_categories,
+    index_annotations,
+    read_annotations,
+)
 from object_detection.components import (
     OPTIMIZER_SECTION,
     build_model,
@@ -124,8 +130,9 @@ class Detection(Task):
             find_unused_parameters=True,  # the layer that refines boxes is not used on a rank without objects
         )
 
-    def build_evaluation(self) -> tuple[nn.Layer, Evaluator]:
+    def build_evaluation(self, checkpoint: Checkpoint) -> tuple[nn.Layer, Evaluator]:
         data, annotations = self._read("EvalDataset")
+        annotations = complete_categories(annotations, checkpoint.class_names or ())
         model = build_model(self.config, self._count_classes(annotations))
         evaluator = self._build_evaluator(data, annotations, model)
         evaluator.dry_run(model)

@@ -10,7 +10,7 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from ..checkpoints.loading import read_state
+from ..checkpoints.loading import load_weights, read_checkpoint, read_state
 from ..checkpoints.released import resolve_weights
 from ..errors import UserError
 from ..flops import params
@@ -23,6 +23,8 @@ from .task import Task, Training
 from .trainer import Trainer
 
 __all__ = ["run_task"]
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_task(task: Task) -> dict[str, Any]:
@@ -52,7 +54,8 @@ def _train(task: Task) -> dict[str, Any]:
     # Load pretrained weights and print what the run is.
     report = None
     if config.MODEL.PRETRAINED and not resumed:
-        report = task.load_weights(training.model, config.MODEL.PRETRAINED, fine_tune=True)
+        checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name)
+        report = load_weights(training.model, checkpoint, fine_tune=True)
     _log_header(task, training.model)
     log.line(training.description)
     if report:
@@ -83,8 +86,9 @@ def _evaluate(task: Task) -> dict[str, Any]:
     record = Path(config.RECORD) if config.RECORD and is_main_process() else None
     if record:
         append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
-    model, evaluator = task.build_evaluation()
-    report = task.load_weights(model, name, fine_tune=False, class_names=evaluator.class_names)
+    checkpoint = read_checkpoint(name, task.backbone_name)
+    model, evaluator = task.build_evaluation(checkpoint)
+    report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
     _log_header(task, model)
     if report.left_out:
         log.line(str(report))
@@ -192,12 +196,17 @@ def _print_next_commands(task: Task, checkpoints: CheckpointFolder, best: Mappin
     length: Any = task.config
     for part in task.length_key.split("."):
         length = length[part]
-    launcher = f"python -m paddle.distributed.launch {task.name}/main_multi_gpu.py -cfg {config_file}"
+    launcher = f"python -m paddle.distributed.launch {_program(f'{task.name}/main_multi_gpu.py')} -cfg {config_file}"
     line = task.log.line
     if not best:
         line(f"no validation gave a finite {task.criterion}")
         return
     line(f"best: {task.criterion} {best[task.criterion]:.2f} after {best['at']} ({best['weights']})")
     line(f"evaluate:  {launcher} -eval -pretrained {best_file}")
-    line(f"predict:   python tools/predict.py IMAGE... -pretrained {best_file}")
+    line(f"predict:   python {_program('tools/predict.py')} IMAGE... -pretrained {best_file}")
     line(f"resume:    {launcher} -resume {latest_file} -opts {task.length_key} {2 * length}")
+
+
+def _program(name: str) -> str:
+    """A program of the project as the present folder reaches it, quoted for a shell."""
+    return shlex.quote(name if Path.cwd() == _ROOT else str(_ROOT / name))

@@ -152,7 +152,7 @@ def test_wrong_input_is_one_line_that_names_it(tmp_path, shapes_config, best):
         ([*evaluate, "-opts", "MODEL.NAME", "pale_tiny"], "pale_nano weights"),
         (
             [*evaluate, "-dataset", "mnist5k", "-data_path", ""],
-            "perhaps in the number of classes: head.weight (160, 3) for (160, 10)",
+            "mnist5k names 10 classes but the model has 3",
         ),
         (["-resume", best], "resume from latest"),
     ):

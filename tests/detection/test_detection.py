@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as rle_masks
 
 from common.checkpoints.file_format import load_file
-from common.checkpoints.loading import read_checkpoint
+from common.checkpoints.loading import Checkpoint, read_checkpoint
 from common.inference.predictor import PredictOptions
 from common.training.run import run_task
 from object_detection import detection
@@ -173,7 +173,7 @@ def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_witho
     tmp_path, boxes, boxes_config, monkeypatch
 ):
     task = Detection(load("-cfg", boxes_config, "-opts", "PICTURES", "4"))
-    (model, validation), drawn = task.build_evaluation(), []
+    (model, validation), drawn = task.build_evaluation(Checkpoint("none", {})), []
 
     def draw(image, found, truth, *arguments):
         drawn.append((image, truth))
@@ -289,7 +289,7 @@ def test_an_image_that_breaks_after_the_check_ends_the_run_with_its_name(boxes, 
 
 def test_weights_that_number_the_classes_otherwise_are_not_evaluated(tmp_path, boxes_config):
     task, weights = Detection(load("-cfg", boxes_config)), tmp_path / "weights.pdparams"
-    model, _ = task.build_evaluation()
+    model, _ = task.build_evaluation(Checkpoint("none", {}))
 
     def evaluate(*names):
         paddle.save({"model": model.state_dict(), "class_names": list(names)}, str(weights))

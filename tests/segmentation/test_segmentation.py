@@ -15,6 +15,7 @@ from paddleseg.cvlibs import Config, SegBuilder
 from PIL import Image
 
 from common.checkpoints.file_format import load_file
+from common.checkpoints.loading import Checkpoint
 from common.errors import UserError
 from common.training.optimizer import parameter_groups
 from semantic_segmentation import segmentation
@@ -234,7 +235,7 @@ def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_witho
 ):
     options = ("-opts", "val_dataset.transforms", PADDED, "PICTURES", "4")
     task = Segmentation(load("-cfg", squares_config, *options))
-    model, validation = task.build_evaluation()
+    model, validation = task.build_evaluation(Checkpoint("none", {}))
     drawn = []
     monkeypatch.setattr(
         segmentation,
