@@ -23,7 +23,10 @@ def is_number(value: Any) -> bool:
 
 
 _Rule = tuple[Callable[[Any], bool], str]
-_ID: _Rule = (lambda value: type(value) is int and abs(value) < 2**53, "an integer")  # pycocotools keeps it in float64
+_ID: _Rule = (
+    lambda value: type(value) is int and abs(value) < 2**53,
+    "an integer below 2**53",
+)  # pycocotools keeps it in float64
 _TEXT: _Rule = (lambda value: isinstance(value, str) and bool(value.strip()), "a text")
 _PIXELS: _Rule = (lambda value: is_number(value) and value > 0 and value == int(value), "a number of pixels")
 _FLAG: _Rule = (lambda value: value is None or (type(value) in (int, bool) and value in (0, 1)), "0 or 1")
