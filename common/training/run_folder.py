@@ -31,7 +31,7 @@ _SUBFOLDERS = "visualdl", "pictures"
 _SIGNS_OF_A_RUN = re.compile(r"(latest|(epoch|step)_\d{4,})\.pdparams|log\.jsonl")
 # What may be in the folder of a new run: results of data checks and evaluations, logs of Paddle's launcher.
 _HARMLESS = re.compile(r"\..*|data_check\.json|(val|val_ema)_\w+\.json|workerlog\.\d+|default\..*\.log")
-_TEMPORARY = re.compile(rf"((?:pictures/)?)\.({'|'.join(_FILES)}|data_check\.json)\.\d+\.tmp")
+_TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # what atomic_file.py calls the temporary file of a name
 
 
 class RunFolder:
@@ -51,12 +51,12 @@ class RunFolder:
         self.latest, self.best = folder / f"latest{SUFFIXES[0]}", folder / f"best{SUFFIXES[0]}"
         self._lock_path, self.config_file = folder / ".lock", folder / "config.yaml"
         self._lock_file: TextIO | None = None
-        self._locked = self._continues = False
+        self._locked = self._replaces = False
 
     # ---- before the run
 
     def claim(self, resume: str, overwrite: bool, warn: Callable[[str], None]) -> None:
-        """Create and lock the folder until the process ends, and refuse one whose files are not this run's.
+        """Create the folder, lock it for the life of this object, and refuse one whose files are not this run's.
 
         Args:
             resume: the training state to continue, ``auto`` for that of the folder, or empty.
@@ -72,12 +72,13 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock(warn)
         is_run = self._is_run()
-        self._continues = is_run and (
+        continues = is_run and (
             resume == "auto" or (bool(resume) and Path(resume).expanduser().resolve().parent == self.folder.resolve())
         )
-        if self._continues and overwrite:
+        if continues and overwrite:
             raise UserError(f"-overwrite would delete the run in {self.folder} that -resume continues; give only one")
-        if is_run and not (self._continues or overwrite):
+        self._replaces = is_run and not continues
+        if self._replaces and not overwrite:
             raise UserError(
                 f"{self.folder} holds a run; continue it with -resume auto, replace it with -overwrite, or give "
                 "another -output"
@@ -120,15 +121,15 @@ class RunFolder:
         """
         if not is_main_process():
             return
-        if not self._continues:
+        if self._replaces:
             for pattern in _FILES:
-                self._delete(re.compile(pattern))
+                self._delete(pattern)
             for name in _SUBFOLDERS:
                 subfolder = self.folder / name
                 if subfolder.is_dir() and not any(subfolder.iterdir()):
                     subfolder.rmdir()
         if self._locked:
-            self._delete(_TEMPORARY)
+            self._delete("|".join((*_FILES, r"data_check\.json")), temporary=True)
         write_text(self.config_file, config)
 
     # ---- during the run
@@ -189,11 +190,12 @@ class RunFolder:
             names = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
             raise UserError(f"{self.folder} holds other files than those of a run ({names}); give another -output")
 
-    def _delete(self, pattern: re.Pattern[str]) -> None:
-        """Delete the files whose path relative to the folder matches."""
+    def _delete(self, pattern: str, temporary: bool = False) -> None:
+        """Delete the files whose path relative to the folder matches, or their temporary files."""
         for folder in (self.folder, *(self.folder / name for name in _SUBFOLDERS)):
             for path in folder.glob("*"):
-                if pattern.fullmatch(path.relative_to(self.folder).as_posix()) and not path.is_dir():
+                name, is_temporary = _TEMPORARY.subn(r"\1", path.relative_to(self.folder).as_posix())
+                if is_temporary == temporary and re.fullmatch(pattern, name) and not path.is_dir():
                     path.unlink()
 
     # ---- the lock

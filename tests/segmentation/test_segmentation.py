@@ -188,7 +188,8 @@ def test_class_weights_and_absent_classes_have_their_effect(tmp_path, squares, s
     losses, output = [], ""
     for weights in ("[1.0, 1.0, 1.0]", "[0.1, 1.0, 5.0]"):
         loss = f"[{{type: CrossEntropyLoss, weight: {weights}, ignore_index: 255}}]"
-        run(Segmentation, squares_config, "-iters", "60", "-opts", "loss.types", loss, "VALIDATE_EVERY", "60")
+        flags = ("-overwrite", "-iters", "60", "-opts", "loss.types", loss, "VALIDATE_EVERY", "60")
+        run(Segmentation, squares_config, *flags)
         run_output = capsys.readouterr().out
         losses.append(float(re.search(r"loss ([\d.]+)", run_output)[1]))
         output += run_output
