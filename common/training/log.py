@@ -91,13 +91,12 @@ class TrainingLog:
         kept = [record for record in _read_records(path) if done.includes(record)]
         write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
-        older = set((folder / "visualdl").glob("vdlrecords.*"))
+        for older in (folder / "visualdl").glob("vdlrecords.*"):
+            older.unlink()
         self._visualdl = LogWriter(logdir=str(folder / "visualdl"), display_name=folder.name)
         for record in kept:
             metrics = {name: value for name, value in record.items() if name not in ("kind", "step")}
             self._add_scalars(record["kind"], done.step_of(record), metrics)
-        for file in older - {Path(self._visualdl.file_name)}:
-            file.unlink()
 
     def close(self) -> None:
         if self._file and self._visualdl:

@@ -124,10 +124,6 @@ class RunFolder:
         if self._replaces:
             for pattern in _FILES:
                 self._delete(pattern)
-            for name in _SUBFOLDERS:
-                subfolder = self.folder / name
-                if subfolder.is_dir() and not any(subfolder.iterdir()):
-                    subfolder.rmdir()
         if self._locked:
             self._delete("|".join((*_FILES, r"data_check\.json")), temporary=True)
         write_text(self.config_file, config)
