@@ -62,6 +62,9 @@ class Position(NamedTuple):
         return round(record["epoch"] * self.steps_per_epoch) if "epoch" in record else record["step"]
 
 
+_START = Position(0, 1, is_validated=False)
+
+
 class TrainingLog:
     """Logs on rank 0 and does nothing on the other ranks; only prints until :meth:`open`.
 
@@ -74,7 +77,7 @@ class TrainingLog:
     def __init__(self):
         self._file = self._visualdl = None
 
-    def open(self, folder: Path, done: Position) -> None:
+    def open(self, folder: Path, done: Position = _START) -> None:
         """Start to write ``log.jsonl`` (one object per record: ``kind``, ``step``, then the metrics) and ``visualdl/``.
 
         Args:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.pictures.picture_folder import PictureFolder
 from common.runtime import atomic_file
-from common.training.log import Position, TrainingLog
+from common.training.log import TrainingLog
 from common.training.run_folder import RunFolder
 from object_detection.config import CONFIG
 from object_detection.detection import DetectionEvaluator
@@ -27,7 +27,7 @@ def write_configuration(folder: Path) -> None:
 
 
 def write_log(folder: Path) -> None:
-    TrainingLog().open(folder, Position(0, 1, is_validated=True))
+    TrainingLog().open(folder)
 
 
 def write_training_picture(folder: Path) -> None:
