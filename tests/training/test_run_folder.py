@@ -58,7 +58,7 @@ def hold(folder: Path, claimed) -> None:
 def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_ends(tmp_path):
     context = multiprocessing.get_context("fork")
     claimed = context.Event()
-    first = context.Process(target=hold, args=(tmp_path, claimed))
+    first = context.Process(target=hold, args=(tmp_path, claimed), daemon=True)
     first.start()
     assert claimed.wait(30)
     with pytest.raises(UserError, match=rf"another run writes into .* process {first.pid}: .*give another -output"):
