@@ -12,7 +12,6 @@ checkpoint. To repeat a finished run, delete its line from the results file and 
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -301,7 +300,7 @@ def _parser() -> ArgumentParser:
     parser.add_flag("report", action="store_true", help="print the results as a Markdown table instead of training")
     into = f"with -report: document to update, at <!-- begin {SECTION} -->"
     parser.add_flag("into", type=Path, metavar="FILE", help=into)
-    parser.add_flag("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: override every row; comes last")
+    parser.add_opts()
     return parser
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import struct
@@ -17,7 +16,7 @@ from ..errors import UserError, one_line
 from ..runtime.atomic_file import replace_file
 from .safe_pickle import UnsafePickleError, load_arrays
 
-__all__ = ["SUFFIXES", "float32_of_bfloat16", "load_file", "locate_file", "remove_leftovers", "save_file"]
+__all__ = ["SUFFIXES", "DamagedFileError", "float32_of_bfloat16", "load_file", "locate_file", "save_file"]
 
 SUFFIXES = (".pdparams", ".safetensors")
 
@@ -30,6 +29,10 @@ _SAFETENSORS_TYPES = {
     **{"BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8"},
     **{"I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8"},
 }
+
+
+class DamagedFileError(UserError):
+    """A file is damaged, or contains something other than what it should."""
 
 
 def locate_file(path: str | Path) -> Path:
@@ -49,7 +52,8 @@ def load_file(path: str | Path) -> dict[str, Any]:
     """Read a ``.pdparams`` or ``.safetensors`` file as nested dicts of NumPy arrays, without executing code.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it contains something other than weights.
+        DamagedFileError: the file is damaged, or contains something other than weights.
+        UserError: there is no such file, or it cannot be read.
     """
     path = locate_file(path)
     try:
@@ -57,7 +61,9 @@ def load_file(path: str | Path) -> dict[str, Any]:
             return _load_safetensors(path)
         return _load_pickle(path)
     except UnsafePickleError as error:
-        raise UserError(f"refused to load {path}: {error}") from error
+        raise DamagedFileError(f"refused to load {path}: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"cannot read {path}: there is not enough memory for it") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -91,13 +97,6 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
             f"cannot write {path}: {error.strerror or error}; it needs space in addition to the old file: free "
             "disk space or choose another -output. Earlier checkpoints are intact"
         ) from error
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of killed processes."""
-    for leftover in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
 
 
 class _ChecksumWriter:

@@ -13,6 +13,7 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError, one_line, printable
@@ -26,7 +27,18 @@ use_fast_gemm()
 
 EXIT_USER_ERROR = 2
 
-__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run"]
+__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "expand_home", "run"]
+
+
+def expand_home(value: Any) -> Any:
+    """Replace a leading ``~`` by the home folder, in a string or path, or in all values of a list or dict."""
+    if isinstance(value, dict):
+        value.update({name: expand_home(item) for name, item in value.items()})
+    elif isinstance(value, list):
+        value[:] = map(expand_home, value)
+    elif isinstance(value, (str, Path)) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))  # noqa: PTH111 (keeps the type)
+    return value
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -65,6 +77,17 @@ class ArgumentParser(argparse.ArgumentParser):
     def add_flag(self, name: str, group: argparse._ArgumentGroup | None = None, **options: Any) -> None:
         """Add ``-name`` and ``--name``, under the heading of a group if one is given."""
         (group or self).add_argument(f"-{name}", f"--{name}", dest=name, **options)
+
+    def add_opts(self, group: argparse._ArgumentGroup | None = None) -> None:
+        """Add ``-opts KEY VALUE ...``, which may stand anywhere, and several times."""
+        help_text = "any key of the configuration; several -opts add up"
+        self.add_flag("opts", group, nargs="*", action="extend", default=[], metavar="KEY VALUE", help=help_text)
+
+    def parse_args(self, *arguments: Any, **options: Any) -> argparse.Namespace:  # type: ignore[override]
+        """Parse as argparse does, and expand ``~`` at the beginning of values, as in ``-data_path=~/photos``."""
+        parsed = super().parse_args(*arguments, **options)
+        expand_home(vars(parsed))
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; -h lists the flags")
