@@ -91,19 +91,19 @@ def test_a_second_signal_exits_at_once():
 
 
 def test_resume_auto_takes_the_newest_intact_state_or_starts_a_new_run(tmp_path, shapes_config, capsys):
-    options = ("-resume", "auto", "-opts", "CHECKPOINT_EVERY", "1", "TRAIN.EPOCHS")
-    run(Classification, shapes_config, *options, 1)
+    options = ("-resume", "auto", "-opts", "CHECKPOINT_EVERY", "1", "KEEP_CHECKPOINTS", "2", "TRAIN.EPOCHS")
+    run(Classification, shapes_config, *options, 2)
     assert "no training state in" in capsys.readouterr().out
     latest = tmp_path / "out" / "latest.pdparams"
     content = bytearray(latest.read_bytes())
     content[len(content) // 2] ^= 1
     latest.write_bytes(content)
-    run(Classification, shapes_config, *options, 2)
-    assert "epoch_0001.pdparams after epoch 1/2" in capsys.readouterr().out
+    run(Classification, shapes_config, *options, 3)
+    assert "epoch_0001.pdparams after epoch 1/3" in capsys.readouterr().out
     for state in (tmp_path / "out").glob("*.pdparams"):
         state.write_bytes(content)
     with pytest.raises(UserError, match="no intact training state"):
-        run(Classification, shapes_config, *options, 2)
+        run(Classification, shapes_config, *options, 3)
 
 
 def test_a_record_is_kept_once_through_a_failing_validation_and_another_batch_size(
