@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ _NO_CURVES = {
 class _ProgressLines(tqdm):
     """Prints a new line for each update instead of redrawing the bar."""
 
-    def __init__(self, print_line: Callable[[str], None], **options: Any):
-        self._print_line = print_line
+    def __init__(self, log: TrainingLog, **options: Any):
+        self._log = log
         super().__init__(**options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:  # otherwise tqdm clears the bar
-            self._print_line(str(self))
+            with self._log.printing():
+                print(self, file=self.fp, flush=True)
 
 
 class TrainingLog:
@@ -92,11 +94,16 @@ class TrainingLog:
 
     def line(self, text: str) -> None:
         """Print one line, above a progress bar if there is one."""
-        if not is_main_process():
-            return
+        if is_main_process():
+            with self.printing():
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+
+    @contextmanager
+    def printing(self) -> Iterator[None]:
+        """Around all that prints during training: from when nobody reads it, print to the null device."""
         try:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            yield
         except OSError as error:
             if self._file is None or error.errno not in (errno.EPIPE, errno.EIO):
                 raise
@@ -142,7 +149,7 @@ class TrainingLog:
             return tqdm(total=total, desc=description, disable=not is_main_process(), leave=False, dynamic_ncols=True)
         hidden = not (lines and is_main_process())
         return _ProgressLines(
-            self.line,
+            self,
             total=total,
             desc=description,
             disable=hidden,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
@@ -11,6 +15,7 @@ import pytest
 from common.errors import UserError
 from common.runtime import failure_watch
 from common.runtime.failure_watch import FailureWatch
+from tests.helpers.programs import ROOT
 
 RANKS = 3
 
@@ -113,3 +118,29 @@ def test_a_rank_that_reports_its_own_failure_does_not_report_another(watched, ca
     assert not watched.exit_codes
     assert not capsys.readouterr().err
     assert [rank.recv_bytes() for rank in watched.ranks] == [b"failed 2 no images"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("event", ["limit", "SIGTERM"])
+def test_a_rank_that_is_lost_while_paddle_connects_the_ranks(monkeypatch, port, event):
+    """Paddle then waits, and no Python thread can run, but the start limit holds, and SIGTERM ends the process."""
+    for name, value in (("DISTRI_BACKEND", "gloo"), ("TRAINERS_NUM", "2"), ("CURRENT_ENDPOINT", "127.0.0.1:1")):
+        monkeypatch.setenv(f"PADDLE_{name}", value)
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "127.0.0.1:1,127.0.0.1:2")
+    program = (
+        "from common.runtime import command_line, failure_watch\n"
+        "failure_watch._START_LIMIT = 4\n"
+        "command_line.run(lambda argv: print('connected'))\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        rank = connect(port, "hello 1 ")
+        assert rank.recv_bytes() == b"go 0 "
+        if event == "SIGTERM":
+            time.sleep(1)
+            process.terminate()
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == (-signal.SIGTERM if event == "SIGTERM" else 1)
+    assert ("init_parallel_env" in output) == (event == "limit")
+    assert "connected" not in output
+    assert "FatalError" not in output
