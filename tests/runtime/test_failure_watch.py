@@ -134,12 +134,15 @@ def test_a_rank_that_is_lost_while_paddle_connects_the_ranks(monkeypatch, port, 
     )
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        rank = connect(port, "hello 1 ")
-        assert rank.recv_bytes() == b"go 0 "
-        if event == "SIGTERM":
-            time.sleep(1)
-            process.terminate()
-        output, _ = process.communicate(timeout=30)
+        try:
+            rank = connect(port, "hello 1 ")
+            assert rank.recv_bytes() == b"go 0 "
+            if event == "SIGTERM":
+                time.sleep(1)
+                process.terminate()
+            output, _ = process.communicate(timeout=15)
+        finally:
+            process.kill()
     assert process.returncode == (-signal.SIGTERM if event == "SIGTERM" else 1)
     assert ("init_parallel_env" in output) == (event == "limit")
     assert "connected" not in output
