@@ -21,6 +21,7 @@ from common.checkpoints.download import sha256_of
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
 from common.pictures.drawing import denormalize, side_by_side
+from common.runtime.atomic_file import write_text
 from common.runtime.distributed import is_main_process, rank, world_size
 from common.training.dry_run import dry_run_loss
 from common.training.loader import build_loader
@@ -284,9 +285,8 @@ class DetectionEvaluator(Evaluator):
     def _write_results(self, kind: str, results: Mapping[str, list[dict[str, Any]]]) -> None:
         """Write COCO's result files, ``val_bbox.json`` and the like."""
         folder = Path(self._config.OUTPUT)
-        folder.mkdir(parents=True, exist_ok=True)
         for name, rows in results.items():
-            (folder / f"{kind}_{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+            write_text(folder / f"{kind}_{name}.json", json.dumps(rows))
 
     def _draw(self, kind: str, step: int, place: int, image_id: int, found: Detections) -> None:
         """Log the first images of this rank's shard with their detections and annotations."""

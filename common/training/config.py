@@ -70,7 +70,8 @@ def shared_config() -> CfgNode:
     config.LOG_INTERVAL = 50  # optimizer steps between two lines
     config.PICTURES = 4  # images of rank 0 that VisualDL shows, of a training batch and of the validation data
     config.HISTOGRAMS = False  # of all weights and gradients before each validation, for VisualDL
-    config.OUTPUT = ""
+    config.OUTPUT = ""  # folder of the run; empty: output/ and the names of the file and of other data than the file's
+    config.OVERWRITE = False  # replace another run in OUTPUT
     config.RESUME = ""  # a training state (latest.pdparams), or auto for that in OUTPUT if there is one
     config.EVAL = False  # only evaluate
     config.RECORD = ""  # CSV file to append the metrics of an evaluation to
@@ -129,7 +130,14 @@ _SHARED_FLAGS = {
         "weights and output",
         "FILE",
     ),
-    "output": Flag(("OUTPUT",), str, "folder for checkpoints and logs", "weights and output", "FOLDER"),
+    "output": Flag(
+        ("OUTPUT",),
+        str,
+        "folder of the run; by default output/NAME of -cfg, and -DATA if other data than that of -cfg is given",
+        "weights and output",
+        "FOLDER",
+    ),
+    "overwrite": Flag(("OVERWRITE",), bool, "replace another run in -output", "weights and output"),
     "device": Flag(("DEVICE",), str, "cpu, gpu or gpu:N (default: a GPU if there is one)", "training", "DEVICE"),
     "eval": Flag(("EVAL",), bool, "only evaluate -pretrained (or -resume)", "instead of training"),
     "amp": Flag(
@@ -143,7 +151,7 @@ _SHARED_FLAGS = {
 }
 
 # Keys that say what one command does; they are not part of a run.
-_INVOCATION_KEYS = {"RESUME", "EVAL", "RECORD"}
+_INVOCATION_KEYS = {"RESUME", "OVERWRITE", "EVAL", "RECORD"}
 
 # Keys that a resumed run may change and still reach identical weights; the trainer compares those of the last line.
 _FREE_KEYS = {
@@ -235,7 +243,21 @@ class TaskConfig:
         config = self.defaults()
         for values, source in read_yaml_with_bases(Path(arguments.cfg).expanduser()):
             self._merge(config, values, source)
-        return self._finish(config, arguments)
+        data = self._data(config)
+        self._override(config, arguments)
+        if not config.OUTPUT:
+            path = Path(arguments.cfg).expanduser().resolve().with_suffix("")
+            configs = self.default_file.parent.resolve()
+            path = path.relative_to(configs) if path.is_relative_to(configs) else Path(path.name)
+            other = [name for name in self._data(config) if name not in data]
+            config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
+        return self._finish(config)
+
+    def _data(self, config: CfgNode) -> list[str]:
+        """The names of the data: its kind and its folder, so far as the configuration has them."""
+        flags = [self.flags[name] for name in ("dataset", "data_path") if name in self.flags]
+        values = [find(config, flag.keys[0]) for flag in flags]
+        return [Path(str(value)).expanduser().resolve().name for value in values if value]
 
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.
@@ -258,17 +280,21 @@ class TaskConfig:
         """The configuration saved in a checkpoint; raises ``UserError`` as :meth:`load` does."""
         config = self.defaults()
         self._merge(config, read_yaml(text, f"the configuration of {source}"), source)
-        return self._finish(config, arguments)
-
-    def _finish(self, config: CfgNode, arguments: argparse.Namespace | None) -> CfgNode:
-        """Apply flags and ``-opts``, check the values, and freeze the result."""
         if arguments is not None:
-            for name, flag in self._all_flags().items():
-                value = getattr(arguments, name, None)
-                if value is not None and value is not False:
-                    for key in flag.keys:
-                        self._set(config, key, value, f"-{name}")
-            self._set_options(config, arguments.opts)
+            self._override(config, arguments)
+        return self._finish(config)
+
+    def _override(self, config: CfgNode, arguments: argparse.Namespace) -> None:
+        """Apply flags and ``-opts``."""
+        for name, flag in self._all_flags().items():
+            value = getattr(arguments, name, None)
+            if value is not None and value is not False:
+                for key in flag.keys:
+                    self._set(config, key, value, f"-{name}")
+        self._set_options(config, arguments.opts)
+
+    def _finish(self, config: CfgNode) -> CfgNode:
+        """Check the values, and freeze the result."""
         _check_shared(config)
         self.check(config)
         config.freeze()
@@ -394,6 +420,5 @@ def _check_shared(config: CfgNode) -> None:
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
-    require(config, "OUTPUT", bool, "must name a folder; give -output")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")

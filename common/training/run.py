@@ -16,9 +16,9 @@ from ..errors import UserError
 from ..flops import params
 from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
-from .checkpoints import CheckpointFolder
 from .data_hash import code_hash
 from .results import Result, make_results
+from .run_folder import RunFolder
 from .task import Task, Training
 from .trainer import Trainer
 
@@ -41,11 +41,9 @@ def _train(task: Task) -> dict[str, Any]:
     config, log = task.config, task.log
 
     # Find what to resume, and build what to train.
-    output = Path(config.OUTPUT)
-    if is_main_process():
-        output.mkdir(parents=True, exist_ok=True)
-    checkpoints = CheckpointFolder(output, config.KEEP_CHECKPOINTS, task.unit)
-    resumed = _find_training_state(task, checkpoints)
+    folder = RunFolder(Path(config.OUTPUT), config.KEEP_CHECKPOINTS, task.unit)
+    folder.claim(config.RESUME, config.OVERWRITE, log.line)
+    resumed = _find_training_state(task, folder)
     training = task.build_training(resumed=bool(resumed))
     _require_equal_ranks(training.data_hashes)
 
@@ -60,17 +58,16 @@ def _train(task: Task) -> dict[str, Any]:
     _warn_if_rate_still_rises(task, training)
 
     # Restore the state, check the run, and only then write into the folder.
-    trainer = Trainer(task, training, checkpoints)
+    trainer = Trainer(task, training, folder)
     if resumed:
         _resume(trainer, *resumed)
     task.preflight(training)
-    checkpoints.clean()
-    if is_main_process():
-        (output / "config.yaml").write_text(task.config_spec.dump(config), encoding="utf-8")
-    log.open(output, last_step=trainer.state.step if resumed else -1)
+    folder.begin(task.config_spec.dump(config))
+    log.open(folder.folder, trainer.position)
     best = trainer.run()
-    _print_next_commands(task, checkpoints, best)
     log.close()
+    folder.require_intact()
+    _print_next_commands(task, folder, best)
     return best
 
 
@@ -115,21 +112,19 @@ def _check_data(task: Task) -> dict[str, Any]:
     return {"problems": 0}
 
 
-def _find_training_state(task: Task, checkpoints: CheckpointFolder) -> tuple[Path | str, dict[str, Any]] | None:
+def _find_training_state(task: Task, folder: RunFolder) -> tuple[Path | str, dict[str, Any]] | None:
     """The training state that ``RESUME`` selects, with its source; ``None`` to start a new run."""
     source, log = task.config.RESUME, task.log
     if not source:
-        if checkpoints.latest.exists():
-            log.line(f"replacing the run in {checkpoints.folder}; -resume auto would have continued it")
         return None
-    found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_state(source))
+    found = folder.find_latest(log.line) if source == "auto" else (source, read_state(source))
     if not found:
-        log.line(f"no training state in {checkpoints.folder}: starting a new run")
+        log.line(f"no training state in {folder.folder}: starting a new run")
     steps = gather_rows([found[1].get("step", 0) if found else -1])[:, 0]
     if steps.min() != steps.max():
         raise UserError(
             f"the ranks find different training states (of steps {steps.astype(int).tolist()}, -1 for none); put "
-            f"{checkpoints.folder} on a disk that all machines share, or copy {checkpoints.latest.name} to each"
+            f"{folder.folder} on a disk that all machines share, or copy {folder.latest.name} to each"
         )
     return found
 
@@ -185,9 +180,9 @@ def _log_header(task: Task, model: nn.Layer) -> None:
         task.log.line("mixed precision has no effect on CPUs: everything is computed in float32")
 
 
-def _print_next_commands(task: Task, checkpoints: CheckpointFolder, best: Mapping[str, Any]) -> None:
+def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any]) -> None:
     config_file, best_file, latest_file = (
-        shlex.quote(str(path)) for path in (checkpoints.folder / "config.yaml", checkpoints.best, checkpoints.latest)
+        shlex.quote(str(path)) for path in (folder.config_file, folder.best, folder.latest)
     )
     length: Any = task.config
     for part in task.length_key.split("."):

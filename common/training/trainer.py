@@ -18,8 +18,9 @@ from ..errors import StoppedBySignal, UserError
 from ..runtime.distributed import gather_rows, rank, world_size
 from ..runtime.signals import StopRequest
 from .batch_norm import average_statistics, get_statistics, set_statistics
-from .checkpoints import CheckpointFolder
+from .log import Position
 from .optimizer import clip_gradients
+from .run_folder import RunFolder
 from .running_means import RunningMeans
 from .state import TrainingState
 from .task import BatchResult, Task, Training
@@ -36,14 +37,14 @@ class Trainer:
         task: its configuration says how to train, see ``TRAIN`` and what follows it in
             :func:`common.training.config.shared_config`.
         training: the model with its pretrained weights loaded, the data and the optimizer.
-        checkpoints: where to save.
+        folder: where to save; claimed.
 
     Attributes:
         state: what changes during the run, and is saved.
     """
 
-    def __init__(self, task: Task, training: Training, checkpoints: CheckpointFolder):
-        self.task, self.training, self.checkpoints = task, training, checkpoints
+    def __init__(self, task: Task, training: Training, folder: RunFolder):
+        self.task, self.training, self.folder = task, training, folder
         self.config, self.log = task.config, task.log
         self.model, self.sampler = training.model, training.sampler
         # DataParallel copies rank 0's weights to all ranks, so it comes before the state's average of the weights.
@@ -62,6 +63,12 @@ class Trainer:
     def progress(self) -> str:
         """The part of the run that is done, such as ``epoch 3/16``."""
         return f"{self.task.unit} {self.state.step // self._steps_per_unit}/{self.total_steps // self._steps_per_unit}"
+
+    @property
+    def position(self) -> Position:
+        """How far the run has come."""
+        state = self.state
+        return Position(state.step, self.steps_per_epoch, is_validated=state.step == state.last_saved_step)
 
     # ---- the loop
 
@@ -199,7 +206,7 @@ class Trainer:
         where = f"the loss on rank {', '.join(map(str, ranks))}" if len(ranks) else "the gradient"
         message = f"{where} is not finite at step {self.state.step + 1}"
         if self.state.nonfinite_steps > allowed:
-            good = self.checkpoints.latest if self.checkpoints.latest.exists() else "none"
+            good = self.folder.latest if self.folder.latest.exists() else "none"
             raise UserError(
                 f"{message}; lower the learning rate, train without -amp, or skip such steps with "
                 f"TRAIN.SKIP_NONFINITE. Last good checkpoint: {good}"
@@ -221,15 +228,15 @@ class Trainer:
         if step == state.last_saved_step or not (validation_due or checkpoint_due or step % self.steps_per_epoch == 0):
             return
         if validation_due:
-            self.checkpoints.save_latest(state.as_dict())  # the job may be killed during the validation
+            self.folder.save_latest(state.as_dict())  # the job may be killed during the validation
             for model in state.models():
                 average_statistics(model)
             self._validate()
         state.last_saved_step = step
         saved = state.as_dict()
-        self.checkpoints.save_latest(saved)
+        self.folder.save_latest(saved)
         if checkpoint_due:
-            self.checkpoints.save_numbered(saved, step // self._steps_per_unit)
+            self.folder.save_numbered(saved, step // self._steps_per_unit)
         if step < self.total_steps:
             self._stop_if_signaled(int(gather_rows([self._stop_request.signal_number]).max()))
 
@@ -254,19 +261,19 @@ class Trainer:
             if metrics[criterion] > state.best.get(criterion, -math.inf):
                 state.best = {**metrics, "at": self.progress, "weights": weights}
                 best = {"model": deployed_state(model), "figures": dict(state.best), **state.metadata}
-                self.checkpoints.save_best(best)
+                self.folder.save_best(best)
 
     def _save_latest_if_due(self, stop_signal: int) -> None:
         """Save ``latest`` inside an epoch; stop if a signal has arrived."""
         every = self.config.LATEST_EVERY
         if stop_signal or (every and self.state.step % every == 0):
-            self.checkpoints.save_latest(self.state.as_dict())
+            self.folder.save_latest(self.state.as_dict())
         self._stop_if_signaled(stop_signal)
 
     def _stop_if_signaled(self, signal_number: int) -> None:
         """Raise StoppedBySignal if a signal has arrived; the state is saved."""
         if signal_number:
-            self.log.line(f"saved step {self.state.step} as {self.checkpoints.latest}; continue with -resume auto")
+            self.log.line(f"saved step {self.state.step} as {self.folder.latest}; continue with -resume auto")
             self.log.close()
             raise StoppedBySignal(signal_number)
 

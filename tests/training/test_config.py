@@ -51,6 +51,31 @@ def test_a_list_of_any_length_takes_another_length_in_place_of_a_files(tmp_path)
     assert (model.PALE_SIZE, model.NUM_HEADS) == ([2, 2, 4, 4], [])
 
 
+@pytest.mark.parametrize(
+    ("flags", "output"),
+    [
+        ((), "output/own"),
+        (("-data_path", "files"), "output/own"),  # those of the file
+        (("-data_path", "some/photos/"), "output/own-photos"),
+        (("-opts", "DATA.DATA_PATH", "some/photos"), "output/own-photos"),
+        (("-dataset", "mnist"), "output/own-mnist"),
+        (("-dataset", "idx", "-data_path", "."), "output/own-idx-{here}"),
+        (("-data_path", "photos", "-output", "o"), "o"),
+    ],
+)
+def test_the_default_folder_tells_the_configuration_and_other_data(tmp_path, monkeypatch, flags, output):
+    monkeypatch.chdir(tmp_path)
+    own = write(tmp_path / "own.yaml", "DATA: {DATASET: folder, DATA_PATH: files}")
+    assert output.format(here=tmp_path.name) == load("-cfg", own, *flags).OUTPUT
+
+
+def test_the_default_folders_of_the_configurations_are_different(monkeypatch):
+    monkeypatch.chdir(CONFIG.default_file.parent)
+    outputs = {path: load("-cfg", path.relative_to(CONFIG.default_file.parent)).OUTPUT for path in CONFIGS}
+    assert len(set(outputs.values())) == len(CONFIGS)
+    assert outputs[CONFIG.default_file] == "output/pale_nano_mnist5k"
+
+
 @pytest.mark.parametrize("dash", ["-", "--"])
 def test_flags_of_paddlevit_work_with_one_dash_and_two(dash):
     values = {

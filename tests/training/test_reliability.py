@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -19,7 +20,7 @@ import pytest
 from common.checkpoints.file_format import load_file
 from common.errors import UserError
 from common.runtime.signals import StopRequest
-from image_classification.classification import Classification
+from image_classification.classification import Classification, ClassificationEvaluator
 from tests.helpers.programs import ROOT, run_program, start_program
 from tests.helpers.tiny_runs import assert_same_training, kill, run, wait_for_steps
 
@@ -147,6 +148,31 @@ def test_resume_auto_takes_the_newest_intact_state_or_starts_a_new_run(tmp_path,
         run(Classification, shapes_config, *options, 2)
 
 
+def test_a_record_is_kept_once_through_a_failing_validation_and_another_batch_size(
+    tmp_path, shapes_config, monkeypatch
+):
+    options = ("-resume", "auto", "-opts", "TRAIN.EMA_DECAY", "0.9", "LOG_INTERVAL", "1", "TRAIN.EPOCHS", "2")
+    evaluate = ClassificationEvaluator.evaluate
+
+    def fail(evaluator, model, kind="val", step=0, last=True):
+        if kind == "val_ema" and step == 12:
+            raise KeyboardInterrupt
+        return evaluate(evaluator, model, kind, step, last)
+
+    monkeypatch.setattr(ClassificationEvaluator, "evaluate", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(Classification, shapes_config, *options)
+    monkeypatch.setattr(ClassificationEvaluator, "evaluate", evaluate)
+    run(Classification, shapes_config, *options)
+    run(Classification, shapes_config, "-batch_size", "2", *options[:-1], "3")
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    found = [(record["kind"], record["epoch"]) for record in records]
+    epochs = [*(step / 6 for step in range(1, 13)), *(step / 18 for step in range(37, 55))]
+    expected = [("train", epoch) for epoch in epochs]
+    expected += [(kind, epoch) for kind in ("val", "val_ema") for epoch in (1, 2, 3)]
+    assert sorted(found) == sorted(expected)
+
+
 def test_a_state_of_version_0_1_0_resumes(tmp_path, shapes_config, capsys):
     """It calls last_saved_step settled, and its configuration has the old names of keys."""
     import paddle
@@ -170,8 +196,8 @@ def test_a_state_of_version_0_1_0_resumes(tmp_path, shapes_config, capsys):
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, shapes_config):
     run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", "1")
-    with pytest.raises(UserError, match=r"the (loss on rank 0|gradient) is not finite at step [2-6]; .*latest\.pdp"):
-        run(Classification, shapes_config, "-opts", "TRAIN.BASE_LR", "1e30", "TRAIN.EPOCHS", "3")
+    with pytest.raises(UserError, match=r"the (loss on rank 0|gradient) is not finite at step [7-9]; .*latest\.pdp"):
+        run(Classification, shapes_config, "-resume", "auto", "-opts", "TRAIN.BASE_LR", "1e30", "TRAIN.EPOCHS", "3")
     kept = load_file(tmp_path / "out" / "latest.pdparams")
     assert all(np.isfinite(array).all() for array in kept["model"].values())
 
