@@ -76,7 +76,7 @@ class Trainer:
         """Train to the last step, and return the metrics of the best validation.
 
         Raises:
-            StoppedBySignal: SIGTERM or SIGINT arrived; ``latest`` contains the present state.
+            StoppedBySignal: SIGTERM, SIGINT or SIGHUP arrived; ``latest`` contains the present state.
             UserError: too many consecutive losses or gradients were not finite, or a file could not be read or written.
         """
         with (
