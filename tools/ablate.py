@@ -183,7 +183,7 @@ def train_all(arguments: Namespace, file: Path) -> None:
 
     Raises:
         UserError: a configuration is invalid, or runs failed (the others were finished first).
-        StoppedBySignal: SIGINT or SIGTERM was received; the current runs have saved their states.
+        StoppedBySignal: SIGINT, SIGTERM or SIGHUP was received; the current runs have saved their states.
     """
     from common.runtime.device import select_device
     from common.runtime.machine import code_version, describe_device
@@ -226,7 +226,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, options: Sequence[str]) -> Itera
         options: ``KEY VALUE ...``, which override the configurations.
 
     Raises:
-        StoppedBySignal: SIGINT or SIGTERM was received; the current runs have saved their states.
+        StoppedBySignal: SIGINT, SIGTERM or SIGHUP was received; the current runs have saved their states.
     """
     from common.runtime.signals import StopRequest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import io
 import multiprocessing
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import textwrap
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError, one_line, printable
 from .cpu_settings import use_fast_gemm
+from .signals import stop_with_launcher
 
 if TYPE_CHECKING:
     from .failure_watch import FailureWatch
@@ -97,8 +100,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     """Run ``main(arguments)``, then exit with 0, or with 2 and one line for an error that the user can correct.
 
     ``-debug`` among the arguments prints the traceback as well. If one of several ranks fails, all exit with its code
-    and rank 0 prints its line. A run that saved its state because of a signal exits with 128 plus the signal's number.
+    and print its line. A run that saved its state because of a signal exits with 128 plus the signal's number.
     """
+    stop_with_launcher()
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")  # while a model is traced
@@ -111,7 +115,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         if int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1:  # else -h and wrong flags need not wait for Paddle
             from . import failure_watch
 
-            watch = failure_watch.init_process_group()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the handler that Paddle's import has set can hang
+            watch = failure_watch.FailureWatch()
+            failure_watch.init_process_group()
         main(argv)
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -129,16 +135,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except StoppedBySignal as stop:
         exit_code = stop.exit_code
     except Exception as error:
-        lost = watch and failure_watch.is_lost_connection(error)
-        if not lost or debug:
-            traceback.print_exc()
-        if lost:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _fail(watch, watch.explain_loss() if watch and lost else f"{type(error).__name__}: {one_line(error)}", 1)
+        if watch:  # the error may be what a collective operation makes of a lost rank; the watch then ends this process
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as another rank is gone
+            time.sleep(5)
+        traceback.print_exc()
+        _fail(watch, f"{type(error).__name__}: {one_line(error)}", 1)
     if watch:
-        from .distributed import barrier
-
-        barrier()
         watch.close()
     if exit_code:
         _leave(exit_code)
@@ -146,14 +148,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 def _fail(watch: FailureWatch | None, message: str, exit_code: int) -> NoReturn:
     """Print the message where the user sees it, and end all ranks."""
-    if watch:
-        watch.take_over()
     message = printable(message)
-    if watch is None or os.environ["PADDLE_TRAINER_ID"] == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
     if watch:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as another rank is gone
         watch.announce(message, exit_code)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"error: {message}", file=sys.stderr, flush=True)
     _leave(exit_code)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +36,14 @@ _NO_CURVES = {
 class _ProgressLines(tqdm):
     """Prints a new line for each update instead of redrawing the bar."""
 
+    def __init__(self, log: TrainingLog, **options: Any):
+        self._log = log
+        super().__init__(**options)
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:  # otherwise tqdm clears the bar
-            print(self, file=self.fp, flush=True)
+            with self._log.printing():
+                print(self, file=self.fp, flush=True)
 
 
 class Position(NamedTuple):
@@ -73,9 +81,14 @@ class TrainingLog:
     ``train/images_per_second``; ``val/METRIC`` and, of the averaged weights, ``val_ema/METRIC``; the pictures
     ``train/samples`` and ``val/images`` or ``val/image N``; with ``HISTOGRAMS`` the histograms ``weights/PARAMETER``
     and ``gradients/PARAMETER``.
+
+    Attributes:
+        reader_is_gone: nobody reads the lines any more, because a program after ``|`` or the terminal has ended. After
+            :meth:`open`, when there is something to lose, this is no error.
     """
 
     def __init__(self):
+        self.reader_is_gone = False
         self._file = self._visualdl = None
 
     def open(self, folder: Path, done: Position = _START) -> None:
@@ -115,8 +128,20 @@ class TrainingLog:
     def line(self, text: str) -> None:
         """Print a line, or a table of several, above a progress bar if there is one."""
         if is_main_process():
-            tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
-            sys.stdout.flush()
+            with self.printing():
+                tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
+                sys.stdout.flush()
+
+    @contextmanager
+    def printing(self) -> Iterator[None]:
+        """Around all that prints during training: from when nobody reads it, print to the null device."""
+        try:
+            yield
+        except OSError as error:
+            if self._file is None or error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            self.reader_is_gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def record(self, kind: str, step: int, **metrics: float) -> None:
         """Write the metrics of a step; ``kind`` is ``train``, ``val`` or ``val_ema``, the prefix in VisualDL."""
@@ -157,6 +182,7 @@ class TrainingLog:
             return tqdm(total=total, desc=description, disable=not is_main_process(), leave=False, dynamic_ncols=True)
         hidden = not (lines and is_main_process())
         return _ProgressLines(
+            self,
             total=total,
             desc=description,
             disable=hidden,

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from ..checkpoints.file_format import SUFFIXES, DamagedFileError, save_file
 from ..checkpoints.loading import read_state
 from ..errors import UserError
-from ..runtime.atomic_file import write_text
+from ..runtime.atomic_file import copy_file, write_text
 from ..runtime.distributed import is_main_process
 
 __all__ = ["RunFolder"]
@@ -22,7 +22,7 @@ __all__ = ["RunFolder"]
 # Files of a run, relative to its folder. Deleting them in this order, a process that is killed between two leaves no
 # weights without the log, by which the rest is recognized as a run.
 _FILES = (
-    r"(best|latest|(epoch|step)_\d{4,})\.pdparams",
+    r"(best|last|latest|(epoch|step)_\d{4,})\.pdparams",
     r"config\.yaml|(val|val_ema)_\w+\.json|visualdl/vdlrecords\..+|pictures/(train|val|val_ema)_[^/]+\.png",
     r"log\.jsonl",
 )
@@ -37,8 +37,8 @@ _TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # what atomic_file.py calls th
 class RunFolder:
     """The output folder of a run, which only one run writes at a time; its rank 0 does.
 
-    ``latest`` and the numbered ``epoch_NNNN`` or ``step_NNNN`` are training states to resume from; ``best`` contains
-    only weights.
+    ``latest`` and the numbered ``epoch_NNNN`` or ``step_NNNN`` are training states to resume from. ``best`` and
+    ``last`` contain only weights, those of the best and of the last validation.
 
     Args:
         folder: the output folder.
@@ -150,17 +150,19 @@ class RunFolder:
     def save_best(self, weights: Mapping[str, Any]) -> None:
         self._save(weights, self.best)
 
-    def save_numbered(self, state: Mapping[str, Any], number: int) -> None:
-        """Save a state under its number, and delete all but the last ``keep`` up to this number.
+    def save_last(self, weights: Mapping[str, Any]) -> None:
+        self._save(weights, self.folder / f"last{SUFFIXES[0]}")
+
+    def keep_latest(self, number: int) -> None:
+        """Keep the latest state under a number, too, and delete all but the last ``keep`` up to this number.
 
         Larger numbers, of a run that went back, stay.
         """
-        if self.keep:
-            self._save(state, self.folder / f"{self.unit}_{number:04d}{SUFFIXES[0]}")
-            if is_main_process():
-                done = [path for other, path in self._numbered().items() if other <= number]
-                for old in done[: -self.keep]:
-                    old.unlink()
+        if self.keep and is_main_process():
+            copy_file(self.latest, self.folder / f"{self.unit}_{number:04d}{SUFFIXES[0]}")
+            done = [path for other, path in self._numbered().items() if other <= number]
+            for old in done[: -self.keep]:
+                old.unlink()
 
     # ---- the files
 

@@ -76,7 +76,7 @@ class Trainer:
         """Train to the last step, and return the metrics of the best validation.
 
         Raises:
-            StoppedBySignal: SIGTERM or SIGINT arrived; ``latest`` contains the present state.
+            StoppedBySignal: SIGTERM, SIGINT or SIGHUP arrived; ``latest`` contains the present state.
             UserError: too many consecutive losses or gradients were not finite, or a file could not be read or written.
         """
         with (
@@ -236,20 +236,22 @@ class Trainer:
         saved = state.as_dict()
         self.folder.save_latest(saved)
         if checkpoint_due:
-            self.folder.save_numbered(saved, step // self._steps_per_unit)
+            self.folder.keep_latest(step // self._steps_per_unit)
         if step < self.total_steps:
             self._stop_if_signaled(int(gather_rows([self._stop_request.signal_number]).max()))
 
     def _validate(self) -> None:
-        """Evaluate the weights and their average, log the metrics, and save the best weights."""
-        state, criterion = self.state, self.task.criterion
+        """Evaluate the weights and their average, log the metrics, and save the better ones, and the best so far."""
+        state = self.state
+        last: dict[str, Any] = {}
+        last_model = None
         candidates = [("model", "val", "val", self.model)]
         if state.ema:
             candidates.append(("model_ema", "val_ema", "EMA", state.ema.model))
         for weights, kind, title, model in candidates:
             began = time.perf_counter()
-            last = state.step == self.total_steps
-            metrics, details = self.training.evaluator.evaluate(model, kind, state.step, last)
+            is_final = state.step == self.total_steps
+            metrics, details = self.training.evaluator.evaluate(model, kind, state.step, is_final)
             shown = "  ".join(
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                 for name, value in metrics.items()
@@ -258,10 +260,20 @@ class Trainer:
             if details:
                 self.log.line(details)
             self._record(kind, metrics)
-            if metrics[criterion] > state.best.get(criterion, -math.inf):
-                state.best = {**metrics, "at": self.progress, "weights": weights}
-                best = {"model": deployed_state(model), "figures": dict(state.best), **state.metadata}
-                self.folder.save_best(best)
+            figures = {**metrics, "at": self.progress, "weights": weights}
+            if self._score(figures) >= self._score(last):
+                last, last_model = figures, model
+        if last_model is None:  # no metric was finite
+            return
+        saved = {"model": deployed_state(last_model), "figures": last, **state.metadata}
+        self.folder.save_last(saved)
+        if self._score(last) >= self._score(state.best):
+            state.best = last
+            self.folder.save_best(saved)
+
+    def _score(self, figures: Mapping[str, Any]) -> tuple[float, float]:
+        """Of two validations the one with the higher score is better, of equal ones the later."""
+        return figures.get(self.task.criterion, -math.inf), -figures.get("loss", 0.0)
 
     def _save_latest_if_due(self, stop_signal: int) -> None:
         """Save ``latest`` inside an epoch; stop if a signal has arrived."""

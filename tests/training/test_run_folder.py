@@ -18,8 +18,9 @@ from common.checkpoints import safe_pickle
 from common.checkpoints.file_format import load_file, save_file
 from common.errors import UserError
 from common.training.run_folder import RunFolder
+from common.training.task import EvaluationResult
 from common.training.trainer import Trainer
-from image_classification.classification import Classification
+from image_classification.classification import Classification, ClassificationEvaluator
 from tests.helpers.programs import fails, start_program
 from tests.helpers.tiny_runs import kill, run, wait_for_steps
 
@@ -151,27 +152,29 @@ def test_the_folder_keeps_latest_best_and_the_last_numbered_states(tmp_path):
     folder = claim(tmp_path, keep=2)
     folder.begin("config")
     for epoch in (1, 2, 9, 10, 11):
-        folder.save_numbered(state(epoch), epoch)
         folder.save_best(state(epoch))
+        folder.save_last(state(epoch))
         folder.save_latest(state(epoch))
-    assert files(tmp_path) == {
-        "best.pdparams", "config.yaml", "epoch_0010.pdparams", "epoch_0011.pdparams", "latest.pdparams",
-    }  # fmt: skip
-    assert load_file(folder.latest)["step"] == load_file(folder.best)["step"] == 11
+        folder.keep_latest(epoch)
+    names = ("best", "epoch_0010", "epoch_0011", "last", "latest")
+    assert files(tmp_path) == {"config.yaml", *(f"{name}.pdparams" for name in names)}
+    assert [load_file(tmp_path / name)["step"] for name in names] == [11, 10, 11, 11, 11]
+    assert folder.latest.samefile(tmp_path / "epoch_0011.pdparams")  # not twice on the disk
     for epoch in (4, 5, 6):  # of a run that went back
-        folder.save_numbered(state(epoch), epoch)
+        folder.save_latest(state(epoch))
+        folder.keep_latest(epoch)
     assert files(tmp_path) >= {"epoch_0005.pdparams", "epoch_0006.pdparams", "epoch_0010.pdparams"}
     assert "epoch_0004.pdparams" not in files(tmp_path)
 
 
 def test_the_folder_may_keep_no_numbered_states_and_only_rank_0_writes(tmp_path, monkeypatch):
-    claim(tmp_path, keep=0).save_numbered({}, 1)
+    claim(tmp_path, keep=0).keep_latest(1)
     monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
     folder = claim(tmp_path / "none")
     folder.begin("config")
     folder.save_best({})
     folder.save_latest({})
-    folder.save_numbered({}, 1)
+    folder.keep_latest(1)
     folder.require_intact()
     assert files(tmp_path) == set()
 
@@ -269,3 +272,13 @@ def test_an_overwritten_run_leaves_nothing_of_the_old_one(tmp_path, shapes_confi
     lines = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
     assert max(json.loads(line)["epoch"] for line in lines) == 1
     assert "OVERWRITE" not in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_of_equal_validations_the_lower_loss_then_the_later_one_is_the_best(tmp_path, shapes_config, monkeypatch):
+    losses = iter((0.5, 0.5, 0.9, 0.4))  # of the weights and their average, in two epochs
+    monkeypatch.setattr(
+        ClassificationEvaluator, "evaluate", lambda *_: EvaluationResult({"top1": 50.0, "loss": next(losses)})
+    )
+    run(Classification, shapes_config, "-opts", "TRAIN.EMA_DECAY", "0.9", "TRAIN.EPOCHS", "2")
+    best, last = (load_file(tmp_path / "out" / name)["figures"] for name in ("best", "last"))
+    assert best == last == {"top1": 50.0, "loss": 0.4, "at": "epoch 2/2", "weights": "model_ema"}
