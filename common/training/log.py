@@ -144,7 +144,8 @@ class TrainingLog:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def record(self, kind: str, step: int, **metrics: float) -> None:
-        """Write the metrics of a step; ``kind`` is ``train``, ``val`` or ``val_ema``, the prefix in VisualDL."""
+        """Write the finite metrics of a step; ``kind`` is ``train``, ``val`` or ``val_ema``, the prefix in VisualDL."""
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON has no others
         if self._file:
             self._file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
             self._file.flush()

@@ -161,8 +161,9 @@ class TrainingState:
             UserError: it is not a training state, or is another model's; this state must not be used then.
         """
         state = SavedState.from_dict(saved, source)
-        if state.best:
-            check_value(state.best.get(self._task.criterion), float, source, f"best.{self._task.criterion}")
+        best = {name: value for name, value in state.best.items() if value is not None}  # None was NaN
+        for name in (self._task.criterion, *({"loss"} & set(best))) if best else ():
+            check_value(best.get(name), float, source, f"best.{name}")
         differences = [
             f"{name} was {state.conditions.get(name)}, is {value}"
             for name, value in self._conditions().items()
@@ -178,7 +179,7 @@ class TrainingState:
         else:
             self.step = self.last_saved_step = last_epoch * self._sampler.steps_per_epoch
         self.nonfinite_steps = state.nonfinite
-        self.best = state.best
+        self.best = best
         if state.config is not None:
             spec = self._task.config_spec
             differences += spec.differences(spec.from_text(state.config, source), self._task.config)

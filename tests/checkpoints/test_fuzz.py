@@ -99,6 +99,7 @@ def resume(trainer: Trainer, saved: dict) -> None:
     state: TrainingState = trainer.state
     state.restore(saved, "state")
     step(trainer)
+    assert trainer._score(state.best)
     if state.best:
         assert f"{state.best['top1']:.2f} {state.best['at']} {state.best['weights']}"
     state.as_dict()

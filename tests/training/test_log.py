@@ -67,6 +67,13 @@ def test_a_resumed_curve_is_whole_and_drops_the_steps_that_are_trained_again(tmp
     assert [record["step"] for record in records(tmp_path)] == [1, 2, 3]
 
 
+def test_what_is_not_finite_is_left_out(tmp_path):
+    log = open_log(tmp_path)
+    log.record("val", 3, loss=float("nan"), top1=5.0)
+    log.close()
+    assert records(tmp_path) == [{"kind": "val", "step": 3, "top1": 5.0}]
+
+
 @pytest.mark.parametrize(("is_validated", "kept"), [(True, ["val", "train", "val"]), (False, ["val", "train"])])
 def test_the_records_of_a_validation_that_was_not_completed_are_dropped(tmp_path, is_validated, kept):
     log = open_log(tmp_path)
