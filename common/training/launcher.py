@@ -29,7 +29,7 @@ def launch(documentation: str, name: str) -> None:
         parser = ArgumentParser(
             f"{documentation.rstrip()}\n\n{_BRACKETS}",
             "0 success, 2 invalid input, 128 + signal number after saving because of a signal, 1 other errors",
-            usage=f"python -m paddle.distributed.launch {name}/main_multi_gpu.py [flags]",
+            usage=f"python [-m paddle.distributed.launch] {name}/main_multi_gpu.py [flags]",
         )
         config_spec.add_flags(parser)
         config = config_spec.load(parser.parse_args(argv))

@@ -192,15 +192,18 @@ def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any])
     length: Any = task.config
     for part in task.length_key.split("."):
         length = length[part]
-    launcher = f"python -m paddle.distributed.launch {_program(f'{task.name}/main_multi_gpu.py')} -cfg {config_file}"
+    program = f"{_program(f'{task.name}/main_multi_gpu.py')} -cfg {config_file}"
+    launcher = "python"
+    if world_size() > 1:  # its log has the values of all environment variables, so it belongs to the run
+        launcher = f"python -m paddle.distributed.launch --log_dir {shlex.quote(str(folder.folder / 'log'))}"
     line = task.log.line
     if not best:
         line(f"no validation gave a finite {task.criterion}")
         return
     line(f"best: {task.criterion} {best[task.criterion]:.2f} after {best['at']} ({best['weights']})")
-    line(f"evaluate:  {launcher} -eval -pretrained {best_file}")
+    line(f"evaluate:  python {program} -eval -pretrained {best_file}")
     line(f"predict:   python {_program('tools/predict.py')} IMAGE... -pretrained {best_file}")
-    line(f"resume:    {launcher} -resume {latest_file} -opts {task.length_key} {2 * length}")
+    line(f"resume:    {launcher} {program} -resume {latest_file} -opts {task.length_key} {2 * length}")
 
 
 def _program(name: str) -> str:
