@@ -11,7 +11,7 @@ from common.training.allowed import Kind, integer, list_of, number
 from common.training.config import Flag, TaskConfig, require, shared_config
 from image_classification.label_map_alignment import TOKEN_STRIDE
 
-__all__ = ["CONFIG", "check_token_labels", "default_config", "model_title"]
+__all__ = ["ALLOWED", "CONFIG", "check_token_labels", "default_config", "model_title"]
 
 
 def default_config() -> CfgNode:
@@ -128,7 +128,8 @@ def _check(config: CfgNode) -> None:
         raise UserError("-last_epoch selects the epoch to continue after; it needs -resume")
 
 
-_ALLOWED: dict[str, Kind] = {
+# What the configuration inside weights may say, see common/training/allowed.py.
+ALLOWED: dict[str, Kind] = {
     "DATA.NUM_WORKERS": integer(0, 64),
     "DATA.BATCH_SIZE_EVAL": integer(1, 1024),
     "DATA.IMAGE_SIZE": integer(32, 1024),
@@ -148,7 +149,7 @@ CONFIG = TaskConfig(
     check=_check,
     free_keys=frozenset(_FREE_KEYS.split()),
     invocation_keys=frozenset({"TRAIN.LAST_EPOCH"}),
-    allowed=_ALLOWED,
+    allowed=ALLOWED,
     machine_keys=frozenset({"DATA.DATA_PATH", "TOKEN_LABEL.MAPS"}),
 )
 

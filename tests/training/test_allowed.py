@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from argparse import Namespace
-from functools import partial
 
 import pytest
 import yaml
@@ -142,6 +142,13 @@ def test_the_message_names_what_is_refused_and_cfg_is_trusted(task, change, part
         assert part in str(caught.value)
 
 
+def test_a_dotted_key_is_no_way_around_the_list():
+    spec = TASKS["semantic_segmentation"].config()
+    text = spec.dump(load(spec)) + "model.backbone.norm_layer: print()\n"
+    with pytest.raises(UserError, match=r"model\.backbone names 'norm_layer'"):
+        of_weights("semantic_segmentation", text)
+
+
 def test_what_the_user_gives_is_not_restricted():
     spec = TASKS["image_classification"].config()
     text = spec.dump(load(spec, "-opts", "DATA.DATA_PATH", "somewhere", "OUTPUT", "elsewhere"))
@@ -152,9 +159,15 @@ def test_what_the_user_gives_is_not_restricted():
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_nothing_runs_and_nothing_is_opened_for_a_hostile_configuration(task, tmp_path):
-    command = [sys.executable, "-m", "tests.helpers.hostile_configs", task, str(tmp_path)]
-    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
-    *cases, memory = map(json.loads, run(command).stdout.splitlines())
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.hostile_configs", task, str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    *cases, memory = map(json.loads, result.stdout.splitlines())
     hostile = [case for case in cases if case["what"].startswith("hostile")]
     assert len(hostile) >= 50
     assert [case for case in hostile if case["end"] != "refused"] == []
