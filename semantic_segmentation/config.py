@@ -86,8 +86,6 @@ def _check(config: CfgNode) -> None:
             raise UserError(f"{section} has no type; give a -cfg that says which {section} to use")
     for section in ("train_dataset", "val_dataset"):
         require_transforms(config[section], section)
-    if config.optimizer.type != "AdamW":
-        raise UserError(f"optimizer.type is {config.optimizer.type!r}; this launcher trains with AdamW only")
 
 
 CONFIG = TaskConfig(

@@ -296,6 +296,6 @@ def test_weights_that_number_the_classes_otherwise_are_not_evaluated(tmp_path, b
         paddle.save({"model": model.state_dict(), "class_names": list(names)}, str(weights))
         return run(boxes_config, "-eval", "-pretrained", weights)
 
-    place = f"class 1 is 'green' in the validation data and 'blue' in {weights}"
+    place = f"class 1 is 'green' in the data and 'blue' in {weights}"
     assert_told(lambda: evaluate("red", "blue", "green"), place, "order")
     assert evaluate("another", "green", "blue")["images"] == 3  # the same class by another name
