@@ -286,7 +286,7 @@ class TaskConfig:
         try:
             for key in [*self.allowed, *(name for name in config if name in self.open_sections)]:
                 if key not in self.allowed:
-                    raise NotAllowedError(f"{key:.80} is not on the list of what weights may configure")
+                    raise NotAllowedError(f"{key!r:.80} is not on the list of what weights may configure")
                 if (value := find(config, key)) is not None:
                     self.allowed[key](value, key)
         except NotAllowedError as error:

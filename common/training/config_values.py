@@ -90,7 +90,7 @@ class _Loader(yaml.SafeLoader):
                 if not isinstance(key, yaml.ScalarNode):
                     raise _Refused(f"a key is not a name, in {_line(key)}")
                 if (first := lines.setdefault((key.tag, key.value), _line(key))) != _line(key):
-                    raise _Refused(f"the key {key.value[:80]} stands twice, in {first} and {_line(key)}; remove one")
+                    raise _Refused(f"the key {key.value!r:.80} stands twice, in {first} and {_line(key)}; remove one")
             return [child for pair in node.value for child in pair]
         if node.tag.endswith((":int", ":float")) and len(node.value) > _LONGEST_NUMBER:
             raise _Refused(f"a number has {len(node.value)} characters, in {_line(node)}")

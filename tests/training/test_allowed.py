@@ -37,8 +37,8 @@ def of_weights(task: str, text: str, *opts: str):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("a: 1\nb: 2\na: 3", "the key a stands twice, in line 1, column 1 and line 3, column 1"),
-        ("a: {b: 1,\n  b: 2}", "the key b stands twice, in line 1, column 5 and line 2, column 3"),
+        ("a: 1\nb: 2\na: 3", "the key 'a' stands twice, in line 1, column 1 and line 3, column 1"),
+        ("a: {b: 1,\n  b: 2}", "the key 'b' stands twice, in line 1, column 5 and line 2, column 3"),
         ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]\n" for i in range(1, 40)), "values"),
         ("&a {b: *a}", "contains itself"),
         ("a: " + "[" * 100_000, "nested more than"),
@@ -65,7 +65,7 @@ def test_lists_may_be_repeated_and_dates_are_text():
 
 
 def test_a_key_that_stands_twice_on_the_command_line_is_an_error():
-    with pytest.raises(UserError, match="the key a stands twice"):
+    with pytest.raises(UserError, match="the key 'a' stands twice"):
         parse("{a: 1, a: 2}")
 
 
@@ -126,7 +126,7 @@ def test_every_documented_model_of_detection_may_be_in_weights(name):
             {"EvalReader": {"sample_transforms": [{"DecodeCache": {"cache_root": "x"}}]}},
             ["EvalReader.sample_transforms[0] names 'DecodeCache'"],
         ),
-        ("object_detection", {"COTLoss": {"name": "x"}}, ["COTLoss is not on the list"]),
+        ("object_detection", {"COTLoss": {"name": "x"}}, ["'COTLoss' is not on the list"]),
         ("object_detection", {"FPN": {"out_channel": 10**9}}, ["FPN.out_channel is 1000000000", "from 1 to 512"]),
         ("image_classification", {"DATA.IMAGE_SIZE": 100_000}, ["DATA.IMAGE_SIZE is 100000", "from 32 to 1024"]),
     ],
