@@ -13,6 +13,8 @@ __all__ = ["check_class_order", "read_class_names"]
 def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Path] | None:
     """Read the first of the files that exists: one name per line, empty lines are skipped.
 
+    Lines ``NUMBER NAME``, as PaddleClas writes them, are sorted by their numbers if these are 0 to n - 1.
+
     Args:
         folder: where the files are.
         files: their names. They are read as UTF-8, with or without a byte order mark; invalid bytes become U+FFFD.
@@ -23,8 +25,16 @@ def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Pat
     for path in (folder / file for file in files):
         if path.is_file():
             text = path.read_text(encoding="utf-8-sig", errors="replace")
-            return [line.strip() for line in text.splitlines() if line.strip()], path
+            return _in_order([line.strip() for line in text.splitlines() if line.strip()]), path
     return None
+
+
+def _in_order(lines: list[str]) -> list[str]:
+    pairs = [line.split(maxsplit=1) for line in lines]
+    numbers = [int(pair[0]) if len(pair) == 2 and pair[0].isdecimal() else -1 for pair in pairs]
+    if sorted(numbers) != list(range(len(lines))):
+        return lines
+    return [pairs[index][1] for index in sorted(range(len(lines)), key=numbers.__getitem__)]
 
 
 def check_class_order(names: Sequence[str] | None, learned: Sequence[str] | None, data: str, source: str) -> None:
