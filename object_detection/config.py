@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.training.config import Flag, TaskConfig, require, shared_config
+from object_detection.allowed import ALLOWED
 
 __all__ = ["CONFIG", "default_config"]
 
@@ -97,4 +98,5 @@ CONFIG = TaskConfig(
     free_keys=frozenset(_FREE_KEYS.split()),
     invocation_keys=frozenset({"CHECK_DATA"}),
     open_sections=_ToolkitSections(),
+    allowed=ALLOWED,
 )

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.training.config import Flag, TaskConfig, require, shared_config
+from semantic_segmentation.allowed import ALLOWED
 
 __all__ = ["ABSENT_CLASSES", "CONFIG", "default_config", "require_transforms"]
 
@@ -94,4 +95,5 @@ CONFIG = TaskConfig(
     free_keys=frozenset(_FREE_KEYS.split()),
     invocation_keys=frozenset({"CHECK_DATA"}),
     open_sections=frozenset(_SECTIONS),
+    allowed=ALLOWED,
 )

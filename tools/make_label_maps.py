@@ -2,7 +2,8 @@
 
     python tools/make_label_maps.py -pretrained pale_base.pdparams -image_size 384 -out label_maps
 
-Data set and preprocessing are those of the configuration of the weights, unless flags override them.
+Preprocessing and kind of data set are those of the configuration of the weights, unless flags override them; weights do
+not say where the data is: -data_path or -cfg does.
 """
 
 from __future__ import annotations

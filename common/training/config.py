@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 from ..checkpoints.released import list_weights
 from ..errors import UserError
 from ..runtime.command_line import ArgumentParser, expand_home
+from .allowed import Kind, NotAllowedError
 from .config_values import (
     coerce,
     find,
@@ -149,6 +150,9 @@ _SHARED_FLAGS = {
     ),
 }
 
+# Files and devices of the machine that trained weights; inside weights they are ignored.
+_MACHINE_KEYS = {"MODEL.PRETRAINED", "OUTPUT", "RESUME", "RECORD", "DEVICE"}
+
 # Keys that say what one command does; they are not part of a run.
 _INVOCATION_KEYS = {"RESUME", "OVERWRITE", "EVAL", "RECORD"}
 
@@ -178,6 +182,9 @@ class TaskConfig:
         free_keys: keys, or whole sections, that may differ between a run and its continuation.
         invocation_keys: keys that say what one command does; they are not saved with a run.
         open_sections: sections of a toolkit: any keys and values, which are merged dict by dict.
+        allowed: what the configuration inside weights may say, by dotted key or open section. Open sections that are
+            not in it are refused; a key of the task that is not in it must be harmless with any value of its type.
+        machine_keys: keys that name files; inside weights they are ignored.
     """
 
     default_file: Path
@@ -187,6 +194,8 @@ class TaskConfig:
     free_keys: frozenset[str] = frozenset()
     invocation_keys: frozenset[str] = frozenset()
     open_sections: Container[str] = frozenset()
+    allowed: Mapping[str, Kind] = field(default_factory=dict)
+    machine_keys: frozenset[str] = frozenset()
 
     # ---- flags
 
@@ -255,6 +264,8 @@ class TaskConfig:
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.
 
+        The one saved with the weights may be anybody's, and is refused if it says more than :attr:`allowed`.
+
         Args:
             text: the configuration saved with the weights, as yaml.
             source: where it comes from, for messages.
@@ -267,15 +278,40 @@ class TaskConfig:
             return self.load(arguments)
         if text is None:
             raise UserError(f"{source} contains no configuration; give it with -cfg")
-        return self.from_text(text, source, arguments)
+        config = self._parse(text, source)
+        self._check_allowed(config, source)
+        self._override(config, arguments)
+        return self._finish(config)
 
-    def from_text(self, text: str, source: str, arguments: argparse.Namespace | None = None) -> CfgNode:
-        """The configuration saved in a checkpoint; raises ``UserError`` as :meth:`load` does."""
+    def from_text(self, text: str, source: str) -> CfgNode:
+        """The configuration saved in a training state, to be compared: nothing may be built from it.
+
+        Raises:
+            UserError: as for :meth:`load`.
+        """
+        return self._finish(self._parse(text, source))
+
+    def _parse(self, text: str, source: str) -> CfgNode:
         config = self.defaults()
         self._merge(config, read_yaml(text, f"the configuration of {source}"), source)
-        if arguments is not None:
-            self._override(config, arguments)
-        return self._finish(config)
+        return config
+
+    def _check_allowed(self, config: CfgNode, source: str) -> None:
+        """Refuse what a configuration inside weights may not say, and ignore its files."""
+        defaults = self.defaults()
+        try:
+            for key in [*self.allowed, *(name for name in config if name in self.open_sections)]:
+                if key not in self.allowed:
+                    raise NotAllowedError(f"{key!r:.80} is not on the list of what weights may configure")
+                if (value := find(config, key)) is not None:
+                    self.allowed[key](value, key)
+        except NotAllowedError as error:
+            raise UserError(
+                f"the configuration of {source} is refused: {error}. If you trust it, give the configuration with -cfg"
+            ) from error
+        for key in _MACHINE_KEYS | self.machine_keys:
+            above, _, name = key.rpartition(".")
+            (find(config, above) if above else config)[name] = find(defaults, key)
 
     def _override(self, config: CfgNode, arguments: argparse.Namespace) -> None:
         """Apply flags and ``-opts``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_the_other_models_train_evaluate_and_predict(tmp_path, boxes, boxes_conf
     assert ("mask_AP" in best) == ("mask" in kinds)
     assert run(path, "-eval", "-pretrained", tmp_path / "out" / "best")["box_AP"] == best["box_AP"]
     state = read_checkpoint(tmp_path / "out" / "best.pdparams")
-    detector = Detector.from_checkpoint(state, CONFIG.from_text(state.config, "best"))
+    detector = Detector.from_checkpoint(state, CONFIG.of_weights(state.config, "best", Namespace(cfg=None, opts=[])))
     options = PredictOptions(threshold=0.0, out=tmp_path / "found")
     (entry,) = detector.predict([str(boxes / "val" / "val_0.png")], options)
     assert all(row["name"] in COLORS and ("segmentation" in row) == ("mask" in kinds) for row in entry["detections"])

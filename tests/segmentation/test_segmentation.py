@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -206,7 +207,9 @@ def test_large_images_are_labeled_in_windows_in_bounded_memory(tmp_path, squares
     from semantic_segmentation import prediction
 
     checkpoint = read_checkpoint(best)
-    segmenter = prediction.Segmenter.from_checkpoint(checkpoint, CONFIG.from_text(checkpoint.config, "best"))
+    segmenter = prediction.Segmenter.from_checkpoint(
+        checkpoint, CONFIG.of_weights(checkpoint.config, "best", Namespace(cfg=None, opts=[]))
+    )
     image = squares / "images" / "val0.png"
     (whole,) = segmenter.predict([str(image)], PredictOptions(out=tmp_path / "whole"))
     monkeypatch.setattr(prediction, "LARGE", 100)
