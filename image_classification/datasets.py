@@ -132,7 +132,7 @@ class FileDataset(Dataset):
         except FileNotFoundError as error:
             raise self._missing(index) from error
         except UserError as error:
-            raise UserError(f"cannot read image {self.describe(index)}: {error}; replace or remove it") from error
+            raise UserError(f"cannot read image {self.describe(index)}: {error}") from error
 
     def check_exist(self) -> None:
         """Check that the first, the last and some random files exist; to check all takes long on network disks.

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paddle.io import DataLoader
 from PIL import Image
 from tqdm import tqdm
 
 from ..runtime.atomic_file import write_text
 from ..runtime.distributed import is_main_process
+from .loader import Loader
 
 __all__ = ["TrainingLog"]
 
@@ -133,7 +133,7 @@ class TrainingLog:
             bar_format=_PROGRESS,
         )
 
-    def batches(self, loader: DataLoader, description: str) -> Iterator[Any]:
+    def batches(self, loader: Loader, description: str) -> Iterator[Any]:
         """Iterate over a loader under a progress bar; see :meth:`progress`."""
         with self.progress(len(loader), description) as bar:
             for batch in loader:
