@@ -93,7 +93,10 @@ class Classification(Task):
 
     def _build_dataset(self, split: str) -> Dataset:
         data = self.config.DATA
-        return build_dataset(data.DATASET, data.DATA_PATH or None, split, self.config.MODEL.NUM_CLASSES or None)
+        dataset = build_dataset(data.DATASET, data.DATA_PATH or None, split, self.config.MODEL.NUM_CLASSES or None)
+        for line in dataset.warnings():
+            self.log.line(f"warning: {split} data: {line}")
+        return dataset
 
     def _learning_rate(self, steps_per_epoch: int) -> Callable[[int], float]:
         train = self.config.TRAIN

@@ -12,6 +12,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
+from common.data.class_names import check_class_names
 from common.errors import UserError, one_line
 
 __all__ = ["check_same_categories", "index_annotations", "is_number", "read_annotations"]
@@ -68,6 +69,7 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
         if not coco[key]:
             raise UserError(f"{where}: {path}: the list of {key} is empty; there is nothing to train on or to evaluate")
         _check_entries(coco[key], key, f"{where}: {path}")
+    check_class_names([category["name"] for category in coco["categories"]], f"{where}: {path}")
     return coco
 
 

@@ -241,6 +241,7 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
 
 NOT_FINITE = ["is not finite at step 2", "Last good checkpoint: none"]
 ONE_WARM_UP = "[{name: PiecewiseDecay, milestones: [1]}, {name: LinearWarmup, steps: 1000}]"
+HUGE = "[{Decode: {}}, {Resize: {target_size: [256, 99999]}}]"
 ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, steps: 1}]"
 
 
@@ -251,6 +252,10 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
         (["-num_classes", "2"], ["has 3 categories, num_classes is 2"]),
         (["-batch_size", "0"], ["TrainReader.batch_size is 0"]),
         (["-batch_size", "9"], ["5 training images are too few", "batch size 9"]),
+        (
+            ["-opts", "EvalReader.sample_transforms", HUGE],
+            ["sample_transforms.1.Resize.target_size.1 is 99999", "8192"],
+        ),
         (["-eval", "-pretrained", "mnist5k"], ["only a classifier", "give the weights of a whole model"]),
         (["-opts", "metric", "VOC"], ["metric is 'VOC'"]),
         (["-opts", "architecture", "YOLOv3"], ["YOLOv3 is missing"]),

@@ -143,6 +143,12 @@ def test_transforms_are_a_list_wherever_the_configuration_is_read(section, value
     assert_told(lambda: CONFIG.from_text(load().dump(), "x", options), section)
 
 
+def test_transforms_to_sizes_that_would_fill_the_memory_are_refused():
+    key = "train_dataset.transforms.1.crop_size"
+    assert_told(partial(load, key, "[100000, 128]"), f"{key}.0 is 100000; it must be at most 8192 pixels")
+    load("train_dataset.transforms", "[{type: ResizeByShort, short_size: 8192, max_size: 100000}]")
+
+
 # ---- what is built
 
 
