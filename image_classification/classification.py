@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from yacs.config import CfgNode
 
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
+from common.training.data_hash import data_hash
 from common.training.log import TrainingLog
-from common.training.optimizer import build_adamw, warmup_cosine
+from common.training.optimizer import build_optimizer, warmup_cosine
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
@@ -64,24 +64,22 @@ class Classification(Task):
         loader, sampler = build_train_loader(config, train_set, maps)
         model = build_model(config, num_classes, token_labels=maps is not None)
         description = f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes"
-        must_match = {"training images": len(train_set), "validation images": len(val_set), "classes": num_classes}
+        data_hashes = {"training data": _hash_data(train_set), "validation data": _hash_data(val_set)}
         if maps:
             description += f"\nlabel maps: {maps.info}"
-            must_match["label maps"] = zlib.crc32(str(maps.info).encode())
+            data_hashes["label maps"] = str(maps.info)
         return Training(
             model=model,
             compute_loss=functools.partial(self._token_label_loss if maps else self._loss, num_classes=num_classes),
             loader=loader,
             sampler=sampler,
-            optimizer=build_adamw(
-                model, config.TRAIN.BASE_LR, config.TRAIN.WEIGHT_DECAY, config.TRAIN.BETAS, config.TRAIN.LAYER_DECAY
-            ),
+            optimizer=self._build_optimizer(model),
             learning_rate=self._learning_rate(sampler.steps_per_epoch),
             total_steps=sampler.steps_per_epoch * config.TRAIN.EPOCHS,
             evaluator=ClassificationEvaluator(config, val_set, num_classes, self.log),
             class_names=train_set.class_names,
             description=description,
-            must_match=must_match,
+            data_hashes=data_hashes,
             draw_samples=functools.partial(self._draw_samples, class_names=train_set.class_names),
         )
 
@@ -97,6 +95,12 @@ class Classification(Task):
         for line in dataset.warnings():
             self.log.line(f"warning: {split} data: {line}")
         return dataset
+
+    def _build_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
+        train = self.config.TRAIN
+        beta1, beta2 = train.BETAS
+        section = {"type": "AdamW", "weight_decay": train.WEIGHT_DECAY, "beta1": beta1, "beta2": beta2}
+        return build_optimizer(section, model, train.LAYER_DECAY, "TRAIN")
 
     def _learning_rate(self, steps_per_epoch: int) -> Callable[[int], float]:
         train = self.config.TRAIN
@@ -174,6 +178,10 @@ class ClassificationEvaluator(Evaluator):
             verdict = "right" if found == label else f"is {_class_name(label, self.class_names)}"
             titles.append(f"{_class_name(found, self.class_names)} {100 * row[found]:.0f} %, {verdict}")
         self._log.picture(f"{kind}/images", step, _draw_row(self._config, batch["images"], titles))
+
+
+def _hash_data(dataset: Dataset) -> str:
+    return data_hash(dataset.class_names or (), dataset.names(), dataset.labels)
 
 
 def _data_title(config: CfgNode, images: int, num_classes: int) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 from object_detection import ppdet_patches  # noqa: F401 (before ppdet, which it patches)
 
 # isort: split
-import paddle
 from paddle import nn
 from ppdet.core.config.schema import SchemaDict
 from ppdet.core.workspace import create, global_config, merge_config
@@ -25,12 +24,21 @@ from yacs.config import CfgNode
 
 from common.errors import UserError, one_line
 from common.training.config import check_keys, plain
-from common.training.optimizer import build_adamw, schedule_function
+from common.training.optimizer import schedule_function
 from object_detection import pale_backbone  # noqa: F401 (registers itself in PaddleDetection)
 from object_detection.config import CONFIG
 from object_detection.masks import RleMasks
 
-__all__ = ["build_model", "build_optimizer", "build_schedule", "scoped_config", "silence_loggers"]
+__all__ = [
+    "OPTIMIZER_SECTION",
+    "build_model",
+    "build_schedule",
+    "optimizer_section",
+    "scoped_config",
+    "silence_loggers",
+]
+
+OPTIMIZER_SECTION = "OptimizerBuilder.optimizer"
 
 # The layers whose size depends on the number of classes, which fine-tuning may replace.
 _CLASSIFIERS: dict[str, tuple[str, ...]] = {
@@ -139,28 +147,21 @@ def build_schedule(config: CfgNode, steps_per_epoch: int) -> Callable[[int], flo
     return schedule_function(scheduler, steps_per_epoch * config.epoch, "LearningRate")
 
 
-def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.optimizer.Optimizer:
-    """Build the optimizer of the section ``OptimizerBuilder``; the trainer clips the gradients.
+def optimizer_section(config: CfgNode) -> dict[str, Any]:
+    """The section ``OptimizerBuilder.optimizer``.
 
     Raises:
-        UserError: a key is unknown or set elsewhere in this project, or a value is wrong.
+        UserError: it is not a section, or ``OptimizerBuilder`` has a key that is unknown or set elsewhere here.
     """
-    section = plain(config.get("OptimizerBuilder", {}))
-    if not isinstance(section.get("optimizer", {}), dict):
-        raise UserError(f"OptimizerBuilder.optimizer is {section['optimizer']!r}; write {{type: AdamW, ...}}")
+    builder = plain(config.get("OptimizerBuilder", {}))
+    section = builder.get("optimizer", {})
+    if not isinstance(section, dict):
+        raise UserError(f"{OPTIMIZER_SECTION} is {section!r}; write {{type: AdamW, ...}}")
     for key, ours in _COUNTERPARTS.items():
-        if section.get(key) or section.get("optimizer", {}).get(key):
+        if builder.get(key) or section.get(key):
             raise UserError(f"OptimizerBuilder.{key} is not used here; {ours}")
-    check_keys(section, ("optimizer", *_COUNTERPARTS), "OptimizerBuilder")
-    section = section.get("optimizer", {})
-    check_keys(section, ("type", "weight_decay", "beta1", "beta2"), "OptimizerBuilder.optimizer")
-    if section.get("type") != "AdamW":
-        raise UserError(f"OptimizerBuilder.optimizer.type is {section.get('type')!r}; this launcher trains with AdamW")
-    betas = (section.get("beta1", 0.9), section.get("beta2", 0.999))
-    try:
-        return build_adamw(model, base_lr, section.get("weight_decay", 0.01), betas, config.TRAIN.LAYER_DECAY)
-    except ValueError as error:
-        raise UserError(f"OptimizerBuilder.optimizer: {error}") from error
+    check_keys(builder, ("optimizer", *_COUNTERPARTS), "OptimizerBuilder")
+    return section
 
 
 def _create(sections: Mapping[str, Any], name: str, **shared: Any) -> Any:

@@ -17,6 +17,7 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
+from common.checkpoints.download import sha256_of
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
 from common.pictures.drawing import denormalize, side_by_side
@@ -24,11 +25,18 @@ from common.runtime.distributed import is_main_process, rank, world_size
 from common.training.dry_run import dry_run_loss
 from common.training.loader import Loader
 from common.training.log import TrainingLog
+from common.training.optimizer import build_optimizer
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from object_detection.check_annotations import AnnotationReport, check_annotations
 from object_detection.coco_file import check_same_categories, index_annotations, read_annotations
-from object_detection.components import build_model, build_optimizer, build_schedule, silence_loggers
+from object_detection.components import (
+    OPTIMIZER_SECTION,
+    build_model,
+    build_schedule,
+    optimizer_section,
+    silence_loggers,
+)
 from object_detection.config import CONFIG
 from object_detection.datasets import (
     CocoData,
@@ -74,7 +82,7 @@ class Detection(Task):
         num_classes = self._count_classes(annotations)
         class_names = _class_names(annotations, num_classes)
         model = build_model(config, num_classes, load_pretrained=not resumed)
-        optimizer = build_optimizer(config, model, 0.0)  # the trainer sets the rate of each step
+        optimizer = build_optimizer(optimizer_section(config), model, config.TRAIN.LAYER_DECAY, OPTIMIZER_SECTION)
         transforms, batch_transforms = build_transforms(config, "TrainReader", num_classes)
         evaluator = self._build_evaluator(val_data, val_annotations, model)
         usable = index_annotations(self._check(data, annotations, _has_masks(model)))
@@ -107,7 +115,10 @@ class Detection(Task):
             evaluator=evaluator,
             class_names=class_names,
             description=f"data: {len(records)} training and {val_images} validation images, {num_classes} classes",
-            must_match={"training images": len(records), "validation images": val_images, "classes": num_classes},
+            data_hashes={
+                "training annotations": sha256_of(data.file),
+                "validation annotations": sha256_of(val_data.file),
+            },
             draw_samples=functools.partial(self._draw_samples, class_names=class_names),
             find_unused_parameters=True,  # the layer that refines boxes is not used on a rank without objects
         )

@@ -16,14 +16,13 @@ from yacs.config import CfgNode
 
 from common.errors import UserError, one_line
 from common.training.config import check_keys, plain
-from common.training.optimizer import build_adamw, schedule_function
+from common.training.optimizer import schedule_function
 from semantic_segmentation import pale_backbone, upernet  # noqa: F401 (they register themselves in PaddleSeg)
 
 __all__ = [
     "build_component",
     "build_losses",
     "build_model",
-    "build_optimizer",
     "build_schedule",
     "check_arguments",
     "find_component",
@@ -210,18 +209,3 @@ def build_schedule(config: CfgNode) -> Callable[[int], float]:
     except Exception as error:
         raise UserError(f"lr_scheduler: {one_line(error)}") from error
     return schedule_function(scheduler, config.iters, "lr_scheduler")
-
-
-def build_optimizer(config: CfgNode, model: nn.Layer, base_lr: float) -> paddle.optimizer.Optimizer:
-    """Build the section ``optimizer``, with PaddleSeg's default values.
-
-    Raises:
-        UserError: a key is unknown, or a value is invalid.
-    """
-    section = plain(config.optimizer)
-    check_keys(section, ("type", "beta1", "beta2", "weight_decay"), "optimizer")
-    betas = (section.get("beta1", 0.9), section.get("beta2", 0.999))
-    try:
-        return build_adamw(model, base_lr, section.get("weight_decay", 0.01), betas, config.TRAIN.LAYER_DECAY)
-    except ValueError as error:
-        raise UserError(f"optimizer: {error}") from error

@@ -86,8 +86,6 @@ def _check(config: CfgNode) -> None:
     for section in ("train_dataset", "val_dataset"):
         require_transforms(config[section], section)
         check_sizes(config[section].transforms, f"{section}.transforms")
-    if config.optimizer.type != "AdamW":
-        raise UserError(f"optimizer.type is {config.optimizer.type!r}; this launcher trains with AdamW only")
 
 
 CONFIG = TaskConfig(

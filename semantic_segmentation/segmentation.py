@@ -22,12 +22,14 @@ from yacs.config import CfgNode
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain
+from common.training.data_hash import data_hash
 from common.training.dry_run import dry_run_loss
 from common.training.loader import Loader
 from common.training.log import TrainingLog
+from common.training.optimizer import build_optimizer
 from common.training.sampler import IterationSampler, SampleKey, ShardedEvalSampler
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
-from semantic_segmentation.components import build_losses, build_model, build_optimizer, build_schedule
+from semantic_segmentation.components import build_losses, build_model, build_schedule
 from semantic_segmentation.config import CONFIG
 from semantic_segmentation.data_check import DataReport, check_dataset, check_once
 from semantic_segmentation.datasets import (
@@ -93,13 +95,13 @@ class Segmentation(Task):
             compute_loss=functools.partial(self._loss, losses=losses, ignore_index=train_set.ignore_index),
             loader=Loader(SeededDataset(train_set, config.SEED), sampler, config.DATA.NUM_WORKERS, collate_train),
             sampler=sampler,
-            optimizer=build_optimizer(config, model, learning_rate(0)),
+            optimizer=build_optimizer(config.optimizer, model, config.TRAIN.LAYER_DECAY),
             learning_rate=learning_rate,
             total_steps=config.iters,
             evaluator=evaluator,
             class_names=train_set.class_names,
             description=f"data: {len(train_set)} training and {len(val_set)} validation images, {classes} classes",
-            must_match={"training images": len(train_set), "validation images": len(val_set), "classes": classes},
+            data_hashes={"training data": _hash_data(train_set), "validation data": _hash_data(val_set)},
             draw_samples=functools.partial(self._draw_samples, dataset=val_set),
         )
 
@@ -220,6 +222,12 @@ class SegmentationEvaluator(Evaluator):
             image = original_image(batch["img"], batch["trans_info"], *_mean_and_std(self.dataset))
             picture = prediction_beside_truth(image, label, prediction, self.dataset.class_names)
             self._log.picture(f"{kind}/image {indices[place]}", step, picture)
+
+
+def _hash_data(dataset: datasets.Dataset) -> str:
+    root = str(dataset.dataset_root)
+    names = [str(path).removeprefix(root) for files in dataset.file_list for path in files]
+    return data_hash(dataset.class_names or (), names)
 
 
 def _mean_and_std(dataset: datasets.Dataset) -> tuple[Any, Any]:

@@ -204,7 +204,7 @@ def load_weights(
     if not fine_tune:
         if task and checkpoint.task not in (None, task):
             raise UserError(f"{source} was trained for {checkpoint.task!r}, not for {task}; give weights of this task")
-        check_class_order(class_names, checkpoint.class_names, "the validation data", source)
+        check_class_order(class_names, checkpoint.class_names, "the data", source)
     elif hasattr(model, "backbone") and not any_starts_with(weights, "backbone."):
         model = model.backbone
     own = model.state_dict()

@@ -156,6 +156,12 @@ _FREE_KEYS = {
     *("TRAIN.ACCUM_ITER", "SEED"),
 }
 
+# Last parts of the keys that may differ between machines: paths and their resources.
+_LOCAL_NAMES = {
+    *("BASE", "OUTPUT", "DEVICE", "NUM_WORKERS", "RECORD"),
+    *("PRETRAINED", "pretrained", "DATA_PATH", "MAPS", "dataset_root", "dataset_dir"),
+}
+
 
 @dataclass(frozen=True)
 class TaskConfig:
@@ -321,6 +327,10 @@ class TaskConfig:
             above, _, name = key.rpartition(".")
             del (find(saved, above) if above else saved)[name]
         return saved.dump()
+
+    def values_of_all_ranks(self, config: CfgNode) -> dict[str, str]:
+        """The values that must be equal on all ranks, by dotted key: all but paths, devices and reader processes."""
+        return {key: repr(find(config, key)) for key in keys_of(config) if key.rpartition(".")[2] not in _LOCAL_NAMES}
 
     def differences(self, then: CfgNode, now: CfgNode) -> list[str]:
         """``KEY was VALUE, is VALUE`` for each differing key that influences the weights."""

@@ -1,18 +1,24 @@
-"""AdamW with the model's parameter groups, and learning rates as pure functions of the step."""
+"""Optimizers with the model's parameter groups, and learning rates as pure functions of the step."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import paddle
 from paddle import nn
 
 from ..errors import UserError, one_line
+from .config import check_keys
 
-__all__ = ["build_adamw", "clip_gradients", "parameter_groups", "schedule_function", "warmup_cosine"]
+__all__ = ["OPTIMIZERS", "build_optimizer", "clip_gradients", "parameter_groups", "schedule_function", "warmup_cosine"]
+
+# Of all tasks: the class, and the arguments that a configuration may set, with their upper limits (exclusive).
+OPTIMIZERS: dict[str, tuple[Callable[..., paddle.optimizer.Optimizer], dict[str, float]]] = {
+    "AdamW": (paddle.optimizer.AdamW, {"weight_decay": math.inf, "beta1": 1.0, "beta2": 1.0}),
+}
 
 
 def warmup_cosine(
@@ -95,27 +101,36 @@ def parameter_groups(model: nn.Layer, weight_decay: float, layer_decay: float = 
     ]
 
 
-def build_adamw(
-    model: nn.Layer, base_lr: float, weight_decay: float, betas: tuple[float, float], layer_decay: float = 1.0
-) -> paddle.optimizer.AdamW:
-    """AdamW over :func:`parameter_groups`; the trainer sets the rate of each step and clips the gradients.
+def build_optimizer(
+    section: Mapping[str, Any],
+    model: nn.Layer,
+    layer_decay: float = 1.0,
+    name: str = "optimizer",
+    learning_rate: float = 0.0,
+) -> paddle.optimizer.Optimizer:
+    """Build an optimizer over :func:`parameter_groups`; the trainer sets the rate of each step and clips the gradients.
 
     The optimizer gets no ``grad_clip``, because Paddle would clip each parameter group by its own norm.
 
+    Args:
+        section: ``type``, one of :data:`OPTIMIZERS`, and its arguments.
+        name: of the section, for messages.
+        learning_rate: for use without the trainer.
+
     Raises:
-        ValueError: ``weight_decay`` or one of ``betas`` is out of range; the message names it.
-        UserError: see :func:`parameter_groups`.
+        UserError: the type or an argument is unknown, or a value is out of range; or see :func:`parameter_groups`.
     """
-    _require_number("weight_decay", weight_decay, math.inf)
-    for name, value in zip(("beta1", "beta2"), betas, strict=True):
-        _require_number(name, value, 1.0)
-    return paddle.optimizer.AdamW(
-        learning_rate=base_lr,
-        beta1=betas[0],
-        beta2=betas[1],
-        parameters=parameter_groups(model, weight_decay, layer_decay),
-        weight_decay=weight_decay,
-    )
+    kind = section.get("type")
+    if kind not in OPTIMIZERS:
+        raise UserError(f"{name}.type is {kind!r}; choose one of {', '.join(OPTIMIZERS)}")
+    build, limits = OPTIMIZERS[kind]
+    check_keys(section, ("type", *limits), name)
+    arguments = {key: value for key, value in section.items() if key != "type"}
+    for key, value in arguments.items():
+        if type(value) not in (int, float) or not 0 <= value < limits[key]:
+            raise UserError(f"{name}.{key} is {value!r}; it must be a number in [0, {limits[key]})")
+    groups = parameter_groups(model, arguments.setdefault("weight_decay", 0.01), layer_decay)
+    return build(learning_rate, parameters=groups, **arguments)
 
 
 @paddle.no_grad()
@@ -133,8 +148,3 @@ def clip_gradients(parameters: Iterable[paddle.Tensor], limit: float = 0.0) -> f
         for gradient in gradients:
             gradient.scale_(limit / (norm + 1e-6))
     return norm
-
-
-def _require_number(name: str, value: Any, limit: float) -> None:
-    if type(value) not in (int, float) or not 0 <= value < limit:
-        raise ValueError(f"{name} is {value!r}; it must be a number in [0, {limit})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from ..checkpoints.released import resolve_weights
 from ..errors import UserError
 from ..flops import params
 from ..runtime.csv_table import append_rows
-from ..runtime.distributed import gather_rows, is_main_process, world_size
+from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
 from .checkpoints import CheckpointFolder
+from .data_hash import code_hash
 from .results import Result, make_results
 from .task import Task, Training
 from .trainer import Trainer
@@ -31,6 +31,7 @@ def run_task(task: Task) -> dict[str, Any]:
     Returns:
         The metrics of the best or the evaluated weights.
     """
+    _require_equal_ranks({**task.config_spec.values_of_all_ranks(task.config), "the code": code_hash()})
     if task.config.get("CHECK_DATA", False):
         return _check_data(task)
     return _evaluate(task) if task.config.EVAL else _train(task)
@@ -46,7 +47,7 @@ def _train(task: Task) -> dict[str, Any]:
     checkpoints = CheckpointFolder(output, config.KEEP_CHECKPOINTS, task.unit)
     resumed = _find_training_state(task, checkpoints)
     training = task.build_training(resumed=bool(resumed))
-    _require_equal_ranks(task, training)
+    _require_equal_ranks(training.data_hashes)
 
     # Load pretrained weights and print what the run is.
     report = None
@@ -150,24 +151,21 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
         log.line(f"the run is already complete ({trainer.progress}); raise {task.length_key} to train longer")
 
 
-def _require_equal_ranks(task: Task, training: Training) -> None:
-    """Refuse ranks with different data or settings, which would wait for each other forever."""
-    spec, config = task.config_spec, task.config
-    figures = {
-        **training.must_match,
-        "batches": training.sampler.num_batches,
-        "steps": training.total_steps,
-        "accumulation": config.TRAIN.ACCUM_ITER,
-        "seed": config.SEED,
-        "hash of the other settings": zlib.crc32("".join(spec.differences(spec.defaults(), config)).encode()),
-    }
-    rows = gather_rows(list(figures.values()))
-    for other in range(world_size()):
-        if (rows[other] != rows[0]).any():
+def _require_equal_ranks(own: Mapping[str, str]) -> None:
+    """Refuse ranks with other settings, code or data: they would wait for each other forever, or mix up the classes.
+
+    Args:
+        own: the values of this rank by name.
+    """
+    first, *others = gather_objects(dict(own))
+    for number, other in enumerate(others, start=1):
+        differing = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if differing:
+            name = differing[0]
+            more = f" (and {len(differing) - 1} more differences)" * (len(differing) > 1)
             raise UserError(
-                f"rank {other} was started with other settings than rank 0 ({', '.join(figures)}): "
-                f"{rows[other].astype(int).tolist()}, not {rows[0].astype(int).tolist()}; use the same data and flags "
-                "on all machines"
+                f"rank {number} was started with other settings, code or data than rank 0: {name} is "
+                f"{other.get(name)}, not {first.get(name)}{more}; use the same on all machines"
             )
 
 

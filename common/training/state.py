@@ -16,6 +16,7 @@ from ..checkpoints.loading import Checkpoint, attention_of, load_weights, numpy_
 from ..errors import UserError
 from ..runtime.distributed import rank, world_size
 from .batch_norm import gather_statistics, set_statistics
+from .data_hash import code_hash
 from .ema import ModelEma
 from .task import Task, Training
 
@@ -45,11 +46,12 @@ class TrainingState:
         self.scaler = paddle.amp.GradScaler(enable=config.TRAIN.AMP == "float16", init_loss_scaling=2.0**16)
         self.step = self.last_saved_step = self.nonfinite_steps = 0
         self.best: dict[str, Any] = {}
+        self._class_names = None if training.class_names is None else list(training.class_names)
         self.metadata = {
             "task": task.name,
             "config": task.config_spec.dump(config),
             "attention": attention_of(self.model),
-            "class_names": None if training.class_names is None else list(training.class_names),
+            "class_names": self._class_names,
             "versions": {
                 "pale-transformer-paddle": __version__,
                 "paddle": paddle.__version__,
@@ -57,6 +59,7 @@ class TrainingState:
             },
         }
         self._task, self._sampler, self._total_steps = task, training.sampler, training.total_steps
+        self._data_hashes = training.data_hashes
 
     def models(self) -> list[nn.Layer]:
         """The trained model and, if there is one, its average."""
@@ -104,7 +107,7 @@ class TrainingState:
         differences = [
             f"{name} was {saved['conditions'].get(name)}, is {value}"
             for name, value in self._conditions().items()
-            if saved["conditions"].get(name) != value
+            if saved["conditions"].get(name, value) != value
         ]
         differences += self._restore_weights(saved, source)
         load_optimizer_state(self.optimizer, self.model, saved["optimizer"])
@@ -125,7 +128,12 @@ class TrainingState:
     def _restore_weights(self, saved: Mapping[str, Any], source: str) -> list[str]:
         """Load the weights, their average and each rank's BatchNorm statistics; return the differences."""
         differences = []
-        report = load_weights(self.model, Checkpoint.from_state(saved, source))
+        report = load_weights(
+            self.model,
+            Checkpoint.from_state(saved, source),
+            task=self._task.name,
+            class_names=self._class_names,
+        )
         if report.interpolated:
             raise UserError(
                 f"{source} has position encodings of another size, {report.interpolated[0]}; resume with the original "
@@ -157,6 +165,8 @@ class TrainingState:
             "images": sampler.num_samples,
             "repeats": sampler.repeats,
             "Paddle": paddle.__version__,
+            "code": code_hash(),
+            **self._data_hashes,
         }
 
     def _same_position(self, saved: Mapping[str, Any]) -> int:

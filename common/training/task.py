@@ -93,7 +93,8 @@ class Training:
         evaluator: of the validation split.
         class_names: to save in checkpoints; ``None`` where the data does not name its classes.
         description: one line about the data.
-        must_match: numbers that must be equal on all ranks, by name.
+        data_hashes: what the data consists of, by name, see :func:`common.training.data_hash.data_hash`. Equal on all
+            ranks; a resumed run reports differences.
         draw_samples: maps a batch to a picture, RGB uint8 ``[h, w, 3]``, of its first images after augmentation with
             their labels; ``None`` for no picture.
         find_unused_parameters: some batches may leave parameters without gradients, see ``paddle.DataParallel``.
@@ -109,7 +110,7 @@ class Training:
     evaluator: Evaluator
     class_names: Sequence[str] | None = None
     description: str = ""
-    must_match: Mapping[str, int] = field(default_factory=dict)
+    data_hashes: Mapping[str, str] = field(default_factory=dict)
     draw_samples: Callable[[Any], np.ndarray | None] = lambda batch: None
     find_unused_parameters: bool = False
 

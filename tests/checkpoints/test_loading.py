@@ -241,7 +241,7 @@ def test_another_task_and_another_order_of_classes_are_refused_for_evaluation():
         load_weights(model, checkpoint, task=task, class_names=names)
     with pytest.raises(UserError, match="'image_classification', not for object_detection"):
         load_weights(model, checkpoint, task="object_detection")
-    with pytest.raises(UserError, match="class 0 is 'dog' in the validation data and 'cat'"):
+    with pytest.raises(UserError, match="class 0 is 'dog' in the data and 'cat'"):
         load_weights(model, checkpoint, class_names=["dog", "cat", "eel"])
     load_weights(model, checkpoint, fine_tune=True, task="object_detection", class_names=["dog", "cat", "eel"])
 

@@ -12,7 +12,7 @@ from common.checkpoints.loading import load_pretrained, numpy_state, read_state
 from common.checkpoints.renames import rename_keys
 from common.pale_transformer import PaleTransformer
 from common.training.batch_norm import get_statistics
-from common.training.optimizer import build_adamw
+from common.training.optimizer import build_optimizer
 from common.training.state import load_optimizer_state
 
 FILE = Path(__file__).parent / "files" / "training_state_0_1_0.pdparams"
@@ -28,7 +28,7 @@ def test_weights_and_optimizer_of_0_1_0_go_on_as_they_did_there(model):
     report = load_pretrained(model, FILE)
     assert not report.missing + report.unexpected + report.mismatched
     np.testing.assert_array_equal(state["rank_statistics"][0][0], get_statistics(model))  # of the model, on rank 0
-    optimizer = build_adamw(model, 1e-2, 0.05, (0.9, 0.999))
+    optimizer = build_optimizer({"type": "AdamW", "weight_decay": 0.05}, model, learning_rate=1e-2)
     load_optimizer_state(optimizer, model, state["optimizer"])
     model.train()
     images = paddle.to_tensor(state["images"])

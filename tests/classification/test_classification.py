@@ -233,7 +233,7 @@ def test_ranks_with_other_settings_stop_at_once(tmp_path, shapes_config):
     )  # fmt: skip
     program.write_text(source)
     message = fails(str(program), "-cfg", shapes_config, ranks=2, cwd=tmp_path)
-    assert "rank 1 was started with other settings than rank 0" in message
+    assert "rank 1 was started with other settings, code or data than rank 0: SEED is 1, not 0" in message
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import Checkpoint, load_weights, numpy_state
 from common.errors import UserError
 from common.pale_transformer import create_model
-from common.training.optimizer import parameter_groups
-from object_detection.components import build_model, build_optimizer, build_schedule, scoped_config
+from common.training.optimizer import build_optimizer, parameter_groups
+from object_detection.components import build_model, build_schedule, optimizer_section, scoped_config
 from object_detection.config import CONFIG
 from object_detection.datasets import build_transforms
 from object_detection.detection import Detection
@@ -78,7 +78,7 @@ def test_a_configuration_builds_the_model_that_paddledetection_builds_of_it(path
         for step in (0, 250, 600, 100 * config.epoch - 1):
             scheduler.step(step)
             assert rate(step) == pytest.approx(scheduler())
-    optimizer = build_optimizer(config, model, rate(0))
+    optimizer = build_optimizer(optimizer_section(config), model)
     assert {group["weight_decay"] for group in optimizer._param_groups} == {0.0, 0.05}
 
 
@@ -129,13 +129,14 @@ def test_pretrained_weights_of_the_backbone_are_read_only_for_training():
 def test_a_backbone_of_paddledetection_is_trained_by_plain_rules():
     config = load("-opts", "MaskRCNN.backbone", "ResNet", "ResNet", "{depth: 18, freeze_at: -1, norm_type: bn}")
     model = build_model(config, 2)
-    groups = build_optimizer(config, model, 0.1)._param_groups
+    groups = build_optimizer(optimizer_section(config), model)._param_groups
     decay = {parameter.name: group["weight_decay"] for group in groups for parameter in group["params"]}
     trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
     assert {parameter.ndim > 1: decay[parameter.name] for parameter in trained} == {True: 0.05, False: 0.0}
     assert len(decay) == len(trained)
-    decayed = load("-opts", "TRAIN.LAYER_DECAY", "0.5")
-    assert_told(lambda: build_optimizer(decayed, model, 0.1), "TRAIN.LAYER_DECAY is 0.5", "ResNet")
+    assert_told(
+        lambda: build_optimizer(optimizer_section(config), model, layer_decay=0.5), "TRAIN.LAYER_DECAY is 0.5", "ResNet"
+    )
 
 
 def test_layer_decay_and_weight_decay_reach_the_backbone():

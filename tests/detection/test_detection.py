@@ -285,7 +285,6 @@ def test_wrong_settings_are_one_line_that_names_them(tmp_path, boxes_config, fla
 
 
 def test_an_image_that_breaks_after_the_check_ends_the_run_with_its_name(boxes, boxes_config):
-    """Not only the epoch: Paddle's loader takes a batch without an array for its end."""
     task, image = Detection(load("-cfg", boxes_config, "-epochs", "1")), boxes / "train" / "train_0.png"
     check = task.preflight
     task.preflight = lambda training: (check(training), image.write_bytes(b"no image"))
@@ -300,6 +299,6 @@ def test_weights_that_number_the_classes_otherwise_are_not_evaluated(tmp_path, b
         paddle.save({"model": model.state_dict(), "class_names": list(names)}, str(weights))
         return run(boxes_config, "-eval", "-pretrained", weights)
 
-    place = f"class 1 is 'green' in the validation data and 'blue' in {weights}"
+    place = f"class 1 is 'green' in the data and 'blue' in {weights}"
     assert_told(lambda: evaluate("red", "blue", "green"), place, "order")
     assert evaluate("another", "green", "blue")["images"] == 3  # the same class by another name

@@ -16,7 +16,7 @@ from common.checkpoints.file_format import load_file
 from common.runtime.command_line import ArgumentParser
 from common.training.checkpoints import CheckpointFolder
 from common.training.config import TaskConfig
-from common.training.optimizer import build_adamw
+from common.training.optimizer import build_optimizer
 from common.training.run import run_task
 from common.training.sampler import TrainSampler
 from common.training.task import EvaluationResult, Evaluator, Task, Training
@@ -61,7 +61,7 @@ def make_trainer(
         compute_loss=compute_loss,
         loader=loader,
         sampler=sampler,
-        optimizer=build_adamw(model, 1e-3, 0.05, (0.9, 0.999)),
+        optimizer=build_optimizer({"type": "AdamW", "weight_decay": 0.05}, model),
         learning_rate=lambda step: 1e-3,
         total_steps=sampler.steps_per_epoch,
         evaluator=Constant(),

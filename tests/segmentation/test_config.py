@@ -14,8 +14,9 @@ from paddle import nn
 from common.errors import UserError, one_line
 from common.training.batch_norm import get_statistics
 from common.training.dry_run import dry_run_loss
+from common.training.optimizer import build_optimizer
 from common.training.run import _warn_if_rate_still_rises
-from semantic_segmentation.components import build_losses, build_model, build_optimizer, build_schedule
+from semantic_segmentation.components import build_losses, build_model, build_schedule
 from semantic_segmentation.config import CONFIG
 from semantic_segmentation.segmentation import Segmentation
 from tests.helpers import tiny_runs
@@ -71,12 +72,7 @@ def test_keys_that_lead_nowhere(key, value, part):
 # ---- wrong keys and values
 
 
-def build_optimizer_of(config):
-    return build_optimizer(config, nn.Linear(2, 2), 0.1)
-
-
 BUILDERS = {
-    "optimizer": build_optimizer_of,
     "loss": partial(build_losses, ignore_index=255),
     "lr_scheduler": build_schedule,
     "model": partial(build_model, num_classes=2),
@@ -86,9 +82,6 @@ BUILDERS = {
 @pytest.mark.parametrize(
     ("key", "value", "parts"),
     [
-        ("optimizer.weight_decy", "0.1", ["unknown key weight_decy", "weight_decay"]),
-        ("optimizer.weight_decay", "-1", ["weight_decay is -1"]),
-        ("optimizer.beta2", "true", ["beta2 is True"]),
         ("loss.coeff", "[1, 1]", ["unknown key coeff", "types, coef"]),
         ("loss.coef", "[a, b]", ["loss.coef[0] is 'a'"]),
         ("loss.types.1.wieght", "[1, 1]", ["loss.types[1] (CrossEntropyLoss)", "'wieght'", "weight"]),
@@ -152,13 +145,6 @@ def test_transforms_to_sizes_that_would_fill_the_memory_are_refused():
 # ---- what is built
 
 
-def test_the_section_optimizer_reaches_the_optimizer():
-    options = ("optimizer.weight_decay", "0.2", "optimizer.beta1", "0.5", "optimizer.beta2", "0.6")
-    optimizer = build_optimizer_of(load(*options))
-    assert (optimizer._beta1, optimizer._beta2) == (0.5, 0.6)
-    assert {group["weight_decay"] for group in optimizer._param_groups} == {0.0, 0.2}
-
-
 def test_losses_get_the_ignored_value_where_they_take_one():
     config = load("loss.types", "[{type: MixedLoss, losses: [{type: DiceLoss}, {type: KLLoss}], coef: [1, 1]}]")
     mixed = build_losses(config, 7)["types"][0]  # which takes none itself
@@ -183,14 +169,14 @@ def test_backbones_of_paddleseg_work_and_are_trained_by_plain_rules():
         assert [x.shape for x in model(paddle.zeros([2, 3, 32, 64]))] == [[2, 2, 32, 64]] * 2
     decay = {
         parameter.name: group["weight_decay"]
-        for group in build_optimizer(config, model, 0.1)._param_groups
+        for group in build_optimizer(config.optimizer, model)._param_groups
         for parameter in group["params"]
     }
     trained = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     assert {trained[name].ndim > 1: decay[trained[name].name] for name in trained} == {True: 0.01, False: 0.0}
     assert len(decay) == len(trained)
     assert_told(
-        lambda: build_optimizer(load("TRAIN.LAYER_DECAY", "0.5"), model, 0.1),
+        lambda: build_optimizer(config.optimizer, model, layer_decay=0.5),
         "TRAIN.LAYER_DECAY is 0.5",
         "ResNet_vd",
     )

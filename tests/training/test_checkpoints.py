@@ -10,7 +10,7 @@ from common.checkpoints.loading import Checkpoint, load_weights, numpy_state
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer
 from common.training.checkpoints import CheckpointFolder
-from common.training.optimizer import build_adamw
+from common.training.optimizer import build_optimizer
 from common.training.state import load_optimizer_state, optimizer_state
 
 
@@ -27,7 +27,7 @@ def files(folder):
 
 
 def make_optimizer(model):
-    return build_adamw(model, 0.01, 0.05, (0.9, 0.999), layer_decay=0.8)
+    return build_optimizer({"type": "AdamW", "weight_decay": 0.05}, model, layer_decay=0.8, learning_rate=0.01)
 
 
 def train(model, optimizer, steps):

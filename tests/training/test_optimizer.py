@@ -6,14 +6,20 @@ import numpy as np
 import paddle
 import pytest
 
+from common.errors import UserError
 from common.pale_transformer import PaleTransformer
-from common.training.optimizer import build_adamw, clip_gradients, parameter_groups, warmup_cosine
+from common.training.optimizer import build_optimizer, clip_gradients, parameter_groups, warmup_cosine
 
 LR, DECAY, LAYER_DECAY = 0.01, 0.5, 0.7
 
 
 def make_model():
     return PaleTransformer(embed_dim=4, depths=(1, 1, 2, 1), num_heads=(2, 2, 2, 2), pale_size=2, num_classes=3)
+
+
+def make_adamw(model, learning_rate, weight_decay, layer_decay=1.0):
+    section = {"type": "AdamW", "weight_decay": weight_decay}
+    return build_optimizer(section, model, layer_decay, learning_rate=learning_rate)
 
 
 def trainable(model):
@@ -66,7 +72,7 @@ def test_every_trainable_parameter_is_in_one_group_and_frozen_ones_in_none():
 
 def test_only_weights_shrink_without_gradients():
     model = make_model()
-    weights = step_from_ones(model, build_adamw(model, LR, DECAY, (0.9, 0.999)), gradient=0.0)
+    weights = step_from_ones(model, make_adamw(model, LR, DECAY), gradient=0.0)
     undecayed = {name for name in weights if name.endswith(".bias") or ".norm" in name or name.startswith("norm.")}
     assert 0 < len(undecayed) < len(weights)
     for name, values in weights.items():
@@ -89,14 +95,37 @@ def test_layer_decay_scales_update_and_weight_decay_and_follows_set_lr():
         "head.weight": 0,
     }
     model = make_model()
-    weights = step_from_ones(model, build_adamw(model, LR, 0.0, (0.9, 0.999), LAYER_DECAY), gradient=1.0)
+    weights = step_from_ones(model, make_adamw(model, LR, 0.0, LAYER_DECAY), gradient=1.0)
     for name, power in powers.items():
         np.testing.assert_allclose(1.0 - weights[name], LR * LAYER_DECAY**power, rtol=1e-4, err_msg=name)
-    optimizer = build_adamw(model, 1.0, DECAY, (0.9, 0.999), LAYER_DECAY)
+    optimizer = make_adamw(model, 1.0, DECAY, LAYER_DECAY)
     optimizer.set_lr(LR)
     weights = step_from_ones(model, optimizer, gradient=0.0)
     for name, power in (("stages.0.merging.conv.weight", 6), ("head.weight", 0)):
         np.testing.assert_allclose(1.0 - weights[name], LR * DECAY * LAYER_DECAY**power, rtol=1e-4, err_msg=name)
+
+
+# ---- the section
+
+
+def test_a_section_sets_the_arguments():
+    optimizer = build_optimizer({"type": "AdamW", "weight_decay": 0.2, "beta1": 0.5, "beta2": 0.6}, make_model())
+    assert (optimizer._beta1, optimizer._beta2) == (0.5, 0.6)
+    assert {group["weight_decay"] for group in optimizer._param_groups} == {0.0, 0.2}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"type": "SGD"}, "solver.type is 'SGD'; choose one of AdamW"),
+        ({"type": "AdamW", "weight_decy": 0.1}, "unknown key weight_decy"),
+        ({"type": "AdamW", "weight_decay": -1}, "solver.weight_decay is -1"),
+        ({"type": "AdamW", "beta2": True}, "solver.beta2 is True"),
+    ],
+)
+def test_a_wrong_section_is_refused_by_name(section, message):
+    with pytest.raises(UserError, match=message):
+        build_optimizer(section, make_model(), name="solver")
 
 
 # ---- clipping
