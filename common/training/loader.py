@@ -214,7 +214,8 @@ def _as_tensors(batch: Mapping[str, Any], place: Any) -> dict[str, Any]:
 
 
 def _as_tensor(array: np.ndarray, place: Any) -> paddle.Tensor:
-    view = paddle.Tensor(np.ascontiguousarray(array), place=paddle.CPUPlace(), zero_copy=True)
+    options = {"place": paddle.CPUPlace(), "persistable": False, "name": None, "stop_gradient": True}
+    view = paddle.Tensor(value=np.ascontiguousarray(array), zero_copy=True, **options)
     return view._copy_to(place, True)
 
 
