@@ -72,7 +72,6 @@ def default_config() -> CfgNode:
     config.TRAIN.GRAD_CLIP = 5.0
 
     config.CHECKPOINT_EVERY = 10
-    config.OUTPUT = "output/classification"
     return config
 
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from common.data.class_names import check_class_names
 from common.errors import UserError, one_line
 
-__all__ = ["check_same_categories", "index_annotations", "is_number", "read_annotations"]
+__all__ = ["check_same_categories", "complete_categories", "index_annotations", "is_number", "read_annotations"]
 
 
 def is_number(value: Any) -> bool:
@@ -24,7 +24,10 @@ def is_number(value: Any) -> bool:
 
 
 _Rule = tuple[Callable[[Any], bool], str]
-_ID: _Rule = (lambda value: type(value) is int and abs(value) < 2**53, "an integer")  # pycocotools keeps it in float64
+_ID: _Rule = (
+    lambda value: type(value) is int and abs(value) < 2**53,
+    "an integer below 2**53",
+)  # pycocotools keeps it in float64
 _TEXT: _Rule = (lambda value: isinstance(value, str) and bool(value.strip()), "a text")
 _PIXELS: _Rule = (lambda value: is_number(value) and value > 0 and value == int(value), "a number of pixels")
 _FLAG: _Rule = (lambda value: value is None or (type(value) in (int, bool) and value in (0, 1)), "0 or 1")
@@ -105,6 +108,24 @@ def check_same_categories(train: Mapping[str, Any], val: Mapping[str, Any], path
                 f"category {number} is {first} in {paths[0]} and {second} in {paths[1]}; give both files the same "
                 "categories in the same order"
             )
+
+
+def complete_categories(annotations: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+    """Number the categories as a model does, where a file has only some of its classes.
+
+    Args:
+        annotations: from :func:`read_annotations`.
+        class_names: of the model.
+
+    Returns:
+        The annotations with a category for each class name, or unchanged if they have as many or other categories.
+    """
+    own = {entry["name"]: entry for entry in annotations["categories"]}
+    if len(own) >= len(class_names) or not set(own) <= set(class_names):
+        return annotations
+    new_ids = itertools.count(1 + max((entry["id"] for entry in own.values()), default=0))
+    categories = [own.get(name) or {"id": next(new_ids), "name": name} for name in class_names]
+    return {**annotations, "categories": categories}
 
 
 def index_annotations(annotations: Mapping[str, Any]) -> COCO:

@@ -29,7 +29,6 @@ def default_config() -> CfgNode:
     config.STRICT_DATA = False  # every problem of the annotations and images is an error
     config.PICTURE_THRESHOLD = 0.5  # the lowest score of a detection that is drawn on VisualDL's images
     config.CHECK_DATA = False  # only check the data
-    config.OUTPUT = "output/detection"
     return config
 
 

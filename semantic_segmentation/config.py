@@ -32,7 +32,6 @@ def default_config() -> CfgNode:
     config.VALIDATE_EVERY = config.CHECKPOINT_EVERY = 16000  # optimizer steps
     config.ABSENT_CLASSES = "exclude"  # classes in neither labels nor predictions: exclude, or zero as PaddleSeg does
     config.CHECK_DATA = False  # only check the data
-    config.OUTPUT = "output/segmentation"
     return config
 
 

@@ -1,6 +1,6 @@
 """Compute the label maps for training with token labels, with any trained classifier of this project.
 
-    python tools/make_label_maps.py -pretrained output/pale_base_224/best.pdparams -image_size 384 -out label_maps
+    python tools/make_label_maps.py -pretrained pale_base.pdparams -image_size 384 -out label_maps
 
 Data set and preprocessing are those of the configuration of the weights, unless flags override them.
 """

@@ -2,7 +2,7 @@
 
     python tools/visualize.py docs/digit.png -pretrained mnist5k
     python tools/visualize.py photo.jpg -variant pale_tiny -at 320 200
-    python tools/visualize.py photo.jpg -pretrained output/finetune_folder/best.pdparams -show grad_cam -label roses
+    python tools/visualize.py photo.jpg -pretrained output/photos/best.pdparams -show grad_cam -label roses
     python tools/visualize.py slides -pretrained output/upernet_pale_nano_nuclei/best.pdparams -show attention -stages 3
 
 IMAGE is a file or a folder. pale: which tokens one token attends to, in each stage; attention: its attention weights,

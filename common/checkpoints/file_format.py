@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import struct
@@ -17,7 +16,7 @@ from ..errors import UserError
 from ..runtime.atomic_file import replace_file
 from .safe_pickle import UnsafePickleError, load_arrays
 
-__all__ = ["SUFFIXES", "load_file", "locate_file", "remove_leftovers", "save_file"]
+__all__ = ["SUFFIXES", "DamagedFileError", "load_file", "locate_file", "save_file"]
 
 SUFFIXES = (".pdparams", ".safetensors")
 
@@ -25,6 +24,10 @@ SUFFIXES = (".pdparams", ".safetensors")
 _TRAILER = struct.Struct("<8sI")
 _MAGIC = b"PALE-CRC"
 _CHUNK = 1 << 22  # bytes
+
+
+class DamagedFileError(UserError):
+    """A file is damaged, or contains something other than what it should."""
 
 
 def locate_file(path: str | Path) -> Path:
@@ -44,7 +47,8 @@ def load_file(path: str | Path) -> dict[str, Any]:
     """Read a ``.pdparams`` or ``.safetensors`` file as nested dicts of NumPy arrays, without executing code.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it contains something other than weights.
+        DamagedFileError: the file is damaged, or contains something other than weights.
+        UserError: there is no such file, or it cannot be read.
     """
     path = locate_file(path)
     try:
@@ -52,7 +56,9 @@ def load_file(path: str | Path) -> dict[str, Any]:
             return _load_safetensors(path)
         return _load_pickle(path)
     except UnsafePickleError as error:
-        raise UserError(f"refused to load {path}: {error}") from error
+        raise DamagedFileError(f"refused to load {path}: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"cannot read {path}: there is not enough memory for it") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -86,13 +92,6 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
             f"cannot write {path}: {error.strerror or error}; it needs space in addition to the old file: free "
             "disk space or choose another -output. Earlier checkpoints are intact"
         ) from error
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of killed processes."""
-    for leftover in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
 
 
 class _ChecksumWriter:

@@ -17,6 +17,8 @@ _MAX_LENGTH = 200  # characters
 def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Path] | None:
     """Read the first of the files that exists: one name per line, empty lines are skipped.
 
+    Lines ``NUMBER NAME``, as PaddleClas writes them, are sorted by their numbers if these are 0 to n - 1.
+
     Args:
         folder: where the files are.
         files: their names. They are read as UTF-8, with or without a byte order mark; invalid bytes become U+FFFD.
@@ -33,8 +35,16 @@ def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Pat
                 text = file.read(_MAX_NAMES * _MAX_LENGTH)
             names = [line.strip() for line in text.splitlines() if line.strip()]
             check_class_names(names, path)
-            return names, path
+            return _in_order(names), path
     return None
+
+
+def _in_order(lines: list[str]) -> list[str]:
+    pairs = [line.split(maxsplit=1) for line in lines]
+    numbers = [int(pair[0]) if len(pair) == 2 and pair[0].isdecimal() else -1 for pair in pairs]
+    if sorted(numbers) != list(range(len(lines))):
+        return lines
+    return [pairs[index][1] for index in sorted(range(len(lines)), key=numbers.__getitem__)]
 
 
 def check_class_names(names: Sequence[str], source: str | Path) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "check_header",
     "check_name",
     "check_size",
+    "is_ignored",
     "is_turned",
     "list_images",
     "load_rgb",
@@ -47,15 +48,25 @@ _MAX_RATIO = 100  # of the sides: transforms scale the shorter one to some hundr
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
 
 
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder is never data: hidden ones (``._photo.jpg``, ``.ipynb_checkpoints``), ``__MACOSX``."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def list_images(folder: str | Path) -> list[str]:
     """List the files in and below a folder whose names end in one of ``IMAGE_SUFFIXES``, sorted.
 
-    Hidden files and folders, whose names begin with a dot, are left out.
+    Links to folders are followed. What :func:`is_ignored` names is left out.
     """
-    found = []
-    for parent, subfolders, files in os.walk(folder):  # strings: a million Path objects take long
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths = (os.path.join(parent, name) for name in files if not name.startswith("."))  # noqa: PTH118
+    found, visited = [], set()
+    for parent, subfolders, files in os.walk(folder, followlinks=True):  # strings: a million Path objects take long
+        real_parent = os.path.realpath(parent)
+        if real_parent in visited:  # a link to a folder above
+            subfolders.clear()
+            continue
+        visited.add(real_parent)
+        subfolders[:] = [name for name in subfolders if not is_ignored(name)]
+        paths = (os.path.join(parent, name) for name in files if not is_ignored(name))  # noqa: PTH118
         found += [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
     return sorted(found)
 

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from ..checkpoints.released import list_weights
 from ..errors import UserError
-from ..runtime.command_line import ArgumentParser
+from ..runtime.command_line import ArgumentParser, expand_home
 from .config_values import (
     coerce,
     find,
@@ -74,7 +74,8 @@ def shared_config() -> CfgNode:
     config.LOG_INTERVAL = 50  # optimizer steps between two lines
     config.PICTURES = 4  # images of rank 0 that VisualDL shows, of a training batch and of the validation data
     config.HISTOGRAMS = False  # of all weights and gradients before each validation, for VisualDL
-    config.OUTPUT = ""
+    config.OUTPUT = ""  # folder of the run; empty: output/ and the names of the file and of other data than the file's
+    config.OVERWRITE = False  # replace another run in OUTPUT
     config.RESUME = ""  # a training state (latest.pdparams), or auto for that in OUTPUT if there is one
     config.EVAL = False  # only evaluate
     config.RECORD = ""  # CSV file to append the metrics of an evaluation to
@@ -133,7 +134,14 @@ _SHARED_FLAGS = {
         "weights and output",
         "FILE",
     ),
-    "output": Flag(("OUTPUT",), str, "folder for checkpoints and logs", "weights and output", "FOLDER"),
+    "output": Flag(
+        ("OUTPUT",),
+        str,
+        "folder of the run; by default output/NAME of -cfg, and -DATA if other data than that of -cfg is given",
+        "weights and output",
+        "FOLDER",
+    ),
+    "overwrite": Flag(("OVERWRITE",), bool, "replace another run in -output", "weights and output"),
     "device": Flag(("DEVICE",), str, "cpu, gpu or gpu:N (default: a GPU if there is one)", "training", "DEVICE"),
     "eval": Flag(("EVAL",), bool, "only evaluate -pretrained (or -resume)", "instead of training"),
     "amp": Flag(
@@ -147,7 +155,7 @@ _SHARED_FLAGS = {
 }
 
 # Keys that say what one command does; they are not part of a run.
-_INVOCATION_KEYS = {"RESUME", "EVAL", "RECORD"}
+_INVOCATION_KEYS = {"RESUME", "OVERWRITE", "EVAL", "RECORD"}
 
 # Keys that a resumed run may change and still reach identical weights; the trainer compares those of the last line.
 _FREE_KEYS = {
@@ -201,13 +209,7 @@ class TaskConfig:
             metavar="YAML",
             help=f"configuration file (default: {'/'.join(self.default_file.parts[-3:])})",
         )
-        parser.add_flag(
-            "opts",
-            groups["configuration"],
-            nargs=argparse.REMAINDER,
-            default=[],
-            help="KEY VALUE ...: any key that has no flag; comes last",
-        )
+        parser.add_opts(groups["configuration"])
         for name, flag in self._all_flags().items():
             is_switch = flag.type is bool
             options = {"action": "store_true"} if is_switch else {"type": flag.type, "metavar": flag.metavar}
@@ -237,9 +239,23 @@ class TaskConfig:
             UserError: a file is missing or is not yaml, a key is unknown, or a value is of a wrong type or impossible.
         """
         config = self.defaults()
-        for values, source in read_yaml_with_bases(Path(arguments.cfg).expanduser()):
+        for values, source in read_yaml_with_bases(Path(arguments.cfg)):
             self._merge(config, values, source)
-        return self._finish(config, arguments)
+        data = self._data(config)
+        self._override(config, arguments)
+        if not config.OUTPUT:
+            path = Path(arguments.cfg).expanduser().resolve().with_suffix("")
+            configs = self.default_file.parent.resolve()
+            path = path.relative_to(configs) if path.is_relative_to(configs) else Path(path.name)
+            other = [name for name in self._data(config) if name not in data]
+            config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
+        return self._finish(config)
+
+    def _data(self, config: CfgNode) -> list[str]:
+        """The names of the data: its kind and its folder, so far as the configuration has them."""
+        flags = [self.flags[name] for name in ("dataset", "data_path") if name in self.flags]
+        values = [find(config, flag.keys[0]) for flag in flags]
+        return [Path(str(value)).expanduser().resolve().name for value in values if value]
 
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.
@@ -262,28 +278,28 @@ class TaskConfig:
         """The configuration saved in a checkpoint; raises ``UserError`` as :meth:`load` does."""
         config = self.defaults()
         self._merge(config, read_yaml(text, f"the configuration of {source}"), source)
-        return self._finish(config, arguments)
-
-    def _finish(self, config: CfgNode, arguments: argparse.Namespace | None) -> CfgNode:
-        """Apply flags and ``-opts``, check the values, and freeze the result."""
         if arguments is not None:
-            for name, flag in self._all_flags().items():
-                value = getattr(arguments, name, None)
-                if value is not None and value is not False:
-                    for key in flag.keys:
-                        self._set(config, key, value, f"-{name}")
-            self._set_options(config, arguments.opts)
+            self._override(config, arguments)
+        return self._finish(config)
+
+    def _override(self, config: CfgNode, arguments: argparse.Namespace) -> None:
+        """Apply flags and ``-opts``."""
+        for name, flag in self._all_flags().items():
+            value = getattr(arguments, name, None)
+            if value is not None and value is not False:
+                for key in flag.keys:
+                    self._set(config, key, value, f"-{name}")
+        self._set_options(config, arguments.opts)
+
+    def _finish(self, config: CfgNode) -> CfgNode:
+        """Check the values, and freeze the result."""
+        expand_home(config)
         _check_shared(config)
         self.check(config)
         config.freeze()
         return config
 
     def _set_options(self, config: CfgNode, options: Sequence[str]) -> None:
-        # argparse gives -opts all that follows it, another -opts included: messages tell users to add one.
-        options = [option for option in options if option not in ("-debug", "--debug", "-opts", "--opts")]
-        for option in options[::2]:
-            if re.match("--?[a-z]", option):
-                raise UserError(f"{option} comes after -opts, which must be last: put {option} before -opts")
         if len(options) % 2:
             raise UserError(f"-opts takes pairs of KEY VALUE; {options[-1]!r} has no value")
         for key, text in zip(options[::2], options[1::2], strict=True):
@@ -356,15 +372,7 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
     parser.add_flag("cfg", group, metavar="YAML", help="configuration of the weights (default: the one saved in them)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].help)
-    parser.add_flag(
-        "opts",
-        group,
-        nargs="*",
-        action="extend",
-        default=[],
-        metavar="KEY VALUE",
-        help="override keys of the configuration",
-    )
+    parser.add_opts(group)
     return group
 
 
@@ -416,6 +424,5 @@ def _check_shared(config: CfgNode) -> None:
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
-    require(config, "OUTPUT", bool, "must name a folder; give -output")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")

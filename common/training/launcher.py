@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
+from ..errors import StoppedBySignal
 from ..runtime.command_line import ArgumentParser, run
 from ..tasks import TASKS
 
@@ -33,7 +35,10 @@ def launch(documentation: str, name: str) -> None:
         config = config_spec.load(parser.parse_args(argv))
         from .run import run_task  # imports Paddle
 
-        task = TASKS[name].task()
-        run_task(task(config))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the handler that Paddle's import has set can hang
+        task = TASKS[name].task()(config)
+        run_task(task)
+        if task.log.reader_is_gone:
+            raise StoppedBySignal(signal.SIGPIPE)
 
     run(main)

@@ -116,7 +116,7 @@ def test_weights_store_their_attention_and_are_not_used_with_another(tmp_path, s
         assert named in refusal(shapes_config, *flags, "-opts", "MODEL.ATTENTION", other, *options[2:])
     resume = ("-resume", latest, "-image_size", 48, "-opts", *options)
     assert "resume with the original image size" in refusal(shapes_config, *resume)
-    resume = ("-resume", best.with_name("latest.pdparams"), "-opts", "MODEL.PARALLEL", "False")
+    resume = ("-resume", best.with_name("latest.pdparams"), "-overwrite", "-opts", "MODEL.PARALLEL", "False")
     assert "parallel=True, not False" in refusal(shapes_config, *resume)
 
 
@@ -152,7 +152,7 @@ def test_wrong_input_is_one_line_that_names_it(tmp_path, shapes_config, best):
         ([*evaluate, "-opts", "MODEL.NAME", "pale_tiny"], "pale_nano weights"),
         (
             [*evaluate, "-dataset", "mnist5k", "-data_path", ""],
-            "perhaps in the number of classes: head.weight (160, 3) for (160, 10)",
+            "mnist5k names 10 classes but the model has 3",
         ),
         (["-resume", best], "resume from latest"),
     ):

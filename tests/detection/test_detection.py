@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as rle_masks
 
 from common.checkpoints.file_format import load_file
-from common.checkpoints.loading import read_checkpoint
+from common.checkpoints.loading import Checkpoint, read_checkpoint
 from common.inference.predictor import PredictOptions
 from common.training.run import run_task
 from object_detection import detection
@@ -48,7 +48,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert {path.name for path in folder.iterdir()} == {
         "best.pdparams", "latest.pdparams", "epoch_0001.pdparams", "epoch_0002.pdparams", "config.yaml", "log.jsonl",
         "visualdl", "pictures", "data_check.json", "val_bbox.json", "val_segm.json", "val_ema_bbox.json",
-        "val_ema_segm.json",
+        "val_ema_segm.json", ".lock",
     }  # fmt: skip
     steps = records(folder, "train")
     assert [record["step"] for record in steps] == [1, 2, 3, 4]
@@ -173,7 +173,7 @@ def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_witho
     tmp_path, boxes, boxes_config, monkeypatch
 ):
     task = Detection(load("-cfg", boxes_config, "-opts", "PICTURES", "4"))
-    (model, validation), drawn = task.build_evaluation(), []
+    (model, validation), drawn = task.build_evaluation(Checkpoint("none", {})), []
 
     def draw(image, found, truth, *arguments):
         drawn.append((image, truth))
@@ -293,7 +293,7 @@ def test_an_image_that_breaks_after_the_check_ends_the_run_with_its_name(boxes, 
 
 def test_weights_that_number_the_classes_otherwise_are_not_evaluated(tmp_path, boxes_config):
     task, weights = Detection(load("-cfg", boxes_config)), tmp_path / "weights.pdparams"
-    model, _ = task.build_evaluation()
+    model, _ = task.build_evaluation(Checkpoint("none", {}))
 
     def evaluate(*names):
         paddle.save({"model": model.state_dict(), "class_names": list(names)}, str(weights))

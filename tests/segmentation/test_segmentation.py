@@ -15,6 +15,7 @@ from paddleseg.cvlibs import Config, SegBuilder
 from PIL import Image
 
 from common.checkpoints.file_format import load_file
+from common.checkpoints.loading import Checkpoint
 from common.errors import UserError
 from common.training.optimizer import parameter_groups
 from semantic_segmentation import segmentation
@@ -188,7 +189,8 @@ def test_class_weights_and_absent_classes_have_their_effect(tmp_path, squares, s
     losses, output = [], ""
     for weights in ("[1.0, 1.0, 1.0]", "[0.1, 1.0, 5.0]"):
         loss = f"[{{type: CrossEntropyLoss, weight: {weights}, ignore_index: 255}}]"
-        run(Segmentation, squares_config, "-iters", "60", "-opts", "loss.types", loss, "VALIDATE_EVERY", "60")
+        flags = ("-overwrite", "-iters", "60", "-opts", "loss.types", loss, "VALIDATE_EVERY", "60")
+        run(Segmentation, squares_config, *flags)
         run_output = capsys.readouterr().out
         losses.append(float(re.search(r"loss ([\d.]+)", run_output)[1]))
         output += run_output
@@ -234,7 +236,7 @@ def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_witho
 ):
     options = ("-opts", "val_dataset.transforms", PADDED, "PICTURES", "4")
     task = Segmentation(load("-cfg", squares_config, *options))
-    model, validation = task.build_evaluation()
+    model, validation = task.build_evaluation(Checkpoint("none", {}))
     drawn = []
     monkeypatch.setattr(
         segmentation,
@@ -296,7 +298,7 @@ def test_settings_are_tried_before_the_data_is_checked(tmp_path, squares, square
     spoil_values(squares)
     options = ("-opts", "train_dataset.transforms.0.crop_size", "[16, 16]")
     assert "images are 16x16" in refusal(squares_config, *options)
-    assert not list((tmp_path / "out").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_path, squares, squares_config, capsys):
