@@ -25,7 +25,7 @@ from image_classification.datasets import Dataset, build_dataset
 from image_classification.evaluation import evaluate
 from image_classification.label_map_alignment import TOKEN_STRIDE
 from image_classification.label_maps import LabelMaps
-from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, check_batch
+from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, count_errors
 from image_classification.mixup import mixup_or_cutmix, smooth, smooth_one_hot
 from image_classification.pale_backbone import build_model
 from image_classification.token_labeling import (
@@ -96,7 +96,10 @@ class Classification(Task):
 
     def _build_dataset(self, split: str, num_classes: int | None, class_names: Sequence[str] | None = None) -> Dataset:
         data = self.config.DATA
-        return build_dataset(data.DATASET, data.DATA_PATH or None, split, num_classes, class_names)
+        dataset = build_dataset(data.DATASET, data.DATA_PATH or None, split, num_classes, class_names)
+        for line in dataset.warnings():
+            self.log.line(f"warning: {split} data: {line}")
+        return dataset
 
     def _build_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
         train = self.config.TRAIN
@@ -118,18 +121,16 @@ class Classification(Task):
         )
 
     def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> BatchResult:
-        skipped = check_batch(batch, self.config.DATA.SKIP_BROKEN, training=True)
         images, targets = mixup_or_cutmix(batch["images"], batch["labels"], num_classes, rng, self.config.AUG)
         logits = model(images).astype("float32")
         loss = F.cross_entropy(logits, targets, soft_label=True)
         top1 = 100.0 * (logits.argmax(-1) == batch["labels"]).astype("float32").mean()
-        return BatchResult(loss, len(images), {"top1": top1}, len(skipped))
+        return BatchResult(loss, len(images), {"top1": top1}, count_errors(batch))
 
     def _token_label_loss(
         self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
     ) -> BatchResult:
         config = self.config
-        skipped = check_batch(batch, config.DATA.SKIP_BROKEN, training=True)
         images, labels = batch["images"], batch["labels"]
         side = config.DATA.IMAGE_SIZE // TOKEN_STRIDE
         mixed = draw_mixed_tokens(side, side, config.TOKEN_LABEL.MIX_TOKEN, rng)
@@ -146,7 +147,7 @@ class Classification(Task):
             loss = token_label_loss(logits, token_logits, class_targets, targets, config.TOKEN_LABEL.WEIGHT)
         top1 = 100.0 * (logits.argmax(-1) == labels).astype("float32").mean()
         token_top1 = 100.0 * (token_logits.argmax(-1) == targets.argmax(-1)).astype("float32").mean()
-        return BatchResult(loss, len(images), {"top1": top1, "token_top1": token_top1}, len(skipped))
+        return BatchResult(loss, len(images), {"top1": top1, "token_top1": token_top1}, count_errors(batch))
 
     def _draw_samples(self, batch: dict[str, Any], class_names: Sequence[str] | None) -> np.ndarray | None:
         """The first images of a batch before Mixup, CutMix and MixToken."""
@@ -169,7 +170,7 @@ class ClassificationEvaluator(Evaluator):
         config = self._config
         draw = functools.partial(self._draw, kind, step) if self._log.has_visualdl and config.PICTURES else None
         batches = self._log.batches(self._loader, kind)
-        return EvaluationResult(evaluate(model, batches, config.TRAIN.AMP, config.DATA.SKIP_BROKEN, draw))
+        return EvaluationResult(evaluate(model, batches, config.TRAIN.AMP, draw))
 
     def _draw(self, kind: str, step: int, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
         """Log the first images of this rank's shard with their labels and predictions."""

@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.training.allowed import Kind, integer, list_of, number
-from common.training.config import Flag, TaskConfig, require, shared_config
+from common.training.config import MAX_SIDE, Flag, TaskConfig, require, shared_config
 from image_classification.label_map_alignment import TOKEN_STRIDE
 
 __all__ = ["ALLOWED", "CONFIG", "check_token_labels", "default_config", "model_title"]
@@ -116,7 +116,8 @@ def _check(config: CfgNode) -> None:
     require(config, "TRAIN.BETAS", lambda value: all(0 <= beta < 1 for beta in value), "must be two numbers in [0, 1)")
     require(config, "MODEL.PALE_SIZE", lambda sizes: len(sizes) in (0, 1, 4), "must be a list of one number or of four")
     require(config, "MODEL.NUM_HEADS", lambda heads: len(heads) in (0, 4), "must be a list of four numbers")
-    require(config, "DATA.IMAGE_SIZE", lambda value: value >= 32, "must be at least 32, the largest stride")
+    sides = f"must be at least 32, the largest stride, and at most {MAX_SIDE}"
+    require(config, "DATA.IMAGE_SIZE", lambda value: 32 <= value <= MAX_SIDE, sides)
     require(
         config,
         "TRAIN.LAST_EPOCH",

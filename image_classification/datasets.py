@@ -13,14 +13,23 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from common.data.class_names import printable_names, read_class_names
-from common.data.image_file import backslash_hint, is_ignored, list_images, load_rgb
+from common.data.class_names import check_class_names, read_class_names
+from common.data.image_file import (
+    backslash_hint,
+    check_size,
+    is_ignored,
+    list_images,
+    load_rgb,
+    open_image,
+    stored_bits,
+)
 from common.demo_data import wheels as demo_data
 from common.errors import UserError
 
@@ -31,6 +40,8 @@ SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "valida
 _LAYOUTS = "train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg, of which 20 % become the validation split"
 CLASS_NAME_FILES = ("class_names.txt", "label_list.txt")
 HELD_OUT_FRACTION = 0.2
+_LOOKED_AT = 100  # images whose headers are read before training
+_MAX_IDX_BYTES = 2**32
 DEBIAN_DATASETS = Path("/usr/share/datasets")  # where Debian packages dataset-NAME install NAME
 DIGITS = [str(digit) for digit in range(10)]
 FASHION_MNIST_CLASSES = [
@@ -87,6 +98,10 @@ class Dataset(ABC):
     def names(self) -> np.ndarray:
         """Return the identity of each image, which does not depend on the place of the data: bytes [n]."""
 
+    def warnings(self) -> list[str]:
+        """Return what looks wrong but may be intended."""
+        return []
+
 
 class FileDataset(Dataset):
     """Images in files.
@@ -134,7 +149,23 @@ class FileDataset(Dataset):
         except FileNotFoundError as error:
             raise self._missing(index) from error
         except UserError as error:
-            raise UserError(f"cannot read image {self.describe(index)}: {error}; replace or remove it") from error
+            raise UserError(f"cannot read image {self.describe(index)}: {error}") from error
+
+    def warnings(self) -> list[str]:
+        """Look for images of more than 8 bits per channel among up to 100."""
+        sample = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(int))
+        deep = []
+        for path in map(self.path, sample):
+            with suppress(OSError, UserError), open_image(path) as image:  # they are reported when they are used
+                if stored_bits(path, image) > 8:
+                    deep.append(path)
+        if not deep:
+            return []
+        return [
+            f"{len(deep)} of {len(sample)} images that were looked at have more than 8 bits per channel, the first is "
+            f"{deep[0]}: black to white is taken to be 0 to 65535, so convert them to 8 bits yourself unless they use "
+            "the whole range"
+        ]
 
     def check_exist(self) -> None:
         """Check that the first, the last and some random files exist; to check all takes long on network disks.
@@ -324,7 +355,7 @@ def _build_folder(
         raise UserError(f"{path} has too few images for the {split} split: each class needs at least two")
     labels = np.array(labels, np.int64)
     count = _class_count(num_classes, class_names, labels, path)
-    return FileDataset(path, names, labels, printable_names(class_names), count)
+    return FileDataset(path, names, labels, class_names, count)
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
@@ -343,6 +374,7 @@ def _class_folders(tree: Path) -> list[str]:
     folders = sorted(entry.name for entry in tree.iterdir() if entry.is_dir() and not is_ignored(entry.name))
     if not folders:
         raise UserError(f"{tree} has no class folders: put the images in one folder per class, or check -data_path")
+    check_class_names(folders, tree)
     return folders
 
 
@@ -392,6 +424,10 @@ def _build_idx(path: Path, split: str, num_classes: int | None, class_names: lis
         raise UserError(
             f"{image_file} has {len(images)} images but {label_file} {len(labels)} labels: download the pair again"
         )
+    try:
+        check_size(*images.shape[:0:-1])
+    except UserError as error:
+        raise UserError(f"cannot use the images of {image_file}: {error}") from error
     labels = labels.astype(np.int64)
     count = _class_count(num_classes, class_names, labels, path)
     _check_labels(labels, count, lambda index: f"{label_file} entry {index}")
@@ -405,23 +441,33 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
         file = path / f"{name}.gz"
     if not file.is_file():
         raise UserError(f"neither {path / name} nor {file.name} exists there: download it or check -data_path")
+    header = 4 + 4 * ndim
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            head = stream.read(header)
+            if head[:4] != bytes([0, 0, 8, ndim]):
+                raise UserError(
+                    f"{file} is not an IDX file of {ndim}-d unsigned bytes: it begins with {head[:4].hex()}, not "
+                    f"{bytes([0, 0, 8, ndim]).hex()}; download it again"
+                )
+            if len(head) < header:
+                raise EOFError("its header is cut off")
+            shape = [int.from_bytes(head[at : at + 4], "big") for at in range(4, header, 4)]
+            size = math.prod(shape)
+            if not size:
+                raise UserError(f"{file} is empty, its header says {shape}: download it again")
+            if size > _MAX_IDX_BYTES:
+                raise UserError(
+                    f"{file} has {size:,} bytes according to its header {shape}, more than {_MAX_IDX_BYTES:,}: give "
+                    "the images as files, with -dataset list"
+                )
+            content = stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {file} ({error}): download it again") from error
-    header = 4 + 4 * ndim
-    if content[:4] != bytes([0, 0, 8, ndim]):
-        raise UserError(
-            f"{file} is not an IDX file of {ndim}-d unsigned bytes: it begins with {content[:4].hex()}, not "
-            f"{bytes([0, 0, 8, ndim]).hex()}; download it again"
-        )
-    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
-    expected = header + math.prod(shape)
-    if len(content) != expected:
-        raise UserError(f"{file} has {len(content)} bytes but its header requires {expected}: download it again")
-    if expected == header:
-        raise UserError(f"{file} is empty, its header says {shape}: download it again")
-    return file, np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    if len(content) != size:
+        found = "more" if len(content) > size else f"{len(content):,}"
+        raise UserError(f"{file} has {found} bytes of content but its header requires {size:,}: download it again")
+    return file, np.frombuffer(content, np.uint8).reshape(shape)
 
 
 # ---- 5,000 digits

@@ -11,7 +11,7 @@ from paddle import nn
 
 from common.errors import UserError
 from common.runtime.distributed import sum_over_ranks
-from image_classification.loaders import IGNORED_LABEL, check_batch
+from image_classification.loaders import IGNORED_LABEL, count_errors
 
 __all__ = ["evaluate"]
 
@@ -21,16 +21,14 @@ def evaluate(
     model: nn.Layer,
     loader: Iterable[Mapping[str, Any]],
     amp: str = "",
-    skip_broken: bool = False,
     on_batch: Callable[[int, Mapping[str, Any], paddle.Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Evaluate this rank's share of the images, and sum the counts of all ranks.
 
     Args:
         model: ``model(images)`` returns the logits.
-        loader: of ``build_eval_loader``, which gives every rank an image at least.
+        loader: of ``build_eval_loader``, which gives every rank an image at least. Skipped images do not count.
         amp: ``"float16"``, ``"bfloat16"`` or empty.
-        skip_broken: leave unreadable images out of the counts instead of raising.
         on_batch: called with the position of the batch in this rank's loader, the batch, and the logits, float32
             ``[B, classes]``.
 
@@ -46,7 +44,7 @@ def evaluate(
     correct1 = correct5 = loss = paddle.zeros([], "float64")
     images = skipped = 0
     for place, batch in enumerate(loader):
-        skipped += len(check_batch(batch, skip_broken))
+        skipped += count_errors(batch)
         labels = batch["labels"]
         with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
             logits = model(batch["images"])

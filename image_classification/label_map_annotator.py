@@ -12,12 +12,12 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from common.pale_transformer import PaleTransformer
-from common.training.loader import build_loader
+from common.training.loader import Loader
 from common.training.log import TrainingLog
 from common.training.sampler import ShardedEvalSampler
 from image_classification.datasets import Dataset
 from image_classification.label_maps import LabelMapInfo, create_label_maps
-from image_classification.loaders import IGNORED_LABEL, TransformedDataset, check_batch, collate
+from image_classification.loaders import IGNORED_LABEL, TransformedDataset, collate
 from image_classification.transforms import Normalize, interpolation
 
 __all__ = ["WholeImage", "annotate", "token_logits"]
@@ -76,12 +76,11 @@ def annotate(
     Raises:
         UserError: an image could not be read, or as :func:`create_label_maps`.
     """
-    source = TransformedDataset(dataset, WholeImage(config), config, replace_broken=False)
+    source = TransformedDataset(dataset, WholeImage(config), config, config.DATA.SKIP_BROKEN)
     sampler = ShardedEvalSampler(len(dataset), config.DATA.BATCH_SIZE_EVAL)
     amp, done, correct = config.TRAIN.AMP, 0, 0
     with create_label_maps(folder, info, dataset.names()) as maps, log.progress(len(dataset), "label maps") as bar:
-        for batch in build_loader(source, sampler, config.DATA.NUM_WORKERS, collate):
-            check_batch(batch, config.DATA.SKIP_BROKEN)
+        for batch in Loader(source, sampler, config.DATA.NUM_WORKERS, collate):
             with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
                 logits = token_logits(model, batch["images"])
             logits = logits.astype("float32")

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import paddle
 from PIL import Image
 from yacs.config import CfgNode
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.runtime.distributed import rank, world_size
-from common.training.loader import build_loader
+from common.training.loader import Loader
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from image_classification.datasets import Dataset
 from image_classification.label_map_alignment import TOKEN_STRIDE, Geometry, sampling_weights
 from image_classification.label_maps import LabelMaps
 from image_classification.transforms import EvalTransform, TrainTransform
 
-__all__ = ["TransformedDataset", "build_eval_loader", "build_train_loader", "check_batch", "collate"]
+__all__ = ["TransformedDataset", "build_eval_loader", "build_train_loader", "collate", "count_errors"]
 
 IGNORED_LABEL = -1  # label of an unreadable image
 _TRIES = 10  # images that are tried instead of an unreadable one
 
 
-class TransformedDataset(paddle.io.Dataset):
+class TransformedDataset:
     """Loads and transforms samples; random numbers depend only on the seed and the :class:`SampleKey`.
 
-    It does not raise (see :func:`common.training.loader.build_loader`): an unreadable image becomes zeros with
-    ``IGNORED_LABEL`` and a message, which :func:`check_batch` raises or counts. With ``replace_broken``, the next
-    readable image takes its place.
+    Args:
+        dataset: the images.
+        transform: makes an array of an image.
+        config: of the task.
+        skip_broken: whether unreadable images are left out. In training the next readable image takes the place of one;
+            otherwise zeros with ``IGNORED_LABEL`` do.
     """
 
     def __init__(
@@ -38,37 +40,43 @@ class TransformedDataset(paddle.io.Dataset):
         dataset: Dataset,
         transform: Callable[[Image.Image, np.random.Generator], np.ndarray],
         config: CfgNode,
-        replace_broken: bool,
+        skip_broken: bool,
     ):
-        self.dataset, self.transform, self.replace_broken = dataset, transform, replace_broken
+        self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
         self.seed, self.image_size = config.SEED, config.DATA.IMAGE_SIZE
-        self._min_size = transform.min_size() if isinstance(transform, TrainTransform) else None
+        self._training = isinstance(transform, TrainTransform)
+        self._min_size = transform.min_size() if self._training else None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        """Read a sample: ``images``, ``labels``, and ``errors``, the lines of the images that were left out.
+
+        Raises:
+            UserError: an image cannot be read and must not be left out, or too many in a row were.
+        """
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
-        errors = []
-        tries = _TRIES if self.replace_broken else 1
-        for index in range(key.index, key.index + tries):
+        errors: list[str] = []
+        for index in range(key.index, key.index + (_TRIES if self._training else 1)):
             index %= len(self.dataset)
             try:
                 arrays = self._read(index, rng)
-            except UserError as error:
-                errors.append(str(error))
-            except Exception as error:
-                errors.append(f"{self.dataset.describe(index)}: {type(error).__name__}: {error}")
-            else:
                 return {**arrays, "labels": int(self.dataset.labels[index]), "errors": "\n".join(errors)}
-        return {**self._blank(), "labels": IGNORED_LABEL, "errors": "\n".join(errors)}
+            except Exception as error:
+                message = str(error)
+                if not isinstance(error, UserError):
+                    message = f"{self.dataset.describe(index)}: {type(error).__name__}: {one_line(error)}"
+                if not self.skip_broken:
+                    raise UserError(f"{message} (or skip such images with -opts DATA.SKIP_BROKEN True)") from error
+                errors.append(message)
+        if self._training:
+            raise UserError(f"{_TRIES} consecutive images cannot be read; the last error: {errors[-1]}")
+        blank = np.zeros((3, self.image_size, self.image_size), np.float32)
+        return {"images": blank, "labels": IGNORED_LABEL, "errors": "\n".join(errors)}
 
     def _read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"images": self.transform(self.dataset.load(index, self._min_size), rng)}
-
-    def _blank(self) -> dict[str, np.ndarray]:
-        """Return zeros for an unreadable image, in the shapes of :meth:`_read`."""
-        return {"images": np.zeros((3, self.image_size, self.image_size), np.float32)}
 
 
 class LabelMappedDataset(TransformedDataset):
@@ -90,11 +98,6 @@ class LabelMappedDataset(TransformedDataset):
         image = self.transform(self.dataset.load(index, self._min_size), rng, geometry)
         return {"images": image, **self._map_of(self._label_maps[index], geometry)}
 
-    def _blank(self) -> dict[str, np.ndarray]:
-        shape = self._label_maps.info.shape
-        empty = np.zeros((shape[1] * shape[2], shape[3]))
-        return {**super()._blank(), **self._map_of((empty.astype(np.int64), empty.astype(np.float32)), Geometry())}
-
     def _map_of(self, label_map: tuple[np.ndarray, np.ndarray], geometry: Geometry) -> dict[str, np.ndarray]:
         info, tokens = self._label_maps.info, (self._token_side, self._token_side)
         weights = sampling_weights(geometry, (info.height, info.width), tokens)
@@ -107,23 +110,14 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {**batch, "errors": "\n".join(sample["errors"] for sample in samples if sample["errors"])}
 
 
-def check_batch(batch: dict[str, Any], skip_broken: bool, training: bool = False) -> list[str]:
-    """Return the messages of a batch's unreadable images, or raise the first unless ``skip_broken``.
-
-    Raises:
-        UserError: an image could not be read, or (``training``) not be replaced.
-    """
-    errors = batch["errors"].splitlines()
-    if errors and not skip_broken:
-        raise UserError(f"{errors[0]} (or skip such images with -opts DATA.SKIP_BROKEN True)")
-    if errors and training and int(batch["labels"].min()) == IGNORED_LABEL:
-        raise UserError(f"{_TRIES} consecutive images cannot be read; the last error: {errors[-1]}")
-    return errors
+def count_errors(batch: Mapping[str, Any]) -> int:
+    """Count the unreadable images that were left out of a batch."""
+    return len(batch["errors"].splitlines())
 
 
 def build_train_loader(
     config: CfgNode, dataset: Dataset, label_maps: LabelMaps | None = None
-) -> tuple[paddle.io.DataLoader, ShardedTrainSampler]:
+) -> tuple[Loader, ShardedTrainSampler]:
     """Build a loader of this rank's batches: ``images``, ``labels``, ``errors``, and the entries of the label maps.
 
     Raises:
@@ -146,16 +140,19 @@ def build_train_loader(
         source = TransformedDataset(dataset, transform, config, config.DATA.SKIP_BROKEN)
     else:
         source = LabelMappedDataset(dataset, transform, config, label_maps)
-    return build_loader(source, sampler, config.DATA.NUM_WORKERS, collate), sampler
+    return Loader(source, sampler, config.DATA.NUM_WORKERS, collate), sampler
 
 
-def build_eval_loader(config: CfgNode, dataset: Dataset, workers: int | None = None) -> paddle.io.DataLoader:
+def build_eval_loader(
+    config: CfgNode, dataset: Dataset, workers: int | None = None, skip_broken: bool | None = None
+) -> Loader:
     """Build a loader of this rank's share of the data set; all ranks together read each image once.
 
     Args:
         config: of the task.
         dataset: the images.
         workers: reading processes; ``None`` takes ``DATA.NUM_WORKERS``.
+        skip_broken: see :class:`TransformedDataset`; ``None`` takes ``DATA.SKIP_BROKEN``.
 
     Raises:
         UserError: there are fewer images than ranks.
@@ -163,5 +160,6 @@ def build_eval_loader(config: CfgNode, dataset: Dataset, workers: int | None = N
     if len(dataset) < world_size():
         raise UserError(f"{world_size()} ranks for {len(dataset)} images; start at most {len(dataset)} ranks")
     sampler = ShardedEvalSampler(len(dataset), config.DATA.BATCH_SIZE_EVAL, rank(), world_size())
-    source = TransformedDataset(dataset, EvalTransform(config), config, replace_broken=False)
-    return build_loader(source, sampler, config.DATA.NUM_WORKERS if workers is None else workers, collate)
+    skip_broken = config.DATA.SKIP_BROKEN if skip_broken is None else skip_broken
+    source = TransformedDataset(dataset, EvalTransform(config), config, skip_broken)
+    return Loader(source, sampler, config.DATA.NUM_WORKERS if workers is None else workers, collate)

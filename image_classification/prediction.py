@@ -58,7 +58,7 @@ class Classifier(Predictor):
         dataset = FileDataset(Path(), list(files), np.zeros(len(files), np.int64), None, 1)
         workers = 0 if len(files) <= self.config.DATA.BATCH_SIZE_EVAL else None  # a single batch is faster without
         files = iter(files)
-        for batch in build_eval_loader(self.config, dataset, workers):
+        for batch in build_eval_loader(self.config, dataset, workers, skip_broken=True):
             errors = iter(batch["errors"].splitlines())
             scores = F.softmax(self.model(batch["images"]), axis=-1)
             finite = scores.isfinite().all(axis=-1)

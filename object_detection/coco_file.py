@@ -12,7 +12,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from common.data.class_names import printable_names
+from common.data.class_names import check_class_names
 from common.errors import UserError
 from common.schema import read_json
 
@@ -79,10 +79,7 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
         if not coco[key]:
             raise UserError(f"{where}: {path}: the list of {key} is empty; there is nothing to train on or to evaluate")
         _check_entries(coco[key], key, f"{where}: {path}")
-    for category, name in zip(
-        coco["categories"], printable_names(row["name"] for row in coco["categories"]), strict=True
-    ):
-        category["name"] = name
+    check_class_names([category["name"] for category in coco["categories"]], f"{where}: {path}")
     return coco
 
 

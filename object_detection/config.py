@@ -13,7 +13,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from common.errors import UserError
-from common.training.config import Flag, TaskConfig, require, shared_config
+from common.training.config import Flag, TaskConfig, check_sizes, require, shared_config
 from object_detection.allowed import ALLOWED
 
 __all__ = ["CONFIG", "default_config"]
@@ -85,6 +85,8 @@ def _check(config: CfgNode) -> None:
             raise UserError(
                 f"{section or 'architecture'} is missing; give a -cfg in PaddleDetection's format that has it"
             )
+    for section in ("TrainReader", "EvalReader"):
+        check_sizes(config[section], section)
     batch_size = config.TrainReader.get("batch_size", 1)
     if type(batch_size) is not int or batch_size < 1:
         raise UserError(f"TrainReader.batch_size is {batch_size!r}; it must be a positive integer")

@@ -34,7 +34,7 @@ from ppdet.data.source import COCODataSet
 from pycocotools.coco import COCO
 from yacs.config import CfgNode
 
-from common.data.image_file import backslash_hint
+from common.data.image_file import check_header
 from common.demo_data.folders import write_nuclei_detection
 from common.errors import UserError, one_line
 from common.pale_transformer import STRIDE
@@ -49,7 +49,6 @@ __all__ = [
     "SeededDataset",
     "build_dataset",
     "build_transforms",
-    "check_batch",
     "collate",
     "find_normalization",
     "read_records",
@@ -205,13 +204,13 @@ def find_normalization(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarr
     return scale * np.array(normalize.mean), scale * np.array(normalize.std)
 
 
-class SeededDataset(paddle.io.Dataset):
+class SeededDataset:
     """Samples whose random numbers depend on the seed and the :class:`SampleKey` only.
 
     A sample has ``image`` float32 [3, h, w], ``im_shape`` and ``scale_factor`` float32 [2], ``im_id`` [1]; in training
     also ``gt_bbox`` float32 [n, 4], ``gt_class`` and ``is_crowd`` int32 [n, 1], and ``gt_poly``, a list of polygons per
-    object. A sample that cannot be read is ``{"error": message}``: :func:`common.training.loader.build_loader` does not
-    allow exceptions. The transforms of a batch continue the random numbers of its last sample, in the same process.
+    object. Reading raises ``UserError`` if an image cannot be used. The transforms of a batch continue the random
+    numbers of its last sample, in the same process.
 
     Args:
         records: from :func:`read_records`.
@@ -227,26 +226,21 @@ class SeededDataset(paddle.io.Dataset):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         record = self.records[key.index]
+        path = record["im_file"]
         seed_generators(self.seed, key.epoch, key.position)
+        check_header(path)
         try:
-            return {**self.transforms(copy.deepcopy(record)), "error": ""}
+            return self.transforms(copy.deepcopy(record))
         except Exception as error:
-            return {"error": _explain(record["im_file"], error)}
-
-
-def _explain(path: str, error: Exception) -> str:
-    if not Path(path).is_file():
-        return f"image {path} does not exist; restore it, or remove it from the data{backslash_hint(path)}"
-    if isinstance(error, AttributeError) and "bytes" in str(error):  # OpenCV could not decode it
-        return f"image {path} cannot be read; replace it, or remove it from the data"
-    return f"cannot read image {path} ({one_line(error)}); check it and the transforms"
+            reason = one_line(error)
+            if isinstance(error, AttributeError) and "bytes" in reason:
+                reason = "OpenCV cannot decode it"
+            raise UserError(f"cannot read image {path} ({reason}); check it and the transforms") from error
 
 
 @dataclass
 class Objects:
     """The objects of the images of a batch, which the loader does not convert to tensors.
-
-    A tensor without elements cannot leave a reading process.
 
     Attributes:
         fields: ``gt_bbox``, ``gt_class`` and ``is_crowd``, an array per image; ``gt_poly``, a list of polygons per
@@ -273,37 +267,22 @@ def collate(samples: Sequence[dict[str, Any]], transforms: BatchCompose) -> dict
 
     Returns:
         ``image`` float32 [B, 3, h, w], ``im_shape`` and ``scale_factor`` [B, 2], ``im_id`` [B, 1]; in training
-        ``objects`` (:class:`Objects`); and ``error``, which :func:`check_batch` raises.
+        ``objects`` (:class:`Objects`).
+
+    Raises:
+        UserError: the samples make no batch that a model can take.
     """
-    error = next((sample["error"] for sample in samples if sample["error"]), "")
-    if error:
-        return _no_batch(error)
     if not all("image" in sample for sample in samples):
-        return _no_batch("sample_transforms read no image; let them begin with Decode: {}")
+        raise UserError("sample_transforms read no image; let them begin with Decode: {}")
+    sizes = {sample["image"].shape for sample in samples}
     try:
-        batch = transforms([{key: value for key, value in sample.items() if key != "error"} for sample in samples])
-    except Exception as reason:
-        remedy = ""
-        if len({sample["image"].shape for sample in samples}) > 1:
-            remedy = f"; add PadBatch: {{pad_to_stride: {STRIDE}}} for images of several sizes"
-        return _no_batch(f"batch_transforms: {one_line(reason)}{remedy}")
+        batch = transforms([{**sample} for sample in samples])
+    except Exception as error:
+        remedy = f"; add PadBatch: {{pad_to_stride: {STRIDE}}} for images of several sizes" if len(sizes) > 1 else ""
+        raise UserError(f"batch_transforms: {one_line(error)}{remedy}") from error
     height, width = batch["image"].shape[2:]
     if height % STRIDE or width % STRIDE:
         remedy = f"add PadBatch: {{pad_to_stride: {STRIDE}}} to batch_transforms"
-        return _no_batch(f"a batch has {width}x{height} pixels, which are not multiples of {STRIDE}; {remedy}")
+        raise UserError(f"a batch has {width}x{height} pixels, which are not multiples of {STRIDE}; {remedy}")
     fields = {key: batch.pop(key) for key in list(batch) if isinstance(batch[key], list)}
-    return {**batch, "objects": Objects(fields), "error": ""}
-
-
-def _no_batch(error: str) -> dict[str, Any]:
-    return {"image": np.zeros(1, np.float32), "error": error}  # the loader fails on a batch without an array
-
-
-def check_batch(batch: Mapping[str, Any]) -> None:
-    """Raise the error of a batch.
-
-    Raises:
-        UserError: a sample could not be read, or the samples could not be collated.
-    """
-    if batch["error"]:
-        raise UserError(batch["error"])
+    return {**batch, "objects": Objects(fields)}

@@ -25,7 +25,7 @@ from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.atomic_file import write_text
 from common.runtime.distributed import is_main_process, rank, world_size
 from common.training.dry_run import dry_run_loss
-from common.training.loader import build_loader
+from common.training.loader import Loader
 from common.training.log import TrainingLog
 from common.training.optimizer import build_optimizer
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
@@ -50,7 +50,6 @@ from object_detection.datasets import (
     SeededDataset,
     build_dataset,
     build_transforms,
-    check_batch,
     collate,
     find_normalization,
     read_records,
@@ -110,7 +109,7 @@ class Detection(Task):
         return Training(
             model=model,
             compute_loss=self._loss,
-            loader=build_loader(
+            loader=Loader(
                 SeededDataset(records, transforms, config.SEED),
                 sampler,
                 config.DATA.NUM_WORKERS,
@@ -141,9 +140,7 @@ class Detection(Task):
 
     def preflight(self, training: Training) -> None:
         """Dry-run a step on the first batch, and the first image of the validation."""
-        images = training.loader.dataset
-        batch = training.loader.collate_fn([images[key] for key in next(iter(training.sampler))])
-        check_batch(batch)
+        batch = training.loader.read(next(iter(training.sampler)))
         dry_run_loss(training.model, training.compute_loss, _as_tensors(batch))
         training.evaluator.dry_run(training.model)
 
@@ -201,7 +198,6 @@ class Detection(Task):
 
     @staticmethod
     def _loss(model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator) -> BatchResult:
-        check_batch(batch)
         outputs = model({**batch, **batch["objects"].tensors()})
         losses = {name: value.astype("float32").reshape([]) for name, value in outputs.items()}
         total = losses.pop("loss")
@@ -209,7 +205,7 @@ class Detection(Task):
 
     def _draw_samples(self, batch: dict[str, Any], class_names: list[str]) -> np.ndarray | None:
         count = min(self.config.PICTURES, len(batch["image"]))
-        if batch["error"] or not count:
+        if not count:
             return None
         mean, std = find_normalization(self.config, "TrainReader")
         pictures = []
@@ -254,7 +250,7 @@ class DetectionEvaluator(Evaluator):
     def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         config = self._config
         sampler = ShardedEvalSampler(len(self.records), 1, rank(), world_size())
-        loader = build_loader(self._dataset, sampler, config.DATA.NUM_WORKERS, self._collate)
+        loader = Loader(self._dataset, sampler, config.DATA.NUM_WORKERS, self._collate)
         found = evaluate(
             model,
             self._log.batches(loader, kind),
@@ -275,7 +271,6 @@ class DetectionEvaluator(Evaluator):
             UserError: that fails.
         """
         batch = self._collate([self._dataset[SampleKey(0, 0, 0)]])
-        check_batch(batch)
         training = model.training
         model.eval()
         try:

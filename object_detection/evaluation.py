@@ -17,7 +17,6 @@ from pycocotools.cocoeval import COCOeval
 from common.data.class_table import class_table
 from common.errors import UserError
 from common.runtime.distributed import gather_objects, is_main_process, sum_over_ranks
-from object_detection.datasets import check_batch
 
 __all__ = ["CocoMetrics", "Detections", "annotated_objects", "detect", "evaluate", "per_class_table"]
 
@@ -139,7 +138,6 @@ def evaluate(
     results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS if with_masks or kind == "bbox"}
     image_ids = []
     for place, batch in enumerate(loader):
-        check_batch(batch)
         image_id = int(batch["im_id"].numpy().ravel()[0])
         detections = detect(model, batch, amp)
         for kind, rows in coco_results(detections, image_id, category_ids).items():

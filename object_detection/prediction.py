@@ -18,7 +18,7 @@ from common.inference.predictor import NOT_FINITE, PicturePredictor, PredictOpti
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
 from object_detection.components import build_model, silence_loggers
-from object_detection.datasets import build_transforms, check_batch, collate
+from object_detection.datasets import build_transforms, collate
 from object_detection.evaluation import Detections, detect
 from object_detection.masks import with_rle_masks
 from object_detection.pictures import draw_detections
@@ -133,8 +133,7 @@ class Detector(PicturePredictor):
             raise UserError(
                 f"EvalReader cannot take {width}x{height} pixels ({one_line(error)}); crop the image or change it"
             ) from error
-        batch = collate([{**sample, "error": ""}], self.batch_transforms)
-        check_batch(batch)
+        batch = collate([sample], self.batch_transforms)
         return {key: paddle.to_tensor(value) for key, value in batch.items() if isinstance(value, np.ndarray)}
 
     def _rows(

@@ -12,7 +12,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from common.errors import UserError
-from common.training.config import Flag, TaskConfig, require, shared_config
+from common.training.config import Flag, TaskConfig, check_sizes, require, shared_config
 from semantic_segmentation.allowed import ALLOWED
 
 __all__ = ["ABSENT_CLASSES", "CONFIG", "default_config", "require_transforms"]
@@ -85,6 +85,7 @@ def _check(config: CfgNode) -> None:
             raise UserError(f"{section} has no type; give a -cfg that says which {section} to use")
     for section in ("train_dataset", "val_dataset"):
         require_transforms(config[section], section)
+        check_sizes(config[section].transforms, f"{section}.transforms")
 
 
 CONFIG = TaskConfig(

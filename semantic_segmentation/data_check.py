@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from paddleseg.datasets import ADE20K, Dataset
-from PIL import Image
 
 from common.data import check_record
 from common.data.check_record import CheckRecord
 from common.data.class_table import class_table
-from common.data.image_file import check_name, is_turned, look_at_image
+from common.data.image_file import check_header, check_name, is_turned, look_at_image, open_image
 from common.errors import UserError, one_line
 from common.runtime.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
 
@@ -176,6 +175,7 @@ def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
     try:
         check_name(image)
         (width, height), deep = look_at_image(image)
+        check_header(mask)
         pixels = _read_mask(mask, isinstance(dataset, ADE20K))
         if pixels.shape != (height, width):
             turned = " (turned by its EXIF orientation)" if is_turned(image) else ""
@@ -194,7 +194,7 @@ def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
 
 
 def _read_mask(path: str, from_ade20k: bool) -> np.ndarray:
-    with Image.open(path) as mask:
+    with open_image(path) as mask:
         # ADE20K's 0 becomes the ignored 255 in 8 bits only. PaddleSeg pads masks of 1 bit with class 1.
         modes = ("L", "P") if from_ade20k else ("L", "P", "I;16", "I")
         if mask.mode not in modes or mask.format == "JPEG":  # a JPEG does not keep the class numbers

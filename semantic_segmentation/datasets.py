@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import paddle
 from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
 from common.data.class_names import read_class_names
-from common.data.image_file import backslash_hint, check_name, is_ignored
+from common.data.image_file import backslash_hint, check_header, check_name, is_ignored
 from common.demo_data import folders as demo_folders
 from common.errors import UserError, one_line
 from common.training.loader import seed_generators
@@ -41,7 +40,6 @@ __all__ = [
     "Nuclei",
     "SeededDataset",
     "build_dataset",
-    "check_batch",
     "collate_eval",
     "collate_train",
 ]
@@ -262,16 +260,12 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
 # ---- from a data set to batches
 
 
-_PLACEHOLDER = {"img": np.zeros((3, 1, 1), np.float32), "label": np.zeros((1, 1), np.int64)}
-
-
-class EvalDataset(paddle.io.Dataset):
+class EvalDataset:
     """Samples of any size.
 
-    A sample is ``{"img": float32 [3, h, w], "label": int64 [H, W], "trans_info": list, "path": str, "error": ""}``.
+    A sample is ``{"img": float32 [3, h, w], "label": int64 [H, W], "trans_info": list, "path": str}``.
     In mode ``val``, the mask keeps its size; ``trans_info`` tells ``paddleseg.core.infer`` how to undo the transforms
-    of the image. Reading does not raise (see :func:`common.training.loader.build_loader`): for an unreadable sample,
-    ``error`` is the message and the arrays are placeholders.
+    of the image. Reading raises ``UserError`` if the image or the mask cannot be used.
 
     Args:
         dataset: a data set of PaddleSeg.
@@ -290,24 +284,25 @@ class EvalDataset(paddle.io.Dataset):
         dataset.transforms = copy.deepcopy(dataset.transforms)
         try:
             check_name(image)
+            check_header(image)
+            check_header(mask)
             data = dataset[key.index]
             img, label = np.asarray(data["img"], np.float32), np.asarray(data["label"], np.int64)
             label = label.reshape(label.shape[-2:])  # PaddleSeg adds an axis in mode val
+        except UserError:
+            raise
         except Exception as error:
-            missing = [path for path in (image, mask) if not Path(path).is_file()]
-            if isinstance(error, UserError):
-                message = str(error)
-            elif missing:
-                hint = backslash_hint(missing[0])
-                message = f"{missing[0]} does not exist; restore it, or remove it from the data{hint}"
-            else:
-                message = f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says more"
-            return {**_PLACEHOLDER, "trans_info": [], "path": image, "error": message}
-        return {"img": img, "label": label, "trans_info": data["trans_info"], "path": image, "error": ""}
+            if not Path(mask).is_file():
+                hint = backslash_hint(mask)
+                raise UserError(f"mask {mask} does not exist; restore it, or remove it from the data{hint}") from error
+            raise UserError(
+                f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says more"
+            ) from error
+        return {"img": img, "label": label, "trans_info": data["trans_info"], "path": image}
 
 
 class SeededDataset(EvalDataset):
-    """Training samples ``img``, ``label`` and ``error``, whose random numbers depend only on the seed and the key.
+    """Training samples ``img`` and ``label``, whose random numbers depend only on the seed and the key.
 
     PaddleSeg's transforms use the global generators of Python and NumPy, which are seeded for every sample.
 
@@ -323,47 +318,36 @@ class SeededDataset(EvalDataset):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         seed_generators(self.seed, key.epoch, key.position)
         sample = super().__getitem__(key)
-        if not sample["error"] and sample["img"].shape[1:] != sample["label"].shape:
-            sample["error"] = "image {} and mask {} differ in size after the transforms; check them".format(
-                *self.dataset.file_list[key.index]
-            )
-        return {name: sample[name] for name in ("img", "label", "error")}
+        if sample["img"].shape[1:] != sample["label"].shape:
+            image, mask = self.dataset.file_list[key.index]
+            raise UserError(f"image {image} and mask {mask} differ in size after the transforms; check them")
+        return {name: sample[name] for name in ("img", "label")}
 
 
 def collate_train(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Stack samples of :class:`SeededDataset`.
 
     Returns:
-        ``{"img": float32 [B, 3, h, w], "label": int64 [B, h, w], "error": str}``; :func:`check_batch` raises ``error``.
+        ``{"img": float32 [B, 3, h, w], "label": int64 [B, h, w]}``.
+
+    Raises:
+        UserError: the samples differ in size.
     """
-    error = next((sample["error"] for sample in samples if sample["error"]), "")
     sizes = sorted({sample["label"].shape for sample in samples})
-    if not error and len(sizes) > 1:
+    if len(sizes) > 1:
         (height, width), (other_height, other_width) = sizes[:2]
-        error = (
+        raise UserError(
             f"the training images are {width}x{height}, {other_width}x{other_height}, ... pixels after the transforms; "
             "train_dataset.transforms must end in one size: add RandomPaddingCrop or Resize"
         )
-    if error:
-        samples = [_PLACEHOLDER]
-    return {**{key: np.stack([sample[key] for sample in samples]) for key in ("img", "label")}, "error": error}
+    return {key: np.stack([sample[key] for sample in samples]) for key in ("img", "label")}
 
 
 def collate_eval(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Make a batch of one sample of :class:`EvalDataset`; images differ in size, so that a batch has one.
 
     Returns:
-        ``{"img": float32 [1, 3, h, w], "label": int64 [1, H, W], "trans_info": list, "path": str, "error": str}``.
+        ``{"img": float32 [1, 3, h, w], "label": int64 [1, H, W], "trans_info": list, "path": str}``.
     """
     (sample,) = samples
-    return {**sample, **{key: np.ascontiguousarray(sample[key][np.newaxis]) for key in ("img", "label")}}
-
-
-def check_batch(batch: Mapping[str, Any]) -> None:
-    """Raise the ``error`` of a batch.
-
-    Raises:
-        UserError: a sample could not be read, or the samples differ in size.
-    """
-    if batch["error"]:
-        raise UserError(batch["error"])
+    return {**sample, **{key: sample[key][np.newaxis] for key in ("img", "label")}}

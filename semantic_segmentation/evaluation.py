@@ -12,7 +12,6 @@ from paddle import nn
 from common.data.class_table import class_table
 from common.errors import UserError
 from common.runtime.distributed import sum_over_ranks
-from semantic_segmentation.datasets import check_batch
 from semantic_segmentation.inference import InferenceSettings, predict_labels
 
 __all__ = ["class_figures", "confusion_matrix", "evaluate", "mean_figures", "per_class_table"]
@@ -143,7 +142,6 @@ def evaluate(
     model.eval()
     matrix, images = np.zeros((num_classes, num_classes), np.int64), 0
     for place, batch in enumerate(loader):
-        check_batch(batch)
         label = batch["label"][0].numpy()
         prediction = predict_labels(run, batch["img"], settings, batch["trans_info"])
         try:

@@ -25,7 +25,7 @@ from common.runtime.distributed import rank, world_size
 from common.training.config import plain
 from common.training.data_hash import data_hash
 from common.training.dry_run import dry_run_loss
-from common.training.loader import build_loader
+from common.training.loader import Loader
 from common.training.log import TrainingLog
 from common.training.optimizer import build_optimizer
 from common.training.sampler import IterationSampler, SampleKey, ShardedEvalSampler
@@ -37,7 +37,6 @@ from semantic_segmentation.datasets import (
     EvalDataset,
     SeededDataset,
     build_dataset,
-    check_batch,
     collate_eval,
     collate_train,
 )
@@ -95,7 +94,7 @@ class Segmentation(Task):
         return Training(
             model=model,
             compute_loss=functools.partial(self._loss, losses=losses, ignore_index=train_set.ignore_index),
-            loader=build_loader(SeededDataset(train_set, config.SEED), sampler, config.DATA.NUM_WORKERS, collate_train),
+            loader=Loader(SeededDataset(train_set, config.SEED), sampler, config.DATA.NUM_WORKERS, collate_train),
             sampler=sampler,
             optimizer=build_optimizer(config.optimizer, model, config.TRAIN.LAYER_DECAY),
             learning_rate=learning_rate,
@@ -115,8 +114,8 @@ class Segmentation(Task):
     def preflight(self, training: Training) -> None:
         """Dry-run a step, then check all data unless it has passed before."""
         images, val_set = training.loader.dataset, training.evaluator.dataset
-        self._dry_run_step(training, [images[key] for key in next(iter(training.sampler))])
-        check_batch(EvalDataset(val_set)[SampleKey(0, 0, 0)])  # the transforms work
+        self._dry_run_step(training)
+        EvalDataset(val_set)[SampleKey(0, 0, 0)]  # the transforms work
         record = Path(self.config.OUTPUT) / "data_check.json"
         for split, dataset in (("train", images.dataset), ("val", val_set)):
             with self.log.progress(len(dataset), f"checking {split}") as bar:
@@ -135,24 +134,26 @@ class Segmentation(Task):
         return build_dataset(plain(self.config[name]), name)
 
     @staticmethod
-    def _dry_run_step(training: Training, samples: list[dict[str, Any]]) -> None:
+    def _dry_run_step(training: Training) -> None:
         """Dry-run a step on the readable images of the first batch; checking the data reports the others."""
-        usable = [sample for sample in samples if not sample["error"]]
+        usable, errors = [], []
+        for key in next(iter(training.sampler)):
+            try:
+                usable.append(training.loader.dataset[key])
+            except UserError as error:
+                errors.append(error)
         if not usable:
-            error = samples[0]["error"]
-            raise UserError(f"no image of the first batch can be used: {error} (-check_data checks all images)")
+            raise UserError(f"no image of the first batch can be used: {errors[0]} (-check_data checks all images)")
         batch = collate_train(usable)
-        check_batch(batch)
         # Masks have not been checked yet, and on GPUs a value that is no class would end the process.
-        batch = {"img": batch["img"], "label": np.zeros_like(batch["label"])}
+        batch["label"] = np.zeros_like(batch["label"])
         tensors = {name: paddle.to_tensor(array) for name, array in batch.items()}
-        dry_run_loss(training.model, training.compute_loss, {**tensors, "error": ""})
+        dry_run_loss(training.model, training.compute_loss, tensors)
 
     @staticmethod
     def _loss(
         model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, losses: dict[str, list], ignore_index: int
     ) -> BatchResult:
-        check_batch(batch)
         images, labels = batch["img"], batch["label"]
         outputs = [logits.astype("float32") for logits in model(images)]
         if len(outputs) != len(losses["types"]):
@@ -168,7 +169,7 @@ class Segmentation(Task):
 
     def _draw_samples(self, batch: dict[str, Any], dataset: datasets.Dataset) -> np.ndarray | None:
         count = self.config.PICTURES
-        if batch["error"] or not count:
+        if not count:
             return None
         images = [original_image(image.unsqueeze(0), [], *_mean_and_std(dataset)) for image in batch["img"][:count]]
         labels = batch["label"][:count].numpy()
@@ -194,7 +195,7 @@ class SegmentationEvaluator(Evaluator):
     def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         config, dataset = self._config, self.dataset
         sampler = ShardedEvalSampler(len(dataset), 1, rank(), world_size())
-        loader = build_loader(EvalDataset(dataset), sampler, config.DATA.NUM_WORKERS, collate_eval)
+        loader = Loader(EvalDataset(dataset), sampler, config.DATA.NUM_WORKERS, collate_eval)
         metrics, matrix = evaluate(
             model,
             self._log.batches(loader, kind),

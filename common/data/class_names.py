@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import UserError, printable
 
-__all__ = ["check_class_order", "printable_names", "read_class_names"]
+__all__ = ["check_class_names", "check_class_order", "printable_names", "read_class_names"]
 
-_MAX_LENGTH = 200  # characters of a name
+_MAX_NAMES = 2**16
+_MAX_LENGTH = 200  # characters
 
 
 def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Path] | None:
@@ -23,12 +25,17 @@ def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Pat
 
     Returns:
         The names and the path of the file, or None if no file exists.
+
+    Raises:
+        UserError: as :func:`check_class_names`.
     """
     for path in (folder / file for file in files):
         if path.is_file():
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
-            return printable_names(_in_order(lines)), path
+            with path.open(encoding="utf-8-sig", errors="replace") as file:
+                text = file.read(_MAX_NAMES * _MAX_LENGTH)
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+            check_class_names(names, path)
+            return _in_order(names), path
     return None
 
 
@@ -41,8 +48,28 @@ def _in_order(lines: list[str]) -> list[str]:
 
 
 def printable_names(names: Iterable[str]) -> list[str]:
-    """Make the class names of a file or folder safe to print; see :func:`common.errors.printable`."""
+    """Make class names that come with weights safe to print; see :func:`common.errors.printable`."""
     return [printable(name, _MAX_LENGTH) for name in names]
+
+
+def check_class_names(names: Sequence[str], source: str | Path) -> None:
+    """Check that class names can be shown in tables and pictures.
+
+    Args:
+        source: where they come from, for the message.
+
+    Raises:
+        UserError: there are more than 65,536, or one has more than 200 characters or some that cannot be printed.
+    """
+    if len(names) > _MAX_NAMES:
+        raise UserError(f"{source} has {len(names):,} class names; give at most {_MAX_NAMES:,}")
+    for number, name in enumerate(names):
+        if len(name) > _MAX_LENGTH:
+            raise UserError(
+                f"{source}: the name of class {number} has {len(name):,} characters; give it at most {_MAX_LENGTH}"
+            )
+        if any(not character.isprintable() and unicodedata.category(character) != "Zs" for character in name):
+            raise UserError(f"{source}: the name of class {number}, {name!a}, cannot be printed; give it another")
 
 
 def check_class_order(names: Sequence[str] | None, learned: Sequence[str] | None, data: str, source: str) -> None:

@@ -1,15 +1,19 @@
-"""Which files are images, and the two ways in which they are read.
+"""Which files are images, how large they may be, and the two ways in which they are read.
 
 - :func:`list_images` lists the images of a folder, for all tasks.
 - :func:`load_rgb` reads with Pillow, for classification: EXIF orientation is ignored, as is usual for ImageNet; 16-bit
   gray is scaled to 8 bits; alpha is dropped.
 - :func:`read_image` reads with OpenCV, for segmentation and detection, as PaddleSeg and PaddleDetection do: EXIF
   orientation is applied; of 16 bits the upper 8 are kept; alpha is dropped.
+
+Both first look at the header, see :func:`open_image`: a small file can state a size that fills the memory.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -20,20 +24,29 @@ from ..errors import UserError, one_line
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
     "backslash_hint",
+    "check_header",
     "check_name",
+    "check_size",
     "is_ignored",
     "is_turned",
     "list_images",
     "load_rgb",
     "look_at_image",
+    "open_image",
     "read_image",
+    "stored_bits",
     "to_rgb",
 ]
 
 IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs Ghostscript for some others
+MAX_PIXELS = 2**28  # 805 MB as 8-bit RGB
+_MAX_RATIO = 100  # of the sides: transforms scale the shorter one to some hundred pixels
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
 
 
 def is_ignored(name: str) -> bool:
@@ -59,6 +72,66 @@ def list_images(folder: str | Path) -> list[str]:
     return sorted(found)
 
 
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image with Pillow, which reads the header only.
+
+    Raises:
+        OSError: the file cannot be opened.
+        UserError: it is no image of a supported format, or :func:`check_size` refuses it. The message does not name the
+            file.
+    """
+    try:
+        image = Image.open(path, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise UserError(f"its content is none of {', '.join(_FORMATS)}; replace or remove it") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"it has more than {MAX_PIXELS:,} pixels; cut or shrink it") from error
+    with image:
+        check_size(*image.size)
+        yield image
+
+
+def check_size(width: int, height: int) -> None:
+    """Check that an image is neither too large nor, once its shorter side is scaled up, becomes so.
+
+    Raises:
+        UserError: there are more than ``MAX_PIXELS``, or one side is more than 100 times the other.
+    """
+    if width * height > MAX_PIXELS:
+        raise UserError(f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}; cut or shrink it")
+    if max(width, height) > _MAX_RATIO * min(width, height):
+        raise UserError(f"it has {width}x{height} pixels, one side is more than {_MAX_RATIO} times the other; cut it")
+
+
+def check_header(path: str) -> None:
+    """Check what the header of an image tells, before a toolkit decodes it.
+
+    Raises:
+        UserError: the file does not exist, cannot be opened, or as :func:`open_image`; the message names the file.
+    """
+    try:
+        with open_image(path):
+            pass
+    except FileNotFoundError as error:
+        raise UserError(
+            f"image {path} does not exist; restore it, or remove it from the data{backslash_hint(path)}"
+        ) from error
+    except UserError as error:
+        raise UserError(f"cannot read image {path}: {error}") from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    if isinstance(error, MemoryError):
+        return UserError(f"cannot read image {path}: there is not enough memory; cut or shrink it")
+    if isinstance(error, OSError) and error.errno:
+        return UserError(f"cannot read image {path}: {error.strerror}; check its permissions and the disk")
+    # Pillow's decoders raise nearly any type on damaged files.
+    return UserError(f"image {path} is damaged ({one_line(error)}); replace it, or remove it from the data")
+
+
 def load_rgb(path: str | Path, min_size: int | None = None) -> Image.Image:
     """Decode an image with Pillow.
 
@@ -72,19 +145,17 @@ def load_rgb(path: str | Path, min_size: int | None = None) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: the file cannot be decoded.
+        UserError: the file cannot be decoded, see :func:`open_image`. The message does not name the file.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
             return to_rgb(image)
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
         raise
-    except UnidentifiedImageError as error:
-        raise UserError("not an image format that Pillow supports") from error
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
-        raise UserError(one_line(error)) from error
+        raise UserError(f"{one_line(error)}; replace or remove it") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -107,18 +178,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def read_image(path: str) -> np.ndarray | None:
+def read_image(path: str) -> np.ndarray:
     """Decode an image as ``cv2.imread`` does, whatever its name: ``cv2.imread`` opens only UTF-8 names.
 
     Returns:
-        RGB uint8 [h, w, 3], or None if the file cannot be decoded.
+        RGB uint8 [h, w, 3].
+
+    Raises:
+        UserError: as :func:`check_header`, or OpenCV cannot decode the file.
     """
+    check_header(path)
     try:
-        content = np.fromfile(path, np.uint8)
-        pixels = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-    except (OSError, cv2.error):
-        return None
-    return None if pixels is None else np.ascontiguousarray(pixels[:, :, ::-1])
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error) as error:
+        raise _unreadable(path, error) from error
+    if pixels is None:
+        raise UserError(
+            f"cannot read image {path}: it is damaged, or OpenCV cannot decode it; replace it with an intact PNG or "
+            "JPEG, or remove it"
+        )
+    return np.ascontiguousarray(pixels[:, :, ::-1])
 
 
 def check_name(path: str) -> None:
@@ -145,46 +224,35 @@ def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
         Width and height as OpenCV gives them, and whether there are more than 8 bits per channel, which OpenCV drops.
 
     Raises:
-        UserError: the file is missing or damaged, or OpenCV cannot read its format.
+        UserError: as :func:`read_image`.
     """
-    if not Path(path).is_file():
-        raise UserError(f"image {path} does not exist; restore it, or remove it from the data{backslash_hint(path)}")
-    size, deep = None, False
+    check_header(path)
     try:
-        with Image.open(path) as image:
-            deep = _bits_per_channel(path, image) > 8
+        with open_image(path) as image:
+            deep = stored_bits(path, image) > 8
             if image.format in ("PNG", "JPEG"):
                 size = None if _swaps_sides(image) else image.size
                 if image.format == "PNG":
                     image.verify()
                 elif not _has_end_of_jpeg(path):
                     image.load()
-    except UnidentifiedImageError:
-        pass  # OpenCV may support the format
-    except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
-        raise UserError(
-            f"image {path} is damaged ({one_line(error)}); replace it, or remove it from the data"
-        ) from error
-    if size is None:
-        pixels = read_image(path)
-        size = None if pixels is None else pixels.shape[1::-1]
-    if size is None:
-        raise UserError(
-            f"image {path} cannot be read with OpenCV, which training uses; replace it with an intact PNG or JPEG"
-        )
-    return size, deep
+            else:
+                size = None
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return size or read_image(path).shape[1::-1], deep
 
 
 def is_turned(path: str) -> bool:
     """Whether the EXIF orientation of an image swaps width and height."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return _swaps_sides(image)
-    except UnidentifiedImageError:
+    except UserError:
         return False
 
 
-def _bits_per_channel(path: str, image: Image.Image) -> int:
+def stored_bits(path: str | Path, image: Image.Image) -> int:
     """Bits per channel in the file; Pillow opens some 16-bit files with 8 bits."""
     if image.format == "PNG":
         with Path(path).open("rb") as file:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from ..data.image_file import open_image
 from ..errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ def _read(file: Path) -> np.ndarray:
         if file.suffix == ".npz":
             with np.load(file) as archive:
                 return archive["nuc_raster"]
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return np.array(image)
     except Exception as error:  # Pillow and NumPy raise many types on damaged files
         raise _damaged(file, error) from error

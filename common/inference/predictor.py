@@ -168,10 +168,7 @@ class PicturePredictor(Predictor):
     @staticmethod
     def read(file: str) -> np.ndarray:
         """The image of a file, RGB uint8 ``[h, w, 3]``; raises ``UserError``."""
-        image = read_image(file)
-        if image is None:
-            raise UserError(f"cannot read image {file}; replace or remove it")
-        return image
+        return read_image(file)
 
     @abstractmethod
     def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:

@@ -29,10 +29,10 @@ def stop_with_launcher() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def bind_to_parent(*_: object) -> None:
+def bind_to_parent() -> None:
     """Let a reader process end with its parent, and only then.
 
-    Terminals and schedulers send signals to readers, too. Paddle's readers wait forever for a parent that was killed.
+    Terminals and schedulers send signals to readers, too. Readers would wait forever for a parent that was killed.
     """
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

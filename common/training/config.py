@@ -7,6 +7,7 @@ All tasks share the keys of :func:`shared_config` and their flags. Each task des
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,15 +34,19 @@ from .config_values import (
 from .results import results_file
 
 __all__ = [
+    "MAX_SIDE",
     "Flag",
     "TaskConfig",
     "add_weights_flags",
     "check_keys",
+    "check_sizes",
     "plain",
     "read_yaml_with_bases",
     "require",
     "shared_config",
 ]
+
+MAX_SIDE = 8192  # pixels of an image that a model takes
 
 
 def shared_config() -> CfgNode:
@@ -420,6 +425,24 @@ def require(config: CfgNode, keys: str, holds: Callable[[Any], bool], rule: str)
         value = find(config, key)
         if not holds(value):
             raise UserError(f"{key} is {value!r}; it {rule}")
+
+
+def check_sizes(section: Any, name: str) -> None:
+    """Refuse transforms to more than ``MAX_SIDE`` pixels: a slip of the keyboard would fill the memory.
+
+    Args:
+        section: values at any depth, of which those under keys that end in ``size`` are sizes, but ``max_size`` is not.
+        name: of the section.
+
+    Raises:
+        UserError: a size is too large.
+    """
+    for key, value in section.items() if isinstance(section, Mapping) else enumerate(section):
+        where = f"{name}.{key}"
+        if isinstance(value, Mapping | list | tuple):
+            check_sizes(value, where)
+        elif isinstance(value, int) and value > MAX_SIDE and re.search(r"(?<!max_)size(\.\d+)*$", where):
+            raise UserError(f"{where} is {value}; it must be at most {MAX_SIDE} pixels")
 
 
 def check_keys(section: Mapping[str, Any], known: Iterable[str], name: str) -> None:

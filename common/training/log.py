@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from paddle.io import DataLoader
 from PIL import Image
 from tqdm import tqdm
 
 from ..errors import printable
 from ..runtime.atomic_file import replace_file, write_text
 from ..runtime.distributed import is_main_process
+from .loader import Loader
 
 __all__ = ["Position", "TrainingLog"]
 
@@ -193,7 +193,7 @@ class TrainingLog:
             bar_format=_PROGRESS,
         )
 
-    def batches(self, loader: DataLoader, description: str) -> Iterator[Any]:
+    def batches(self, loader: Loader, description: str) -> Iterator[Any]:
         """Iterate over a loader under a progress bar; see :meth:`progress`."""
         with self.progress(len(loader), description) as bar:
             for batch in loader:

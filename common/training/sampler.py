@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import paddle
 
 __all__ = ["IterationSampler", "SampleKey", "ShardedEvalSampler", "ShardedTrainSampler", "TrainSampler"]
 
@@ -23,7 +22,7 @@ class SampleKey(NamedTuple):
 
 
 @dataclass(eq=False)
-class TrainSampler(paddle.io.BatchSampler, ABC):
+class TrainSampler(ABC):
     """Yields this rank's batches of :class:`SampleKey` in an order that depends only on the seed and the epoch.
 
     Args:
@@ -54,6 +53,10 @@ class TrainSampler(paddle.io.BatchSampler, ABC):
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch."""
         return self.num_batches // self.group
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """Yield the batches of the range."""
 
     def set_range(self, epoch: int, first_batch: int = 0, end: int | None = None) -> None:
         """Select the epoch, from 0, and the range of its batches to yield; ``end`` is exclusive."""
@@ -129,7 +132,7 @@ class IterationSampler(TrainSampler):
         return np.random.default_rng([self.seed, number]).permutation(self.num_samples)
 
 
-class ShardedEvalSampler(paddle.io.BatchSampler):
+class ShardedEvalSampler:
     """Yields every sample once over all ranks, without padding: this rank's are ``rank, rank + world_size, ...``."""
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):

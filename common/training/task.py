@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from ..checkpoints.loading import Checkpoint
 from ..runtime.device import select_device
 from .config import TaskConfig
+from .loader import Loader
 from .log import TrainingLog
 from .sampler import TrainSampler
 
@@ -101,7 +102,7 @@ class Training:
 
     model: nn.Layer
     compute_loss: Callable[[nn.Layer, Any, np.random.Generator], BatchResult]
-    loader: paddle.io.DataLoader
+    loader: Loader
     sampler: TrainSampler
     optimizer: paddle.optimizer.Optimizer
     learning_rate: Callable[[int], float]

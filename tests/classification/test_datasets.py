@@ -3,7 +3,9 @@
 import gzip
 import os
 import struct
+import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -104,10 +106,20 @@ def test_list_missing_or_empty(tmp_path):
 def test_missing_and_unreadable_images(listed):
     dataset = build_dataset("list", listed, "val")
     (listed / "val" / "a.png").write_bytes(b"not an image\n")
-    assert_refused(lambda: dataset.load(0), "cannot read image", "a.png (val_list.txt line 3): not an image format")
+    assert_refused(lambda: dataset.load(0), "cannot read image", "a.png (val_list.txt line 3): its content is none of")
     (listed / "val" / "a.png").unlink()
     assert_refused(lambda: dataset.load(0), "missing", "a.png", "val_list.txt line 3")
     fails(["a.png", "val_list.txt line 3"], "list", listed, "val")
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (6, 8, 3)])
+def test_images_of_16_bits_give_a_warning(listed, shape):
+    assert build_dataset("list", listed, "val").warnings() == []
+    assert cv2.imwrite(str(listed / "val" / "a.png"), np.full(shape, 4095, np.uint16))
+    (warning,) = build_dataset("list", listed, "val").warnings()
+    assert warning.startswith("1 of 2 images that were looked at have more than 8 bits per channel")
+    (listed / "val" / "a.png").write_bytes(b"not an image")
+    assert build_dataset("list", listed, "val").warnings() == []
 
 
 def test_list_early_check_is_a_sample(tmp_path, monkeypatch):
@@ -252,8 +264,10 @@ def test_idx_missing_or_contradictory(tmp_path):
     ("content", "part"),
     [
         (b"<html>", "begins with 3c68746d"),
-        (idx_bytes(IDX_IMAGES)[:-1], "75 bytes"),
-        (idx_bytes(IDX_IMAGES)[:10], "10 bytes"),
+        (idx_bytes(IDX_IMAGES)[:-1], "59 bytes of content"),
+        (idx_bytes(IDX_IMAGES) + b"x", "more bytes of content"),
+        (idx_bytes(IDX_IMAGES)[:10], "its header is cut off"),
+        (idx_bytes(np.zeros((3, 1, 101), np.uint8)), "101x1 pixels, one side is more than 100 times the other"),
         (struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "header"),
         (idx_bytes(IDX_IMAGES[:0]), "empty"),
     ],
@@ -262,6 +276,21 @@ def test_idx_malformed(tmp_path, content, part):
     write_idx(tmp_path, IDX_IMAGES, [0, 1, 2])
     (tmp_path / IMAGES).write_bytes(content)
     fails([IMAGES, part], "idx", tmp_path, "val")
+
+
+@pytest.mark.parametrize("images", [3, 10**9])
+def test_idx_that_unpacks_to_more_than_it_states_or_may_is_not_unpacked(tmp_path, images):
+    write_idx(tmp_path, IDX_IMAGES, [0, 1, 2])
+    content = struct.pack(">4B3I", 0, 0, 8, 3, images, 5, 4) + bytes(5 * 10**7)
+    (tmp_path / IMAGES).unlink()
+    (tmp_path / f"{IMAGES}.gz").write_bytes(gzip.compress(content, 1))
+    del content
+    tracemalloc.start()
+    try:
+        fails([f"{IMAGES}.gz", "bytes"], "idx", tmp_path, "val")
+        assert tracemalloc.get_traced_memory()[1] < 2 * 10**7
+    finally:
+        tracemalloc.stop()
 
 
 def test_idx_broken_gzip(tmp_path):

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
+import struct
+from zlib import crc32
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.image_file import check_name, list_images, load_rgb, look_at_image, read_image, to_rgb
+from common.data.image_file import (
+    check_header,
+    check_name,
+    list_images,
+    load_rgb,
+    look_at_image,
+    read_image,
+    to_rgb,
+)
 from common.errors import UserError
 
 NOT_UTF8 = os.fsdecode(b"\xff\xe9.png")
@@ -39,15 +50,61 @@ def test_a_missing_path_with_backslashes_is_explained_and_quoted_as_it_is(tmp_pa
         look_at_image(f"{tmp_path}/a.jpg")
 
 
-def test_unreadable_files(tmp_path):
-    (tmp_path / "text.png").write_text("no image")
-    (tmp_path / "empty.png").touch()
-    for name in ("missing.png", "empty.png", "text.png"):
-        assert read_image(str(tmp_path / name)) is None
-    with pytest.raises(UserError, match="not an image format that Pillow supports"):
-        load_rgb(tmp_path / "text.png")
+def png_header(width, height):
+    """A PNG whose header states a size that its few bytes do not have."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"x"), (b"IEND", b"")]
+    parts = (struct.pack(">I", len(data)) + tag + data + struct.pack(">I", crc32(tag + data)) for tag, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def png_content():
+    file = io.BytesIO()
+    random_image(300, 300).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("read", [load_rgb, read_image, look_at_image])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "its content is none of BMP, .*; replace or remove it"),
+        (b"no image", "its content is none of BMP, .*; replace or remove it"),
+        # Pillow would run Ghostscript.
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "its content is none of BMP"),
+        (png_header(32000, 32000), "more than 268,435,456 pixels; cut or shrink it"),
+        (png_header(16500, 16500), "16500x16500 pixels, more than 268,435,456; cut or shrink it"),
+        (png_header(65500, 1), "65500x1 pixels, one side is more than 100 times the other; cut it"),
+        (png_content()[:-200], "(damaged|truncated).*; replace"),
+    ],
+    ids=["empty", "text", "eps", "huge", "large", "long", "truncated"],
+)
+def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path, read, content, told):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        read(str(tmp_path / "a.png"))
+
+
+def test_a_large_image_is_not_too_large(tmp_path, recwarn):
+    (tmp_path / "a.png").write_bytes(png_header(16000, 16000))
+    check_header(str(tmp_path / "a.png"))
+    assert not recwarn
+
+
+def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_rgb(tmp_path / "missing.png")
+    with pytest.raises(UserError, match="does not exist; restore it"):
+        read_image(str(tmp_path / "missing.png"))
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_only_a_damaged_image_is_called_damaged(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match=r"Permission denied; check|not enough memory; cut"):
+        look_at_image(str(tmp_path / "a.png"))
 
 
 def test_large_jpegs_may_be_decoded_at_a_fraction_of_their_size(tmp_path):

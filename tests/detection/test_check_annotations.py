@@ -158,7 +158,11 @@ CASES = [
     ("RLE_OF_OBJECT", changing(segmentation=encode(CROWD)), NAMED + "a run-length encoded mask"),
     ("CATEGORY_UNUSED", remove_dogs, "anns.json: category 3 'dog'"),
     ("IMAGE_MISSING", lambda coco, folder: (folder / "b.png").unlink(), "b.png does not exist"),
-    ("IMAGE_UNREADABLE", lambda coco, folder: (folder / "b.png").write_bytes(b"no image"), "b.png cannot be read"),
+    (
+        "IMAGE_UNREADABLE",
+        lambda coco, folder: (folder / "b.png").write_bytes(b"no image"),
+        "b.png: its content is none of BMP",
+    ),
     ("IMAGE_SIZE", turn, "b.png has 30x40 pixels (turned by its EXIF orientation), the annotations say 40x30"),
     ("IMAGE_DEEP", deepen, "b.png"),
 ]

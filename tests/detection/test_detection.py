@@ -241,6 +241,7 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
 
 NOT_FINITE = ["is not finite at step 2", "Last good checkpoint: none"]
 ONE_WARM_UP = "[{name: PiecewiseDecay, milestones: [1]}, {name: LinearWarmup, steps: 1000}]"
+HUGE = "[{Decode: {}}, {Resize: {target_size: [256, 99999]}}]"
 ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, steps: 1}]"
 
 
@@ -251,6 +252,10 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
         (["-num_classes", "2"], ["has 3 categories, num_classes is 2"]),
         (["-batch_size", "0"], ["TrainReader.batch_size is 0"]),
         (["-batch_size", "9"], ["5 training images are too few", "batch size 9"]),
+        (
+            ["-opts", "EvalReader.sample_transforms", HUGE],
+            ["sample_transforms.1.Resize.target_size.1 is 99999", "8192"],
+        ),
         (["-eval", "-pretrained", "mnist5k"], ["only a classifier", "give the weights of a whole model"]),
         (["-opts", "metric", "VOC"], ["metric is 'VOC'"]),
         (["-opts", "architecture", "YOLOv3"], ["YOLOv3 is missing"]),
@@ -280,7 +285,6 @@ def test_wrong_settings_are_one_line_that_names_them(tmp_path, boxes_config, fla
 
 
 def test_an_image_that_breaks_after_the_check_ends_the_run_with_its_name(boxes, boxes_config):
-    """Not only the epoch: Paddle's loader takes a batch without an array for its end."""
     task, image = Detection(load("-cfg", boxes_config, "-epochs", "1")), boxes / "train" / "train_0.png"
     check = task.preflight
     task.preflight = lambda training: (check(training), image.write_bytes(b"no image"))

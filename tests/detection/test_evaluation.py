@@ -100,7 +100,6 @@ def batch_of(image_id: int) -> dict:
         "im_shape": paddle.to_tensor([[2.0 * HEIGHT, 2.0 * WIDTH]]),
         "scale_factor": paddle.full([1, 2], 2.0),
         "im_id": paddle.to_tensor([[image_id]]),
-        "error": "",
     }
 
 

@@ -18,6 +18,7 @@ from pycocotools import mask as rle_masks
 
 from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import Checkpoint, numpy_state
+from common.data import image_file
 from common.errors import UserError
 from common.inference.predictor import PredictOptions
 from common.tasks import TASKS
@@ -174,15 +175,16 @@ def test_weights_that_do_not_fit_are_refused(build):
 # ---- files
 
 
-def test_what_cannot_be_predicted_is_said_and_the_rest_is_predicted(tmp_path, build):
+def test_what_cannot_be_predicted_is_said_and_the_rest_is_predicted(tmp_path, build, monkeypatch):
+    monkeypatch.setattr(image_file, "_MAX_RATIO", 1000)
     (tmp_path / "text.png").write_text("no image")
     random_image(1, 900).save(tmp_path / "flat.png")
     random_image().save(tmp_path / "good.png")
     files = [tmp_path / name for name in ("missing.png", "text.png", "flat.png", "good.png")]
     *wrong, good = predict(build(), *files, out=tmp_path / "out")
     assert [result["image"] for result in wrong] == [str(file) for file in files[:3]]
-    assert wrong[0]["error"] == f"cannot read image {files[0]}; replace or remove it"
-    assert wrong[1]["error"] == f"cannot read image {files[1]}; replace or remove it"
+    assert wrong[0]["error"].startswith(f"image {files[0]} does not exist; ")
+    assert wrong[1]["error"].startswith(f"cannot read image {files[1]}: its content is none of BMP")
     assert wrong[2]["error"].startswith(f"image {files[2]}: EvalReader cannot take 900x1 pixels (")
     assert "\n" not in wrong[2]["error"]
     assert len(good["detections"]) == 2

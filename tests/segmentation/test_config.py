@@ -136,6 +136,12 @@ def test_transforms_are_a_list_wherever_the_configuration_is_read(section, value
     assert_told(lambda: CONFIG.of_weights(load().dump(), "x", options), section)
 
 
+def test_transforms_to_sizes_that_would_fill_the_memory_are_refused():
+    key = "train_dataset.transforms.1.crop_size"
+    assert_told(partial(load, key, "[100000, 128]"), f"{key}.0 is 100000; it must be at most 8192 pixels")
+    load("train_dataset.transforms", "[{type: ResizeByShort, short_size: 8192, max_size: 100000}]")
+
+
 # ---- what is built
 
 
@@ -238,6 +244,16 @@ def test_paddles_errors_lose_stack_and_source_position():
     assert one_line(KeyError()) == "KeyError"
 
 
+class FirstIsBroken:
+    def __init__(self, side):
+        self.side = side
+
+    def __getitem__(self, key):
+        if key == 0:
+            raise UserError("cannot be read")
+        return {"img": np.zeros((3, self.side, self.side), np.float32), "label": np.full((self.side, self.side), 9)}
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
@@ -254,11 +270,12 @@ def test_settings_that_do_not_fit_together_end_the_dry_run(options, part):
     training = SimpleNamespace(
         model=build_model(config, 2),
         compute_loss=partial(Segmentation._loss, losses=losses, ignore_index=255),
+        loader=SimpleNamespace(dataset=FirstIsBroken(side)),
+        sampler=[[0, 1]],
     )
-    sample = {"img": np.zeros((3, side, side), np.float32), "label": np.full((side, side), 9), "error": ""}
-    broken = {**sample, "error": "cannot be read"}
-    assert_told(lambda: Segmentation._dry_run_step(training, [broken, sample]), part)
-    assert_told(lambda: Segmentation._dry_run_step(training, [broken]), "no image", "cannot be read", "-check_data")
+    assert_told(lambda: Segmentation._dry_run_step(training), part)
+    training.sampler = [[0]]
+    assert_told(lambda: Segmentation._dry_run_step(training), "no image", "cannot be read", "-check_data")
 
 
 # ---- marks

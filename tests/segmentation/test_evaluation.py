@@ -11,7 +11,7 @@ from paddle import nn
 from paddleseg.utils import metrics
 
 from common.errors import UserError
-from common.training.loader import build_loader
+from common.training.loader import Loader
 from common.training.sampler import ShardedEvalSampler
 from semantic_segmentation.datasets import collate_eval
 from semantic_segmentation.evaluation import (
@@ -124,6 +124,8 @@ class FakeDataset(paddle.io.Dataset):
         return 7
 
     def __getitem__(self, key):
+        if key.index in self.broken:
+            raise UserError(f"image image{key.index}.png cannot be read")
         rng = np.random.default_rng(key.index)
         height, width = 33 + 2 * key.index, 60 - 3 * key.index
         label = rng.integers(0, CLASSES, (height, width))
@@ -135,13 +137,12 @@ class FakeDataset(paddle.io.Dataset):
             "label": label,
             "trans_info": trans_info,
             "path": f"image{key.index}.png",
-            "error": f"image image{key.index}.png cannot be read" if key.index in self.broken else "",
         }
 
 
 def build(rank=0, world_size=1, broken=(), workers=0):
     dataset = FakeDataset(broken)
-    return build_loader(dataset, ShardedEvalSampler(len(dataset), 1, rank, world_size), workers, collate_eval)
+    return Loader(dataset, ShardedEvalSampler(len(dataset), 1, rank, world_size), workers, collate_eval)
 
 
 def run(loader, settings=None, model=None, **others):

@@ -173,6 +173,12 @@ def test_a_wrong_file_is_named_with_its_key(tmp_path, text, named):
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize("side", [31, 100_000])
+def test_the_image_size_is_bounded(side):
+    with pytest.raises(UserError, match=rf"DATA\.IMAGE_SIZE is {side}; it must be at least 32, .*, and at most 8192"):
+        load("-image_size", side)
+
+
 def test_old_names_of_keys_are_read_everywhere(tmp_path):
     path = write(tmp_path / "old.yaml", "{VALIDATE_EPOCHS: 3, SAVE_EPOCHS: 5}")
     config = load("-cfg", path, "-opts", "SAVE_STEPS", "7")

@@ -89,7 +89,7 @@ def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subjec
 def _normalize(file: str) -> tuple[Tensor, np.ndarray]:
     """The input of a variant with random weights, as :meth:`common.inference.predictor.Predictor.preprocess`."""
     picture = read_image(file)
-    if picture is None or min(picture.shape[:2]) < STRIDE:
+    if min(picture.shape[:2]) < STRIDE:
         raise UserError(f"{file} is not an image of at least {STRIDE}x{STRIDE} pixels")
     pixels = picture.astype(np.float32) / 127.5 - 1
     return paddle.to_tensor(pixels.transpose(2, 0, 1)[None]), picture
