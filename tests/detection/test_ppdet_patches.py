@@ -11,7 +11,7 @@ from paddle import nn
 from PIL import Image
 
 from common.toolkits.patches import is_patched_version
-from object_detection import ppdet_patches
+from object_detection import ppdet_patches  # noqa: F401 (applies the patches)
 from tests.helpers.tiny_detection import build, make_batch
 
 # isort: split
@@ -91,20 +91,24 @@ def test_models_learn_when_no_proposal_has_an_area(models):
     learn(model, make_batch([2, 0]))
 
 
-def test_boxes_without_area_have_zero_features_and_the_others_are_unchanged():
-    """``_align``."""
+@pytest.mark.parametrize("aligned", [True, False])
+def test_boxes_without_area_have_zero_features_and_the_others_are_unchanged(aligned):
+    """``_align``; unless aligned, only boxes of NaN have no area."""
 
     def align(boxes: list[list[float]], function: Callable = RoIAlign.forward) -> np.ndarray:
         rng = np.random.default_rng(0)
         maps = [paddle.to_tensor(rng.standard_normal((1, 2, side, side)).astype("float32")) for side in (16, 8)]
-        extractor = RoIAlign(4, [0.25, 0.125], end_level=1, canconical_level=3, canonical_size=32, aligned=True)
+        extractor = RoIAlign(4, [0.25, 0.125], end_level=1, canconical_level=3, canonical_size=32)
+        extractor.aligned = aligned  # not an argument, because a clone of PaddleDetection ignores that
         counts = paddle.to_tensor([len(boxes)], "int32")
         return function(extractor, maps, [paddle.to_tensor(boxes, "float32")], counts).numpy()
 
     good = [[0.0, 0.0, 8.0, 8.0], [3.0, 5.0, 60.0, 50.0], [20.5, 20.5, 21.5, 22.0]]
     empty = [[0.0, 0.0, 0.0, 0.0], [9.0, 9.0, 1.0, 20.0], [np.nan, 0.0, 8.0, 8.0]]
+    if not aligned:
+        good, empty = [*good, *empty[:2]], [[np.nan] * 4] * 5
     features = align([box for pair in zip(good, empty, strict=True) for box in pair])
-    np.testing.assert_array_equal(features[0::2], align(good, ppdet_patches._original_align))
+    np.testing.assert_array_equal(features[0::2], align(good, RoIAlign.forward_without_patch))
     assert not features[1::2].any()
 
 
@@ -167,6 +171,7 @@ def test_boxes_are_drawn_with_their_names():
 
 
 def test_another_version_of_a_toolkit_is_not_patched():
-    assert is_patched_version("PaddleDetection", "2.6.0", "2.6.0")
-    with pytest.warns(UserWarning, match=r"PaddleDetection 2\.8\.1 is not patched: the patches are for 2\.6\.0"):
-        assert not is_patched_version("PaddleDetection", "2.8.1", "2.6.0")
+    assert is_patched_version("PaddleDetection", "2.6.0", ("2.6.0", "0.0.0"))
+    message = r"PaddleDetection 2\.8\.1 is not patched: the patches are for 2\.6\.0 and 0\.0\.0"
+    with pytest.warns(UserWarning, match=message):
+        assert not is_patched_version("PaddleDetection", "2.8.1", ("2.6.0", "0.0.0"))
