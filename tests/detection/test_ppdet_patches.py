@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import paddle
 import pytest
-from paddle import nn
+from paddle import Tensor, nn
 from PIL import Image
 
 from common.toolkits.patches import is_patched_version
@@ -16,6 +16,7 @@ from tests.helpers.tiny_detection import build, make_batch
 
 # isort: split
 from ppdet.modeling.heads.roi_extractor import RoIAlign
+from ppdet.modeling.post_process import MaskPostProcess
 from ppdet.modeling.proposal_generator import target_layer
 from ppdet.utils import visualizer
 
@@ -157,6 +158,29 @@ def test_images_of_a_batch_are_detected_as_each_alone(models, name):
         np.testing.assert_allclose(boxes, box, rtol=1e-4, atol=1e-3)
         assert masks.shape == mask.shape
         assert (masks == mask).mean() > 0.999
+
+
+class Pasting(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.paste = MaskPostProcess()
+
+    def forward(self, masks: Tensor, boxes: Tensor, counts: Tensor, sizes: Tensor) -> Tensor:
+        return self.paste(masks, boxes, counts, sizes)
+
+
+def test_masks_are_pasted_in_an_exported_program():
+    """``_patch_method``: the branches and loops of what is replaced are part of the program."""
+    shapes = {"masks": [None, 4, 4], "boxes": [None, 6], "counts": [1], "sizes": [None, 2]}
+    specification = [
+        paddle.static.InputSpec(shape, "int32" if name == "counts" else "float32", name)
+        for name, shape in shapes.items()
+    ]
+    program = paddle.jit.to_static(Pasting(), specification, full_graph=True)
+    for count, size in ((2, [20.0, 30.0]), (3, [16.0, 8.0])):
+        boxes = paddle.to_tensor([[0.0, 0.9, 2.0, 3.0, 9.0, 8.0]] * count)
+        inputs = paddle.rand([count, 4, 4]), boxes, paddle.to_tensor([count], "int32"), paddle.to_tensor([size] * count)
+        np.testing.assert_array_equal(program(*inputs).numpy(), Pasting()(*inputs).numpy())
 
 
 def test_boxes_are_drawn_with_their_names():
