@@ -1,15 +1,46 @@
-"""Exceptions that end a program with a message: errors of the user, and signals."""
+"""Exceptions that end a program with a message: errors of the user, and signals; and text that is safe to print."""
 
 import re
 import signal
+import unicodedata
+
+_MESSAGE = 2000  # characters
+_JOINERS = "\u200c\u200d"  # format characters that texts need, such as Persian and combined emoji
+
+
+def printable(text: str, limit: int = _MESSAGE) -> str:
+    """Make a text from a file or a file name safe to print, in one line.
+
+    Control characters, among them line breaks and terminal escapes, characters that reorder text, and bytes that are
+    no text become escapes such as ``\\x1b``; all others, blanks and backslashes included, stay as they are. The middle
+    of a text of more than ``limit`` characters is left out.
+    """
+    text = _shorten(text, limit)
+    if not text.isprintable():
+        text = _shorten("".join(map(_escape, text)), limit)
+    return text
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit // 2 - 3]} ... {text[-(limit // 2 - 3) :]}"
+
+
+def _escape(character: str) -> str:
+    # Control, format, surrogate, line separator, paragraph separator. Python calls other blanks unprintable as well.
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS:
+        return character.encode("unicode_escape", "surrogatepass").decode()
+    return character
 
 
 class UserError(Exception):
     """An error that the user can correct: a missing path, a wrong value, an unreadable file.
 
-    The message is one line that names the wrong value and the remedy. The entry points print it without a
-    traceback and exit with code 2 (``-debug`` shows the traceback).
+    The message is one line that names the wrong value and the remedy; it is made :func:`printable`. The entry points
+    print it without a traceback and exit with code 2 (``-debug`` shows the traceback).
     """
+
+    def __init__(self, message: object):
+        super().__init__(printable(str(message)))
 
 
 class StoppedBySignal(Exception):
@@ -29,5 +60,6 @@ def one_line(error: BaseException) -> str:
     text = str(error).rpartition("Error Message Summary:")[2]
     if "In user code:" in text or "In transformed code:" in text:  # Python's stack, where a graph was built
         text = re.sub(r'^\s*File ".*", line \d+, in .*\n.*$|In (user|transformed) code:', "", text, flags=re.MULTILINE)
-    text = re.sub(r"-{5,}|\(at [^()]*:\d+\)|\[operator < \w+ > error\]", " ", text)
-    return " ".join(text.split()) or type(error).__name__
+    text = re.sub(r"^\s*-{5,}\s*$|\s*\(at \S+:\d+\)|\s*\[operator < \w+ > error\]", "", text, flags=re.MULTILINE)
+    lines = (line.strip() for line in text.split("\n"))
+    return printable(" ".join(filter(None, lines))) or type(error).__name__

@@ -13,6 +13,7 @@ import paddle.nn.functional as F
 from paddle import nn
 from yacs.config import CfgNode
 
+from common.checkpoints.loading import Checkpoint
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
 from common.training.data_hash import data_hash
@@ -37,6 +38,8 @@ from image_classification.token_labeling import (
 
 __all__ = ["Classification"]
 
+_NAMES_SHOWN = 10  # classes in the description of the data
+
 
 class Classification(Task):
     """See :class:`common.training.task.Task`."""
@@ -58,12 +61,13 @@ class Classification(Task):
         config = self.config
         if config.TOKEN_LABEL.MAPS:
             check_token_labels(config)
-        train_set, val_set = self._build_dataset("train"), self._build_dataset("val")
+        train_set = self._build_dataset("train", config.MODEL.NUM_CLASSES or None)
         num_classes = config.MODEL.NUM_CLASSES or train_set.num_classes
+        val_set = self._build_dataset("val", num_classes, train_set.class_names)
         maps = LabelMaps(config.TOKEN_LABEL.MAPS, train_set, num_classes) if config.TOKEN_LABEL.MAPS else None
         loader, sampler = build_train_loader(config, train_set, maps)
         model = build_model(config, num_classes, token_labels=maps is not None)
-        description = f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes"
+        description = _describe_data(train_set, val_set, num_classes)
         data_hashes = {"training data": _hash_data(train_set), "validation data": _hash_data(val_set)}
         if maps:
             description += f"\nlabel maps: {maps.info}"
@@ -83,15 +87,16 @@ class Classification(Task):
             draw_samples=functools.partial(self._draw_samples, class_names=train_set.class_names),
         )
 
-    def build_evaluation(self) -> tuple[nn.Layer, Evaluator]:
-        val_set = self._build_dataset("val")
-        num_classes = self.config.MODEL.NUM_CLASSES or val_set.num_classes
+    def build_evaluation(self, checkpoint: Checkpoint) -> tuple[nn.Layer, Evaluator]:
+        num_classes = self.config.MODEL.NUM_CLASSES or checkpoint.num_classes
+        val_set = self._build_dataset("val", num_classes, checkpoint.class_names)
+        num_classes = num_classes or val_set.num_classes
         model = build_model(self.config, num_classes)
         return model, ClassificationEvaluator(self.config, val_set, num_classes, self.log)
 
-    def _build_dataset(self, split: str) -> Dataset:
+    def _build_dataset(self, split: str, num_classes: int | None, class_names: Sequence[str] | None = None) -> Dataset:
         data = self.config.DATA
-        return build_dataset(data.DATASET, data.DATA_PATH or None, split, self.config.MODEL.NUM_CLASSES or None)
+        return build_dataset(data.DATASET, data.DATA_PATH or None, split, num_classes, class_names)
 
     def _build_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
         train = self.config.TRAIN
@@ -177,6 +182,24 @@ class ClassificationEvaluator(Evaluator):
             verdict = "right" if found == label else f"is {_class_name(label, self.class_names)}"
             titles.append(f"{_class_name(found, self.class_names)} {100 * row[found]:.0f} %, {verdict}")
         self._log.picture(f"{kind}/images", step, _draw_row(self._config, batch["images"], titles))
+
+
+def _describe_data(train_set: Dataset, val_set: Dataset, num_classes: int) -> str:
+    """The counts, the names of the classes, and a warning for classes without images in one split."""
+    names = train_set.class_names or [str(number) for number in range(num_classes)]
+    lines = [
+        f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes: "
+        + _list_names(names)
+    ]
+    for split, dataset in (("training", train_set), ("validation", val_set)):
+        counts = np.bincount(dataset.labels, minlength=num_classes)
+        if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
+            lines.append(f"warning: no {split} images of {len(empty)} classes: {_list_names(empty)}")
+    return "\n".join(lines)
+
+
+def _list_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
 
 
 def _hash_data(dataset: Dataset) -> str:

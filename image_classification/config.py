@@ -7,10 +7,11 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from common.errors import UserError
+from common.training.allowed import Kind, integer, list_of, number
 from common.training.config import Flag, TaskConfig, require, shared_config
 from image_classification.label_map_alignment import TOKEN_STRIDE
 
-__all__ = ["CONFIG", "check_token_labels", "default_config", "model_title"]
+__all__ = ["ALLOWED", "CONFIG", "check_token_labels", "default_config", "model_title"]
 
 
 def default_config() -> CfgNode:
@@ -72,7 +73,6 @@ def default_config() -> CfgNode:
     config.TRAIN.GRAD_CLIP = 5.0
 
     config.CHECKPOINT_EVERY = 10
-    config.OUTPUT = "output/classification"
     return config
 
 
@@ -127,6 +127,20 @@ def _check(config: CfgNode) -> None:
         raise UserError("-last_epoch selects the epoch to continue after; it needs -resume")
 
 
+# What the configuration inside weights may say, see common/training/allowed.py.
+ALLOWED: dict[str, Kind] = {
+    "DATA.NUM_WORKERS": integer(0, 64),
+    "DATA.BATCH_SIZE_EVAL": integer(1, 1024),
+    "DATA.IMAGE_SIZE": integer(32, 1024),
+    "DATA.CROP_PCT": number(0.1, 1),
+    "DATA.MEAN": list_of(number(-1000, 1000)),
+    "DATA.STD": list_of(number(1e-6, 1000)),
+    "MODEL.PALE_SIZE": list_of(integer(1, 1024)),
+    "MODEL.NUM_HEADS": list_of(integer(1, 1024)),
+    "MODEL.DROP_PATH": number(0, 1),
+}
+
+
 CONFIG = TaskConfig(
     default_file=Path(__file__).parent / "configs" / "pale_nano_mnist5k.yaml",
     defaults=default_config,
@@ -134,6 +148,8 @@ CONFIG = TaskConfig(
     check=_check,
     free_keys=frozenset(_FREE_KEYS.split()),
     invocation_keys=frozenset({"TRAIN.LAST_EPOCH"}),
+    allowed=ALLOWED,
+    machine_keys=frozenset({"DATA.DATA_PATH", "TOKEN_LABEL.MAPS"}),
 )
 
 

@@ -12,21 +12,23 @@ import os
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from common.data.class_names import read_class_names
-from common.data.image_file import list_images, load_rgb
+from common.data.class_names import printable_names, read_class_names
+from common.data.image_file import backslash_hint, is_ignored, list_images, load_rgb
 from common.demo_data import wheels as demo_data
 from common.errors import UserError
 
 __all__ = ["KINDS", "ArrayDataset", "Dataset", "FileDataset", "build_dataset"]
 
 SPLITS = ("train", "val")
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}  # in any letter case
+_LAYOUTS = "train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg, of which 20 % become the validation split"
 CLASS_NAME_FILES = ("class_names.txt", "label_list.txt")
 HELD_OUT_FRACTION = 0.2
 DEBIAN_DATASETS = Path("/usr/share/datasets")  # where Debian packages dataset-NAME install NAME
@@ -147,7 +149,10 @@ class FileDataset(Dataset):
                 raise self._missing(index)
 
     def _missing(self, index: int) -> UserError:
-        return UserError(f"image file missing: {self.describe(index)}; check -data_path and the list of images")
+        return UserError(
+            f"image file missing: {self.describe(index)}; check -data_path and the list of images"
+            f"{backslash_hint(self.path(index))}"
+        )
 
 
 class ArrayDataset(Dataset):
@@ -177,7 +182,13 @@ class ArrayDataset(Dataset):
         return Image.fromarray(self._images[index]).convert("RGB")
 
 
-def build_dataset(name: str, path: str | Path | None, split: str, num_classes: int | None = None) -> Dataset:
+def build_dataset(
+    name: str,
+    path: str | Path | None,
+    split: str,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
     """Build one split of a data set.
 
     Args:
@@ -185,14 +196,16 @@ def build_dataset(name: str, path: str | Path | None, split: str, num_classes: i
         path: folder of the data, may begin with ``~``; only ``mnist5k`` has a default (None).
         split: ``"train"`` or ``"val"``.
         num_classes: classes of the model; None takes the number of the data set.
+        class_names: of the model. They number the class folders, of which a split may lack some.
 
     Kinds:
         imagenet2012, list: ``train_list.txt`` and ``val_list.txt`` in the folder, with lines
             ``relative/path.jpg LABEL``; empty lines and lines that begin with ``#`` are skipped. ``class_names.txt`` or
             ``label_list.txt``, one name per line, is optional.
-        folder: ``train/CLASS/*`` and ``val/CLASS/*``, with subfolders. The classes are the folders of ``train`` (or of
-            ``val``, without ``train``), sorted by name. With neither folder, ``CLASS/*`` is split: a fixed random 20 %
-            of each class is the validation split, at least one image of a class with two or more.
+        folder: ``train/CLASS/*`` and ``val/CLASS/*``, with subfolders; see ``SPLIT_FOLDERS`` for other names.
+            The classes are the folders of ``train`` (or of ``val``, without ``train``), sorted by name. With neither
+            folder, ``CLASS/*`` is split: a fixed random 20 % of each class is the validation split, at least one image
+            of a class with two or more.
         idx, mnist, fashion_mnist: ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
             ``t10k-``, each plain or ``.gz``.
         mnist5k: 4,000 training and 1,000 validation digits, downloaded on first use; see
@@ -210,6 +223,8 @@ def build_dataset(name: str, path: str | Path | None, split: str, num_classes: i
         if not path.is_dir():
             package = f", or apt-get install dataset-{path.name}" if path.parent == DEBIAN_DATASETS else ""
             raise UserError(f"data directory {path} does not exist: give the right one as -data_path{package}")
+    if name == "folder":
+        return _build_folder(path, split, num_classes, class_names)
     return KINDS[name](path, split, num_classes)
 
 
@@ -220,7 +235,7 @@ def _class_count(num_classes: int | None, class_names: list[str] | None, labels:
     if num_classes not in (None, len(class_names)):
         raise UserError(
             f"{source} names {len(class_names)} classes but the model has {num_classes}: "
-            f"set MODEL.NUM_CLASSES to {len(class_names)}"
+            f"use data of the model's classes, or train with MODEL.NUM_CLASSES {len(class_names)}"
         )
     return len(class_names)
 
@@ -281,38 +296,81 @@ def _read_list(list_file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 # ---- class folders
 
 
-def _build_folder(path: Path, split: str, num_classes: int | None) -> Dataset:
-    trees = {name: path / name for name in SPLITS if (path / name).is_dir()}
+def _build_folder(
+    path: Path, split: str, num_classes: int | None, known_classes: Sequence[str] | None = None
+) -> Dataset:
+    trees = _split_folders(path)
     if trees and split not in trees:
-        raise UserError(f"{path / split} is missing: add it with one folder per class, or check -data_path")
+        raise UserError(
+            f"{path} has no folder for the {split} split: add {path / split} with one folder per class, or check "
+            f"-data_path. The layouts are {_LAYOUTS}"
+        )
     tree = trees.get(split, path)
-    class_names = _class_folders(trees.get("train", tree))
-    class_index = {name: index for index, name in enumerate(class_names)}
+    folders = _class_folders(tree)
+    class_names = _number_classes(folders, trees.get("train", tree), known_classes)
     names, labels = [], []
-    for class_name in _class_folders(tree):
-        if class_name not in class_index:
-            raise UserError(
-                f"class folder {tree / class_name} has no counterpart in {trees['train']}: rename or remove it"
-            )
+    for label, class_name in enumerate(class_names):
+        if class_name not in folders:
+            continue
         folder = tree / class_name
         files = [f"{folder.relative_to(path)}{file[len(str(folder)) :]}" for file in list_images(folder)]
-        if not files:
+        if not files and (split == "train" or not trees):
             raise UserError(f"class folder {folder} has no images: fill or remove it")
         if not trees:
             files = _select_split(files, split)
         names += files
-        labels += [class_index[class_name]] * len(files)
+        labels += [label] * len(files)
     if not names:
         raise UserError(f"{path} has too few images for the {split} split: each class needs at least two")
     labels = np.array(labels, np.int64)
-    return FileDataset(path, names, labels, class_names, _class_count(num_classes, class_names, labels, path))
+    count = _class_count(num_classes, class_names, labels, path)
+    return FileDataset(path, names, labels, printable_names(class_names), count)
+
+
+def _split_folders(path: Path) -> dict[str, Path]:
+    """The folders of the splits, by split; empty if the folder has none."""
+    trees: dict[str, Path] = {}
+    for folder in sorted(path.iterdir()):
+        for split, names in SPLIT_FOLDERS.items():
+            if folder.name.lower() in names and folder.is_dir():
+                if split in trees:
+                    raise UserError(f"{path} has {trees[split].name} and {folder.name}: rename or remove one of them")
+                trees[split] = folder
+    return trees
 
 
 def _class_folders(tree: Path) -> list[str]:
-    folders = sorted(entry.name for entry in tree.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = sorted(entry.name for entry in tree.iterdir() if entry.is_dir() and not is_ignored(entry.name))
     if not folders:
         raise UserError(f"{tree} has no class folders: put the images in one folder per class, or check -data_path")
     return folders
+
+
+def _number_classes(folders: Sequence[str], train_tree: Path, known_classes: Sequence[str] | None) -> list[str]:
+    """The class names in the order of their numbers: those of the model, if it knows one of the folders.
+
+    Args:
+        folders: of the classes in a split.
+        train_tree: the folder with the class folders of the training split, or of this one if there is none.
+        known_classes: class names of the model.
+
+    Raises:
+        UserError: a folder is none of the classes, or there is only one class.
+    """
+    if known_classes and set(folders) & set(known_classes):
+        class_names, source = list(known_classes), "the classes of the weights or of the training split"
+    else:
+        class_names, source = _class_folders(train_tree), str(train_tree)
+    unknown = [name for name in folders if name not in class_names]
+    if unknown:
+        raise UserError(f"class folder {unknown[0]} is not in {source}: rename or remove it")
+    if len(class_names) == 1:
+        only = train_tree / class_names[0]
+        raise UserError(
+            f"{train_tree} has only one class folder, {only.name}. The layouts are {_LAYOUTS}. If {only} has the class "
+            f"folders, give -data_path {only}"
+        )
+    return class_names
 
 
 def _select_split(files: list[str], split: str) -> list[str]:

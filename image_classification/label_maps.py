@@ -24,6 +24,7 @@ import numpy as np
 
 from common.data.class_names import check_class_order
 from common.errors import UserError, one_line
+from common.schema import Count, Text, check_value, read_json
 from image_classification.datasets import Dataset
 
 __all__ = ["LabelMapInfo", "LabelMaps", "create_label_maps"]
@@ -47,17 +48,17 @@ class LabelMapInfo:
         format: version of this format.
     """
 
-    images: int
-    height: int
-    width: int
-    top: int
-    num_classes: int
+    images: Count
+    height: Count
+    width: Count
+    top: Count
+    num_classes: Count
     class_names: list[str] | None
     model: str
-    weights: str
+    weights: Text
     sha256: str
-    image_size: int
-    format: int = FORMAT
+    image_size: Count
+    format: Count = FORMAT
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -171,13 +172,13 @@ class LabelMaps:
 def _read_info(folder: Path) -> LabelMapInfo:
     path = folder / "label_maps.json"
     try:
-        info = LabelMapInfo(**json.loads(path.read_text(encoding="utf-8")))
+        info: LabelMapInfo = check_value(read_json(path, str(path)), LabelMapInfo, str(path))
     except OSError as error:
         raise UserError(
             f"cannot read {path} ({error.strerror}); give a folder that tools/make_label_maps.py made as -label_maps"
         ) from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}); {_AGAIN}") from error
+    except UserError as error:
+        raise UserError(f"{error}; {_AGAIN}") from error
     if info.format != FORMAT:
         raise UserError(f"{path} has format {info.format!r}, not {FORMAT}; {_AGAIN}")
     return info

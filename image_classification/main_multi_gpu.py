@@ -1,9 +1,9 @@
 r"""Train or evaluate a Pale Transformer on labeled images, on one rank or many.
 
     python -m paddle.distributed.launch image_classification/main_multi_gpu.py
-    python -m paddle.distributed.launch image_classification/main_multi_gpu.py -resume auto
-    python -m paddle.distributed.launch image_classification/main_multi_gpu.py -eval -pretrained mnist5k
-    python -m paddle.distributed.launch image_classification/main_multi_gpu.py \
+    python image_classification/main_multi_gpu.py -resume auto
+    python image_classification/main_multi_gpu.py -eval -pretrained mnist5k
+    python image_classification/main_multi_gpu.py \
         -cfg image_classification/configs/finetune_folder.yaml -data_path my_photos
     python -m paddle.distributed.launch --nproc_per_node 2 image_classification/main_multi_gpu.py -opts TRAIN.EPOCHS 32
 

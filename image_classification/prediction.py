@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from common.checkpoints.loading import Checkpoint
 from common.errors import UserError
 from common.inference.exported_model import ExportedModel
-from common.inference.predictor import PredictOptions, Predictor
+from common.inference.predictor import NOT_FINITE, PredictOptions, Predictor
 from common.pictures.drawing import denormalize
 from image_classification.datasets import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader
@@ -45,6 +45,7 @@ class Classifier(Predictor):
 
     @classmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Classifier:
+        exported.require("logits")
         return cls(lambda images: exported(images=images)["logits"], config, exported.class_names)
 
     @paddle.no_grad()
@@ -60,13 +61,16 @@ class Classifier(Predictor):
         for batch in build_eval_loader(self.config, dataset, workers):
             errors = iter(batch["errors"].splitlines())
             scores = F.softmax(self.model(batch["images"]), axis=-1)
+            finite = scores.isfinite().all(axis=-1)
             scores, labels = scores.topk(min(options.top, scores.shape[-1]), axis=-1)
-            for status, row_scores, row_labels in zip(
-                batch["labels"].tolist(), scores.tolist(), labels.tolist(), strict=True
+            for status, is_finite, row_scores, row_labels in zip(
+                batch["labels"].tolist(), finite.tolist(), scores.tolist(), labels.tolist(), strict=True
             ):
                 file = next(files)
                 if status == IGNORED_LABEL:
                     yield {"image": file, "error": next(errors)}
+                elif not is_finite:
+                    yield {"image": file, "error": f"image {file}: {NOT_FINITE}"}
                 else:
                     pairs = zip(row_labels, row_scores, strict=True)
                     yield {"image": file, "predictions": [self._prediction(*pair) for pair in pairs]}

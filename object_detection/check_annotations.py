@@ -21,7 +21,7 @@ from pycocotools import mask as mask_utils
 
 from common.data.check_record import CheckRecord, fingerprint
 from common.data.class_table import class_table
-from common.data.image_file import is_turned, look_at_image
+from common.data.image_file import backslash_hint, is_turned, look_at_image
 from common.data.polygons import mask_to_polygons
 from common.errors import UserError, one_line
 from common.runtime.distributed import gather_objects, rank, world_size
@@ -68,6 +68,17 @@ PROBLEMS = {
         "clipped in training, or left out if nothing of it is inside; kept in evaluation",
         "write bbox as [x, y, width, height] in pixels of the image",
     ),
+    "BOX_NORMALIZED": Problem(
+        "boxes lie within one pixel", ERROR, "write bbox in pixels, not as shares of the image's width and height"
+    ),
+    "BOX_BESIDE_MASK": Problem(
+        "boxes differ from the extent of their polygons", "kept", "write bbox as [x, y, width, height] of the polygons"
+    ),
+    "BOX_FORMAT": Problem(
+        "boxes, the majority, differ from the extent of their polygons",
+        ERROR,
+        "write bbox as [x, y, width, height], not as two corners, nor with the center in place of the corner",
+    ),
     "MASK_INVALID": Problem(
         "masks are neither polygons nor the run-length encoding of a mask of the image's size",
         ERROR,
@@ -82,6 +93,11 @@ PROBLEMS = {
         "converted to polygons in training, which fills holes",
         "outline it by polygons",
     ),
+    "OBJECT_IGNORED": Problem(
+        "objects have the flag ignore",
+        "treated as crowds: not trained on, and not demanded in evaluation",
+        "remove the flag, or set iscrowd",
+    ),
     "FIELD_MISSING": Problem(
         "annotations have no iscrowd or no area",
         "filled in: not a crowd, the area of the mask or the box",
@@ -91,6 +107,7 @@ PROBLEMS = {
 
 _TOLERANCE = 1.0  # pixels that a box may reach out of its image: many boxes have rounded corners
 _MIN_SIDE = 1e-5  # pixels; PaddleDetection drops smaller boxes
+_OVERLAP = 0.5  # IoU of a box and the extent of its polygons, below which they differ
 _FARTHEST = 1e6  # pixels; pycocotools follows the edges of polygons in steps of a fifth of a pixel, counted in 32 bits
 _EXAMPLES = 10  # of each kind, that a report shows
 _THREADS = 8
@@ -266,10 +283,14 @@ class _AnnotationCheck:
         self.category_ids = {category["id"] for category in coco["categories"]}
         self.new_ids = itertools.count(max(0, *(annotation["id"] for annotation in coco["annotations"])) + 1)
         self.seen_ids: set[int] = set()
+        self.with_polygons, self.beside_polygons = 0, []  # boxes to compare, and examples of those that differ
 
     def run(self) -> list[Annotation]:
         """The annotations to use; problems are added to the report."""
-        checked = (self._check(annotation) for annotation in self.annotations)
+        checked = [self._check(annotation) for annotation in self.annotations]
+        kind = "BOX_FORMAT" if 2 * len(self.beside_polygons) > self.with_polygons else "BOX_BESIDE_MASK"
+        for example in self.beside_polygons:
+            self.report.add(kind, example)
         return [annotation for annotation in checked if annotation is not None]
 
     def _check(self, original: Annotation) -> Annotation | None:
@@ -277,10 +298,14 @@ class _AnnotationCheck:
         image = self.images.get(original["image_id"])
         file = f" ({image['file_name']})" if image else ""
 
+        name = f"{self.path}: annotation {original['id']} of image {original['image_id']}{file}"
+
+        kinds = []
+
         def found(kind: str, what: str) -> bool:
             """Report a problem; returns whether it is an error."""
-            name = f"annotation {original['id']} of image {original['image_id']}{file}"
-            self.report.add(kind, f"{self.path}: {name} has {what}")
+            kinds.append(kind)
+            self.report.add(kind, f"{name} has {what}")
             return self.report.is_error(kind)
 
         annotation = dict(original)
@@ -296,8 +321,17 @@ class _AnnotationCheck:
                 return None
             annotation["id"] = next(self.new_ids)
         self.seen_ids.add(annotation["id"])
+        if annotation.pop("ignore", None) and not annotation.get("iscrowd"):
+            if found("OBJECT_IGNORED", "the flag ignore"):
+                return None
+            annotation["iscrowd"] = 1
         height, width = int(image["height"]), int(image["width"])
         is_usable = self._check_box(annotation, height, width, found)
+        mask = annotation.get("segmentation")
+        if not kinds and mask and isinstance(mask, list) and all(_is_polygon(part) and len(part) >= 6 for part in mask):
+            self.with_polygons += 1
+            if _differs(original["bbox"], extent := _extent(mask)):
+                self.beside_polygons.append(f"{name} has the box {original['bbox']} and polygons in {extent}")
         if is_usable and self.masks:
             is_usable = self._check_mask(annotation, height, width, found)
         if is_usable:
@@ -312,6 +346,9 @@ class _AnnotationCheck:
         x, y, box_width, box_height = box
         if min(box_width, box_height) <= _MIN_SIDE:
             return not (found("BOX_WITHOUT_AREA", f"the box {box}") or self.training)
+        if min(x, y) >= 0 and max(x + box_width, y + box_height) <= 1:
+            found("BOX_NORMALIZED", f"the box {box}")
+            return False
         left, right = np.clip([x, x + box_width], 0, width).tolist()
         top, bottom = np.clip([y, y + box_height], 0, height).tolist()
         is_gone = min(right - left, bottom - top) <= _MIN_SIDE
@@ -402,6 +439,22 @@ def _is_polygon(value: Any) -> bool:
         return False
 
 
+def _extent(polygons: Sequence[Sequence[float]]) -> list[float]:
+    """The box around polygons, [x, y, width, height]."""
+    xs, ys = ([value for polygon in polygons for value in polygon[axis::2]] for axis in (0, 1))
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def _differs(box: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes overlap by less than ``_OVERLAP``, not counting a pixel around each."""
+    (x, y, width, height), (x2, y2, width2, height2) = box, other
+    common = max(0, min(x + width, x2 + width2) - max(x, x2) + 2) * max(
+        0, min(y + height, y2 + height2) - max(y, y2) + 2
+    )
+    union = (width + 2) * (height + 2) + (width2 + 2) * (height2 + 2) - common
+    return common < _OVERLAP * union
+
+
 def _decode_runs(counts: str) -> list[int] | None:
     """The lengths of the runs in a compressed encoding, or None if it is invalid (maskApi.c of pycocotools)."""
     # Digits of 5 bits plus 48; all but the last of a number have the bit 32, the last of a negative one the bit 16.
@@ -460,7 +513,7 @@ def _check_images(
 def _check_image(path: str, expected: tuple[int, int]) -> tuple[str, str] | None:
     """The kind of problem that an image has, and what was found."""
     if not os.path.isfile(path):  # noqa: PTH113  (before Python 3.13, Path's raises when the name is too long)
-        return "IMAGE_MISSING", f"image {path} does not exist"
+        return "IMAGE_MISSING", f"image {path} does not exist{backslash_hint(path)}"
     try:
         (width, height), deep = look_at_image(path)
     except UserError as error:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pycocotools.coco import COCO
 
-from common.errors import UserError, one_line
+from common.data.class_names import printable_names
+from common.errors import UserError
+from common.schema import read_json
 
-__all__ = ["check_same_categories", "index_annotations", "is_number", "read_annotations"]
+__all__ = ["check_same_categories", "complete_categories", "index_annotations", "is_number", "read_annotations"]
 
 
 def is_number(value: Any) -> bool:
@@ -22,9 +24,18 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e9  # False for NaN
 
 
+_MAX_BYTES = 1 << 32  # COCO's largest annotation file has a tenth of it
+
 _Rule = tuple[Callable[[Any], bool], str]
-_ID: _Rule = (lambda value: type(value) is int and abs(value) < 2**53, "an integer")  # pycocotools keeps it in float64
-_TEXT: _Rule = (lambda value: isinstance(value, str) and bool(value.strip()), "a text")
+_ID: _Rule = (
+    lambda value: type(value) is int and abs(value) < 2**53,
+    "an integer below 2**53",
+)  # pycocotools keeps it in float64
+# No control characters: a path cannot have NUL, and messages and label files have a line for each name.
+_TEXT: _Rule = (
+    lambda value: isinstance(value, str) and bool(value.strip()) and not re.search("[\x00-\x1f\x7f]", value),
+    "a text of one line",
+)
 _PIXELS: _Rule = (lambda value: is_number(value) and value > 0 and value == int(value), "a number of pixels")
 _FLAG: _Rule = (lambda value: value is None or (type(value) in (int, bool) and value in (0, 1)), "0 or 1")
 _RULES: dict[str, dict[str, _Rule]] = {
@@ -59,15 +70,19 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{where}: the annotations {path} do not exist; give the path of a JSON file in COCO format")
     try:
-        coco = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {path} is not valid JSON ({one_line(error)}); correct or restore it") from error
+        coco = read_json(path, f"{where}: {path}", max_bytes=_MAX_BYTES)
+    except OSError as error:
+        raise UserError(f"{where}: cannot read {path}: {error.strerror}; give a readable file") from error
     for key in _RULES:
         if not isinstance(coco, dict) or not isinstance(coco.get(key), list):
             raise UserError(f"{where}: {path} has no list of {key}; give a file in COCO format")
         if not coco[key]:
             raise UserError(f"{where}: {path}: the list of {key} is empty; there is nothing to train on or to evaluate")
         _check_entries(coco[key], key, f"{where}: {path}")
+    for category, name in zip(
+        coco["categories"], printable_names(row["name"] for row in coco["categories"]), strict=True
+    ):
+        category["name"] = name
     return coco
 
 
@@ -103,6 +118,24 @@ def check_same_categories(train: Mapping[str, Any], val: Mapping[str, Any], path
                 f"category {number} is {first} in {paths[0]} and {second} in {paths[1]}; give both files the same "
                 "categories in the same order"
             )
+
+
+def complete_categories(annotations: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+    """Number the categories as a model does, where a file has only some of its classes.
+
+    Args:
+        annotations: from :func:`read_annotations`.
+        class_names: of the model.
+
+    Returns:
+        The annotations with a category for each class name, or unchanged if they have as many or other categories.
+    """
+    own = {entry["name"]: entry for entry in annotations["categories"]}
+    if len(own) >= len(class_names) or not set(own) <= set(class_names):
+        return annotations
+    new_ids = itertools.count(1 + max((entry["id"] for entry in own.values()), default=0))
+    categories = [own.get(name) or {"id": next(new_ids), "name": name} for name in class_names]
+    return {**annotations, "categories": categories}
 
 
 def index_annotations(annotations: Mapping[str, Any]) -> COCO:

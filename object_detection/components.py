@@ -26,6 +26,7 @@ from common.errors import UserError, one_line
 from common.training.config import check_keys, plain
 from common.training.optimizer import schedule_function
 from object_detection import pale_backbone  # noqa: F401 (registers itself in PaddleDetection)
+from object_detection.allowed import NOT_THE_MODEL
 from object_detection.config import CONFIG
 from object_detection.masks import RleMasks
 
@@ -101,7 +102,8 @@ def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False
     Raises:
         UserError: a component does not exist, or its arguments are wrong.
     """
-    sections = {name: plain(section) for name, section in config.items() if name in CONFIG.open_sections}
+    names = [name for name in config if name in CONFIG.open_sections and name not in NOT_THE_MODEL]
+    sections = {name: plain(config[name]) for name in names}
     if not load_pretrained:
         for section in sections.values():
             section.pop("pretrained", None)

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.training.config import Flag, TaskConfig, require, shared_config
+from object_detection.allowed import ALLOWED
 
 __all__ = ["CONFIG", "default_config"]
 
@@ -29,7 +30,6 @@ def default_config() -> CfgNode:
     config.STRICT_DATA = False  # every problem of the annotations and images is an error
     config.PICTURE_THRESHOLD = 0.5  # the lowest score of a detection that is drawn on VisualDL's images
     config.CHECK_DATA = False  # only check the data
-    config.OUTPUT = "output/detection"
     return config
 
 
@@ -98,4 +98,5 @@ CONFIG = TaskConfig(
     free_keys=frozenset(_FREE_KEYS.split()),
     invocation_keys=frozenset({"CHECK_DATA"}),
     open_sections=_ToolkitSections(),
+    allowed=ALLOWED,
 )

@@ -34,6 +34,7 @@ from ppdet.data.source import COCODataSet
 from pycocotools.coco import COCO
 from yacs.config import CfgNode
 
+from common.data.image_file import backslash_hint
 from common.demo_data.folders import write_nuclei_detection
 from common.errors import UserError, one_line
 from common.pale_transformer import STRIDE
@@ -235,7 +236,7 @@ class SeededDataset(paddle.io.Dataset):
 
 def _explain(path: str, error: Exception) -> str:
     if not Path(path).is_file():
-        return f"image {path} does not exist; restore it, or remove it from the data"
+        return f"image {path} does not exist; restore it, or remove it from the data{backslash_hint(path)}"
     if isinstance(error, AttributeError) and "bytes" in str(error):  # OpenCV could not decode it
         return f"image {path} cannot be read; replace it, or remove it from the data"
     return f"cannot read image {path} ({one_line(error)}); check it and the transforms"

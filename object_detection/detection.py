@@ -18,9 +18,11 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from common.checkpoints.download import sha256_of
+from common.checkpoints.loading import Checkpoint
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
 from common.pictures.drawing import denormalize, side_by_side
+from common.runtime.atomic_file import write_text
 from common.runtime.distributed import is_main_process, rank, world_size
 from common.training.dry_run import dry_run_loss
 from common.training.loader import build_loader
@@ -29,7 +31,12 @@ from common.training.optimizer import build_optimizer
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from object_detection.check_annotations import AnnotationReport, check_annotations
-from object_detection.coco_file import check_same_categories, index_annotations, read_annotations
+from object_detection.coco_file import (
+    check_same_categories,
+    complete_categories,
+    index_annotations,
+    read_annotations,
+)
 from object_detection.components import (
     OPTIMIZER_SECTION,
     build_model,
@@ -124,8 +131,9 @@ class Detection(Task):
             find_unused_parameters=True,  # the layer that refines boxes is not used on a rank without objects
         )
 
-    def build_evaluation(self) -> tuple[nn.Layer, Evaluator]:
+    def build_evaluation(self, checkpoint: Checkpoint) -> tuple[nn.Layer, Evaluator]:
         data, annotations = self._read("EvalDataset")
+        annotations = complete_categories(annotations, checkpoint.class_names or ())
         model = build_model(self.config, self._count_classes(annotations))
         evaluator = self._build_evaluator(data, annotations, model)
         evaluator.dry_run(model)
@@ -284,9 +292,8 @@ class DetectionEvaluator(Evaluator):
     def _write_results(self, kind: str, results: Mapping[str, list[dict[str, Any]]]) -> None:
         """Write COCO's result files, ``val_bbox.json`` and the like."""
         folder = Path(self._config.OUTPUT)
-        folder.mkdir(parents=True, exist_ok=True)
         for name, rows in results.items():
-            (folder / f"{kind}_{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+            write_text(folder / f"{kind}_{name}.json", json.dumps(rows))
 
     def _draw(self, kind: str, step: int, place: int, image_id: int, found: Detections) -> None:
         """Log the first images of this rank's shard with their detections and annotations."""

@@ -14,12 +14,12 @@ from yacs.config import CfgNode
 from common.checkpoints.loading import Checkpoint
 from common.errors import UserError, one_line
 from common.inference.exported_model import ExportedModel
-from common.inference.predictor import PicturePredictor, PredictOptions
+from common.inference.predictor import NOT_FINITE, PicturePredictor, PredictOptions
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
 from object_detection.components import build_model, silence_loggers
 from object_detection.datasets import build_transforms, check_batch, collate
-from object_detection.evaluation import detect
+from object_detection.evaluation import Detections, detect
 from object_detection.masks import with_rle_masks
 from object_detection.pictures import draw_detections
 
@@ -54,6 +54,7 @@ class Detector(PicturePredictor):
     @classmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Detector:
         silence_loggers()
+        exported.require("boxes")
 
         def run(inputs: dict[str, Any]) -> dict[str, Any]:
             outputs = exported(**inputs)
@@ -78,15 +79,28 @@ class Detector(PicturePredictor):
             ``segmentation`` (COCO's RLE).
 
         Raises:
-            UserError: the transforms cannot take an image of this size.
+            UserError: the transforms cannot take an image of this size, or the outputs are not finite.
             CannotWrite: the picture cannot be written.
         """
-        found = detect(self.model, self.inputs_of(file, image))
+        found = self._detect(self.inputs_of(file, image))
         shown = int((found.scores >= options.threshold).sum())  # they are sorted
         objects = found.boxes[:shown], found.labels[:shown], found.scores[:shown], found.masks and found.masks[:shown]
         picture = Image.fromarray(draw_detections(image, *objects, self.class_names))
         (path,) = pictures.save(file, {"detections": picture}).values()
         return {"picture": path, "detections": list(self._rows(*objects))}
+
+    def _detect(self, batch: dict[str, paddle.Tensor]) -> Detections:
+        # NMS drops what is not finite, and would leave an image without objects.
+        backbone = getattr(self.model, "backbone", None)
+        hook = backbone.register_forward_post_hook(_require_finite) if backbone is not None else None
+        try:
+            found = detect(self.model, batch)
+        finally:
+            if hook is not None:
+                hook.remove()
+        if not np.isfinite(found.boxes).all() or not np.isfinite(found.scores).all():
+            raise UserError(NOT_FINITE)
+        return found
 
     def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[paddle.Tensor, tuple[int, int]]:
         batch = self.inputs_of(file, image)
@@ -136,3 +150,8 @@ class Detector(PicturePredictor):
             if masks is not None:
                 row["segmentation"] = {"size": list(masks[number]["size"]), "counts": masks[number]["counts"].decode()}
             yield row
+
+
+def _require_finite(layer: nn.Layer, inputs: Any, features: Sequence[paddle.Tensor]) -> None:
+    if not all(bool(feature.isfinite().all()) for feature in features):
+        raise UserError(NOT_FINITE)

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.training.config import Flag, TaskConfig, require, shared_config
+from semantic_segmentation.allowed import ALLOWED
 
 __all__ = ["ABSENT_CLASSES", "CONFIG", "default_config", "require_transforms"]
 
@@ -32,7 +33,6 @@ def default_config() -> CfgNode:
     config.VALIDATE_EVERY = config.CHECKPOINT_EVERY = 16000  # optimizer steps
     config.ABSENT_CLASSES = "exclude"  # classes in neither labels nor predictions: exclude, or zero as PaddleSeg does
     config.CHECK_DATA = False  # only check the data
-    config.OUTPUT = "output/segmentation"
     return config
 
 
@@ -95,4 +95,5 @@ CONFIG = TaskConfig(
     free_keys=frozenset(_FREE_KEYS.split()),
     invocation_keys=frozenset({"CHECK_DATA"}),
     open_sections=frozenset(_SECTIONS),
+    allowed=ALLOWED,
 )

@@ -28,7 +28,7 @@ from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
 from common.data.class_names import read_class_names
-from common.data.image_file import check_name
+from common.data.image_file import backslash_hint, check_name, is_ignored
 from common.demo_data import folders as demo_folders
 from common.errors import UserError, one_line
 from common.training.loader import seed_generators
@@ -128,8 +128,8 @@ class HENuclei(_DemoDataset):
 def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.Dataset:
     """Build the training or validation data set of a configuration.
 
-    Paths may begin with ``~``. A ``train_path`` or ``val_path`` that does not exist is taken relative to
-    ``dataset_root``. Only the demo data is downloaded; PaddleSeg would download a missing data set, on every rank.
+    A ``train_path`` or ``val_path`` is relative to ``dataset_root``, or else to the present folder. Only the demo data
+    is downloaded; PaddleSeg would download a missing data set, on every rank.
 
     Args:
         section: ``type``, ``transforms`` (a list of ``{type: ..., argument: ...}``), and the arguments of that type.
@@ -171,7 +171,8 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     if kind in _PAIRED_BY_ORDER:
         dataset.file_list = _pair_by_name(Path(dataset.dataset_root), kind, mode)
     elif kind == "ADE20K":
-        dataset.file_list.sort()  # PaddleSeg keeps the order of the file system
+        # PaddleSeg keeps the order of the file system, and hidden files.
+        dataset.file_list = sorted(pair for pair in dataset.file_list if not is_ignored(Path(pair[0]).name))
     if not dataset.file_list:
         raise UserError(f"{where} finds no images in {dataset.dataset_root}; check it")
     dataset.class_names = _class_names(dataset, kind)
@@ -191,8 +192,12 @@ def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> N
     arguments["dataset_root"] = str(root)
     for key in ("train_path", "val_path"):
         if kind == "Dataset" and isinstance(arguments.get(key), str):
-            path = Path(arguments[key]).expanduser()
-            path = path if path.is_file() else root / path
+            given = Path(arguments[key]).expanduser()
+            path = root / given
+            if not path.is_file():
+                path = given if given.is_file() else path
+            elif given.is_file() and not given.samefile(path):
+                raise UserError(f"{name}.{key} is {given}, which exists here and as {path}; give an absolute path")
             if path.is_file():
                 _check_list(path, arguments.get("separator", " "))
             arguments[key] = str(path)
@@ -228,6 +233,8 @@ def _pair_by_name(root: Path, kind: str, mode: str) -> list[list[str]]:
     image_pattern, mask_pattern = (pattern.format(mode=mode) for pattern in _PAIRED_BY_ORDER[kind])
     pairs = []
     for image in sorted(root.glob(image_pattern)):
+        if is_ignored(image.name):
+            continue
         mask = str(image.relative_to(root))
         for old, new in zip(image_pattern.split("*"), mask_pattern.split("*"), strict=True):
             mask = mask.replace(old, new)
@@ -291,7 +298,8 @@ class EvalDataset(paddle.io.Dataset):
             if isinstance(error, UserError):
                 message = str(error)
             elif missing:
-                message = f"{missing[0]} does not exist; restore it, or remove it from the data"
+                hint = backslash_hint(missing[0])
+                message = f"{missing[0]} does not exist; restore it, or remove it from the data{hint}"
             else:
                 message = f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says more"
             return {**_PLACEHOLDER, "trans_info": [], "path": image, "error": message}

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from common.checkpoints.loading import Checkpoint
 from common.errors import UserError, one_line
 from common.inference.exported_model import ExportedModel
-from common.inference.predictor import PicturePredictor, PredictOptions
+from common.inference.predictor import NOT_FINITE, PicturePredictor, PredictOptions
 from common.pictures.drawing import color_map, index_png, overlay, palette, present_classes, with_legend
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
@@ -57,6 +57,7 @@ class Segmenter(PicturePredictor):
 
     @classmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Segmenter:
+        exported.require("logits")
         return cls(lambda images: [exported(images=images)["logits"]], config, exported.class_names)
 
     def predict_image(
@@ -91,13 +92,19 @@ class Segmenter(PicturePredictor):
         """Label an image, RGB uint8 [h, w, 3], of any size; the labels are integers [h, w].
 
         Raises:
-            UserError: the transforms cannot take an image of this size.
+            UserError: the transforms cannot take an image of this size, or the logits are not finite.
         """
         only_normalized = all(isinstance(transform, Normalize) for transform in self.transforms)
         if image.shape[0] * image.shape[1] > LARGE and only_normalized:
-            return predict_large(self.model, image, self.settings, lambda part: self._transform(part)[0])
+            return predict_large(self._finite_logits, image, self.settings, lambda part: self._transform(part)[0])
         pixels, trans_info = self._transform(image)
-        return predict_labels(self.model, pixels, self.settings, trans_info)
+        return predict_labels(self._finite_logits, pixels, self.settings, trans_info)
+
+    def _finite_logits(self, images: paddle.Tensor) -> list[paddle.Tensor]:
+        logits = self.model(images)[0]
+        if not logits.isfinite().all():
+            raise UserError(NOT_FINITE)
+        return [logits]
 
     def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[paddle.Tensor, tuple[int, int]]:
         pixels, trans_info = self._transform(image)

@@ -19,6 +19,7 @@ from paddleseg.core.train import loss_computation
 from paddleseg.utils import logger
 from yacs.config import CfgNode
 
+from common.checkpoints.loading import Checkpoint
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain
@@ -106,7 +107,7 @@ class Segmentation(Task):
             draw_samples=functools.partial(self._draw_samples, dataset=val_set),
         )
 
-    def build_evaluation(self) -> tuple[nn.Layer, Evaluator]:
+    def build_evaluation(self, checkpoint: Checkpoint) -> tuple[nn.Layer, Evaluator]:
         val_set = self._build_dataset("val_dataset")
         model = build_model(self.config, val_set.num_classes)
         return model, SegmentationEvaluator(self.config, val_set, self.log)

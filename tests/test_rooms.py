@@ -16,16 +16,17 @@ MODEL = {"layers", "pale_attention", "ablation", "fuse", "pale_transformer", "pa
 # What each room of common may import besides itself.
 ALLOWED = {
     "errors": set(),
+    "schema": {"errors"},
     "layers": set(),
     "runtime": {"errors", "version"},
     "tasks": set(),
-    "checkpoints": {*FOUNDATION, "data", "layers", "version"},
-    "data": {*FOUNDATION, "version"},
+    "checkpoints": {*FOUNDATION, "schema", "data", "layers", "version"},
+    "data": {*FOUNDATION, "schema", "version"},
     "demo_data": {*FOUNDATION, "data"},
     "pictures": {*FOUNDATION, "data"},
     "toolkits": FOUNDATION,
-    "training": {*FOUNDATION, *MODEL, "checkpoints", "data", "pictures", "tasks", "version"},
-    "inference": {*FOUNDATION, *MODEL, "checkpoints", "data", "pictures", "training", "version"},
+    "training": {*FOUNDATION, *MODEL, "schema", "checkpoints", "data", "pictures", "tasks", "version"},
+    "inference": {*FOUNDATION, *MODEL, "schema", "checkpoints", "data", "pictures", "training", "version"},
     **{module: {*FOUNDATION, *MODEL, "checkpoints"} for module in MODEL - {"layers"}},
 }
 

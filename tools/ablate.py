@@ -12,7 +12,6 @@ checkpoint. To repeat a finished run, delete its line from the results file and 
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -184,7 +183,7 @@ def train_all(arguments: Namespace, file: Path) -> None:
 
     Raises:
         UserError: a configuration is invalid, or runs failed (the others were finished first).
-        StoppedBySignal: SIGINT or SIGTERM was received; the current runs have saved their states.
+        StoppedBySignal: SIGINT, SIGTERM or SIGHUP was received; the current runs have saved their states.
     """
     from common.runtime.device import select_device
     from common.runtime.machine import code_version, describe_device
@@ -227,7 +226,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, options: Sequence[str]) -> Itera
         options: ``KEY VALUE ...``, which override the configurations.
 
     Raises:
-        StoppedBySignal: SIGINT or SIGTERM was received; the current runs have saved their states.
+        StoppedBySignal: SIGINT, SIGTERM or SIGHUP was received; the current runs have saved their states.
     """
     from common.runtime.signals import StopRequest
 
@@ -301,7 +300,7 @@ def _parser() -> ArgumentParser:
     parser.add_flag("report", action="store_true", help="print the results as a Markdown table instead of training")
     into = f"with -report: document to update, at <!-- begin {SECTION} -->"
     parser.add_flag("into", type=Path, metavar="FILE", help=into)
-    parser.add_flag("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...: override every row; comes last")
+    parser.add_opts()
     return parser
 
 

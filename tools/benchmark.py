@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import io
 import os
 import platform
 import shlex
@@ -34,6 +35,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and tool
 from tqdm import tqdm  # noqa: E402
 
 from common.errors import UserError  # noqa: E402
+from common.runtime.atomic_file import write_text  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
 from tools.helpers.markdown import markdown_table, read_section, replace_section  # noqa: E402
@@ -216,11 +218,11 @@ def _table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _write_csv(file: Path, records: Sequence[dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, [*records[0], "machine"])
-        writer.writeheader()
-        writer.writerows(record | {"machine": _machine(record["threads"])} for record in records)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, [*records[0], "machine"])
+    writer.writeheader()
+    writer.writerows(record | {"machine": _machine(record["threads"])} for record in records)
+    write_text(file, table.getvalue())
 
 
 def _machine(threads: int) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -71,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
             folder = Path(temporary)
             checks, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
             texts = {
-                LABELS: "".join(re.sub(r"[\r\n]+", " ", label) + "\n" for label in exportable.labels),
+                LABELS: "".join(f"{label}\n" for label in exportable.labels),
                 PREPROCESSING: _as_json(exportable.preprocessing),
                 CONFIG: TASKS[task].config().dump(predictor.config),
             }
@@ -177,7 +176,7 @@ def _tell(message: str) -> None:
 
 
 def _as_json(values: Any) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _parser() -> ArgumentParser:

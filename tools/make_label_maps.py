@@ -1,8 +1,9 @@
 """Compute the label maps for training with token labels, with any trained classifier of this project.
 
-    python tools/make_label_maps.py -pretrained output/pale_base_224/best.pdparams -image_size 384 -out label_maps
+    python tools/make_label_maps.py -pretrained pale_base.pdparams -image_size 384 -out label_maps
 
-Data set and preprocessing are those of the configuration of the weights, unless flags override them.
+Preprocessing and kind of data set are those of the configuration of the weights, unless flags override them; weights do
+not say where the data is: -data_path or -cfg does.
 """
 
 from __future__ import annotations

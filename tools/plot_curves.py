@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ is
 
 from common.errors import UserError  # noqa: E402
+from common.runtime.atomic_file import replace_file  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 
 # The metric that selects the best weights of a task -> the unit of the horizontal axis, and its title.
@@ -68,8 +69,8 @@ def main(argv: Sequence[str]) -> None:
     for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.3)
     try:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(arguments.out, dpi=110)
+        with replace_file(arguments.out) as file:
+            figure.savefig(file, dpi=110, format=arguments.out.suffix[1:] or "png")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {arguments.out}: {error}") from error
     print(f"wrote {arguments.out}")

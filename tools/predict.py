@@ -20,7 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the 
 
 from tqdm import tqdm  # noqa: E402
 
-from common.errors import UserError  # noqa: E402
+from common.errors import UserError, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
@@ -57,11 +57,13 @@ def main(argv: Sequence[str]) -> None:
         if "error" in result:
             errors.append(result["error"])
         elif not arguments.json:
-            tqdm.write(predictor.describe(result), file=sys.stdout)
+            shown = {key: printable(value) if isinstance(value, str) else value for key, value in result.items()}
+            tqdm.write(predictor.describe(shown), file=sys.stdout)
             sys.stdout.flush()
     if arguments.json:
         # What UTF-8 cannot express, bytes of file names that are no text, is then printed as JSON's own escapes.
-        print(json.dumps(results, indent=2, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
+        ensure_ascii = sys.stdout.encoding.lower() != "utf-8"
+        print(json.dumps(results, indent=2, ensure_ascii=ensure_ascii, allow_nan=False))
     if errors:
         raise UserError(f"{len(errors)} of {len(files)} images could not be predicted: {'; '.join(errors)}")
 
@@ -97,7 +99,7 @@ def _open_exported(file: Path, arguments: Namespace) -> Predictor:
 
     select_device(arguments.device or "")
     exported = ExportedModel(file, paddle.device.get_device())
-    task = exported.card["task"]
+    task = exported.card.task
     _check_task(task, str(file))
     config = TASKS[task].config().of_weights(exported.config, str(file), arguments)
     return TASKS[task].predictor().from_exported(exported, config)

@@ -2,7 +2,7 @@
 
     python tools/visualize.py docs/digit.png -pretrained mnist5k
     python tools/visualize.py photo.jpg -variant pale_tiny -at 320 200
-    python tools/visualize.py photo.jpg -pretrained output/finetune_folder/best.pdparams -show grad_cam -label roses
+    python tools/visualize.py photo.jpg -pretrained output/photos/best.pdparams -show grad_cam -label roses
     python tools/visualize.py slides -pretrained output/upernet_pale_nano_nuclei/best.pdparams -show attention -stages 3
 
 IMAGE is a file or a folder. pale: which tokens one token attends to, in each stage; attention: its attention weights,
@@ -21,7 +21,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ 
 
 from tqdm import tqdm  # noqa: E402
 
-from common.errors import UserError  # noqa: E402
+from common.errors import UserError, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.training.config import add_weights_flags  # noqa: E402
 
@@ -63,11 +63,11 @@ def main(argv: Sequence[str]) -> None:
             if kind != "receptive_field":
                 pictures |= DRAW[kind](subjects[-1])
         for path in folder.save(file, pictures).values():
-            tqdm.write(f"{file} -> {path}", file=sys.stdout)
+            tqdm.write(printable(f"{file} -> {path}"), file=sys.stdout)
     if "receptive_field" in kinds:
         name = files[0] if len(files) == 1 else f"{len(files)}_images"
         for path in folder.save(name, draw_receptive_fields(subjects)).values():
-            print(f"{name} -> {path}")
+            print(printable(f"{name} -> {path}"))
 
 
 def _parser() -> ArgumentParser:

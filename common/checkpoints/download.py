@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -21,6 +22,7 @@ __all__ = ["download", "sha256_of", "split_hash"]
 
 _CHUNK = 1 << 18  # bytes
 _TIMEOUT = 30  # seconds without a byte
+_MAX_SIZE = 1 << 32  # bytes, of a file whose size is not known; Pale-B's training state has a third of it
 
 
 def split_hash(url: str) -> tuple[str, str]:
@@ -33,14 +35,29 @@ def split_hash(url: str) -> tuple[str, str]:
     match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     if not match:
         raise UserError(f"{address}: downloads need a hash; append #sha256=<64 hex digits>")
-    parts = urlsplit(address)
-    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    if parts.scheme != "https" and not (local and parts.scheme == "http"):
+    if not _is_secure(address):
         raise UserError(f"{address}: only https addresses are supported")
     return address, match[1].lower()
 
 
-def download(url: str, folder: Path | None = None) -> Path:
+def _is_secure(address: str) -> bool:
+    """Whether an address is encrypted, or of this machine."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    return parts.scheme == "https" or (local and parts.scheme == "http")
+
+
+class _SecureRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not _is_secure(newurl):
+            raise UserError(f"{req.full_url} redirects to {newurl}: only https addresses are supported")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download(url: str, folder: Path | None = None, size: int | None = None) -> Path:
     """Return the local copy of a file, downloading it or its missing part with a progress bar.
 
     If several processes need the same file, one downloads it and the others wait.
@@ -48,13 +65,14 @@ def download(url: str, folder: Path | None = None) -> Path:
     Args:
         url: address and hash, see :func:`split_hash`.
         folder: target folder; ``None`` is ``$PALE_HOME``, or ``~/.cache/pale_transformer``.
+        size: of the file in bytes, if it is known; otherwise it may have 4 GiB.
 
     Returns:
         The file. Its hash was verified when it was downloaded.
 
     Raises:
         UserError: the server cannot be reached or the connection is lost (the next call resumes the download), or the
-            hash is wrong (the file is deleted).
+            hash is wrong or the file is too long (it is deleted).
     """
     address, expected = split_hash(url)
     name = Path(urlsplit(address).path).name or "weights"
@@ -68,7 +86,7 @@ def download(url: str, folder: Path | None = None) -> Path:
         with _locked(target.with_name(target.name + ".lock"), target):
             if target.is_file():
                 return target
-            _fetch(address, partial)
+            _fetch(address, partial, size or _MAX_SIZE)
             found = sha256_of(partial)
             if found == expected:
                 partial.replace(target)
@@ -102,12 +120,16 @@ def _locked(lock: Path, target: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _fetch(address: str, partial: Path) -> None:
-    """Append the rest of the file to ``partial``, or download the whole file if the server cannot resume."""
+def _fetch(address: str, partial: Path, most: int) -> None:
+    """Append the rest of the file to ``partial``, or download the whole file if the server cannot resume.
+
+    Raises:
+        UserError: it has more bytes than ``most``, or redirects to an address without encryption.
+    """
     have = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        response = urllib.request.build_opener(_SecureRedirects).open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # the file is complete
             return
@@ -115,11 +137,15 @@ def _fetch(address: str, partial: Path) -> None:
     with response:
         continued = response.status == 206
         have = have if continued else 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=partial.name.removesuffix(".part"))
         with bar, partial.open("ab" if continued else "wb") as file:
             while chunk := response.read(_CHUNK):
+                have += len(chunk)
+                if max(have, total or 0) > most:
+                    partial.unlink()
+                    raise UserError(f"{address} has more than the expected {most:,} bytes; check the address")
                 file.write(chunk)
                 bar.update(len(chunk))
         if total is not None and partial.stat().st_size < total:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import struct
@@ -13,11 +12,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..runtime.atomic_file import replace_file
 from .safe_pickle import UnsafePickleError, load_arrays
 
-__all__ = ["SUFFIXES", "load_file", "locate_file", "remove_leftovers", "save_file"]
+__all__ = ["SUFFIXES", "DamagedFileError", "float32_of_bfloat16", "load_file", "locate_file", "save_file"]
 
 SUFFIXES = (".pdparams", ".safetensors")
 
@@ -25,6 +24,15 @@ SUFFIXES = (".pdparams", ".safetensors")
 _TRAILER = struct.Struct("<8sI")
 _MAGIC = b"PALE-CRC"
 _CHUNK = 1 << 22  # bytes
+
+_SAFETENSORS_TYPES = {
+    **{"BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8"},
+    **{"I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8"},
+}
+
+
+class DamagedFileError(UserError):
+    """A file is damaged, or contains something other than what it should."""
 
 
 def locate_file(path: str | Path) -> Path:
@@ -44,7 +52,8 @@ def load_file(path: str | Path) -> dict[str, Any]:
     """Read a ``.pdparams`` or ``.safetensors`` file as nested dicts of NumPy arrays, without executing code.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it contains something other than weights.
+        DamagedFileError: the file is damaged, or contains something other than weights.
+        UserError: there is no such file, or it cannot be read.
     """
     path = locate_file(path)
     try:
@@ -52,7 +61,9 @@ def load_file(path: str | Path) -> dict[str, Any]:
             return _load_safetensors(path)
         return _load_pickle(path)
     except UnsafePickleError as error:
-        raise UserError(f"refused to load {path}: {error}") from error
+        raise DamagedFileError(f"refused to load {path}: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"cannot read {path}: there is not enough memory for it") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -86,13 +97,6 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
             f"cannot write {path}: {error.strerror or error}; it needs space in addition to the old file: free "
             "disk space or choose another -output. Earlier checkpoints are intact"
         ) from error
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of killed processes."""
-    for leftover in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
 
 
 class _ChecksumWriter:
@@ -153,13 +157,36 @@ def _join_slices(state: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file as load
+    from safetensors import SafetensorError, deserialize
 
     try:
-        return dict(load(path))
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UnsafePickleError(f"it is damaged or has arrays that NumPy does not support ({error})") from error
+        tensors = deserialize(path.read_bytes())
+    except (SafetensorError, ValueError) as error:
+        raise UnsafePickleError(f"it is damaged or not a safetensors file ({one_line(error)})") from error
+    return {name: _safetensors_array(name, **tensor) for name, tensor in tensors}
+
+
+def _safetensors_array(name: str, dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    """An array of a type that NumPy has; those of deep learning become float32, which has all their values."""
+    if dtype in _SAFETENSORS_TYPES:
+        array = np.frombuffer(data, _SAFETENSORS_TYPES[dtype])
+    elif dtype == "BF16":
+        array = float32_of_bfloat16(np.frombuffer(data, "<u2"))
+    elif dtype == "F8_E5M2":  # the upper byte of a float16
+        array = (np.frombuffer(data, np.uint8).astype("<u2") << 8).view("<f2").astype(np.float32)
+    elif dtype == "F8_E4M3":  # as a float16, it lacks a bit of the exponent, whose bias is 7 instead of 15
+        bits = np.frombuffer(data, np.uint8).astype("<u2")
+        magnitudes = ((bits & 0x7F) << 7).view("<f2").astype(np.float32) * 2.0 ** (15 - 7)
+        magnitudes[(bits & 0x7F) == 0x7F] = np.nan
+        array = np.where(bits & 0x80, -magnitudes, magnitudes)
+    else:
+        raise UnsafePickleError(f"its array {name[:80]!a} has the type {dtype}; convert it to float32")
+    return array.reshape(shape)
+
+
+def float32_of_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """The float32 values of bfloat16 numbers, which are the upper halves of their bits, given as uint16."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _safetensors_bytes(state: Mapping[str, Any]) -> bytes:

@@ -11,11 +11,12 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ..data.class_names import check_class_order
+from ..data.class_names import check_class_order, printable_names
 from ..errors import UserError
 from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
-from .file_format import load_file
+from ..schema import Text, check_value, hints_of
+from .file_format import float32_of_bfloat16, load_file
 from .released import local_path, resolve_weights
 from .renames import rename_keys, reorder_statistics
 from .report import LoadReport, any_starts_with, likely_cause
@@ -86,9 +87,9 @@ class Checkpoint:
     weights: Mapping[str, np.ndarray]
     path: Path | None = None
     task: str | None = None
-    config: str | None = None
+    config: Text | None = None
     attention: Mapping[str, Any] = field(default_factory=dict)
-    class_names: list[str] | None = None
+    class_names: list[Text] | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,7 +110,12 @@ class Checkpoint:
         weights = state.get(key, state)
         if not isinstance(weights, dict):
             raise UserError(f"{source}: {key} is a {type(weights).__name__}, not a dict of weights")
-        arrays = {str(name): array for name, array in weights.items() if isinstance(array, np.ndarray)}
+        arrays = {
+            # NumPy has no bfloat16, and Paddle no uint16, so Paddle writes the one as the other.
+            str(name): float32_of_bfloat16(array) if array.dtype == np.uint16 else array
+            for name, array in weights.items()
+            if isinstance(array, np.ndarray)
+        }
         if not arrays:
             raise UserError(f"{source} contains no weights")
         for name in arrays:
@@ -117,15 +123,16 @@ class Checkpoint:
                 raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
         if weights is state:
             return cls(source, arrays)
-        kinds = {"task": str, "config": str, "attention": dict, "class_names": list, "figures": dict, "versions": dict}
-        known = {name: state[name] for name in kinds if state.get(name) is not None}
-        for name, value in known.items():
-            if not isinstance(value, kinds[name]):
-                raise UserError(f"{source}: {name} is a {type(value).__name__}, not a {kinds[name].__name__}")
+        hints = hints_of(cls)  # type: ignore[arg-type]  # mypy takes the hash of instances for that of the class
+        known = {
+            name: check_value(state[name], hints[name], source, name)
+            for name in ("task", "config", "attention", "class_names", "figures", "versions")
+            if state.get(name) is not None
+        }
         if "config" in known:  # before the attention could be chosen, files did not name it
             known.setdefault("attention", {"attention": "pale", "parallel": True})
         if "class_names" in known:
-            known["class_names"] = [str(name) for name in known["class_names"]]
+            known["class_names"] = printable_names(known["class_names"])
         return cls(source, arrays, **known)
 
     @property
@@ -234,6 +241,11 @@ def load_weights(
             "or the backbone's arguments, to match"
         )
 
+    for name, array in fitting.items():
+        with np.errstate(all="ignore"):
+            maybe_finite = np.isfinite(array.sum())  # quicker than all values, but it may overflow
+        if not maybe_finite and not np.isfinite(array).all():
+            raise UserError(f"{source} has NaN or infinity in {name}; give the weights of a run that did not diverge")
     for name, array in fitting.items():
         dtype = str(own[name].dtype).rpartition(".")[2]  # NumPy's name of it
         own[name].set_value(array.astype(dtype, copy=False))

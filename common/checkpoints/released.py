@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from ..errors import UserError
+from ..schema import Range, check_value, read_json
 from .download import download
 from .file_format import SUFFIXES, locate_file
 
@@ -25,13 +26,15 @@ class ReleasedWeights:
         tag: the data set; ``create_model(model, pretrained=tag)``.
         location: a file of this package, an absolute path, or ``https://...#sha256=...``.
         top1: measured top-1 accuracy in percent on ``tested_on``.
+        size: of the file in bytes, or None; a download of more bytes is refused.
     """
 
     model: str
     tag: str
     location: str
-    top1: float
+    top1: Annotated[float, Range(0, 100)]
     tested_on: str
+    size: Annotated[int, Range(1, 2**53)] | None = None
 
 
 # There are no official weights: the paper's authors released none, and we have not trained on ImageNet. These were
@@ -89,7 +92,10 @@ def local_path(source: str | Path) -> Path:
     Raises:
         UserError: there is no such file, or the download fails.
     """
-    return download(str(source)) if "://" in str(source) else locate_file(source)
+    if "://" not in str(source):
+        return locate_file(source)
+    sizes = {row.location: row.size for row in list_weights()}
+    return download(str(source), size=sizes.get(str(source)))
 
 
 def _locate(row: ReleasedWeights) -> str | Path:
@@ -106,12 +112,10 @@ def _read_registry(file: str) -> list[ReleasedWeights]:
     if not file:
         return []
     path = Path(file).expanduser().resolve()
+    source = f"the registry {path} ($PALE_WEIGHTS)"
     try:
-        rows = [ReleasedWeights(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        return [
-            row if "://" in row.location else replace(row, location=str(path.parent / row.location)) for row in rows
-        ]
+        content = read_json(path, source)
     except OSError as error:
-        raise UserError(f"cannot read the registry {path} ($PALE_WEIGHTS): {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the registry {path} ($PALE_WEIGHTS) is not a list of weights: {error}") from error
+        raise UserError(f"cannot read {source}: {error.strerror}") from error
+    rows = check_value(content, list[ReleasedWeights], source)
+    return [row if "://" in row.location else replace(row, location=str(path.parent / row.location)) for row in rows]

@@ -28,11 +28,12 @@ def rename_keys(arrays: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(name, str):
             if match := _JOINED.search(name):
                 names = [name.replace(match[0], f"attention.{each}.{match[2]}.") for each in ("query", "key", "value")]
-                if match[1] == "query" and all(each in arrays for each in names):
-                    renamed[_JOINED.sub(r"attention.qkv.\2.", name)] = _join([arrays[each] for each in names])
+                parts = [arrays[each] for each in names if isinstance(arrays.get(each), np.ndarray)]
+                # What cannot be joined is damaged, and is then missing in the model.
+                if len(parts) == len(names) and len({part.shape for part in parts}) == 1:
+                    if match[1] == "query":
+                        renamed[_JOINED.sub(r"attention.qkv.\2.", name)] = _join(parts)
                     continue
-                if match[1] != "query" and names[0] in arrays:
-                    continue  # joined already
             for pattern, replacement in _RENAMES:
                 name = re.sub(pattern, replacement, name)
         renamed[name] = array
@@ -48,7 +49,9 @@ def reorder_statistics(rows: np.ndarray, weights: Mapping[str, np.ndarray]) -> n
     """Bring BatchNorm statistics of ranks, ``[ranks, values]``, from the order of these weights into today's order."""
     places, start = {}, 0
     for name, array in weights.items():
-        if name.endswith(("._mean", "._variance")):
+        if str(name).endswith(("._mean", "._variance")) and isinstance(array, np.ndarray):
             places[name] = np.arange(start, start + array.size)
             start += array.size
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != start:
+        return rows  # damaged, which shows when they are restored
     return rows[:, np.concatenate(list(rename_keys(places).values()))] if places else rows

@@ -43,12 +43,13 @@ def load_arrays(file: BinaryIO, size: int) -> Any:
 
     Raises:
         UnsafePickleError: the file contains anything else, or is damaged.
+        MemoryError, OSError: it cannot be read, and may be intact.
     """
     if not size:
         raise UnsafePickleError("it is empty")
     try:
         return _resolve(_Unpickler(file, size).load())
-    except UnsafePickleError:
+    except (UnsafePickleError, MemoryError, OSError):
         raise
     except Exception as error:  # a damaged stream fails anywhere in the reader, with almost any type
         raise UnsafePickleError(f"it is damaged or not a pickle ({one_line(error)})") from error

@@ -12,6 +12,7 @@ from .. import __version__
 from ..errors import UserError
 from ..runtime.atomic_file import write_text
 from ..runtime.distributed import is_main_process, sum_over_ranks
+from ..schema import check_value, read_json
 
 __all__ = ["CheckRecord", "fingerprint"]
 
@@ -68,7 +69,6 @@ class CheckRecord:
 
     def _read(self) -> dict[str, str]:
         try:
-            passed = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # missing or damaged
+            return check_value(read_json(self.path, str(self.path)), dict[str, str], str(self.path))
+        except (OSError, UserError):  # missing or damaged
             return {}
-        return passed if isinstance(passed, dict) else {}

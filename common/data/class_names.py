@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, printable
 
-__all__ = ["check_class_order", "read_class_names"]
+__all__ = ["check_class_order", "printable_names", "read_class_names"]
+
+_MAX_LENGTH = 200  # characters of a name
 
 
 def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Path] | None:
     """Read the first of the files that exists: one name per line, empty lines are skipped.
+
+    Lines ``NUMBER NAME``, as PaddleClas writes them, are sorted by their numbers if these are 0 to n - 1.
 
     Args:
         folder: where the files are.
@@ -23,8 +27,22 @@ def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Pat
     for path in (folder / file for file in files):
         if path.is_file():
             text = path.read_text(encoding="utf-8-sig", errors="replace")
-            return [line.strip() for line in text.splitlines() if line.strip()], path
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            return printable_names(_in_order(lines)), path
     return None
+
+
+def _in_order(lines: list[str]) -> list[str]:
+    pairs = [line.split(maxsplit=1) for line in lines]
+    numbers = [int(pair[0]) if len(pair) == 2 and pair[0].isdecimal() else -1 for pair in pairs]
+    if sorted(numbers) != list(range(len(lines))):
+        return lines
+    return [pairs[index][1] for index in sorted(range(len(lines)), key=numbers.__getitem__)]
+
+
+def printable_names(names: Iterable[str]) -> list[str]:
+    """Make the class names of a file or folder safe to print; see :func:`common.errors.printable`."""
+    return [printable(name, _MAX_LENGTH) for name in names]
 
 
 def check_class_order(names: Sequence[str] | None, learned: Sequence[str] | None, data: str, source: str) -> None:

@@ -20,7 +20,9 @@ from ..errors import UserError, one_line
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "backslash_hint",
     "check_name",
+    "is_ignored",
     "is_turned",
     "list_images",
     "load_rgb",
@@ -34,15 +36,25 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 
 
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder is never data: hidden ones (``._photo.jpg``, ``.ipynb_checkpoints``), ``__MACOSX``."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def list_images(folder: str | Path) -> list[str]:
     """List the files in and below a folder whose names end in one of ``IMAGE_SUFFIXES``, sorted.
 
-    Hidden files and folders, whose names begin with a dot, are left out.
+    Links to folders are followed. What :func:`is_ignored` names is left out.
     """
-    found = []
-    for parent, subfolders, files in os.walk(folder):  # strings: a million Path objects take long
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths = (os.path.join(parent, name) for name in files if not name.startswith("."))  # noqa: PTH118
+    found, visited = [], set()
+    for parent, subfolders, files in os.walk(folder, followlinks=True):  # strings: a million Path objects take long
+        real_parent = os.path.realpath(parent)
+        if real_parent in visited:  # a link to a folder above
+            subfolders.clear()
+            continue
+        visited.add(real_parent)
+        subfolders[:] = [name for name in subfolders if not is_ignored(name)]
+        paths = (os.path.join(parent, name) for name in files if not is_ignored(name))  # noqa: PTH118
         found += [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
     return sorted(found)
 
@@ -119,6 +131,11 @@ def check_name(path: str) -> None:
         raise UserError(f"image {path} has a name that is not UTF-8, which PaddleSeg cannot read; rename it")
 
 
+def backslash_hint(path: str | Path) -> str:
+    """What to add to the message that a file is missing: its path may have been written on Windows."""
+    return "; its backslashes separate no folders here: write /" if "\\" in str(path) and os.sep == "/" else ""
+
+
 def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
     """Check that OpenCV can read an image, mostly without decoding it.
 
@@ -131,7 +148,7 @@ def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
         UserError: the file is missing or damaged, or OpenCV cannot read its format.
     """
     if not Path(path).is_file():
-        raise UserError(f"image {path} does not exist; restore it, or remove it from the data")
+        raise UserError(f"image {path} does not exist; restore it, or remove it from the data{backslash_hint(path)}")
     size, deep = None, False
     try:
         with Image.open(path) as image:

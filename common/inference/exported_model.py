@@ -12,17 +12,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import paddle
 from paddle import Tensor
 
 from ..checkpoints.download import sha256_of
 from ..checkpoints.released import list_weights
+from ..data.class_names import printable_names
 from ..errors import UserError, one_line
+from ..schema import Range, check_value, read_json
 from .export_formats import FORMATS
 
 __all__ = [
@@ -41,6 +43,32 @@ CARD = "model_card.json"
 CONFIG = "config.yaml"
 LABELS = "labels.txt"
 PREPROCESSING = "preprocessing.json"
+
+
+@dataclass(frozen=True)
+class _File:
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class _Port:
+    """An input or output; open dimensions of its shape are names."""
+
+    name: str
+    shape: list[int | str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What programs need of a model card."""
+
+    task: str
+    classes: Annotated[int, Range(1, 2**31)]
+    files: dict[str, _File]
+    inputs: list[_Port]
+    outputs: list[_Port]
+
+
 _MODEL_FILES = [name for form in FORMATS.values() for name in (*form.names, *form.other_names)]
 
 
@@ -112,7 +140,7 @@ class ExportedModel:
         device: Paddle's name of it, as from ``paddle.device.get_device()``.
 
     Attributes:
-        card: content of ``model_card.json``.
+        card: the part of ``model_card.json`` that programs need.
         config: the configuration of the training, as yaml.
         class_names: in the order of the outputs.
 
@@ -129,16 +157,22 @@ class ExportedModel:
         self.config, self.class_names = self._read(CONFIG), self._read_labels()
         self._run = FORMATS["onnx" if file.suffix == ".onnx" else "paddle"].open(file, device)
 
+    def require(self, *outputs: str) -> None:
+        """Raise ``UserError`` if the model does not have these outputs, named in the card."""
+        missing = set(outputs) - {port.name for port in self.card.outputs}
+        if missing:
+            raise UserError(f"{self.file.parent / CARD} names no output {min(missing)}; export the model again")
+
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Run the model; inputs and outputs have the names in the card.
 
         Raises:
-            UserError: the inputs have wrong shapes, or the runtime fails.
+            UserError: the inputs have wrong shapes, the runtime fails, or the outputs are others than in the card.
         """
         arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-        if not all(_fits(arrays[row["name"]].shape, row["shape"]) for row in self.card["inputs"]):
-            taken = ", ".join(f"{row['name']} {row['shape']}" for row in self.card["inputs"])
+        if not all(port.name in arrays and _fits(arrays[port.name].shape, port.shape) for port in self.card.inputs):
+            taken = ", ".join(f"{port.name} {port.shape}" for port in self.card.inputs)
             raise UserError(
                 f"{self.file} needs inputs of shape {taken}, not {shapes}; use images of that size, or export the "
                 "model without -size"
@@ -147,8 +181,12 @@ class ExportedModel:
             outputs = self._run(arrays)
         except Exception as error:
             raise UserError(f"{self.file} fails on {shapes}: {one_line(error)}") from error
-        names = [row["name"] for row in self.card["outputs"]]
-        return {name: paddle.to_tensor(array) for name, array in zip(names, outputs, strict=True)}
+        ports = self.card.outputs
+        if len(outputs) != len(ports) or not all(
+            _fits(array.shape, port.shape) for array, port in zip(outputs, ports, strict=True)
+        ):
+            raise UserError(f"{self.file} has other outputs than {CARD} describes; export the model again")
+        return {port.name: paddle.to_tensor(array) for array, port in zip(outputs, ports, strict=True)}
 
     def _read(self, name: str) -> str:
         path = self.file.parent / name
@@ -168,30 +206,27 @@ class ExportedModel:
             path = self.file.parent / name
             if not path.is_file():
                 raise UserError(f"no such file: {path} of {self.file.name}; export the model again")
-            described = self.card["files"].get(name, {}).get("sha256")
+            described = self.card.files[name].sha256 if name in self.card.files else None
             if described and described != sha256_of(path):
                 raise UserError(f"{path} is not the file that {CARD} describes; export the model again")
 
     def _read_labels(self) -> list[str]:
         labels = self._read(LABELS).removesuffix("\n").split("\n")  # splitlines would split at other characters, too
-        if len(labels) != self.card["classes"]:
+        if len(labels) != self.card.classes:
             raise UserError(
-                f"{self.file.parent / LABELS} has {len(labels)} lines and the model {self.card['classes']} classes; "
+                f"{self.file.parent / LABELS} has {len(labels)} lines and the model {self.card.classes} classes; "
                 "export the model again"
             )
-        return labels
+        return printable_names(labels)
 
-    def _read_card(self) -> dict[str, Any]:
+    def _read_card(self) -> Card:
+        path = self.file.parent / CARD
         try:
-            card = json.loads(self._read(CARD))
-            missing = {"task", "classes", "files", "inputs", "outputs"} - set(card)
-            if missing:
-                raise ValueError(f"it has no {min(missing)}")
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{self.file.parent / CARD} is not a model card of this project ({error}); export the model again"
-            ) from error
-        return card
+            return check_value(read_json(path, f"the model card {path}"), Card, f"the model card {path}")
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; export the model again") from error
+        except UserError as error:
+            raise UserError(f"{error}; export the model again") from error
 
 
 def _fits(shape: Sequence[int], taken: Sequence[int | str]) -> bool:

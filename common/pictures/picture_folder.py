@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import UserError
+from ..runtime.atomic_file import replace_file
 
 __all__ = ["CannotWrite", "PictureFolder"]
 
@@ -61,7 +62,8 @@ class PictureFolder:
                 break
         for kind, path in paths.items():
             try:
-                pictures[kind].save(path, format="PNG")
+                with replace_file(path) as file:
+                    pictures[kind].save(file, format="PNG")
             except OSError as error:
                 raise CannotWrite(f"cannot write {path}: {error.strerror or error}; give another -out") from error
             self._protected.add(_file_id(path))

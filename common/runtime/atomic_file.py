@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replace_file", "write_text"]
+__all__ = ["copy_file", "replace_file", "write_text"]
 
 
 @contextlib.contextmanager
@@ -21,7 +22,7 @@ def replace_file(path: Path, verify: Callable[[Path], None] = lambda temporary: 
         verify: called with the temporary file before the renaming; may raise.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -38,6 +39,26 @@ def replace_file(path: Path, verify: Callable[[Path], None] = lambda temporary: 
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Make ``target`` the same file as ``source``, or a copy of it where the file system has no hard links.
+
+    Both must only ever be replaced, not changed in place. Raises ``OSError``.
+    """
+    temporary = _temporary(target)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import io
 import multiprocessing
@@ -10,13 +11,16 @@ import os
 import signal
 import sys
 import textwrap
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import StoppedBySignal, UserError
+from ..errors import StoppedBySignal, UserError, one_line, printable
 from .cpu_settings import use_fast_gemm
+from .signals import stop_with_launcher
 
 if TYPE_CHECKING:
     from .failure_watch import FailureWatch
@@ -26,7 +30,18 @@ use_fast_gemm()
 
 EXIT_USER_ERROR = 2
 
-__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run"]
+__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "expand_home", "run"]
+
+
+def expand_home(value: Any) -> Any:
+    """Replace a leading ``~`` by the home folder, in a string or path, or in all values of a list or dict."""
+    if isinstance(value, dict):
+        value.update({name: expand_home(item) for name, item in value.items()})
+    elif isinstance(value, list):
+        value[:] = map(expand_home, value)
+    elif isinstance(value, (str, Path)) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))  # noqa: PTH111 (keeps the type)
+    return value
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -66,6 +81,17 @@ class ArgumentParser(argparse.ArgumentParser):
         """Add ``-name`` and ``--name``, under the heading of a group if one is given."""
         (group or self).add_argument(f"-{name}", f"--{name}", dest=name, **options)
 
+    def add_opts(self, group: argparse._ArgumentGroup | None = None) -> None:
+        """Add ``-opts KEY VALUE ...``, which may stand anywhere, and several times."""
+        help_text = "any key of the configuration; several -opts add up"
+        self.add_flag("opts", group, nargs="*", action="extend", default=[], metavar="KEY VALUE", help=help_text)
+
+    def parse_args(self, *arguments: Any, **options: Any) -> argparse.Namespace:  # type: ignore[override]
+        """Parse as argparse does, and expand ``~`` at the beginning of values, as in ``-data_path=~/photos``."""
+        parsed = super().parse_args(*arguments, **options)
+        expand_home(vars(parsed))
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; -h lists the flags")
 
@@ -74,8 +100,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     """Run ``main(arguments)``, then exit with 0, or with 2 and one line for an error that the user can correct.
 
     ``-debug`` among the arguments prints the traceback as well. If one of several ranks fails, all exit with its code
-    and rank 0 prints its line. A run that saved its state because of a signal exits with 128 plus the signal's number.
+    and print its line. A run that saved its state because of a signal exits with 128 plus the signal's number.
     """
+    stop_with_launcher()
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")  # while a model is traced
@@ -88,7 +115,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         if int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1:  # else -h and wrong flags need not wait for Paddle
             from . import failure_watch
 
-            watch = failure_watch.init_process_group()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the handler that Paddle's import has set can hang
+            watch = failure_watch.FailureWatch()
+            failure_watch.init_process_group()
         main(argv)
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,16 +135,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except StoppedBySignal as stop:
         exit_code = stop.exit_code
     except Exception as error:
-        lost = watch and failure_watch.is_lost_connection(error)
-        if not lost or debug:
-            traceback.print_exc()
-        if lost:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _fail(watch, watch.explain_loss() if watch and lost else f"{type(error).__name__}: {error}", 1)
+        if watch:  # the error may be what a collective operation makes of a lost rank; the watch then ends this process
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as another rank is gone
+            time.sleep(5)
+        traceback.print_exc()
+        _fail(watch, f"{type(error).__name__}: {one_line(error)}", 1)
     if watch:
-        from .distributed import barrier
-
-        barrier()
         watch.close()
     if exit_code:
         _leave(exit_code)
@@ -123,14 +148,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 def _fail(watch: FailureWatch | None, message: str, exit_code: int) -> NoReturn:
     """Print the message where the user sees it, and end all ranks."""
-    if watch:
-        watch.take_over()
-    message = " ".join(message.encode(errors="backslashreplace").decode().split())
-    if watch is None or os.environ["PADDLE_TRAINER_ID"] == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    message = printable(message)
     if watch:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as another rank is gone
         watch.announce(message, exit_code)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"error: {message}", file=sys.stderr, flush=True)
     _leave(exit_code)
 
 

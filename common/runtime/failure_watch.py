@@ -3,137 +3,183 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import os
-import re
+import socket
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from multiprocessing.connection import Connection, wait
 
 import paddle.distributed as dist
-from paddle.base import core
 
+from ..errors import UserError
 from .distributed import is_main_process, rank, world_size
 
-__all__ = ["FailureWatch", "init_process_group", "is_lost_connection"]
+__all__ = ["FailureWatch", "init_process_group"]
+
+_START_LIMIT = 120.0  # seconds that ranks wait for each other at the start
+_LONGEST_MESSAGE = 10_000  # characters
+_LOST = "is lost: it was killed or its machine is gone; run the same command with -resume auto to continue"
 
 
-def init_process_group() -> FailureWatch | None:
-    """Join the other ranks and watch them; ``None`` in a single process."""
-    if world_size() == 1:
-        return None
+def init_process_group() -> None:
+    """Let Paddle connect the ranks, when a :class:`FailureWatch` has found that all have started."""
+    # If a rank is lost now, Paddle waits for 15 minutes, and holds the lock without which no Python thread can run.
+    faulthandler.dump_traceback_later(_START_LIMIT, exit=True)
     with contextlib.redirect_stderr(io.StringIO()):  # Paddle prints the flags that the launcher itself has set
         dist.init_parallel_env()
-    return FailureWatch()
-
-
-def is_lost_connection(error: Exception) -> bool:
-    """Whether an error of a collective operation means that another rank is gone."""
-    return bool(re.search(r"gloo.*(?:TIMEOUT|Connection|closed|reset|pair)", str(error), re.DOTALL))
+    faulthandler.cancel_dump_traceback_later()
 
 
 class FailureWatch:
-    """Ends every rank with the same exit code when one of them fails, so that none waits forever.
+    """Ends every rank with the same message and exit code when one of them fails, so that none waits forever.
 
-    The launcher shows only rank 0, and stops the other ranks without a message. So a failing rank leaves its message in
-    the key-value store of the job. A thread of each rank reads it twice a second, also while the main thread is blocked
-    in a collective operation; rank 0 prints the message, and all exit. The thread also counts a heartbeat, from which
-    rank 0 notices that a rank was killed or its machine is gone. The others notice rank 0 when the store, which it
-    runs, does not answer.
+    Each rank has a TCP connection to rank 0. To rank 0, another rank is
+
+    - missing, until it sends ``hello``. Rank 0 then answers ``go``, or ``failed`` if some are missing for too long.
+    - running, until it sends ``done`` or ``failed``. Rank 0 passes a failure on, its own included, and all exit.
+    - lost, if the connection ends before that; this counts as ``failed``. The kernel ends it at once for a killed
+      process, and after 20 s for a machine that does not answer. For a suspended or busy process it still answers.
+
+    To another rank, rank 0 is running until it sends ``done``, when all others are, or ``failed``; or it is lost.
+
+    A thread reads the connections, because the main thread may be waiting in a collective operation.
+
+    Raises:
+        UserError: a rank did not start, or failed before all had started.
     """
 
-    _INTERVAL = 0.5  # seconds between two reads
-    _SILENCE = 20.0  # seconds without a heartbeat or an answer after which a rank is lost
-    _REMEDY = "it was killed or its machine is gone; run the same command with -resume auto to continue"
-
     def __init__(self):
-        # A client of its own: Paddle's is not thread-safe, and NCCL uses it for its first communication.
-        host, _, port = _store_address().rpartition(":")
-        self._store = core.TCPStore(host, int(port), False, 0)
-        self._closed = threading.Event()
-        self._lock, self._reporting = threading.Lock(), threading.Lock()
-        self._answered = time.monotonic()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._watch_store)]
-        for thread in self._threads:
-            thread.start()
-
-    def take_over(self) -> None:
-        """Let this rank report its own failure, not one of another rank that the watch may have read."""
-        self._reporting.acquire()
+        self._failing = threading.Lock()  # whoever takes it reports the first failure, and ends this process
+        self._connections: dict[Connection, int] = {}  # and the ranks at their other ends
+        os.register_at_fork(after_in_child=self._close_connections)  # a killed rank's readers would keep them open
+        if is_main_process():
+            self._gather_ranks(*_store_address())
+        else:
+            self._find_main_process(*_store_address())
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
 
     def announce(self, message: str, exit_code: int) -> None:
-        """Tell all ranks to exit with ``exit_code``, and wait until they have had time to read it."""
-        if self._lock.acquire(timeout=4 * self._INTERVAL):  # the watch may be stuck in a dead connection
-            with contextlib.suppress(Exception):  # the store may be gone with rank 0
-                self._store.set("failure", f"{exit_code} rank {rank()}: {message}")
-                self._store.add("failures", 1)
-            self._lock.release()
-        self._closed.set()
-        time.sleep((3 if is_main_process() else 10) * self._INTERVAL)
-
-    def explain_loss(self) -> str:
-        """The ranks without a heartbeat, as a message. Rank 0 finds them; the others leave it the time to."""
-        if not is_main_process():
-            time.sleep(self._SILENCE)
-            return "another rank does not respond"
-        others = range(1, world_size())
-        before = self._heartbeats(others)
-        time.sleep(3 * self._INTERVAL)
-        silent = [str(other) for other, count in self._heartbeats(others).items() if count == before[other]]
-        if not silent:
-            return "the connection to another rank broke; run the same command with -resume auto to continue"
-        return f"rank {', '.join(silent)} does not respond: {self._REMEDY}"
+        """Let all ranks exit with a message of this one, which must exit then; unless another was faster."""
+        if is_main_process():
+            self._failing.acquire()
+            self._send("failed", exit_code, message)
+        else:
+            self._send("failed", exit_code, f"rank {rank()}: {message}")
+            self._thread.join(timeout=10)  # it ends the process when rank 0 has answered
 
     def close(self) -> None:
-        """Stop watching; call it when the work is done, before the store goes away."""
-        self._closed.set()
-        for thread in self._threads:
-            thread.join()
+        """Wait until all ranks are done."""
+        if is_main_process():
+            self._thread.join()
+            self._send("done")
+        else:
+            self._send("done")
+            self._thread.join()
+
+    def _gather_ranks(self, host: str, port: int) -> None:
+        missing = set(range(1, world_size()))
+        deadline = time.monotonic() + _START_LIMIT
+        try:
+            server = socket.create_server(("", port), backlog=world_size())
+        except OSError as error:
+            raise UserError(f"rank 0 cannot listen at {host}:{port} ({error.strerror}); free the port") from None
+        with server:
+            while missing:
+                server.settimeout(max(0.1, deadline - time.monotonic()))
+                try:
+                    connection = _watched(server.accept()[0])
+                except TimeoutError:
+                    ranks = ", ".join(map(str, sorted(missing)))
+                    message = f"rank {ranks} did not start within {_START_LIMIT:.0f} s; see log/workerlog.N there"
+                    self._send("failed", 2, message)
+                    raise UserError(message) from None
+                kind, other, _ = _receive(connection)
+                if kind == "hello" and other in missing:  # else it is none of ours
+                    self._connections[connection] = other
+                    missing.remove(other)
+        self._send("go")
+
+    def _find_main_process(self, host: str, port: int) -> None:
+        deadline = time.monotonic() + _START_LIMIT
+        while True:
+            try:
+                connection = _watched(socket.create_connection((host, port), timeout=5))
+                break
+            except OSError as error:  # rank 0 may not listen yet
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"rank {rank()} did not reach rank 0 at {host}:{port} within {_START_LIMIT:.0f} s ({error}); "
+                        "see log/workerlog.0 there, or open all ports between the machines"
+                    ) from None
+                time.sleep(0.5)
+        self._connections[connection] = 0
+        self._send("hello", rank())
+        kind, _, message = _receive(connection, timeout=_START_LIMIT + 5)
+        if kind != "go":
+            raise UserError(message or f"rank 0 at {host}:{port} {_LOST}")
 
     def _watch(self) -> None:
-        others = range(1, world_size()) if is_main_process() else range(0)
-        counts, since = dict.fromkeys(others, 0), dict.fromkeys(others, time.monotonic())
-        while not self._closed.wait(self._INTERVAL):
-            try:
-                with self._lock:
-                    self._store.add(f"heartbeat {rank()}", 1)
-                    failure = self._store.get("failure") if self._store.add("failures", 0) else b""
-                latest = self._heartbeats(others)
-            except Exception:  # rank 0 runs the store, and would have announced its own failure
-                self._leave(1, f"rank 0 does not respond: {self._REMEDY}", everywhere=True)
-            now = self._answered = time.monotonic()
-            if failure and not self._closed.is_set():
-                exit_code, _, message = failure.decode().partition(" ")
-                self._leave(int(exit_code), message)
-            since |= {other: now for other in others if latest[other] != counts[other]}
-            counts = latest
-            silent = [other for other in others if now - since[other] > self._SILENCE]
-            if silent:
-                self.announce(f"rank {silent[0]} does not respond", 1)
-                self._leave(1, f"rank {', '.join(map(str, silent))} does not respond: {self._REMEDY}")
+        running = dict(self._connections)
+        while running:
+            wait(list(running))
+            for connection in [each for each in running if each.poll()]:
+                kind, exit_code, message = _receive(connection)
+                if kind == "done":
+                    del running[connection]
+                    continue
+                if kind == "failed":
+                    time.sleep(1)  # this rank may be about to report the same error itself
+                else:
+                    exit_code, message = 1, f"rank {running[connection]} {_LOST}"
+                if is_main_process():
+                    self.announce(message, exit_code)
+                with contextlib.suppress(OSError):  # nobody reads it
+                    print(f"error: {message}", file=sys.stderr, flush=True)
+                if not is_main_process():
+                    time.sleep(3)  # the launcher looks every second, and shows the log of the rank that left first
+                os._exit(exit_code)
 
-    def _heartbeats(self, others: Iterable[int]) -> dict[int, int]:
-        with self._lock:
-            return {other: self._store.add(f"heartbeat {other}", 0) for other in others}
+    def _send(self, kind: str, number: int = 0, message: str = "") -> None:
+        for connection in self._connections:
+            with contextlib.suppress(OSError):  # it is lost, and the thread will notice
+                connection.send_bytes(f"{kind} {number} {message[:_LONGEST_MESSAGE]}".encode())
 
-    def _watch_store(self) -> None:
-        """Leave when a request to the store neither succeeds nor fails."""
-        while not self._closed.wait(self._INTERVAL):
-            if time.monotonic() - self._answered > self._SILENCE:
-                self._leave(1, f"rank 0 does not respond: {self._REMEDY}", everywhere=True)
-
-    def _leave(self, exit_code: int, message: str, everywhere: bool = False) -> None:
-        # Whoever took over reports a failure of this rank itself and leaves, unless it is stuck.
-        self._reporting.acquire(timeout=20 * self._INTERVAL)
-        if everywhere or is_main_process():
-            print(f"error: {message}", flush=True)
-        if not is_main_process():
-            time.sleep(6 * self._INTERVAL)  # the launcher reports the exit code of the first rank that leaves: rank 0
-        os._exit(exit_code)
+    def _close_connections(self) -> None:
+        for connection in self._connections:
+            connection.close()
 
 
-def _store_address() -> str:
-    """The address of the key-value store that rank 0 runs, found as ``paddle.distributed.init_parallel_env`` does."""
+def _receive(connection: Connection, timeout: float = 5) -> tuple[str, int, str]:
+    """What :meth:`FailureWatch._send` has sent; empty if the connection has ended, or after ``timeout`` seconds."""
+    with contextlib.suppress(EOFError, OSError, ValueError):
+        if connection.poll(timeout):
+            kind, number, message = connection.recv_bytes(8 * _LONGEST_MESSAGE).decode().split(" ", 2)
+            return kind, int(number), message
+    return "", 0, ""
+
+
+def _watched(connection: socket.socket) -> Connection:
+    """A connection that the kernel ends when the other machine has not answered for 20 s."""
+    connection.setblocking(True)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)  # ms; while a message is on its way
+    return Connection(connection.detach())
+
+
+def _store_address() -> tuple[str, int]:
+    """Where Paddle's key-value store will listen, as ``paddle.distributed.init_parallel_env`` finds it.
+
+    The port is free until then, and the other ranks can reach it.
+    """
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-        return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    return os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address = os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
+    host, _, port = address.rpartition(":")
+    return host, int(port)

@@ -1,18 +1,32 @@
-"""SIGTERM and SIGINT as a request to save and exit."""
+"""SIGTERM, SIGINT and SIGHUP as a request to save and exit, and processes that end with their parent."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import time
 
-from .distributed import is_main_process
+__all__ = ["StopRequest", "bind_to_parent", "stop_with_launcher"]
 
-__all__ = ["PR_SET_PDEATHSIG", "StopRequest", "bind_to_parent"]
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
+def _send_at_death_of_parent(number: int) -> None:
+    pr_set_pdeathsig = 1  # of <sys/prctl.h>
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
+def stop_with_launcher() -> None:
+    """Send SIGTERM to this rank when Paddle's launcher dies: a new launch would train beside it otherwise."""
+    launcher = os.getppid()
+    if "PADDLE_RANK_IN_NODE" in os.environ:  # only the launcher sets it
+        _send_at_death_of_parent(signal.SIGTERM)
+        if os.getppid() != launcher:  # it died before the request
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def bind_to_parent(*_: object) -> None:
@@ -20,28 +34,31 @@ def bind_to_parent(*_: object) -> None:
 
     Terminals and schedulers send signals to readers, too. Paddle's readers wait forever for a parent that was killed.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _send_at_death_of_parent(signal.SIGKILL)
 
 
 class StopRequest:
     """Remembers the first signal; a second one ends the process at once.
 
     The launcher forwards signals that the terminal or the scheduler has sent to its processes already, so signals
-    within a second of the first one are ignored.
+    within a second of the first one are ignored. SIGHUP stays ignored if the program was started with nohup.
     """
 
     _SAME = 1.0  # seconds
 
     def __init__(self):
+        from .distributed import is_main_process  # imports Paddle
+
+        self._prints = is_main_process()
         self.signal_number = 0
         self._since = 0.0
 
     def __enter__(self) -> StopRequest:
         self._process = os.getpid()
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,8 +69,9 @@ class StopRequest:
         now = time.monotonic()
         if not self.signal_number:
             self.signal_number, self._since = number, now
-            if is_main_process() and os.getpid() == self._process:
+            if self._prints and os.getpid() == self._process:
                 name = signal.Signals(number).name
-                os.write(1, f"{name}: saving after this step; a second signal exits immediately\n".encode())
+                with contextlib.suppress(OSError):  # the terminal is gone
+                    os.write(1, f"{name}: saving after this step; a second signal exits immediately\n".encode())
         elif now - self._since > self._SAME:
             os._exit(128 + number)

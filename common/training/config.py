@@ -7,7 +7,6 @@ All tasks share the keys of :func:`shared_config` and their flags. Each task des
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from yacs.config import CfgNode
 
 from ..checkpoints.released import list_weights
 from ..errors import UserError
-from ..runtime.command_line import ArgumentParser
+from ..runtime.command_line import ArgumentParser, expand_home
+from .allowed import Kind, NotAllowedError
 from .config_values import (
     coerce,
     find,
@@ -70,7 +70,8 @@ def shared_config() -> CfgNode:
     config.LOG_INTERVAL = 50  # optimizer steps between two lines
     config.PICTURES = 4  # images of rank 0 that VisualDL shows, of a training batch and of the validation data
     config.HISTOGRAMS = False  # of all weights and gradients before each validation, for VisualDL
-    config.OUTPUT = ""
+    config.OUTPUT = ""  # folder of the run; empty: output/ and the names of the file and of other data than the file's
+    config.OVERWRITE = False  # replace another run in OUTPUT
     config.RESUME = ""  # a training state (latest.pdparams), or auto for that in OUTPUT if there is one
     config.EVAL = False  # only evaluate
     config.RECORD = ""  # CSV file to append the metrics of an evaluation to
@@ -129,7 +130,14 @@ _SHARED_FLAGS = {
         "weights and output",
         "FILE",
     ),
-    "output": Flag(("OUTPUT",), str, "folder for checkpoints and logs", "weights and output", "FOLDER"),
+    "output": Flag(
+        ("OUTPUT",),
+        str,
+        "folder of the run; by default output/NAME of -cfg, and -DATA if other data than that of -cfg is given",
+        "weights and output",
+        "FOLDER",
+    ),
+    "overwrite": Flag(("OVERWRITE",), bool, "replace another run in -output", "weights and output"),
     "device": Flag(("DEVICE",), str, "cpu, gpu or gpu:N (default: a GPU if there is one)", "training", "DEVICE"),
     "eval": Flag(("EVAL",), bool, "only evaluate -pretrained (or -resume)", "instead of training"),
     "amp": Flag(
@@ -142,8 +150,11 @@ _SHARED_FLAGS = {
     ),
 }
 
+# Files and devices of the machine that trained weights; inside weights they are ignored.
+_MACHINE_KEYS = {"MODEL.PRETRAINED", "OUTPUT", "RESUME", "RECORD", "DEVICE"}
+
 # Keys that say what one command does; they are not part of a run.
-_INVOCATION_KEYS = {"RESUME", "EVAL", "RECORD"}
+_INVOCATION_KEYS = {"RESUME", "OVERWRITE", "EVAL", "RECORD"}
 
 # Keys that a resumed run may change and still reach identical weights; the trainer compares those of the last line.
 _FREE_KEYS = {
@@ -171,6 +182,9 @@ class TaskConfig:
         free_keys: keys, or whole sections, that may differ between a run and its continuation.
         invocation_keys: keys that say what one command does; they are not saved with a run.
         open_sections: sections of a toolkit: any keys and values, which are merged dict by dict.
+        allowed: what the configuration inside weights may say, by dotted key or open section. Open sections that are
+            not in it are refused; a key of the task that is not in it must be harmless with any value of its type.
+        machine_keys: keys that name files; inside weights they are ignored.
     """
 
     default_file: Path
@@ -180,6 +194,8 @@ class TaskConfig:
     free_keys: frozenset[str] = frozenset()
     invocation_keys: frozenset[str] = frozenset()
     open_sections: Container[str] = frozenset()
+    allowed: Mapping[str, Kind] = field(default_factory=dict)
+    machine_keys: frozenset[str] = frozenset()
 
     # ---- flags
 
@@ -197,13 +213,7 @@ class TaskConfig:
             metavar="YAML",
             help=f"configuration file (default: {'/'.join(self.default_file.parts[-3:])})",
         )
-        parser.add_flag(
-            "opts",
-            groups["configuration"],
-            nargs=argparse.REMAINDER,
-            default=[],
-            help="KEY VALUE ...: any key that has no flag; comes last",
-        )
+        parser.add_opts(groups["configuration"])
         for name, flag in self._all_flags().items():
             is_switch = flag.type is bool
             options = {"action": "store_true"} if is_switch else {"type": flag.type, "metavar": flag.metavar}
@@ -233,12 +243,28 @@ class TaskConfig:
             UserError: a file is missing or is not yaml, a key is unknown, or a value is of a wrong type or impossible.
         """
         config = self.defaults()
-        for values, source in read_yaml_with_bases(Path(arguments.cfg).expanduser()):
+        for values, source in read_yaml_with_bases(Path(arguments.cfg)):
             self._merge(config, values, source)
-        return self._finish(config, arguments)
+        data = self._data(config)
+        self._override(config, arguments)
+        if not config.OUTPUT:
+            path = Path(arguments.cfg).expanduser().resolve().with_suffix("")
+            configs = self.default_file.parent.resolve()
+            path = path.relative_to(configs) if path.is_relative_to(configs) else Path(path.name)
+            other = [name for name in self._data(config) if name not in data]
+            config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
+        return self._finish(config)
+
+    def _data(self, config: CfgNode) -> list[str]:
+        """The names of the data: its kind and its folder, so far as the configuration has them."""
+        flags = [self.flags[name] for name in ("dataset", "data_path") if name in self.flags]
+        values = [find(config, flag.keys[0]) for flag in flags]
+        return [Path(str(value)).expanduser().resolve().name for value in values if value]
 
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.
+
+        The one saved with the weights may be anybody's, and is refused if it says more than :attr:`allowed`.
 
         Args:
             text: the configuration saved with the weights, as yaml.
@@ -252,34 +278,59 @@ class TaskConfig:
             return self.load(arguments)
         if text is None:
             raise UserError(f"{source} contains no configuration; give it with -cfg")
-        return self.from_text(text, source, arguments)
+        config = self._parse(text, source)
+        self._check_allowed(config, source)
+        self._override(config, arguments)
+        return self._finish(config)
 
-    def from_text(self, text: str, source: str, arguments: argparse.Namespace | None = None) -> CfgNode:
-        """The configuration saved in a checkpoint; raises ``UserError`` as :meth:`load` does."""
+    def from_text(self, text: str, source: str) -> CfgNode:
+        """The configuration saved in a training state, to be compared: nothing may be built from it.
+
+        Raises:
+            UserError: as for :meth:`load`.
+        """
+        return self._finish(self._parse(text, source))
+
+    def _parse(self, text: str, source: str) -> CfgNode:
         config = self.defaults()
         self._merge(config, read_yaml(text, f"the configuration of {source}"), source)
-        return self._finish(config, arguments)
+        return config
 
-    def _finish(self, config: CfgNode, arguments: argparse.Namespace | None) -> CfgNode:
-        """Apply flags and ``-opts``, check the values, and freeze the result."""
-        if arguments is not None:
-            for name, flag in self._all_flags().items():
-                value = getattr(arguments, name, None)
-                if value is not None and value is not False:
-                    for key in flag.keys:
-                        self._set(config, key, value, f"-{name}")
-            self._set_options(config, arguments.opts)
+    def _check_allowed(self, config: CfgNode, source: str) -> None:
+        """Refuse what a configuration inside weights may not say, and ignore its files."""
+        defaults = self.defaults()
+        try:
+            for key in [*self.allowed, *(name for name in config if name in self.open_sections)]:
+                if key not in self.allowed:
+                    raise NotAllowedError(f"{key!r:.80} is not on the list of what weights may configure")
+                if (value := find(config, key)) is not None:
+                    self.allowed[key](value, key)
+        except NotAllowedError as error:
+            raise UserError(
+                f"the configuration of {source} is refused: {error}. If you trust it, give the configuration with -cfg"
+            ) from error
+        for key in _MACHINE_KEYS | self.machine_keys:
+            above, _, name = key.rpartition(".")
+            (find(config, above) if above else config)[name] = find(defaults, key)
+
+    def _override(self, config: CfgNode, arguments: argparse.Namespace) -> None:
+        """Apply flags and ``-opts``."""
+        for name, flag in self._all_flags().items():
+            value = getattr(arguments, name, None)
+            if value is not None and value is not False:
+                for key in flag.keys:
+                    self._set(config, key, value, f"-{name}")
+        self._set_options(config, arguments.opts)
+
+    def _finish(self, config: CfgNode) -> CfgNode:
+        """Check the values, and freeze the result."""
+        expand_home(config)
         _check_shared(config)
         self.check(config)
         config.freeze()
         return config
 
     def _set_options(self, config: CfgNode, options: Sequence[str]) -> None:
-        # argparse gives -opts all that follows it, another -opts included: messages tell users to add one.
-        options = [option for option in options if option not in ("-debug", "--debug", "-opts", "--opts")]
-        for option in options[::2]:
-            if re.match("--?[a-z]", option):
-                raise UserError(f"{option} comes after -opts, which must be last: put {option} before -opts")
         if len(options) % 2:
             raise UserError(f"-opts takes pairs of KEY VALUE; {options[-1]!r} has no value")
         for key, text in zip(options[::2], options[1::2], strict=True):
@@ -352,15 +403,7 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
     parser.add_flag("cfg", group, metavar="YAML", help="configuration of the weights (default: the one saved in them)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].help)
-    parser.add_flag(
-        "opts",
-        group,
-        nargs="*",
-        action="extend",
-        default=[],
-        metavar="KEY VALUE",
-        help="override keys of the configuration",
-    )
+    parser.add_opts(group)
     return group
 
 
@@ -394,6 +437,6 @@ def _check_shared(config: CfgNode) -> None:
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
-    require(config, "OUTPUT", bool, "must name a folder; give -output")
+    require(config, "SEED", lambda value: value < 2**32, "must be less than 2**32, which libraries take")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
+from ..errors import StoppedBySignal
 from ..runtime.command_line import ArgumentParser, run
 from ..tasks import TASKS
 
@@ -27,13 +29,16 @@ def launch(documentation: str, name: str) -> None:
         parser = ArgumentParser(
             f"{documentation.rstrip()}\n\n{_BRACKETS}",
             "0 success, 2 invalid input, 128 + signal number after saving because of a signal, 1 other errors",
-            usage=f"python -m paddle.distributed.launch {name}/main_multi_gpu.py [flags]",
+            usage=f"python [-m paddle.distributed.launch] {name}/main_multi_gpu.py [flags]",
         )
         config_spec.add_flags(parser)
         config = config_spec.load(parser.parse_args(argv))
         from .run import run_task  # imports Paddle
 
-        task = TASKS[name].task()
-        run_task(task(config))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the handler that Paddle's import has set can hang
+        task = TASKS[name].task()(config)
+        run_task(task)
+        if task.log.reader_is_gone:
+            raise StoppedBySignal(signal.SIGPIPE)
 
     run(main)

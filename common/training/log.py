@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from paddle.io import DataLoader
 from PIL import Image
 from tqdm import tqdm
 
-from ..runtime.atomic_file import write_text
+from ..errors import printable
+from ..runtime.atomic_file import replace_file, write_text
 from ..runtime.distributed import is_main_process
 
-__all__ = ["TrainingLog"]
+__all__ = ["Position", "TrainingLog"]
 
 _INTERVALS = {"delay": 10.0, "mininterval": 10.0}  # seconds until the first line of progress, and between two
 _PROGRESS = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
 _HISTOGRAM_BUCKETS = 50
+_KINDS = "train", "val", "val_ema"
 _NO_CURVES = {
     "epoch",  # a straight line
     "images",  # constant; and VisualDL's server stops at a curve with the same name as a picture, val/images
@@ -30,9 +36,42 @@ _NO_CURVES = {
 class _ProgressLines(tqdm):
     """Prints a new line for each update instead of redrawing the bar."""
 
+    def __init__(self, log: TrainingLog, **options: Any):
+        self._log = log
+        super().__init__(**options)
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:  # otherwise tqdm clears the bar
-            print(self, file=self.fp, flush=True)
+            with self._log.printing():
+                print(self, file=self.fp, flush=True)
+
+
+class Position(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+        step: optimizer steps done.
+        steps_per_epoch: in this run; another number of ranks or another batch size may have counted otherwise before.
+        is_validated: the validation after this step is complete, if one was due.
+    """
+
+    step: int
+    steps_per_epoch: int
+    is_validated: bool
+
+    def includes(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record will not be written again when the run continues here."""
+        recorded, done = record["step"], float(self.step)
+        if "epoch" in record:
+            recorded, done = record["epoch"], self.step / self.steps_per_epoch
+        return recorded < done or (recorded == done and (self.is_validated or record["kind"] == "train"))
+
+    def step_of(self, record: Mapping[str, Any]) -> int:
+        """The step of a record as this run counts."""
+        return round(record["epoch"] * self.steps_per_epoch) if "epoch" in record else record["step"]
+
+
+_START = Position(0, 1, is_validated=False)
 
 
 class TrainingLog:
@@ -42,18 +81,23 @@ class TrainingLog:
     ``train/images_per_second``; ``val/METRIC`` and, of the averaged weights, ``val_ema/METRIC``; the pictures
     ``train/samples`` and ``val/images`` or ``val/image N``; with ``HISTOGRAMS`` the histograms ``weights/PARAMETER``
     and ``gradients/PARAMETER``.
+
+    Attributes:
+        reader_is_gone: nobody reads the lines any more, because a program after ``|`` or the terminal has ended. After
+            :meth:`open`, when there is something to lose, this is no error.
     """
 
     def __init__(self):
+        self.reader_is_gone = False
         self._file = self._visualdl = None
 
-    def open(self, folder: Path, last_step: int = -1) -> None:
+    def open(self, folder: Path, done: Position = _START) -> None:
         """Start to write ``log.jsonl`` (one object per record: ``kind``, ``step``, then the metrics) and ``visualdl/``.
 
         Args:
-            last_step: keep the records of an interrupted run up to this step, and drop later ones and a line that a
-                kill cut in two: these steps are trained again. VisualDL shows only the newest file of a folder, so the
-                kept records are written to it again.
+            done: keep the records of a resumed run up to here. Later ones are dropped, because these steps are
+                trained again, and so is what is no record, such as a line that a kill cut in two. VisualDL shows only
+                the newest file of a folder, so the kept records are written into a new one, which replaces the others.
         """
         if not is_main_process():
             return
@@ -61,13 +105,15 @@ class TrainingLog:
 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= last_step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        kept = [record for record in _read_records(path) if done.includes(record)]
+        write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
+        for older in (folder / "visualdl").glob("vdlrecords.*"):
+            older.unlink()
         self._visualdl = LogWriter(logdir=str(folder / "visualdl"), display_name=folder.name)
-        for record in map(json.loads, kept):
-            self._add_scalars(record.pop("kind"), record.pop("step"), record)
+        for record in kept:
+            metrics = {name: value for name, value in record.items() if name not in ("kind", "step")}
+            self._add_scalars(record["kind"], done.step_of(record), metrics)
 
     def close(self) -> None:
         if self._file and self._visualdl:
@@ -80,13 +126,26 @@ class TrainingLog:
         return self._visualdl is not None
 
     def line(self, text: str) -> None:
-        """Print one line, above a progress bar if there is one."""
+        """Print a line, or a table of several, above a progress bar if there is one."""
         if is_main_process():
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            with self.printing():
+                tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
+                sys.stdout.flush()
+
+    @contextmanager
+    def printing(self) -> Iterator[None]:
+        """Around all that prints during training: from when nobody reads it, print to the null device."""
+        try:
+            yield
+        except OSError as error:
+            if self._file is None or error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            self.reader_is_gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def record(self, kind: str, step: int, **metrics: float) -> None:
-        """Write the metrics of a step; ``kind`` is ``train``, ``val`` or ``val_ema``, the prefix in VisualDL."""
+        """Write the finite metrics of a step; ``kind`` is ``train``, ``val`` or ``val_ema``, the prefix in VisualDL."""
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON has no others
         if self._file:
             self._file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
             self._file.flush()
@@ -111,8 +170,8 @@ class TrainingLog:
         if self._file and self._visualdl:
             self._visualdl.add_image(name, pixels, step)
             file = Path(self._file.name).parent / "pictures" / f"{name.replace('/', '_').replace(' ', '_')}.png"
-            file.parent.mkdir(exist_ok=True)
-            Image.fromarray(pixels).save(file)
+            with replace_file(file) as stream:
+                Image.fromarray(pixels).save(stream, format="PNG")
 
     def progress(self, total: int, description: str, lines: bool = True) -> tqdm:
         """A progress bar on stderr if that is a terminal; under Paddle's launcher it is not.
@@ -124,6 +183,7 @@ class TrainingLog:
             return tqdm(total=total, desc=description, disable=not is_main_process(), leave=False, dynamic_ncols=True)
         hidden = not (lines and is_main_process())
         return _ProgressLines(
+            self,
             total=total,
             desc=description,
             disable=hidden,
@@ -141,8 +201,27 @@ class TrainingLog:
                 bar.update(1)
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+def _read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a ``log.jsonl``, without lines that this class has not written."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+            if _is_record(record):
+                yield record
+        except (ValueError, RecursionError):  # no JSON
+            continue
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a value has the form of a record, and names and numbers that VisualDL accepts."""
+    if not isinstance(value, dict) or value.get("kind") not in _KINDS:
+        return False
+    numbers = {name: number for name, number in value.items() if name != "kind"}
+    return (
+        all(type(number) is float or (type(number) is int and abs(number) < 2**63) for number in numbers.values())
+        and all(name.isprintable() and "%" not in name for name in numbers)
+        and type(value.get("step")) is int
+        and value["step"] > 0
+        and 0 < value.get("epoch", 1) < math.inf
+    )

@@ -10,19 +10,22 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from ..checkpoints.loading import read_state
+from ..checkpoints.loading import load_weights, read_checkpoint, read_state
 from ..checkpoints.released import resolve_weights
 from ..errors import UserError
 from ..flops import params
 from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
-from .checkpoints import CheckpointFolder
 from .data_hash import code_hash
 from .results import Result, make_results
+from .run_folder import RunFolder
+from .state import SavedState
 from .task import Task, Training
 from .trainer import Trainer
 
 __all__ = ["run_task"]
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_task(task: Task) -> dict[str, Any]:
@@ -41,18 +44,17 @@ def _train(task: Task) -> dict[str, Any]:
     config, log = task.config, task.log
 
     # Find what to resume, and build what to train.
-    output = Path(config.OUTPUT)
-    if is_main_process():
-        output.mkdir(parents=True, exist_ok=True)
-    checkpoints = CheckpointFolder(output, config.KEEP_CHECKPOINTS, task.unit)
-    resumed = _find_training_state(task, checkpoints)
+    folder = RunFolder(Path(config.OUTPUT), config.KEEP_CHECKPOINTS, task.unit)
+    folder.claim(config.RESUME, config.OVERWRITE, log.line)
+    resumed = _find_training_state(task, folder)
     training = task.build_training(resumed=bool(resumed))
     _require_equal_ranks(training.data_hashes)
 
     # Load pretrained weights and print what the run is.
     report = None
     if config.MODEL.PRETRAINED and not resumed:
-        report = task.load_weights(training.model, config.MODEL.PRETRAINED, fine_tune=True)
+        checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name)
+        report = load_weights(training.model, checkpoint, fine_tune=True)
     _log_header(task, training.model)
     log.line(training.description)
     if report:
@@ -60,17 +62,16 @@ def _train(task: Task) -> dict[str, Any]:
     _warn_if_rate_still_rises(task, training)
 
     # Restore the state, check the run, and only then write into the folder.
-    trainer = Trainer(task, training, checkpoints)
+    trainer = Trainer(task, training, folder)
     if resumed:
         _resume(trainer, *resumed)
     task.preflight(training)
-    checkpoints.clean()
-    if is_main_process():
-        (output / "config.yaml").write_text(task.config_spec.dump(config), encoding="utf-8")
-    log.open(output, last_step=trainer.state.step if resumed else -1)
+    folder.begin(task.config_spec.dump(config))
+    log.open(folder.folder, trainer.position)
     best = trainer.run()
-    _print_next_commands(task, checkpoints, best)
     log.close()
+    folder.require_intact()
+    _print_next_commands(task, folder, best)
     return best
 
 
@@ -80,11 +81,12 @@ def _evaluate(task: Task) -> dict[str, Any]:
     name = config.MODEL.PRETRAINED or config.RESUME
     if name in ("", "auto"):
         raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
-    record = Path(config.RECORD).expanduser() if config.RECORD and is_main_process() else None
+    record = Path(config.RECORD) if config.RECORD and is_main_process() else None
     if record:
         append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
-    model, evaluator = task.build_evaluation()
-    report = task.load_weights(model, name, fine_tune=False, class_names=evaluator.class_names)
+    checkpoint = read_checkpoint(name, task.backbone_name)
+    model, evaluator = task.build_evaluation(checkpoint)
+    report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
     _log_header(task, model)
     if report.left_out:
         log.line(str(report))
@@ -115,21 +117,19 @@ def _check_data(task: Task) -> dict[str, Any]:
     return {"problems": 0}
 
 
-def _find_training_state(task: Task, checkpoints: CheckpointFolder) -> tuple[Path | str, dict[str, Any]] | None:
+def _find_training_state(task: Task, folder: RunFolder) -> tuple[Path | str, dict[str, Any]] | None:
     """The training state that ``RESUME`` selects, with its source; ``None`` to start a new run."""
     source, log = task.config.RESUME, task.log
     if not source:
-        if checkpoints.latest.exists():
-            log.line(f"replacing the run in {checkpoints.folder}; -resume auto would have continued it")
         return None
-    found = checkpoints.find_latest(log.line) if source == "auto" else (source, read_state(source))
+    found = folder.find_latest(log.line) if source == "auto" else (source, read_state(source))
     if not found:
-        log.line(f"no training state in {checkpoints.folder}: starting a new run")
-    steps = gather_rows([found[1].get("step", 0) if found else -1])[:, 0]
+        log.line(f"no training state in {folder.folder}: starting a new run")
+    steps = gather_rows([SavedState.from_dict(found[1], str(found[0])).step if found else -1])[:, 0]
     if steps.min() != steps.max():
         raise UserError(
             f"the ranks find different training states (of steps {steps.astype(int).tolist()}, -1 for none); put "
-            f"{checkpoints.folder} on a disk that all machines share, or copy {checkpoints.latest.name} to each"
+            f"{folder.folder} on a disk that all machines share, or copy {folder.latest.name} to each"
         )
     return found
 
@@ -185,19 +185,27 @@ def _log_header(task: Task, model: nn.Layer) -> None:
         task.log.line("mixed precision has no effect on CPUs: everything is computed in float32")
 
 
-def _print_next_commands(task: Task, checkpoints: CheckpointFolder, best: Mapping[str, Any]) -> None:
+def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any]) -> None:
     config_file, best_file, latest_file = (
-        shlex.quote(str(path)) for path in (checkpoints.folder / "config.yaml", checkpoints.best, checkpoints.latest)
+        shlex.quote(str(path)) for path in (folder.config_file, folder.best, folder.latest)
     )
     length: Any = task.config
     for part in task.length_key.split("."):
         length = length[part]
-    launcher = f"python -m paddle.distributed.launch {task.name}/main_multi_gpu.py -cfg {config_file}"
+    program = f"{_program(f'{task.name}/main_multi_gpu.py')} -cfg {config_file}"
+    launcher = "python"
+    if world_size() > 1:  # its log has the values of all environment variables, so it belongs to the run
+        launcher = f"python -m paddle.distributed.launch --log_dir {shlex.quote(str(folder.folder / 'log'))}"
     line = task.log.line
     if not best:
         line(f"no validation gave a finite {task.criterion}")
         return
     line(f"best: {task.criterion} {best[task.criterion]:.2f} after {best['at']} ({best['weights']})")
-    line(f"evaluate:  {launcher} -eval -pretrained {best_file}")
-    line(f"predict:   python tools/predict.py IMAGE... -pretrained {best_file}")
-    line(f"resume:    {launcher} -resume {latest_file} -opts {task.length_key} {2 * length}")
+    line(f"evaluate:  python {program} -eval -pretrained {best_file}")
+    line(f"predict:   python {_program('tools/predict.py')} IMAGE... -pretrained {best_file}")
+    line(f"resume:    {launcher} {program} -resume {latest_file} -opts {task.length_key} {2 * length}")
+
+
+def _program(name: str) -> str:
+    """A program of the project as the present folder reaches it, quoted for a shell."""
+    return shlex.quote(name if Path.cwd() == _ROOT else str(_ROOT / name))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
 import paddle
@@ -15,12 +16,72 @@ from .. import __version__
 from ..checkpoints.loading import Checkpoint, attention_of, load_weights, numpy_state
 from ..errors import UserError
 from ..runtime.distributed import rank, world_size
-from .batch_norm import gather_statistics, set_statistics
+from ..schema import Count, Range, Text, check_value
+from .batch_norm import gather_statistics, get_statistics, set_statistics
 from .data_hash import code_hash
 from .ema import ModelEma
 from .task import Task, Training
 
-__all__ = ["TrainingState", "load_optimizer_state", "optimizer_state"]
+__all__ = ["SavedState", "TrainingState", "load_optimizer_state", "optimizer_state"]
+
+_Positive = Annotated[int, Range(1, 2**53)]
+_BATCH_FACTORS = ("batch size", "ranks", "accumulated batches")  # the conditions whose product is images per step
+
+
+@dataclass(frozen=True)
+class _SavedScaler:
+    """What ``paddle.amp.GradScaler.state_dict`` returns."""
+
+    scale: np.ndarray
+    incr_ratio: float
+    decr_ratio: float
+    incr_every_n_steps: _Positive
+    decr_every_n_nan_or_inf: _Positive
+    incr_count: Count
+    decr_count: Count
+    use_dynamic_loss_scaling: bool
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """The content of a training state besides the weights, as :meth:`TrainingState.as_dict` saves it."""
+
+    optimizer: dict[str, np.ndarray]
+    step: Count
+    steps_per_epoch: _Positive
+    last_saved_step: Count
+    best: dict[str, Any]
+    conditions: dict[str, Any]
+    scaler: _SavedScaler | None = None
+    nonfinite: Count = 0
+    ema_updates: Count = 0
+    rank_statistics: list[np.ndarray] = field(default_factory=list)
+    config: Text | None = None
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any], source: str) -> SavedState:
+        """Check the content of a file, of this version or of 0.1.0.
+
+        Raises:
+            UserError: it is not a training state, or a value is of a wrong type or impossible.
+        """
+        saved = {"last_saved_step": saved.get("settled"), **saved}  # 0.1.0 called it settled
+        if isinstance(saved.get("scaler"), dict) and not saved["scaler"]:  # without float16
+            del saved["scaler"]
+        for name in ("model", "optimizer", "conditions", "best", "step", "steps_per_epoch", "last_saved_step"):
+            if saved.get(name) is None:
+                raise UserError(
+                    f"{source} contains weights, not a training state; resume from latest, or use -pretrained"
+                )
+        found: SavedState = check_value(saved, cls, source)
+        if found.best:
+            for name in ("at", "weights"):
+                check_value(found.best.get(name), str, source, f"best.{name}")
+        for name in _BATCH_FACTORS:
+            check_value(found.conditions.get(name), _Positive, source, f"conditions.{name}")
+        if found.scaler and not (found.scaler.scale.shape == (1,) and 0 < found.scaler.scale[0] < math.inf):
+            raise UserError(f"{source}: scaler.scale is not one positive number")
+        return found
 
 
 class TrainingState:
@@ -99,33 +160,32 @@ class TrainingState:
         Raises:
             UserError: it is not a training state, or is another model's; this state must not be used then.
         """
-        last_saved_step = saved.get("last_saved_step", saved.get("settled"))  # 0.1.0 called it settled
-        types: dict[str, type] = dict.fromkeys(("model", "optimizer", "conditions", "best"), dict)
-        types |= dict.fromkeys(("step", "steps_per_epoch"), int)
-        if not isinstance(last_saved_step, int) or not all(isinstance(saved.get(key), types[key]) for key in types):
-            raise UserError(f"{source} contains weights, not a training state; resume from latest, or use -pretrained")
+        state = SavedState.from_dict(saved, source)
+        best = {name: value for name, value in state.best.items() if value is not None}  # None was NaN
+        for name in (self._task.criterion, *({"loss"} & set(best))) if best else ():
+            check_value(best.get(name), float, source, f"best.{name}")
         differences = [
-            f"{name} was {saved['conditions'].get(name)}, is {value}"
+            f"{name} was {state.conditions.get(name)}, is {value}"
             for name, value in self._conditions().items()
-            if saved["conditions"].get(name, value) != value
+            if state.conditions.get(name, value) != value
         ]
-        differences += self._restore_weights(saved, source)
-        load_optimizer_state(self.optimizer, self.model, saved["optimizer"])
-        if saved.get("scaler"):
-            self.scaler.load_state_dict(dict(saved["scaler"]))
+        differences += self._restore_weights(saved, state, source)
+        load_optimizer_state(self.optimizer, self.model, state.optimizer, source)
+        if state.scaler:
+            self.scaler.load_state_dict(dict(vars(state.scaler)))
         if last_epoch is None:
-            self.step = self._same_position(saved)
-            self.last_saved_step = self.step if last_saved_step == saved["step"] else 0
+            self.step = self._same_position(state)
+            self.last_saved_step = self.step if state.last_saved_step == state.step else 0
         else:
             self.step = self.last_saved_step = last_epoch * self._sampler.steps_per_epoch
-        self.nonfinite_steps = saved.get("nonfinite", 0)
-        self.best = dict(saved["best"])
-        if isinstance(saved.get("config"), str):
+        self.nonfinite_steps = state.nonfinite
+        self.best = best
+        if state.config is not None:
             spec = self._task.config_spec
-            differences += spec.differences(spec.from_text(saved["config"], source), self._task.config)
+            differences += spec.differences(spec.from_text(state.config, source), self._task.config)
         return differences
 
-    def _restore_weights(self, saved: Mapping[str, Any], source: str) -> list[str]:
+    def _restore_weights(self, saved: Mapping[str, Any], state: SavedState, source: str) -> list[str]:
         """Load the weights, their average and each rank's BatchNorm statistics; return the differences."""
         differences = []
         report = load_weights(
@@ -148,8 +208,11 @@ class TrainingState:
             if "model_ema" not in saved:
                 differences.append("the state has no EMA weights, the average starts from the present weights")
             load_weights(self.ema.model, Checkpoint.from_state(saved, source, ema="model_ema" in saved))
-            self.ema.updates = saved.get("ema_updates", 0)
-        for model, rows in zip(self.models(), saved.get("rank_statistics", ()), strict=False):
+            self.ema.updates = state.ema_updates
+        for model, rows in zip(self.models(), state.rank_statistics, strict=False):
+            values = get_statistics(model).size
+            if rows.ndim != 2 or not len(rows) or rows.shape[1] != values or not np.isfinite(rows).all():
+                raise UserError(f"{source}: rank_statistics are not {values} finite numbers of each rank")
             set_statistics(model, rows[rank()] if len(rows) == world_size() else rows.mean(0))
         return differences
 
@@ -169,18 +232,18 @@ class TrainingState:
             **self._data_hashes,
         }
 
-    def _same_position(self, saved: Mapping[str, Any]) -> int:
+    def _same_position(self, saved: SavedState) -> int:
         """The step of this run that corresponds to the saved one.
 
         In a run of epochs, the same number of images of the same epoch, for any batch size and number of ranks.
         """
         if self._task.unit == "step":
-            return saved["step"]
+            return saved.step
         then, now = (
-            math.prod(conditions[factor] for factor in ("batch size", "ranks", "accumulated batches"))
-            for conditions in (saved["conditions"], self._conditions())
+            math.prod(conditions[factor] for factor in _BATCH_FACTORS)
+            for conditions in (saved.conditions, self._conditions())
         )
-        epoch, steps = divmod(saved["step"], saved["steps_per_epoch"])
+        epoch, steps = divmod(saved.step, saved.steps_per_epoch)
         steps_per_epoch = self._sampler.steps_per_epoch
         return epoch * steps_per_epoch + min(steps * then // now, steps_per_epoch)
 
@@ -196,27 +259,35 @@ def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> d
 
 
 def load_optimizer_state(
-    optimizer: paddle.optimizer.Optimizer, model: nn.Layer, state: Mapping[str, np.ndarray]
+    optimizer: paddle.optimizer.Optimizer, model: nn.Layer, state: Mapping[str, np.ndarray], source: str = "the state"
 ) -> None:
     """Give the optimizer the accumulators that :func:`optimizer_state` took.
 
     Raises:
-        UserError: the state is of other parameters than this model trains.
+        UserError: the state is of other parameters than this model trains, or of another optimizer, or is damaged.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     # The state may lack some: Paddle keeps nothing of a parameter that never had a gradient.
     other = {key.rpartition("/")[0] for key in state} - set(parameters)
     if other:
         raise UserError(
-            f"the optimizer's state does not fit the model's trainable parameters, for example {min(other)}"
+            f"{source}: the optimizer's state does not fit the model's trainable parameters, for example {min(other)}"
         )
+    kinds = {key.rpartition("/")[2] for key in state}
+    for name in {key.rpartition("/")[0] for key in state}:
+        for kind in sorted(kinds):
+            array, shape = state.get(f"{name}/{kind}"), [1] if kind.endswith("_pow_acc") else parameters[name].shape
+            if array is None or array.dtype.kind != "f" or list(array.shape) != shape:
+                found = "missing" if array is None else f"{array.dtype} {list(array.shape)}, not float {shape}"
+                raise UserError(f"{source}: {kind} of {name} in the optimizer's state is {found}; use an older state")
     present = _accumulator_keys(optimizer.state_dict(), model)
     own = {}
     for name, array in state.items():
         parameter, _, accumulator = name.rpartition("/")
         prefix = f"{parameters[parameter].name}_{accumulator}"
         # Before its first step the optimizer has no accumulators; it will name them by the next count of Paddle's.
-        own[present.get(name, f"{prefix}_{unique_name.generator.ids[prefix]}")] = paddle.to_tensor(array)
+        key = present.get(name, f"{prefix}_{unique_name.generator.ids[prefix]}")
+        own[key] = paddle.to_tensor(array.astype(np.float32, copy=False))
     optimizer.set_state_dict(own)
 
 

@@ -15,7 +15,7 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
-from ..checkpoints.loading import LoadReport, load_weights, read_checkpoint
+from ..checkpoints.loading import Checkpoint
 from ..runtime.device import select_device
 from .config import TaskConfig
 from .log import TrainingLog
@@ -169,8 +169,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def build_evaluation(self) -> tuple[nn.Layer, Evaluator]:
-        """Build the model and the validation split without reading any training data."""
+    def build_evaluation(self, checkpoint: Checkpoint) -> tuple[nn.Layer, Evaluator]:
+        """Build the model and the validation split for the weights of a checkpoint, which number the classes.
+
+        No training data is read. The weights are loaded later.
+        """
 
     def preflight(self, training: Training) -> None:  # noqa: B027 (a task may have nothing to check)
         """Check for problems that would end or spoil the run later, after loading weights and before writing files.
@@ -182,14 +185,3 @@ class Task(ABC):
     def check_data(self) -> Iterator[DataReport]:
         """Check every sample of the training and the validation data; for tasks that have the key ``CHECK_DATA``."""
         raise NotImplementedError
-
-    def load_weights(
-        self, model: nn.Layer, source: str, fine_tune: bool, class_names: Sequence[str] | None = None
-    ) -> LoadReport:
-        """Load weights for fine-tuning or evaluation; see :func:`common.checkpoints.loading.load_weights`.
-
-        Args:
-            class_names: of the data that the weights are evaluated on.
-        """
-        checkpoint = read_checkpoint(source, self.backbone_name)
-        return load_weights(model, checkpoint, fine_tune, task=self.name, class_names=class_names)

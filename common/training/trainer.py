@@ -18,8 +18,9 @@ from ..errors import StoppedBySignal, UserError
 from ..runtime.distributed import gather_rows, rank, world_size
 from ..runtime.signals import StopRequest
 from .batch_norm import average_statistics, get_statistics, set_statistics
-from .checkpoints import CheckpointFolder
+from .log import Position
 from .optimizer import clip_gradients
+from .run_folder import RunFolder
 from .running_means import RunningMeans
 from .state import TrainingState
 from .task import BatchResult, Task, Training
@@ -36,14 +37,14 @@ class Trainer:
         task: its configuration says how to train, see ``TRAIN`` and what follows it in
             :func:`common.training.config.shared_config`.
         training: the model with its pretrained weights loaded, the data and the optimizer.
-        checkpoints: where to save.
+        folder: where to save; claimed.
 
     Attributes:
         state: what changes during the run, and is saved.
     """
 
-    def __init__(self, task: Task, training: Training, checkpoints: CheckpointFolder):
-        self.task, self.training, self.checkpoints = task, training, checkpoints
+    def __init__(self, task: Task, training: Training, folder: RunFolder):
+        self.task, self.training, self.folder = task, training, folder
         self.config, self.log = task.config, task.log
         self.model, self.sampler = training.model, training.sampler
         # DataParallel copies rank 0's weights to all ranks, so it comes before the state's average of the weights.
@@ -63,13 +64,19 @@ class Trainer:
         """The part of the run that is done, such as ``epoch 3/16``."""
         return f"{self.task.unit} {self.state.step // self._steps_per_unit}/{self.total_steps // self._steps_per_unit}"
 
+    @property
+    def position(self) -> Position:
+        """How far the run has come."""
+        state = self.state
+        return Position(state.step, self.steps_per_epoch, is_validated=state.step == state.last_saved_step)
+
     # ---- the loop
 
     def run(self) -> dict[str, Any]:
         """Train to the last step, and return the metrics of the best validation.
 
         Raises:
-            StoppedBySignal: SIGTERM or SIGINT arrived; ``latest`` contains the present state.
+            StoppedBySignal: SIGTERM, SIGINT or SIGHUP arrived; ``latest`` contains the present state.
             UserError: too many consecutive losses or gradients were not finite, or a file could not be read or written.
         """
         with (
@@ -199,7 +206,7 @@ class Trainer:
         where = f"the loss on rank {', '.join(map(str, ranks))}" if len(ranks) else "the gradient"
         message = f"{where} is not finite at step {self.state.step + 1}"
         if self.state.nonfinite_steps > allowed:
-            good = self.checkpoints.latest if self.checkpoints.latest.exists() else "none"
+            good = self.folder.latest if self.folder.latest.exists() else "none"
             raise UserError(
                 f"{message}; lower the learning rate, train without -amp, or skip such steps with "
                 f"TRAIN.SKIP_NONFINITE. Last good checkpoint: {good}"
@@ -221,28 +228,30 @@ class Trainer:
         if step == state.last_saved_step or not (validation_due or checkpoint_due or step % self.steps_per_epoch == 0):
             return
         if validation_due:
-            self.checkpoints.save_latest(state.as_dict())  # the job may be killed during the validation
+            self.folder.save_latest(state.as_dict())  # the job may be killed during the validation
             for model in state.models():
                 average_statistics(model)
             self._validate()
         state.last_saved_step = step
         saved = state.as_dict()
-        self.checkpoints.save_latest(saved)
+        self.folder.save_latest(saved)
         if checkpoint_due:
-            self.checkpoints.save_numbered(saved, step // self._steps_per_unit)
+            self.folder.keep_latest(step // self._steps_per_unit)
         if step < self.total_steps:
             self._stop_if_signaled(int(gather_rows([self._stop_request.signal_number]).max()))
 
     def _validate(self) -> None:
-        """Evaluate the weights and their average, log the metrics, and save the best weights."""
-        state, criterion = self.state, self.task.criterion
+        """Evaluate the weights and their average, log the metrics, and save the better ones, and the best so far."""
+        state = self.state
+        last: dict[str, Any] = {}
+        last_model = None
         candidates = [("model", "val", "val", self.model)]
         if state.ema:
             candidates.append(("model_ema", "val_ema", "EMA", state.ema.model))
         for weights, kind, title, model in candidates:
             began = time.perf_counter()
-            last = state.step == self.total_steps
-            metrics, details = self.training.evaluator.evaluate(model, kind, state.step, last)
+            is_final = state.step == self.total_steps
+            metrics, details = self.training.evaluator.evaluate(model, kind, state.step, is_final)
             shown = "  ".join(
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                 for name, value in metrics.items()
@@ -251,22 +260,32 @@ class Trainer:
             if details:
                 self.log.line(details)
             self._record(kind, metrics)
-            if metrics[criterion] > state.best.get(criterion, -math.inf):
-                state.best = {**metrics, "at": self.progress, "weights": weights}
-                best = {"model": deployed_state(model), "figures": dict(state.best), **state.metadata}
-                self.checkpoints.save_best(best)
+            figures = {**metrics, "at": self.progress, "weights": weights}
+            if self._score(figures) >= self._score(last):
+                last, last_model = figures, model
+        if last_model is None:  # no metric was finite
+            return
+        saved = {"model": deployed_state(last_model), "figures": last, **state.metadata}
+        self.folder.save_last(saved)
+        if self._score(last) >= self._score(state.best):
+            state.best = last
+            self.folder.save_best(saved)
+
+    def _score(self, figures: Mapping[str, Any]) -> tuple[float, float]:
+        """Of two validations the one with the higher score is better, of equal ones the later."""
+        return figures.get(self.task.criterion, -math.inf), -figures.get("loss", 0.0)
 
     def _save_latest_if_due(self, stop_signal: int) -> None:
         """Save ``latest`` inside an epoch; stop if a signal has arrived."""
         every = self.config.LATEST_EVERY
         if stop_signal or (every and self.state.step % every == 0):
-            self.checkpoints.save_latest(self.state.as_dict())
+            self.folder.save_latest(self.state.as_dict())
         self._stop_if_signaled(stop_signal)
 
     def _stop_if_signaled(self, signal_number: int) -> None:
         """Raise StoppedBySignal if a signal has arrived; the state is saved."""
         if signal_number:
-            self.log.line(f"saved step {self.state.step} as {self.checkpoints.latest}; continue with -resume auto")
+            self.log.line(f"saved step {self.state.step} as {self.folder.latest}; continue with -resume auto")
             self.log.close()
             raise StoppedBySignal(signal_number)
 

@@ -26,6 +26,7 @@ def server():
     ``raw`` is sent in place of everything.
     """
     state = SimpleNamespace(content=CONTENT, ranges=True, breaks_off_after=None, status=None, raw=None, requests=[])
+    state.redirect, state.length = None, None
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -37,13 +38,18 @@ def server():
             if state.status:
                 self.send_error(state.status)
                 return
+            if state.redirect:
+                self.send_response(302)
+                self.send_header("Location", state.redirect)
+                self.end_headers()
+                return
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and state.ranges else 0
             if wanted and state.ranges and start >= len(state.content):
                 self.send_error(416)
                 return
             body = state.content[start:]
             self.send_response(206 if wanted and state.ranges else 200)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", state.length or str(len(body)))
             self.end_headers()
             self.wfile.write(body[: state.breaks_off_after])
 
@@ -118,6 +124,27 @@ def test_errors_of_the_server_are_one_line(server, tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"127\.0\.0\.1"):
         download(f"http://127.0.0.1:9/x#sha256={HASH}", tmp_path)
+
+
+@pytest.mark.parametrize("location", ["http://host/x", "ftp://host/x", "//host/x"])
+def test_a_redirect_to_an_address_without_encryption_is_refused(server, tmp_path, location):
+    server.redirect = location
+    with pytest.raises(UserError, match=r"redirects to .*: only https"):
+        download(server.url, tmp_path)
+
+
+def test_a_file_that_is_longer_than_the_registry_says_is_refused_and_deleted(server, tmp_path):
+    for length in (None, "abc"):
+        server.length = length
+        with pytest.raises(UserError, match="has more than the expected 699,999 bytes"):
+            download(server.url, tmp_path, size=len(CONTENT) - 1)
+        assert not list(tmp_path.glob("*.part"))
+    assert download(server.url, tmp_path, size=len(CONTENT)).read_bytes() == CONTENT
+
+
+def test_a_content_length_that_is_no_number_is_ignored(server, tmp_path):
+    server.length = "abc"
+    assert download(server.url, tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(

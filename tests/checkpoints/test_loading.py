@@ -92,7 +92,7 @@ def test_a_checkpoint_describes_its_weights(tmp_path):
         ({"model": [1]}, "model is a list"),
         ({"epoch": 3}, "contains no weights"),
         ({"model": {"a\x1b[2J": np.zeros(3)}}, "unprintable"),
-        ({"model": {"a": np.zeros(3)}, "class_names": "roses"}, "class_names is a str, not a list"),
+        ({"model": {"a": np.zeros(3)}, "class_names": "roses"}, "class_names is 'roses'; it must be a list"),
     ],
 )
 def test_a_state_that_is_no_checkpoint_is_refused(state, part):
@@ -122,6 +122,14 @@ def test_weights_of_another_precision_are_converted():
     for name, array in numpy_state(model).items():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, weights[name].astype(np.float32), err_msg=name)
+
+
+def test_bfloat16_weights_of_paddle_are_converted(tmp_path):
+    model, again = make_model(seed=1), make_model(seed=2)
+    weights = {name: tensor.astype("bfloat16") for name, tensor in model.state_dict().items()}
+    paddle.save(weights, str(tmp_path / "half.pdparams"))
+    load_pretrained(again, tmp_path / "half.pdparams")
+    assert_equal(again, {name: tensor.astype("float32").numpy() for name, tensor in weights.items()})
 
 
 @pytest.mark.parametrize("position_encoding", ["absolute", "relative"])
@@ -159,8 +167,12 @@ FC2 = "stages.3.blocks.0.mlp.fc2.weight"
         (lambda weights: {"norm.weight": weights["norm.weight"].astype(int)}, ["norm.weight of int64"]),
         (lambda weights: {"norm.weight": None}, ["norm.weight", "1 missing"]),
         (lambda weights: {"extra.weight": np.zeros(3, np.float32)}, ["extra.weight", "1 unexpected"]),
+        (
+            lambda weights: {FC2: np.where(weights[FC2] == weights[FC2].max(), np.nan, weights[FC2])},
+            [f"NaN or infinity in {FC2}"],
+        ),
     ],
-    ids=["shape", "integers", "missing", "unexpected"],
+    ids=["shape", "integers", "missing", "unexpected", "NaN"],
 )
 def test_weights_that_do_not_fit_change_nothing(change, parts):
     weights, model = numpy_state(make_model(seed=1)), make_model(seed=2)

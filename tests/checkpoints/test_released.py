@@ -45,7 +45,7 @@ def test_a_registry_adds_rows(tmp_path, monkeypatch):
     assert "flowers" not in [row.tag for row in list_weights("pale_tiny")]
 
 
-@pytest.mark.parametrize("text", ["{", '[{"model": "pale_nano"}]'])
+@pytest.mark.parametrize("text", ["{", '[{"model": "pale_nano"}]', '[{"model": 1}]', "7"])
 def test_a_damaged_registry_is_named(tmp_path, monkeypatch, text):
     (tmp_path / "registry.json").write_text(text)
     monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "registry.json"))

@@ -74,6 +74,10 @@ def test_list_class_names(listed):
     (listed / "label_list.txt").write_text("tench, Tinca tinca\nhen\n")
     assert build_dataset("list", listed, "val").class_names == ["tench, Tinca tinca", "hen"]
     fails(["label_list.txt", "2", "1000"], "list", listed, "val", num_classes=1000)
+    (listed / "label_list.txt").write_text("1 hen\n0 tench, Tinca tinca\n")  # as PaddleClas writes it
+    assert build_dataset("list", listed, "val").class_names == ["tench, Tinca tinca", "hen"]
+    (listed / "label_list.txt").write_text("101 dalmatians\n7 dwarfs\n")
+    assert build_dataset("list", listed, "val").class_names == ["101 dalmatians", "7 dwarfs"]
 
 
 @pytest.mark.parametrize(
@@ -144,14 +148,44 @@ def test_folder_trees(trees, monkeypatch):
 
 def test_folder_mistakes(trees, tmp_path):
     save_image(trees / "val" / "horse" / "1.png")
-    fails([str(trees / "val" / "horse"), str(trees / "train")], "folder", trees, "val")
+    fails(["class folder horse", str(trees / "train")], "folder", trees, "val")
     (trees / "train" / "emu").mkdir()
     fails(str(trees / "train" / "emu"), "folder", trees, "train")
     (tmp_path / "flat").mkdir()
     fails([str(tmp_path / "flat"), "no class folders"], "folder", tmp_path / "flat", "train")
     save_image(tmp_path / "one" / "val" / "dog" / "1.png")
-    assert build_dataset("folder", tmp_path / "one", "val").class_names == ["dog"]
+    fails(["only one class folder, dog", "train/CLASS/*.jpg"], "folder", tmp_path / "one", "val")
     fails(str(tmp_path / "one" / "train"), "folder", tmp_path / "one", "train")
+
+
+@pytest.mark.parametrize("names", [("training", "validation"), ("Train", "Val"), ("TRAIN", "valid")])
+def test_folders_of_splits_have_several_names(tmp_path, names):
+    for tree in names:
+        for class_name in ("cat", "dog"):
+            save_image(tmp_path / tree / class_name / "1.png")
+    assert [build_dataset("folder", tmp_path, split).class_names for split in ("train", "val")] == [["cat", "dog"]] * 2
+    save_image(tmp_path / "val2" / "cat" / "1.png")
+    (tmp_path / "val2").rename(tmp_path / "VALIDATION")
+    fails("rename or remove one", "folder", tmp_path, "val")
+
+
+def test_links_are_followed_and_files_of_the_system_ignored(tmp_path):
+    for name in ("elsewhere/1.png", "data/dog/1.png", "data/cat/._1.png", "data/cat/.ipynb_checkpoints/1.png"):
+        save_image(tmp_path / name)
+    (tmp_path / "data" / "cat" / "Thumbs.db").touch()
+    (tmp_path / "data" / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "cat" / "circle").symlink_to(tmp_path / "data" / "cat")
+    dataset = build_dataset("folder", tmp_path / "data", "train")
+    assert dataset.names().tolist() == [b"cat/linked/1.png", b"dog/1.png"]
+
+
+def test_the_classes_of_the_weights_number_the_folders(trees):
+    known = ["dog", "emu", "cat"]
+    (trees / "val" / "emu").mkdir()  # an empty folder of a known class
+    dataset = build_dataset("folder", trees, "val", 3, known)
+    assert (dataset.class_names, dataset.labels.tolist()) == (known, [0])
+    save_image(trees / "val" / "horse" / "1.png")
+    fails(["class folder horse is not in the classes of the weights"], "folder", trees, "val", 3, known)
 
 
 def test_folder_without_splits_holds_out_a_fixed_fifth_of_each_class(tmp_path):
@@ -165,8 +199,8 @@ def test_folder_without_splits_holds_out_a_fixed_fifth_of_each_class(tmp_path):
     assert len({*train.names(), *val.names()}) == 23
     # Results are only comparable while the split never changes.
     assert [os.fsdecode(name) for name in val.names()[:4]] == [f"many/{number}.png" for number in (1, 16, 8, 9)]
-    (tmp_path / "single").mkdir()
-    save_image(tmp_path / "single" / "cat" / "a.png")
+    for name in ("cat", "dog"):
+        save_image(tmp_path / "single" / name / "a.png")
     fails("too few images for the val split", "folder", tmp_path / "single", "val")
 
 

@@ -114,7 +114,10 @@ def cut(name, size):
     ("spoil", "parts"),
     [
         (lambda folder: (folder / "label_maps.json").unlink(), ["label_maps.json", "make_label_maps.py"]),
-        (lambda folder: (folder / "label_maps.json").write_text("[]"), ["label_maps.json is damaged"]),
+        (
+            lambda folder: (folder / "label_maps.json").write_text("[]"),
+            ["label_maps.json is a list", "make the label maps again"],
+        ),
         (replace_info(format=2), ["format 2, not 1"]),
         (replace_info(height=3), ["classes.npy", "[36, 2, 4, 2]", "[36, 3, 4, 2]"]),
         (lambda folder: (folder / "scores.npy").unlink(), ["scores.npy", "No such file"]),

@@ -283,7 +283,7 @@ def test_settings_that_exclude_token_labels_are_refused_in_training_with_label_m
     ):
         with pytest.raises(UserError, match=re.escape(named)):
             Classification(load(*flags, *options)).build_training(resumed=False)
-        Classification(load(*flags, *options)).build_evaluation()
+        Classification(load(*flags, *options)).build_evaluation(Checkpoint("none", {}))
 
 
 def test_the_tool_names_what_is_wrong(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.image_file import check_name, list_images, load_rgb, read_image, to_rgb
+from common.data.image_file import check_name, list_images, load_rgb, look_at_image, read_image, to_rgb
 from common.errors import UserError
 
 NOT_UTF8 = os.fsdecode(b"\xff\xe9.png")
@@ -30,6 +30,13 @@ def test_images_of_any_name_are_read(tmp_path, name):
     random_image().save(tmp_path / name)
     np.testing.assert_array_equal(read_image(str(tmp_path / name)), np.asarray(random_image()))
     np.testing.assert_array_equal(load_rgb(tmp_path / name), np.asarray(random_image()))
+
+
+def test_a_missing_path_with_backslashes_is_explained_and_quoted_as_it_is(tmp_path):
+    with pytest.raises(UserError, match=r"image .*/images\\a  b\.jpg does not exist; .*its backslashes .* write /"):
+        look_at_image(f"{tmp_path}/images\\a  b.jpg")
+    with pytest.raises(UserError, match=r"remove it from the data$"):
+        look_at_image(f"{tmp_path}/a.jpg")
 
 
 def test_unreadable_files(tmp_path):

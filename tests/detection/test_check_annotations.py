@@ -138,6 +138,13 @@ CASES = [
     ("BOX_INVALID", changing(bbox=["1", "2", "3", "4"]), "the box ['1', '2', '3', '4']"),
     ("BOX_WITHOUT_AREA", changing(bbox=[10, 10, -5, 4]), NAMED + "the box [10, 10, -5, 4]"),
     ("BOX_OUTSIDE", changing(bbox=[-2, 20, 10, 11.5]), NAMED + "the box [-2, 20, 10, 11.5] in 40x30 pixels"),
+    ("BOX_NORMALIZED", changing(bbox=[0.1, 0.2, 0.3, 0.4]), NAMED + "the box [0.1, 0.2, 0.3, 0.4]"),
+    (
+        "BOX_BESIDE_MASK",
+        changing(bbox=[20, 9, 10, 10]),
+        NAMED + "the box [20, 9, 10, 10] and polygons in [2, 2, 10, 10]",
+    ),
+    ("OBJECT_IGNORED", changing(ignore=1), NAMED + "the flag ignore"),
     ("MASK_MISSING", changing(segmentation=[[]]), NAMED + "no segmentation"),
     ("MASK_MISSING", changing(segmentation={"size": [30, 40], "counts": [1200]}), "an empty mask"),
     ("POLYGON_SHORT", changing(segmentation=[[1, 1, 5, 5]]), NAMED + "the polygon [1, 1, 5, 5]"),
@@ -174,15 +181,33 @@ def test_each_problem_is_an_error_or_corrected_with_a_warning(coco, folder, kind
         assert warning.startswith(f"{kind}: 1 {problem.what} ({problem.policy}), first ")
         assert expected in warning
         _, again = check(checked, folder)
+        again.counts.pop("BOX_BESIDE_MASK", None)  # the cases change boxes or polygons alone
         assert again.counts == ({kind: 1} if kind in ("IMAGE_DEEP", "CATEGORY_UNUSED") else {})
     assert repr(coco) == before
 
 
 def test_every_kind_is_tested_and_documented():
-    assert {kind for kind, _, _ in CASES} == set(PROBLEMS)
+    assert {*(kind for kind, _, _ in CASES), "BOX_FORMAT"} == set(PROBLEMS)
     readme = (ROOT / "object_detection/README.md").read_text(encoding="utf-8")
     for kind, problem in PROBLEMS.items():
         assert f"| `{kind}` | {problem.what} | {problem.policy} |" in readme
+
+
+def test_boxes_that_mostly_differ_from_their_polygons_are_an_error(coco, folder):
+    for annotation in coco["annotations"][:3]:  # corners in place of width and height; a majority of the five
+        annotation["bbox"], annotation["segmentation"] = [12, 8, 17, 13], [[12, 8, 17, 8, 17, 13, 12, 13]]
+    assert_told(lambda: check(coco, folder), "the box [12, 8, 17, 13] and polygons in [12, 8, 5, 5]", "two corners")
+    _, report = check(coco, folder, masks=False, raise_errors=False)
+    assert report.counts == {"BOX_FORMAT": 3}
+
+
+def test_ignored_objects_are_crowds_in_training_and_evaluation(coco, folder):
+    for annotation in coco["annotations"][:2]:
+        annotation["ignore"] = 1
+    for split in ("train", "val"):
+        checked, report = check(coco, folder, split)
+        assert [entry["iscrowd"] for entry in checked["annotations"]] == [1, 1, 0, 0, 0, 1]
+        assert report.count_objects().sum() == 3
 
 
 def test_the_corrections(coco, folder):
@@ -213,8 +238,8 @@ def test_the_corrections(coco, folder):
     ],
 )
 def test_boxes_are_clipped(coco, folder, box, expected):
-    coco["annotations"][2]["bbox"] = box
-    checked, report = check(coco, folder)
+    coco["annotations"][2] |= {"bbox": box, "segmentation": []}
+    checked, report = check(coco, folder, masks=False)
     boxes = [entry["bbox"] for entry in checked["annotations"] if entry["id"] == 3]
     assert boxes == ([expected] if expected else [])
     assert report.counts == ({} if expected == box else {"BOX_OUTSIDE": 1})
@@ -305,6 +330,9 @@ def test_run_lengths_are_those_of_pycocotools():
         ({"images": [3]}, "images[0] is not an object"),
         ({"images": [{"id": True}]}, "id of images[0] is True; write an integer"),
         ({"images": [{"id": 1}]}, "file_name of images[0] is missing; write a text"),
+        ({"images": [{"id": 1, "file_name": "a\0"}]}, r"file_name of images[0] is 'a\x00'; write a text of one line"),
+        ({"categories": [{"id": 1, "name": "a\nb"}]}, r"name of categories[0] is 'a\nb'; write a text of one line"),
+        ('{"images": [{"id": ' + "9" * 5000 + "}]}", "is not valid JSON"),
         ({"images": [{"id": 1, "file_name": "a", "width": 1, "height": 2.5}]}, "height of images[0] is 2.5"),
         ({"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 2}]}, "iscrowd of annotations[0] is 2"),
         ({"categories": [{"id": 1, "name": name} for name in "ab"]}, "categories[1] repeats the id 1"),

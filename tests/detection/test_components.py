@@ -12,14 +12,13 @@ import pytest
 from ppdet.core.workspace import create, global_config, load_config
 
 from common.checkpoints.file_format import save_file
-from common.checkpoints.loading import Checkpoint, load_weights, numpy_state
+from common.checkpoints.loading import Checkpoint, load_weights, numpy_state, read_checkpoint
 from common.errors import UserError
 from common.pale_transformer import create_model
 from common.training.optimizer import build_optimizer, parameter_groups
 from object_detection.components import build_model, build_schedule, optimizer_section, scoped_config
 from object_detection.config import CONFIG
 from object_detection.datasets import build_transforms
-from object_detection.detection import Detection
 from tests.helpers.config_marks import read_marks
 from tests.helpers.detection_runs import CONFIGS, assert_told, load
 
@@ -159,22 +158,22 @@ def test_layer_decay_and_weight_decay_reach_the_backbone():
 def test_weights_of_a_classifier_go_into_the_backbone(tmp_path):
     source = create_model("pale_nano", num_classes=7)
     save_file({"model": numpy_state(source)}, tmp_path / "classifier.pdparams")
-    task, model = Detection(load()), build_model(load(), 2)
-    report = task.load_weights(model, tmp_path / "classifier.pdparams", fine_tune=True)
+    model = build_model(load(), 2)
+    report = load_weights(model, read_checkpoint(tmp_path / "classifier.pdparams"), fine_tune=True)
     assert report.new_parts == ["out_norms"]
     for name in report.loaded:
         loaded, given = (layer.state_dict()[name].numpy() for layer in (model.backbone, source))
         np.testing.assert_array_equal(loaded, given)
     assert len(report.loaded) == len([name for name in model.backbone.state_dict() if "out_norms" not in name])
     with pytest.raises(UserError, match=r"classifier\.pdparams .* contains only a classifier or a backbone"):
-        task.load_weights(model, tmp_path / "classifier.pdparams", fine_tune=False)
+        load_weights(model, read_checkpoint(tmp_path / "classifier.pdparams"))
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
-    task, model = Detection(load()), build_model(load(), 2)
+    model = build_model(load(), 2)
     other = build_model(load("-opts", "MaskFeat.num_convs", "1", "FPN.out_channel", "32"), 2)
     save_file({"model": numpy_state(other)}, tmp_path / "other.pdparams")
-    told = partial(task.load_weights, model, tmp_path / "other.pdparams", fine_tune=True)
+    told = partial(load_weights, model, read_checkpoint(tmp_path / "other.pdparams"), fine_tune=True)
     assert_told(told, "other.pdparams does not fit the model")
 
 

@@ -16,7 +16,8 @@ from object_detection.detection import Detection
 from tests.helpers import tiny_runs
 
 LAUNCHER = "object_detection/main_multi_gpu.py"
-CONFIGS = [path for path in sorted(CONFIG.default_file.parent.glob("*.yml")) if "\nOUTPUT:" in path.read_text()]
+_BASES = {"mask_rcnn.yml", "cascade_mask_rcnn.yml", "retinanet.yml", "coco_1x.yml", "coco_3x.yml"}
+CONFIGS = [path for path in sorted(CONFIG.default_file.parent.glob("*.yml")) if path.name not in _BASES]
 
 load: Callable[..., CfgNode] = partial(tiny_runs.load, CONFIG)
 

@@ -14,10 +14,10 @@ from yacs.config import CfgNode
 
 from common.checkpoints.file_format import load_file
 from common.runtime.command_line import ArgumentParser
-from common.training.checkpoints import CheckpointFolder
 from common.training.config import TaskConfig
 from common.training.optimizer import build_optimizer
 from common.training.run import run_task
+from common.training.run_folder import RunFolder
 from common.training.sampler import TrainSampler
 from common.training.task import EvaluationResult, Evaluator, Task, Training
 from common.training.trainer import Trainer
@@ -56,6 +56,9 @@ def make_trainer(
     default = Classification.config_spec.default_file
     opts = ["OUTPUT", str(output), "DEVICE", "cpu", *map(str, options)]
     task = Classification(Classification.config_spec.load(Namespace(cfg=default, opts=opts)))
+    folder = RunFolder(output, 0)
+    folder.claim(resume="", overwrite=True, warn=print)
+    folder.begin("")
     training = Training(
         model=model,
         compute_loss=compute_loss,
@@ -66,7 +69,7 @@ def make_trainer(
         total_steps=sampler.steps_per_epoch,
         evaluator=Constant(),
     )
-    return Trainer(task, training, CheckpointFolder(output, 0))
+    return Trainer(task, training, folder)
 
 
 # ---- interruptions

@@ -201,7 +201,7 @@ def test_a_model_of_one_size_keeps_the_names_of_its_classes_and_refuses_other_si
     assert card["inputs"] == [{"name": "images", "dtype": "float32", "shape": ["batch", 3, 32, 32]}]
     assert not (exported / "model.onnx").exists()
     model = ExportedModel(find_exported(str(exported)))
-    assert model.class_names == ["玫瑰 花", "next\u2028line", "", "two lines"]
+    assert model.class_names == ["玫瑰 花", r"next\u2028line", "", r"two\nlines"]
     assert model(images=paddle.zeros([2, 3, 32, 32]))["logits"].shape == [2, 4]
     with pytest.raises(
         UserError, match=r"shape images \['batch', 3, 32, 32\], not images \[1, 3, 64, 32\]; use images"
@@ -374,6 +374,9 @@ def test_sources_that_are_exported_models(tmp_path, monkeypatch):
 # ---- damaged exports
 
 
+CARD_WITH_TEXT = '{"task": "image_classification", "classes": "two", "files": {}, "inputs": [], "outputs": []}'
+
+
 def test_missing_and_changed_files_are_named(tmp_path, exported):
     out = shutil.copytree(exported, tmp_path / "out")
     graph = find_exported(str(out))
@@ -391,12 +394,19 @@ def test_missing_and_changed_files_are_named(tmp_path, exported):
         ExportedModel(graph)
 
 
-@pytest.mark.parametrize(("card", "problem"), [("no json", "is not a model card"), ("{}", "it has no classes")])
+@pytest.mark.parametrize(
+    ("card", "problem"),
+    [
+        ("no json", "is not valid JSON"),
+        ("{}", "task is missing; export the model again"),
+        (CARD_WITH_TEXT, "classes is 'two'; it must be a whole"),
+    ],
+)
 def test_a_damaged_card_is_named(tmp_path, card, problem):
     with pytest.raises(UserError, match=r"no such file: .*model\.onnx; create it with tools/export\.py"):
         ExportedModel(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").touch()
-    with pytest.raises(UserError, match=r"cannot read .*model_card\.json of model\.onnx: No such"):
+    with pytest.raises(UserError, match=r"cannot read .*model_card\.json: No such"):
         ExportedModel(tmp_path / "model.onnx")
     (tmp_path / "model_card.json").write_text(card)
     with pytest.raises(UserError, match=problem):

@@ -132,8 +132,8 @@ def test_keys_and_values_that_nothing_can_use_are_refused_by_name(key, value, pa
 @pytest.mark.parametrize("value", ["5", "{}", ""])
 def test_transforms_are_a_list_wherever_the_configuration_is_read(section, value):
     assert_told(partial(load, f"{section}.transforms", value), f"{section}.transforms is", "list")
-    options = SimpleNamespace(opts=[f"{section}.transforms", value])
-    assert_told(lambda: CONFIG.from_text(load().dump(), "x", options), section)
+    options = SimpleNamespace(cfg=None, opts=[f"{section}.transforms", value])
+    assert_told(lambda: CONFIG.of_weights(load().dump(), "x", options), section)
 
 
 # ---- what is built

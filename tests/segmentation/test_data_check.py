@@ -132,7 +132,7 @@ def test_a_name_that_is_not_utf8_is_reported_before_opencv_crashes(ade20k):
     save_mask(ade20k / f"annotations/validation/{name}.png")
     dataset = build_ade20k(ade20k)
     (problem,) = check_dataset(dataset, "val", list_all=True).problems
-    assert problem.endswith("\udcff.jpg has a name that is not UTF-8, which PaddleSeg cannot read; rename it")
+    assert problem.endswith(r"\udcff.jpg has a name that is not UTF-8, which PaddleSeg cannot read; rename it")
     errors = sorted(EvalDataset(dataset)[SampleKey(index, 0, index)]["error"] for index in range(2))
     assert errors[0] == ""
     assert "not UTF-8" in errors[1]

@@ -91,8 +91,8 @@ def test_paths_may_be_absolute_relative_or_begin_with_a_tilde(folder, tmp_path, 
     monkeypatch.setenv("HOME", str(folder.parent))
     assert len(build(train_section("~/own", train_path="~/own/train.txt"))) == 3
     monkeypatch.chdir(tmp_path)
-    Path("train.txt").write_text("images/0.png\tmasks/0.png\n")  # taken before the one in the folder
-    assert len(build(train_section(folder, separator="\t"))) == 1
+    Path("here.txt").write_text("images/0.png\tmasks/0.png\n")
+    assert len(build(train_section(folder, train_path="here.txt", separator="\t"))) == 1
 
 
 def test_class_names_come_from_a_file_beside_the_data(folder):
@@ -157,6 +157,17 @@ def assert_error(function, parts):
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_a_list_is_looked_for_in_the_folder_of_the_data_first(folder, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    section = {**train_section(folder), "train_path": "train.txt"}
+    expected = len(build(section).file_list)
+    (here / "train.txt").write_text("images/0.png masks/0.png\n")
+    assert_error(lambda: build(section), ["train.txt, which exists here and as", "absolute path"])
+    assert len(build({**section, "train_path": str(folder / "train.txt")}).file_list) == expected
 
 
 LISTS = [

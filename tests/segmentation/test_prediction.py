@@ -121,6 +121,15 @@ def test_an_image_that_the_transforms_cannot_take_is_one_line_and_the_others_are
     assert "labels" in other
 
 
+def test_outputs_that_are_not_finite_are_an_error_of_the_image(tmp_path, build, capsys):
+    random_image().save(tmp_path / "a.png")
+    segmenter = build()
+    model = segmenter.model
+    segmenter.model = lambda images: [model(images)[0] * float("nan")]
+    (result,) = predict(segmenter, tmp_path / "a.png", out=tmp_path / "out")
+    assert result["error"].startswith(f"image {tmp_path}/a.png: the outputs of the model are not finite")
+
+
 def test_an_image_that_takes_too_much_memory_is_one_line_and_the_others_are_labeled(tmp_path, build, monkeypatch):
     segmenter, label = build(), Segmenter.label
 

@@ -51,6 +51,31 @@ def test_a_list_of_any_length_takes_another_length_in_place_of_a_files(tmp_path)
     assert (model.PALE_SIZE, model.NUM_HEADS) == ([2, 2, 4, 4], [])
 
 
+@pytest.mark.parametrize(
+    ("flags", "output"),
+    [
+        ((), "output/own"),
+        (("-data_path", "files"), "output/own"),  # those of the file
+        (("-data_path", "some/photos/"), "output/own-photos"),
+        (("-opts", "DATA.DATA_PATH", "some/photos"), "output/own-photos"),
+        (("-dataset", "mnist"), "output/own-mnist"),
+        (("-dataset", "idx", "-data_path", "."), "output/own-idx-{here}"),
+        (("-data_path", "photos", "-output", "o"), "o"),
+    ],
+)
+def test_the_default_folder_tells_the_configuration_and_other_data(tmp_path, monkeypatch, flags, output):
+    monkeypatch.chdir(tmp_path)
+    own = write(tmp_path / "own.yaml", "DATA: {DATASET: folder, DATA_PATH: files}")
+    assert output.format(here=tmp_path.name) == load("-cfg", own, *flags).OUTPUT
+
+
+def test_the_default_folders_of_the_configurations_are_different(monkeypatch):
+    monkeypatch.chdir(CONFIG.default_file.parent)
+    outputs = {path: load("-cfg", path.relative_to(CONFIG.default_file.parent)).OUTPUT for path in CONFIGS}
+    assert len(set(outputs.values())) == len(CONFIGS)
+    assert outputs[CONFIG.default_file] == "output/pale_nano_mnist5k"
+
+
 @pytest.mark.parametrize("dash", ["-", "--"])
 def test_flags_of_paddlevit_work_with_one_dash_and_two(dash):
     values = {
@@ -68,9 +93,29 @@ def test_flags_of_paddlevit_work_with_one_dash_and_two(dash):
     assert (config.MODEL.PRETRAINED, config.RESUME, config.OUTPUT, config.EVAL) == ("p", "r", "o", True)
 
 
-def test_opts_may_be_said_twice_and_numbers_that_yaml_reads_as_strings_are_numbers():
-    config = load("-opts", "TRAIN.BASE_LR", "1e-3", "-opts", "DATA.SKIP_BROKEN", "True", "--opts", "TRAIN.EPOCHS", "4")
-    assert (config.TRAIN.BASE_LR, config.DATA.SKIP_BROKEN, config.TRAIN.EPOCHS) == (1e-3, True, 4)
+def test_opts_may_stand_anywhere_and_numbers_that_yaml_reads_as_strings_are_numbers():
+    config = load(
+        "-opts",
+        "TRAIN.BASE_LR",
+        "1e-3",
+        "-seed",
+        "7",
+        "-opts",
+        "DATA.SKIP_BROKEN",
+        "True",
+        "--opts",
+        "TRAIN.EPOCHS",
+        "4",
+    )
+    assert (config.TRAIN.BASE_LR, config.DATA.SKIP_BROKEN, config.TRAIN.EPOCHS, config.SEED) == (1e-3, True, 4, 7)
+
+
+def test_a_tilde_is_the_home_folder_in_files_flags_and_opts(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("OUTPUT: ~/runs")
+    config = load("-cfg", "~/run.yaml", "-pretrained", "~/a.pdparams", "-opts", "DATA.DATA_PATH", "~/photos")
+    paths = (config.OUTPUT, config.MODEL.PRETRAINED, config.DATA.DATA_PATH)
+    assert paths == tuple(str(tmp_path / name) for name in ("runs", "a.pdparams", "photos"))
 
 
 def test_opts_may_be_said_twice_to_the_tools():
@@ -84,7 +129,6 @@ def test_opts_may_be_said_twice_to_the_tools():
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["-opts", "TRAIN.EPOCHS", "3", "-output", "run"], "put -output before -opts"),
         (["-opts", "TRAIN.EPOCS", "3"], "did you mean TRAIN.EPOCHS"),
         (["-opts", "TRAIN.EPOCHS", "three"], "TRAIN.EPOCHS is 'three'"),
         (["-opts", "TRAIN", "3"], "TRAIN is 3"),
@@ -94,6 +138,10 @@ def test_opts_may_be_said_twice_to_the_tools():
         (["-opts", "MODEL.NUM_HEADS", "[2, 4]"], "MODEL.NUM_HEADS is [2, 4]; it must be a list of four numbers"),
         (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
         (["-opts", "TRAIN.EMA_DECAY", "1.0"], "TRAIN.EMA_DECAY is 1.0"),
+        (["-seed", str(2**32)], "SEED is 4294967296; it must be less than 2**32"),
+        (["-opts", "TRAIN.EPOCHS", str(2**64)], "TRAIN.EPOCHS is 18446744073709551616; it must be a whole number"),
+        (["-opts", "TRAIN.BASE_LR", "9" * 400], "it must be a finite number"),
+        (["-opts", "TRAIN.BASE_LR", ".nan"], "TRAIN.BASE_LR is nan; it must be a finite number"),
         (["-no_such_flag"], "-no_such_flag"),
         (["-batch_size", "many"], "many"),
         (["-amp", "int8"], "int8"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +10,28 @@ import pytest
 from visualdl import LogReader
 
 from common.training import log as training_log
-from common.training.log import TrainingLog
+from common.training.log import Position, TrainingLog
 from tests.helpers.programs import run_program
 
 
-def newest(folder: Path) -> LogReader:
+def shown(folder: Path) -> LogReader:
     """Of the file that VisualDL shows of a run."""
-    return LogReader(file_path=str(sorted((folder / "visualdl").glob("vdlrecords.*"))[-1]))
+    (file,) = (folder / "visualdl").glob("vdlrecords.*")
+    return LogReader(file_path=str(file))
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    return [(point.id, round(point.value, 5)) for point in newest(folder).get_data("scalar", tag)]
+    return [(point.id, round(point.value, 5)) for point in shown(folder).get_data("scalar", tag)]
 
 
-def open_log(folder: Path, last_step: int = -1) -> TrainingLog:
+def open_log(folder: Path, step: int = 0, steps_per_epoch: int = 3, is_validated: bool = True) -> TrainingLog:
     log = TrainingLog()
-    log.open(folder, last_step)
+    log.open(folder, Position(step, steps_per_epoch, is_validated))
     return log
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(("lines", "expected"), [(True, ["checking: 1 of 2", "checking: 2 of 2"]), (False, [])])
@@ -53,13 +57,64 @@ def test_a_resumed_curve_is_whole_and_drops_the_steps_that_are_trained_again(tmp
     log.close()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"kind": "tr')  # cut by a kill
-    time.sleep(1.1)  # VisualDL names its files after the second
-    log = open_log(tmp_path, last_step=2)
+    (file,) = (tmp_path / "visualdl").iterdir()
+    file.rename(file.with_name("vdlrecords.9999999999.log"))  # of a clock that was ahead
+    log = open_log(tmp_path, step=2)
     log.record("train", 3, loss=0.25, epoch=1.0)
     log.close()
     assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
-    assert len(newest(tmp_path).get_tags()["scalar"]) == 1  # the epoch is no curve
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert len(shown(tmp_path).get_tags()["scalar"]) == 1  # the epoch is no curve
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3]
+
+
+def test_what_is_not_finite_is_left_out(tmp_path):
+    log = open_log(tmp_path)
+    log.record("val", 3, loss=float("nan"), top1=5.0)
+    log.close()
+    assert records(tmp_path) == [{"kind": "val", "step": 3, "top1": 5.0}]
+
+
+@pytest.mark.parametrize(("is_validated", "kept"), [(True, ["val", "train", "val"]), (False, ["val", "train"])])
+def test_the_records_of_a_validation_that_was_not_completed_are_dropped(tmp_path, is_validated, kept):
+    log = open_log(tmp_path)
+    for kind, step in (("val", 3), ("train", 6), ("val", 6)):
+        log.record(kind, step, epoch=step / 3, loss=1.0)
+    log.close()
+    open_log(tmp_path, step=6, is_validated=is_validated).close()
+    assert [record["kind"] for record in records(tmp_path)] == kept
+
+
+@pytest.mark.parametrize("steps_per_epoch", [2, 4, 16])
+def test_the_log_of_some_ranks_joins_that_of_others(tmp_path, steps_per_epoch):
+    """They count the steps of an epoch differently."""
+    log = open_log(tmp_path)
+    for step in range(1, 17):
+        log.record("train", step, epoch=step / 4, loss=float(step))
+    log.close()
+    before = records(tmp_path)
+    log = open_log(tmp_path, step=3 * steps_per_epoch, steps_per_epoch=steps_per_epoch)
+    log.record("train", 4 * steps_per_epoch, epoch=4.0, loss=0.5)
+    log.close()
+    assert records(tmp_path)[:-1] == before[:12]
+    assert [record["epoch"] for record in records(tmp_path)[12:]] == [4.0]
+    curve = scalars(tmp_path, "train/loss")
+    assert curve == sorted(curve, key=lambda point: point[0])
+    assert {(steps_per_epoch, 4.0), (3 * steps_per_epoch, 12.0), (4 * steps_per_epoch, 0.5)} <= set(curve)
+
+
+def test_what_is_no_record_is_dropped(tmp_path):
+    others = [
+        "[1]", "7", "null", "{}", '{"kind": "train"}', '{"kind": 1, "step": 1}', '{"kind": "train", "step": "1"}',
+        '{"kind": "train", "step": true}', '{"kind": "train", "step": NaN}', '{"kind": "train", "step": -1}',
+        '{"kind": "train", "step": 1, "epoch": "1"}', '{"kind": "train", "step": 1, "epoch": NaN}',
+        '{"kind": "train", "step": 1, "loss": "low"}', '{"kind": "train", "step": 1, "loss": [1]}',
+        '{"kind": "train", "step": 1, "a%b": 1}', '{"kind": "train", "step": 1, "\\ud800": 1}',
+        *(f'{{"kind": "train", "step": 1, "loss": 1{zeros * "0"}}}' for zeros in (400, 5000)), "[" * 100_000, "\udcff",
+    ]  # fmt: skip
+    record = '{"kind": "train", "step": 1, "loss": NaN, "top1": 50}'  # of a step that was skipped
+    (tmp_path / "log.jsonl").write_bytes("\n".join([*others, record]).encode(errors="surrogateescape"))
+    open_log(tmp_path, step=2).close()
+    assert (tmp_path / "log.jsonl").read_text() == f"{record}\n"
 
 
 def test_visualdls_server_reads_metrics_and_pictures_of_one_evaluation(tmp_path):
@@ -96,7 +151,7 @@ def test_all_tasks_have_one_layout(tmp_path, task, request):
     options = ("-output", tmp_path / "run", "-opts", "HISTOGRAMS", "True", "LOG_INTERVAL", "1", "PICTURES", "2")
     result = run_program(f"{task}/main_multi_gpu.py", "-cfg", config, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stdout
-    tags = newest(tmp_path / "run").get_tags()
+    tags = shown(tmp_path / "run").get_tags()
     found = {kind: {tag.replace("%", "/") for tag in tags[kind]} for kind in ("scalar", "image", "histogram")}
     expected = {"train/loss", "train/lr", "train/grad_norm", "train/images_per_second", f"train/{part}"}
     assert expected <= found["scalar"]

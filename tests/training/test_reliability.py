@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -18,7 +19,8 @@ import pytest
 
 from common.checkpoints.file_format import load_file
 from common.errors import UserError
-from image_classification.classification import Classification
+from common.runtime.signals import StopRequest
+from image_classification.classification import Classification, ClassificationEvaluator
 from tests.helpers.programs import ROOT, run_program, start_program
 from tests.helpers.tiny_runs import assert_same_training, kill, run, wait_for_steps
 
@@ -50,7 +52,9 @@ def test_a_killed_run_resumes_to_identical_weights(tmp_path, shapes_config, rank
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "number"), [(0, signal.SIGTERM), (0, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("ranks", "number"), [(0, signal.SIGTERM), (0, signal.SIGINT), (0, signal.SIGHUP), (2, signal.SIGTERM)]
+)
 def test_a_signal_saves_and_the_run_resumes_exactly(tmp_path, shapes_config, ranks, number):
     # Terminals signal the readers, too; these must leave stopping to their rank.
     workers = "2" if ranks == 0 else "0"
@@ -89,20 +93,84 @@ def test_a_second_signal_exits_at_once():
     assert result.returncode == 128 + signal.SIGTERM
 
 
+def test_nohup_is_respected():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.signal_number
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_ranks_save_and_end_when_their_launcher_dies(tmp_path, shapes_config, number):
+    flags = ("-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "500", "VALIDATE_EVERY", "500", "LATEST_EVERY", "0")
+    launcher = start_program(LAUNCHER, *flags, ranks=2, cwd=tmp_path)
+    wait_for_steps(launcher, tmp_path / "out", 2)
+    ranks = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.send_signal(number)
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    for rank in alive:
+        rank.kill()
+    assert not alive
+    launcher.communicate()
+    assert "saved step" in (tmp_path / "log" / "workerlog.0").read_text()
+    assert load_file(tmp_path / "out" / "latest.pdparams")["step"] >= 2
+
+
+@pytest.mark.slow
+def test_a_run_whose_output_nobody_reads_ends_and_says_so(tmp_path, shapes_config):
+    process = start_program(LAUNCHER, "-cfg", shapes_config, *OPTIONS, cwd=tmp_path)
+    while not process.stdout.readline().startswith("step 1/"):
+        assert process.poll() is None
+    process.stdout.close()
+    assert process.wait(timeout=120) == 128 + signal.SIGPIPE
+    state = load_file(tmp_path / "out" / "latest.pdparams")
+    assert state["step"] == 12
+    assert sum('"kind": "val"' in line for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2
+
+
 def test_resume_auto_takes_the_newest_intact_state_or_starts_a_new_run(tmp_path, shapes_config, capsys):
-    options = ("-resume", "auto", "-opts", "CHECKPOINT_EVERY", "1", "TRAIN.EPOCHS")
-    run(Classification, shapes_config, *options, 1)
+    options = ("-resume", "auto", "-opts", "CHECKPOINT_EVERY", "1", "KEEP_CHECKPOINTS", "2", "TRAIN.EPOCHS")
+    run(Classification, shapes_config, *options, 2)
     assert "no training state in" in capsys.readouterr().out
     latest = tmp_path / "out" / "latest.pdparams"
     content = bytearray(latest.read_bytes())
     content[len(content) // 2] ^= 1
     latest.write_bytes(content)
-    run(Classification, shapes_config, *options, 2)
-    assert "epoch_0001.pdparams after epoch 1/2" in capsys.readouterr().out
+    run(Classification, shapes_config, *options, 3)
+    assert "epoch_0001.pdparams after epoch 1/3" in capsys.readouterr().out
     for state in (tmp_path / "out").glob("*.pdparams"):
         state.write_bytes(content)
     with pytest.raises(UserError, match="no intact training state"):
-        run(Classification, shapes_config, *options, 2)
+        run(Classification, shapes_config, *options, 3)
+
+
+def test_a_record_is_kept_once_through_a_failing_validation_and_another_batch_size(
+    tmp_path, shapes_config, monkeypatch
+):
+    options = ("-resume", "auto", "-opts", "TRAIN.EMA_DECAY", "0.9", "LOG_INTERVAL", "1", "TRAIN.EPOCHS", "2")
+    evaluate = ClassificationEvaluator.evaluate
+
+    def fail(evaluator, model, kind="val", step=0, last=True):
+        if kind == "val_ema" and step == 12:
+            raise KeyboardInterrupt
+        return evaluate(evaluator, model, kind, step, last)
+
+    monkeypatch.setattr(ClassificationEvaluator, "evaluate", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(Classification, shapes_config, *options)
+    monkeypatch.setattr(ClassificationEvaluator, "evaluate", evaluate)
+    run(Classification, shapes_config, *options)
+    run(Classification, shapes_config, "-batch_size", "2", *options[:-1], "3")
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    found = [(record["kind"], record["epoch"]) for record in records]
+    epochs = [*(step / 6 for step in range(1, 13)), *(step / 18 for step in range(37, 55))]
+    expected = [("train", epoch) for epoch in epochs]
+    expected += [(kind, epoch) for kind in ("val", "val_ema") for epoch in (1, 2, 3)]
+    assert sorted(found) == sorted(expected)
 
 
 def test_a_state_of_version_0_1_0_resumes(tmp_path, shapes_config, capsys):
@@ -128,8 +196,8 @@ def test_a_state_of_version_0_1_0_resumes(tmp_path, shapes_config, capsys):
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, shapes_config):
     run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", "1")
-    with pytest.raises(UserError, match=r"the (loss on rank 0|gradient) is not finite at step [2-6]; .*latest\.pdp"):
-        run(Classification, shapes_config, "-opts", "TRAIN.BASE_LR", "1e30", "TRAIN.EPOCHS", "3")
+    with pytest.raises(UserError, match=r"the (loss on rank 0|gradient) is not finite at step [7-9]; .*latest\.pdp"):
+        run(Classification, shapes_config, "-resume", "auto", "-opts", "TRAIN.BASE_LR", "1e30", "TRAIN.EPOCHS", "3")
     kept = load_file(tmp_path / "out" / "latest.pdparams")
     assert all(np.isfinite(array).all() for array in kept["model"].values())
 
@@ -161,10 +229,33 @@ def test_a_killed_rank_ends_the_others_within_half_a_minute(tmp_path, shapes_con
     ranks = {child.environ().get("PADDLE_TRAINER_ID"): child for child in psutil.Process(process.pid).children(True)}
     ranks[str(victim)].kill()
     killed = time.monotonic()
-    output, _ = process.communicate(timeout=60)
+    process.communicate(timeout=60)
     assert time.monotonic() - killed < 30
     assert process.returncode != 0
-    assert re.search(rf"rank {victim} (does not respond|status failed)", output), output
+    assert f"error: rank {victim} is lost" in (tmp_path / "log" / f"workerlog.{1 - victim}").read_text()
+
+
+@pytest.mark.slow
+def test_suspended_ranks_continue(tmp_path, shapes_config):
+    """Ranks that do not run for longer than the kernel waits for a lost machine: all of a job, or one."""
+    flags = ("-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "20", "VALIDATE_EVERY", "20")
+    folders = [tmp_path / "all", tmp_path / "one"]
+    jobs = []
+    for folder in folders:
+        folder.mkdir()
+        jobs.append(start_program(LAUNCHER, *flags, "OUTPUT", folder / "out", ranks=2, cwd=folder))
+    for job, folder in zip(jobs, folders, strict=True):
+        wait_for_steps(job, folder / "out", 1)
+    ranks = [psutil.Process(job.pid).children(recursive=True) for job in jobs]
+    suspended = [psutil.Process(jobs[0].pid), *ranks[0], ranks[1][1]]
+    for process in suspended:
+        process.suspend()
+    time.sleep(25)  # Gloo itself waits for 30 s, and then aborts
+    for process in suspended:
+        process.resume()
+    for job in jobs:
+        output, _ = job.communicate(timeout=120)
+        assert job.returncode == 0, output
 
 
 def start_machines(folder: Path, *flags: object) -> list[subprocess.Popen]:
@@ -189,27 +280,19 @@ def test_two_machines_give_the_weights_of_one_launch_with_two_ranks(tmp_path, sh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("event", ["killed", "silent"])
-def test_when_a_machine_is_lost_the_other_ends(tmp_path, shapes_config, event):
+def test_when_a_machine_is_lost_the_other_ends(tmp_path, shapes_config):
     machines = start_machines(tmp_path, "-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "500")
     wait_for_steps(machines[0], tmp_path / "out", 4)
     logs = [tmp_path / f"machine{number}" / "log" / "workerlog.0" for number in range(2)]
     main = int("2 rank(s)" in logs[1].read_text())  # the launcher numbers the machines in the order of their arrival
-    if event == "killed":
-        kill(machines[main])
-    else:  # as if the network was cut: nothing answers, and nothing is closed
-        for process in (psutil.Process(machines[main].pid), *psutil.Process(machines[main].pid).children(True)):
-            process.suspend()
+    kill(machines[main])
     try:
         machines[1 - main].communicate(timeout=30)
     finally:
-        for machine in machines:
-            if machine.poll() is None:
-                kill(machine)
+        if machines[1 - main].poll() is None:
+            kill(machines[1 - main])
     assert machines[1 - main].returncode != 0
-    # Gloo aborts the process on some broken connections before the watch can print its message.
-    lost = r"error: rank \d does not respond: it was killed or its machine is gone|gloo::\w+Exception"
-    assert re.search(lost, logs[1 - main].read_text())
+    assert "error: rank 0 is lost: it was killed or its machine is gone" in logs[1 - main].read_text()
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def test_an_evaluation_is_recorded_by_rank_0_alone(tmp_path, shapes_config, weig
 def test_a_table_with_other_columns_is_refused_before_the_evaluation(tmp_path, shapes_config, weights, monkeypatch):
     file = tmp_path / "other.csv"
     file.write_text("a,b\n")
-    monkeypatch.setattr(Classification, "build_evaluation", lambda task: pytest.fail("it was evaluated"))
+    monkeypatch.setattr(Classification, "build_evaluation", lambda *_: pytest.fail("it was evaluated"))
     with pytest.raises(UserError, match=r"other\.csv has other columns than"):
         run(Classification, shapes_config, "-eval", "-pretrained", weights, "-record", file)
 

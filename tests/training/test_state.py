@@ -1,4 +1,4 @@
-"""An optimizer's state that fits any process, and the folder of a run."""
+"""An optimizer's state that fits any process."""
 
 import numpy as np
 import paddle
@@ -9,7 +9,6 @@ from common.checkpoints.file_format import load_file, save_file
 from common.checkpoints.loading import Checkpoint, load_weights, numpy_state
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer
-from common.training.checkpoints import CheckpointFolder
 from common.training.optimizer import build_optimizer
 from common.training.state import load_optimizer_state, optimizer_state
 
@@ -17,13 +16,6 @@ from common.training.state import load_optimizer_state, optimizer_state
 def make_model(seed=0, depths=(1, 1, 1, 1)):
     paddle.seed(seed)
     return PaleTransformer(4, depths, (2, 2, 2, 2), 2, num_classes=3)
-
-
-def files(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-# ---- optimizer
 
 
 def make_optimizer(model):
@@ -116,30 +108,3 @@ def test_state_of_another_models_optimizer_names_the_parameter():
     train(other, optimizer, range(1))
     with pytest.raises(UserError, match=r"stages\.2\.blocks\.1\."):
         load_optimizer_state(make_optimizer(model), model, optimizer_state(optimizer, other))
-
-
-# ---- the folder of a run
-
-
-def test_the_folder_keeps_latest_best_and_the_last_numbered_states(tmp_path):
-    folder = CheckpointFolder(tmp_path / "run", keep=2)
-    for epoch in (1, 2, 9, 10, 11):
-        folder.save_numbered({"epoch": epoch}, epoch)
-        folder.save_best({"epoch": epoch})
-        folder.save_latest({"epoch": epoch})
-    assert files(tmp_path / "run") == [
-        "best.pdparams", "epoch_0010.pdparams", "epoch_0011.pdparams", "latest.pdparams",
-    ]  # fmt: skip
-    assert load_file(folder.latest)["epoch"] == load_file(folder.best)["epoch"] == 11
-    folder.save_numbered({"epoch": 4}, 4)  # of a run that went back
-    assert files(tmp_path / "run")[1:3] == ["epoch_0004.pdparams", "epoch_0011.pdparams"]
-
-
-def test_the_folder_may_keep_no_numbered_states_and_only_rank_0_writes(tmp_path, monkeypatch):
-    CheckpointFolder(tmp_path, keep=0).save_numbered({}, 1)
-    monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    folder = CheckpointFolder(tmp_path, keep=1)
-    folder.save_best({})
-    folder.save_latest({})
-    folder.save_numbered({}, 1)
-    assert files(tmp_path) == []

@@ -1,0 +1,229 @@
+"""The folder of a run: who may write into it, which files belong to the run, and which state to resume."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..checkpoints.file_format import SUFFIXES, DamagedFileError, save_file
+from ..checkpoints.loading import read_state
+from ..errors import UserError
+from ..runtime.atomic_file import copy_file, write_text
+from ..runtime.distributed import is_main_process
+
+__all__ = ["RunFolder"]
+
+# Files of a run, relative to its folder. Deleting them in this order, a process that is killed between two leaves no
+# weights without the log, by which the rest is recognized as a run.
+_FILES = (
+    r"(best|last|latest|(epoch|step)_\d{4,})\.pdparams",
+    r"config\.yaml|(val|val_ema)_\w+\.json|visualdl/vdlrecords\..+|pictures/(train|val|val_ema)_[^/]+\.png",
+    r"log\.jsonl",
+)
+_SUBFOLDERS = "visualdl", "pictures"
+# What makes a folder that of a run. The other files may be those of a user, of an evaluation or of a check.
+_SIGNS_OF_A_RUN = re.compile(r"(latest|(epoch|step)_\d{4,})\.pdparams|log\.jsonl")
+# What may be in the folder of a new run: results of data checks and evaluations, logs of Paddle's launcher.
+_HARMLESS = re.compile(r"\..*|data_check\.json|(val|val_ema)_\w+\.json|workerlog\.\d+|default\..*\.log")
+_TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # what atomic_file.py calls the temporary file of a name
+
+
+class RunFolder:
+    """The output folder of a run, which only one run writes at a time; its rank 0 does.
+
+    ``latest`` and the numbered ``epoch_NNNN`` or ``step_NNNN`` are training states to resume from. ``best`` and
+    ``last`` contain only weights, those of the best and of the last validation.
+
+    Args:
+        folder: the output folder.
+        keep: how many numbered states to keep.
+        unit: what their numbers count, ``epoch`` or ``step``.
+    """
+
+    def __init__(self, folder: Path, keep: int, unit: str = "epoch"):
+        self.folder, self.keep, self.unit = folder, keep, unit
+        self.latest, self.best = folder / f"latest{SUFFIXES[0]}", folder / f"best{SUFFIXES[0]}"
+        self._lock_path, self.config_file = folder / ".lock", folder / "config.yaml"
+        self._lock_file: TextIO | None = None
+        self._locked = self._replaces = False
+
+    # ---- before the run
+
+    def claim(self, resume: str, overwrite: bool, warn: Callable[[str], None]) -> None:
+        """Create the folder, lock it for the life of this object, and refuse one whose files are not this run's.
+
+        Args:
+            resume: the training state to continue, ``auto`` for that of the folder, or empty.
+            overwrite: replace another run.
+            warn: called with a message if the file system has no locks.
+
+        Raises:
+            UserError: another process writes into the folder, or it contains another run or other files.
+        """
+        if not is_main_process():
+            return
+        self._refuse_other_files()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock(warn)
+        is_run = self._is_run()
+        continues = is_run and (
+            resume == "auto" or (bool(resume) and Path(resume).expanduser().resolve().parent == self.folder.resolve())
+        )
+        if continues and overwrite:
+            raise UserError(f"-overwrite would delete the run in {self.folder} that -resume continues; give only one")
+        self._replaces = is_run and not continues
+        if self._replaces and not overwrite:
+            raise UserError(
+                f"{self.folder} holds a run; continue it with -resume auto, replace it with -overwrite, or give "
+                "another -output"
+            )
+
+    def find_latest(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+        """Read the newest intact training state; ``None`` if there is no state at all.
+
+        Args:
+            warn: called with a message about each file that is skipped because it is damaged or no training state.
+
+        Raises:
+            UserError: there are states, and all of them are damaged; or one could not be read for another reason; or
+                there are only weights, which a new run would replace.
+        """
+        damage = None
+        for path in (self.latest, *reversed(self._numbered().values())):
+            if os.path.lexists(path):
+                try:
+                    state = read_state(path)
+                    if "optimizer" not in state:
+                        raise DamagedFileError(f"{path} contains weights, not a training state")
+                    return path, state
+                except DamagedFileError as error:
+                    damage = damage or error
+                    warn(f"warning: {error}")
+                except UserError as error:
+                    raise UserError(f"{error}; nothing older is used instead") from error
+        if damage:
+            raise UserError(f"{self.folder} has no intact training state to resume from; {damage}")
+        if self.best.exists():
+            raise UserError(f"{self.folder} has {self.best.name}, but no training state to resume from")
+        return None
+
+    def begin(self, config: str) -> None:
+        """Write ``config.yaml``; delete the files of a replaced run, and temporary files of killed processes.
+
+        Args:
+            config: the configuration of the run as yaml.
+        """
+        if not is_main_process():
+            return
+        if self._replaces:
+            for pattern in _FILES:
+                self._delete(pattern)
+        if self._locked:
+            self._delete("|".join((*_FILES, r"data_check\.json")), temporary=True)
+        write_text(self.config_file, config)
+
+    # ---- during the run
+
+    def require_intact(self) -> None:
+        """Raise ``UserError`` if somebody has deleted or replaced the folder since :meth:`claim`."""
+        if self._lock_file is None:  # another rank than 0
+            return
+        try:
+            intact = os.path.samestat(os.fstat(self._lock_file.fileno()), self._lock_path.stat())
+        except FileNotFoundError:
+            intact = False
+        if not intact or not self.config_file.exists():
+            raise UserError(
+                f"the output folder {self.folder} was deleted or replaced while training, and what it contained is "
+                "lost; start the run again"
+            )
+
+    def save_latest(self, state: Mapping[str, Any]) -> None:
+        self._save(state, self.latest)
+
+    def save_best(self, weights: Mapping[str, Any]) -> None:
+        self._save(weights, self.best)
+
+    def save_last(self, weights: Mapping[str, Any]) -> None:
+        self._save(weights, self.folder / f"last{SUFFIXES[0]}")
+
+    def keep_latest(self, number: int) -> None:
+        """Keep the latest state under a number, too, and delete all but the last ``keep`` up to this number.
+
+        Larger numbers, of a run that went back, stay.
+        """
+        if self.keep and is_main_process():
+            copy_file(self.latest, self.folder / f"{self.unit}_{number:04d}{SUFFIXES[0]}")
+            done = [path for other, path in self._numbered().items() if other <= number]
+            for old in done[: -self.keep]:
+                old.unlink()
+
+    # ---- the files
+
+    def _save(self, state: Mapping[str, Any], path: Path) -> None:
+        if is_main_process():
+            self.require_intact()
+            save_file(state, path)
+
+    def _numbered(self) -> dict[int, Path]:
+        """The numbered states in the order of their numbers."""
+        pattern = re.compile(rf"{self.unit}_(\d{{4,}}){re.escape(SUFFIXES[0])}")
+        found = ((pattern.fullmatch(path.name), path) for path in self.folder.glob("*"))
+        return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+    def _is_run(self) -> bool:
+        return any(_SIGNS_OF_A_RUN.fullmatch(path.name) for path in self.folder.iterdir())
+
+    def _refuse_other_files(self) -> None:
+        if not self.folder.is_dir() or self._is_run():
+            return
+        others = sorted(path.name for path in self.folder.iterdir() if not _is_harmless(path))
+        if others:
+            names = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+            raise UserError(f"{self.folder} holds other files than those of a run ({names}); give another -output")
+
+    def _delete(self, pattern: str, temporary: bool = False) -> None:
+        """Delete the files whose path relative to the folder matches, or their temporary files."""
+        for folder in (self.folder, *(self.folder / name for name in _SUBFOLDERS)):
+            for path in folder.glob("*"):
+                name, is_temporary = _TEMPORARY.subn(r"\1", path.relative_to(self.folder).as_posix())
+                if is_temporary == temporary and re.fullmatch(pattern, name) and not path.is_dir():
+                    path.unlink()
+
+    # ---- the lock
+
+    def _lock(self, warn: Callable[[str], None]) -> None:
+        """Take a lock that the operating system releases when this process ends, however it ends.
+
+        Reader processes do not inherit it. Opening and closing the file again in this process would release it.
+        """
+        self._lock_file = self._lock_path.open("a+", encoding="utf-8", errors="replace")
+        try:
+            import fcntl  # not on Windows
+
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._locked = True
+        except (BlockingIOError, PermissionError) as error:
+            self._lock_file.seek(0)
+            holder = "".join(filter(str.isprintable, self._lock_file.read(500)))
+            raise UserError(
+                f"another run writes into {self.folder} ({holder}); wait for its end, stop it, or give another -output"
+            ) from error
+        except (ImportError, OSError) as error:
+            warn(f"warning: {self.folder} cannot be locked ({error}); start no other run that writes into it")
+        self._lock_file.truncate(0)
+        self._lock_file.write(f"host {socket.gethostname()}, process {os.getpid()}: {shlex.join(sys.argv)}\n")
+        self._lock_file.flush()
+
+
+def _is_harmless(path: Path) -> bool:
+    """Whether a new run may start beside a file, or beside a folder of such files."""
+    if path.is_dir():
+        return all(_HARMLESS.fullmatch(file.name) for file in path.iterdir())
+    return _HARMLESS.fullmatch(path.name) is not None

@@ -1,0 +1,47 @@
+"""Predictions of a classifier that are no numbers."""
+
+from __future__ import annotations
+
+import json
+
+import paddle
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from common.inference.predictor import PredictOptions
+from image_classification.prediction import Classifier
+from tests.helpers.classification_config import make_config
+from tools import predict
+
+
+def test_outputs_that_are_not_finite_are_an_error_of_the_image(tmp_path):
+    for value in (0, 255):
+        Image.new("RGB", (32, 32), (value, value, value)).save(tmp_path / f"{value}.png")
+
+    def infinite_for_white(images):
+        return images.mean([2, 3]) / (images.mean() * 0 + (images.mean([1, 2, 3], keepdim=True)[:, :, 0, 0] < 0))
+
+    classifier = Classifier(infinite_for_white, make_config(), ["a", "b", "c"])
+    files = [str(tmp_path / name) for name in ("0.png", "255.png")]
+    black, white = classifier.predict(files, PredictOptions())
+    assert len(black["predictions"]) == 3
+    assert white["error"].startswith(f"image {files[1]}: the outputs of the model are not finite")
+
+
+def test_names_with_control_characters_are_printed_as_escapes(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "a\x1b[2J  b.png"
+    Image.new("RGB", (32, 32)).save(file)
+    classifier = Classifier(lambda images: paddle.zeros([len(images), 2]), make_config(), ["two  blanks", "b"])
+    monkeypatch.setattr(predict, "open_weights", lambda arguments: (None, classifier, None))
+    predict.main([str(file), "-pretrained", "mnist5k"])
+    shown = capsys.readouterr().out
+    assert r"a\x1b[2J  b.png" in shown
+    assert "two  blanks" in shown
+    assert "\x1b" not in shown
+    classifier.model = lambda images: paddle.full([len(images), 2], float("nan"))
+    with pytest.raises(UserError, match="1 of 1 images could not be predicted"):
+        predict.main([str(file), "-pretrained", "mnist5k", "-json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["image"] == str(file)
+    assert "not finite" in row["error"]

@@ -1,0 +1,34 @@
+"""Messages of errors quote what they name as it is, and print no control characters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.programs import ROOT
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        ("UserError('no file a  b\\\\c.png')", r"error: no file a  b\c.png", 2),
+        ("OSError(2, 'No such file', 'a  \\x1b[2J')", r"error: a  \x1b[2J: No such file; check path", 2),
+        ("ValueError('a  b\\nis wrong')", "error: ValueError: a  b is wrong", 1),
+    ],
+)
+def test_an_error_is_printed_as_it_is(error, message, code):
+    program = f"""
+from common.errors import UserError
+from common.runtime.command_line import run
+
+def main(argv):
+    raise {error}
+
+run(main, [])
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert message in result.stderr
+    assert "\x1b" not in result.stderr
+    assert result.returncode == code
