@@ -63,7 +63,6 @@ def flops_by_layer(model: nn.Layer, shape: Sequence[int], norms: bool = False) -
             paper's figures seem to be counted so [C: its 15.6G, 1135G and 1311G need them].
     """
     totals: dict[str, int] = defaultdict(int)
-    costs = {nn.LayerNorm: 5, nn.BatchNorm2D: 2} if norms else {}
 
     def count(name: str, layer: nn.Layer, inputs: tuple, output: paddle.Tensor) -> None:
         if isinstance(layer, ScaledDotProductAttention):
@@ -76,9 +75,11 @@ def flops_by_layer(model: nn.Layer, shape: Sequence[int], norms: bool = False) -
         elif isinstance(layer, nn.Conv2DTranspose):
             totals[name] += math.prod(inputs[0].shape) * math.prod(layer.weight.shape[1:])
         else:
-            totals[name] += math.prod(output.shape) * costs[type(layer)]
+            totals[name] += math.prod(output.shape) * (5 if isinstance(layer, nn.LayerNorm) else 2)
 
-    counted = (nn.Conv2D, nn.Conv2DTranspose, nn.Linear, ScaledDotProductAttention, *costs)
+    counted: tuple[type[nn.Layer], ...] = (nn.Conv2D, nn.Conv2DTranspose, nn.Linear, ScaledDotProductAttention)
+    if norms:
+        counted += (nn.LayerNorm, nn.BatchNorm2D)
     hooks = [
         layer.register_forward_post_hook(partial(count, name))
         for name, layer in model.named_sublayers(include_self=True)

@@ -13,7 +13,7 @@ import paddle
 from paddle import Tensor, nn
 
 from .layers.attention import ScaledDotProductAttention
-from .layers.channels_last import DepthwiseConv2D, Linear
+from .layers.channels_last import BatchNorm, DepthwiseConv2D, Linear
 from .layers.padding import pad_to_groups
 
 __all__ = [
@@ -79,7 +79,7 @@ class SeparableProjection(nn.Layer):
     def __init__(self, dim: int):
         super().__init__()
         self.depthwise = DepthwiseConv2D(dim, multiplier=3, bias=False)
-        self.norm = nn.BatchNorm2D(3 * dim, data_format="NHWC")
+        self.norm = BatchNorm(3 * dim)
         self.query = Linear(dim, dim)
         self.key = Linear(dim, dim)
         self.value = Linear(dim, dim)

@@ -294,7 +294,7 @@ def list_models(pattern: str = "*", pretrained: str | bool = False) -> list[str]
 
 
 def variant_settings(name: str, **overrides: Any) -> dict[str, Any]:
-    """Arguments of :class:`PaleTransformer` for a variant, with overrides.
+    """Arguments of :class:`PaleTransformer` for a variant, with overrides; an override of None changes nothing.
 
     Raises:
         ValueError: unknown name.
@@ -303,7 +303,7 @@ def variant_settings(name: str, **overrides: Any) -> dict[str, Any]:
         close = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.75)
         meant = f"did you mean {close[0]}? Available:" if close else "choose one of"
         raise ValueError(f"unknown model {name!r}; {meant} {', '.join(list_models())}")
-    return {**VARIANTS[name], **overrides}
+    return {**VARIANTS[name], **{key: value for key, value in overrides.items() if value is not None}}
 
 
 _Model = TypeVar("_Model", bound=PaleTransformer)

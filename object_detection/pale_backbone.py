@@ -35,6 +35,8 @@ class PaleTransformer(PaleFeatures):
         variant, drop_path_rate, pretrained, in_channels, recompute: see
             :func:`common.pale_features.create_features`.
         out_indices: the stages whose maps the neck reads, see :class:`common.pale_features.PaleFeatures`.
+        num_heads, pale_size, attention, parallel, position_encoding, image_size, stage_norms: see
+            :class:`common.pale_transformer.PaleTransformer`; None for the variant's.
 
     Raises:
         ValueError: unknown variant, or a value out of range.
@@ -49,10 +51,28 @@ class PaleTransformer(PaleFeatures):
         in_channels: int = 3,
         recompute: bool = False,
         out_indices: Sequence[int] = (0, 1, 2, 3),
+        num_heads: Sequence[int] | None = None,
+        pale_size: int | Sequence[int] | None = None,
+        attention: str = "pale",
+        parallel: bool = True,
+        position_encoding: str = "cpe",
+        image_size: int | Sequence[int] | None = None,
+        stage_norms: bool = True,
     ):
-        super().__init__(
-            **variant_settings(variant, drop_path_rate=drop_path_rate, in_channels=in_channels, out_indices=out_indices)
+        settings = variant_settings(
+            variant,
+            drop_path_rate=drop_path_rate,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            num_heads=num_heads,
+            pale_size=pale_size,
+            attention=attention,
+            parallel=parallel,
+            position_encoding=position_encoding,
+            image_size=image_size,
+            stage_norms=stage_norms,
         )
+        super().__init__(**settings)
         self.set_recompute(recompute)
         if pretrained:
             load_pretrained(self, read_checkpoint(pretrained, variant))

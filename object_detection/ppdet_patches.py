@@ -1,9 +1,11 @@
-"""Patches of PaddleDetection 2.6.0, which importing this module applies; import it before ``ppdet``."""
+"""Patches of PaddleDetection 2.6.0 and of a clone of its repository, which importing this module applies."""
 
 from __future__ import annotations
 
 import builtins
 import importlib
+import sys
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,6 +17,11 @@ from PIL import Image, ImageDraw, ImageFile
 from common.toolkits.patches import apply, is_patched_version, minimize, namespace
 
 __all__ = ["replace_empty_boxes"]
+
+# The scripts of a clone insert their repository into sys.path, perhaps later than they import this module.
+_repository = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent.parent
+if (_repository / "ppdet").is_dir():
+    sys.path.insert(0, str(_repository))
 
 # `import ppdet` prints which packages for tracking are missing, and sets Pillow to read truncated images silently in
 # the whole process.
@@ -84,7 +91,7 @@ def _concat_empty(x: list[Tensor], axis: int = 0) -> Tensor:
 
     Without it: ValueError on images without objects. Paddle 2.6.
     """
-    return paddle.concat(x, axis) if any(part.size for part in x) else x[0]
+    return x[0] if paddle.in_dynamic_mode() and not any(part.size for part in x) else paddle.concat(x, axis)
 
 
 _original_bbox2delta = _retina_head.bbox2delta
@@ -98,39 +105,38 @@ def _bbox2delta(src_boxes: Tensor, *args: Any) -> Tensor:
     return _original_bbox2delta(src_boxes, *args) if len(src_boxes) else paddle.zeros([0, 4], src_boxes.dtype)
 
 
-_original_align = _roi_extractor.RoIAlign.forward
-
-
 def _align(self: nn.Layer, feats: list[Tensor], roi: list[Tensor], rois_num: Tensor) -> Tensor:
     """Compute the features of boxes.
 
-    Without it, on CPUs, when ``aligned``: NaN for a box without area, such as the one that stands in for a level
-    without proposals, hence NaN gradients; and a box of NaN aborts the process. Paddle 2.6 and 3.
+    Without it, on CPUs: a box of NaN aborts the process. When ``aligned``: NaN for a box without area, such as the one
+    that stands in for a level without proposals, hence NaN gradients. Paddle 2.6 and 3.
     """
-    if not self.aligned:
-        return _original_align(self, feats, roi, rois_num)
-    boxes, is_used = replace_empty_boxes(paddle.concat(roi))
-    features = _original_align(self, feats, [boxes], rois_num)
+    if not paddle.in_dynamic_mode():
+        return self.forward_without_patch(feats, roi, rois_num)
+    # Unless aligned, the kernel widens boxes to one position of the map.
+    boxes, is_used = replace_empty_boxes(paddle.concat(roi), _LEAST_SIDE if self.aligned else -float("inf"))
+    features = self.forward_without_patch(feats, [boxes], rois_num)
     return features * is_used.astype(features.dtype)
 
 
-def replace_empty_boxes(boxes: Tensor) -> tuple[Tensor, Tensor]:
+# A box narrower than this many pixels may lose its area by rounding when it is scaled to a map.
+_LEAST_SIDE = 1e-2
+
+
+def replace_empty_boxes(boxes: Tensor, least_side: float = _LEAST_SIDE) -> tuple[Tensor, Tensor]:
     """Replace boxes without area before RoIAlign, whose features shall be 0, as Paddle's GPU kernel computes them.
 
     Args:
         boxes: float32 ``[n, 4]``, x1, y1, x2, y2 in pixels.
+        least_side: width and height, in pixels, from which a box counts as one with an area; boxes of NaN never do.
 
     Returns:
         ``boxes`` with ``(0, 0, 1, 1)`` in the place of those without area, and whether each one has an area, bool
         ``[n, 1, 1, 1]``, which the features have to be multiplied by.
     """
-    # A box narrower than this many pixels may lose its area by rounding when it is scaled to a map.
-    is_used = (boxes[:, 2:] - boxes[:, :2] >= 1e-2).all(axis=1, keepdim=True)
+    is_used = (boxes[:, 2:] - boxes[:, :2] >= least_side).all(axis=1, keepdim=True)
     boxes = paddle.where(is_used, boxes, paddle.to_tensor([[0.0, 0.0, 1.0, 1.0]], boxes.dtype))
     return boxes, is_used.reshape([-1, 1, 1, 1])
-
-
-_original_paste = _post_process.MaskPostProcess.__call__
 
 
 def _paste_masks(self: Any, mask_out: Tensor, bboxes: Tensor, bbox_num: Tensor, origin_shape: Tensor) -> Tensor:
@@ -140,11 +146,18 @@ def _paste_masks(self: Any, mask_out: Tensor, bboxes: Tensor, bbox_num: Tensor, 
     for each box. Without the patch, masks of a batch of several images have the size of another image and, after an
     image without objects, are pasted into another box. Paddle 2.6 and 3.
     """
+    if paddle.in_dynamic_mode():
+        mask_out, origin_shape = _for_each_image(mask_out, bboxes, bbox_num, origin_shape)
+    return self.paste_without_patch(mask_out, bboxes, bbox_num, origin_shape)
+
+
+def _for_each_image(mask_out: Tensor, bboxes: Tensor, bbox_num: Tensor, origin_shape: Tensor) -> tuple[Tensor, Tensor]:
+    """A mask for each box, and a row of ``origin_shape`` for each image."""
     if mask_out.shape[0] < bboxes.shape[0]:
         masks, found = paddle.zeros([bboxes.shape[0], *mask_out.shape[1:]]), paddle.nonzero(bboxes[:, 1] > 0).flatten()
         mask_out = paddle.scatter(masks, found, mask_out.astype("float32")) if len(found) else masks
     first_boxes = bbox_num.cumsum() - bbox_num.astype("int64")
-    return _original_paste(self, mask_out, bboxes, bbox_num, origin_shape.gather(first_boxes))
+    return mask_out, origin_shape.gather(first_boxes)
 
 
 def _draw(image: Image.Image) -> ImageDraw.ImageDraw:
@@ -157,15 +170,29 @@ def _draw(image: Image.Image) -> ImageDraw.ImageDraw:
     return drawing
 
 
-if is_patched_version("PaddleDetection", getattr(ppdet, "__version__", "an unknown version"), "2.6.0"):
-    for _module in (_rpn_head, _cascade_head, _post_process):
-        apply(_module, "paddle", namespace(paddle, concat=_concat))
+def _patch_method(owner: type, name: str, unpatched_name: str, replacement: Any) -> None:
+    """Replace a method that traced programs contain, for which the replacement has to call the original.
+
+    It does so by ``unpatched_name``, because Paddle converts the loops and branches of methods, but not those of a
+    function that is a global of another module.
+    """
+    apply(owner, unpatched_name, getattr(owner, name))
+    apply(owner, name, replacement)
+
+
+_RELEASE, _CLONE = "2.6.0", "0.0.0"
+_version = getattr(ppdet, "__version__", _CLONE)  # a clone gets its number when it is installed
+
+if is_patched_version("PaddleDetection", _version, (_RELEASE, _CLONE)):
+    if _version == _RELEASE:
+        for _module in (_rpn_head, _cascade_head, _post_process):
+            apply(_module, "paddle", namespace(paddle, concat=_concat))
+        apply(_visualizer, "ImageDraw", namespace(ImageDraw, Draw=_draw))
     apply(_target, "paddle", namespace(paddle, concat=_concat, ones=_ones))
     apply(_target, "label_box", _label_box, ("3.",))
     apply(_retina_head, "paddle", namespace(paddle, concat=_concat_empty), ("2.6",))
     apply(_retina_head, "bbox2delta", _bbox2delta, ("2.6",))
-    apply(_roi_extractor.RoIAlign, "forward", _align)
+    _patch_method(_roi_extractor.RoIAlign, "forward", "forward_without_patch", _align)
     # The others are for PaddleDetection's own Trainer.
     apply(paddle.amp.GradScaler, "minimize", minimize)
-    apply(_post_process.MaskPostProcess, "__call__", _paste_masks)
-    apply(_visualizer, "ImageDraw", namespace(ImageDraw, Draw=_draw))
+    _patch_method(_post_process.MaskPostProcess, "__call__", "paste_without_patch", _paste_masks)

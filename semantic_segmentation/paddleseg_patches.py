@@ -1,4 +1,4 @@
-"""Patches of PaddleSeg 2.8.0, which importing this module applies: for losses, a transform, and its training loop."""
+"""Patches of PaddleSeg 2.8.0 and of a clone of its repository, which importing this module applies."""
 
 from __future__ import annotations
 
@@ -59,12 +59,15 @@ def _loss_computation(*args: Any, **kwargs: Any) -> list[Tensor]:
     return [loss.reshape([1]) for loss in _original_loss_computation(*args, **kwargs)]
 
 
-if is_patched_version("PaddleSeg", paddleseg.__version__, "2.8.0"):
+_RELEASE, _CLONE = "2.8.0", "0.0.0.dev0"
+
+if is_patched_version("PaddleSeg", paddleseg.__version__, (_RELEASE, _CLONE)):
+    apply(paddle.amp.GradScaler, "minimize", minimize)
+if paddleseg.__version__ == _RELEASE:
     apply(CrossEntropyLoss, "_post_process_loss", _average_loss, ("3.",))
     apply(cross_entropy_loss, "F", namespace(F, one_hot=_one_hot), ("3.",))
     apply(RandomPaddingCrop, "__call__", _crop_randomly)
     # The others are for PaddleSeg's own training and evaluation.
     apply(_train, "loss_computation", _loss_computation)
-    apply(paddle.amp.GradScaler, "minimize", minimize)
     # Without it: ValueError in metrics.calculate_area, which concatenates tensors of shape []. Paddle 2.6 and 3.
     apply(metrics, "paddle", namespace(paddle, concat=paddle.stack))

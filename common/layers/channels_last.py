@@ -1,4 +1,4 @@
-"""Depthwise convolution and linear layer on channels-last maps, ``[B, H, W, C]``, the layout of the whole model."""
+"""Depthwise convolution, BatchNorm and linear layer on channels-last maps, ``[B, H, W, C]``, as in the whole model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from paddle import Tensor, nn
 
 from . import cpu_kernels
 
-__all__ = ["DepthwiseConv2D", "Linear"]
+__all__ = ["BatchNorm", "DepthwiseConv2D", "Linear"]
 
 
 class DepthwiseConv2D(nn.Conv2D):
@@ -47,6 +47,23 @@ class DepthwiseConv2D(nn.Conv2D):
         x = x.transpose([0, 3, 1, 2])  # Paddle's kernels for channels-first maps are faster
         outputs = (F.conv2d(x, kernel, padding=self._padding, groups=self._groups) for kernel in kernels)
         return [output.transpose([0, 2, 3, 1]) for output in outputs]
+
+
+class BatchNorm(nn.BatchNorm2D):
+    """``nn.BatchNorm2D`` of ``[B, H, W, C]``.
+
+    In a traced program in evaluation mode it is a product and a sum, because paddle2onnx takes Paddle's channels-last
+    operator for a channels-first one.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, data_format="NHWC")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or paddle.in_dynamic_mode():
+            return nn.BatchNorm2D.forward(self, x)  # Paddle 2.6 cannot trace super()
+        scale = self.weight / paddle.sqrt(self._variance + self._epsilon)
+        return x * scale + (self.bias - self._mean * scale)
 
 
 class Linear(nn.Linear):

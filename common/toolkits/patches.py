@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,11 +25,12 @@ def apply(owner: Any, name: str, replacement: Any, paddle_versions: tuple[str, .
         setattr(owner, name, replacement)
 
 
-def is_patched_version(toolkit: str, installed: str, patched: str) -> bool:
-    """Whether the installed toolkit is the version that the patches were written for; if not, warn."""
-    if installed != patched:
-        warnings.warn(f"{toolkit} {installed} is not patched: the patches are for {patched}", stacklevel=2)
-    return installed == patched
+def is_patched_version(toolkit: str, installed: str, patched: Sequence[str]) -> bool:
+    """Whether the installed toolkit is a version that the patches were written for; if not, warn."""
+    if installed not in patched:
+        versions = " and ".join(patched)
+        warnings.warn(f"{toolkit} {installed} is not patched: the patches are for {versions}", stacklevel=2)
+    return installed in patched
 
 
 def namespace(module: Any, **replacements: Any) -> SimpleNamespace:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..ablation import ATTENTIONS, POSITION_ENCODINGS
 from ..layers.variants import VARIANTS
 
 __all__ = [
@@ -152,4 +153,11 @@ BACKBONE: dict[str, Kind] = {
     "pretrained": not_read,  # the weights of the file take its place
     "in_channels": integer(1, 16),
     "recompute": flag,
+    "num_heads": either(nothing, list_of(integer(1, 256), 4)),
+    "pale_size": either(nothing, integer(1, 64), list_of(either(integer(1, 64), list_of(integer(1, 64), 2)), 4)),
+    "attention": word(*ATTENTIONS),
+    "parallel": flag,
+    "position_encoding": word(*POSITION_ENCODINGS),
+    "image_size": either(nothing, integer(32, 2048), list_of(integer(32, 2048), 2)),
+    "stage_norms": flag,
 }

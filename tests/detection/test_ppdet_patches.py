@@ -7,15 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import paddle
 import pytest
-from paddle import nn
+from paddle import Tensor, nn
 from PIL import Image
 
 from common.toolkits.patches import is_patched_version
-from object_detection import ppdet_patches
+from object_detection import ppdet_patches  # noqa: F401 (applies the patches)
 from tests.helpers.tiny_detection import build, make_batch
 
 # isort: split
 from ppdet.modeling.heads.roi_extractor import RoIAlign
+from ppdet.modeling.post_process import MaskPostProcess
 from ppdet.modeling.proposal_generator import target_layer
 from ppdet.utils import visualizer
 
@@ -91,20 +92,24 @@ def test_models_learn_when_no_proposal_has_an_area(models):
     learn(model, make_batch([2, 0]))
 
 
-def test_boxes_without_area_have_zero_features_and_the_others_are_unchanged():
-    """``_align``."""
+@pytest.mark.parametrize("aligned", [True, False])
+def test_boxes_without_area_have_zero_features_and_the_others_are_unchanged(aligned):
+    """``_align``; unless aligned, only boxes of NaN have no area."""
 
     def align(boxes: list[list[float]], function: Callable = RoIAlign.forward) -> np.ndarray:
         rng = np.random.default_rng(0)
         maps = [paddle.to_tensor(rng.standard_normal((1, 2, side, side)).astype("float32")) for side in (16, 8)]
-        extractor = RoIAlign(4, [0.25, 0.125], end_level=1, canconical_level=3, canonical_size=32, aligned=True)
+        extractor = RoIAlign(4, [0.25, 0.125], end_level=1, canconical_level=3, canonical_size=32)
+        extractor.aligned = aligned  # not an argument, because a clone of PaddleDetection ignores that
         counts = paddle.to_tensor([len(boxes)], "int32")
         return function(extractor, maps, [paddle.to_tensor(boxes, "float32")], counts).numpy()
 
     good = [[0.0, 0.0, 8.0, 8.0], [3.0, 5.0, 60.0, 50.0], [20.5, 20.5, 21.5, 22.0]]
     empty = [[0.0, 0.0, 0.0, 0.0], [9.0, 9.0, 1.0, 20.0], [np.nan, 0.0, 8.0, 8.0]]
+    if not aligned:
+        good, empty = [*good, *empty[:2]], [[np.nan] * 4] * 5
     features = align([box for pair in zip(good, empty, strict=True) for box in pair])
-    np.testing.assert_array_equal(features[0::2], align(good, ppdet_patches._original_align))
+    np.testing.assert_array_equal(features[0::2], align(good, RoIAlign.forward_without_patch))
     assert not features[1::2].any()
 
 
@@ -155,6 +160,29 @@ def test_images_of_a_batch_are_detected_as_each_alone(models, name):
         assert (masks == mask).mean() > 0.999
 
 
+class Pasting(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.paste = MaskPostProcess()
+
+    def forward(self, masks: Tensor, boxes: Tensor, counts: Tensor, sizes: Tensor) -> Tensor:
+        return self.paste(masks, boxes, counts, sizes)
+
+
+def test_masks_are_pasted_in_an_exported_program():
+    """``_patch_method``: the branches and loops of what is replaced are part of the program."""
+    shapes = {"masks": [None, 4, 4], "boxes": [None, 6], "counts": [1], "sizes": [None, 2]}
+    specification = [
+        paddle.static.InputSpec(shape, "int32" if name == "counts" else "float32", name)
+        for name, shape in shapes.items()
+    ]
+    program = paddle.jit.to_static(Pasting(), specification, full_graph=True)
+    for count, size in ((2, [20.0, 30.0]), (3, [16.0, 8.0])):
+        boxes = paddle.to_tensor([[0.0, 0.9, 2.0, 3.0, 9.0, 8.0]] * count)
+        inputs = paddle.rand([count, 4, 4]), boxes, paddle.to_tensor([count], "int32"), paddle.to_tensor([size] * count)
+        np.testing.assert_array_equal(program(*inputs).numpy(), Pasting()(*inputs).numpy())
+
+
 def test_boxes_are_drawn_with_their_names():
     """``_draw``."""
     found = {"image_id": 0, "category_id": 1, "bbox": [8, 16, 40, 24], "score": 0.9}
@@ -167,6 +195,7 @@ def test_boxes_are_drawn_with_their_names():
 
 
 def test_another_version_of_a_toolkit_is_not_patched():
-    assert is_patched_version("PaddleDetection", "2.6.0", "2.6.0")
-    with pytest.warns(UserWarning, match=r"PaddleDetection 2\.8\.1 is not patched: the patches are for 2\.6\.0"):
-        assert not is_patched_version("PaddleDetection", "2.8.1", "2.6.0")
+    assert is_patched_version("PaddleDetection", "2.6.0", ("2.6.0", "0.0.0"))
+    message = r"PaddleDetection 2\.8\.1 is not patched: the patches are for 2\.6\.0 and 0\.0\.0"
+    with pytest.warns(UserWarning, match=message):
+        assert not is_patched_version("PaddleDetection", "2.8.1", ("2.6.0", "0.0.0"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import numpy as np
 import paddle
 import pytest
 
+from tests.helpers.model_options import MODEL_OPTIONS, check_model_options
 from tests.helpers.programs import ROOT
 from tests.helpers.tiny_detection import DOCUMENT, FILES, MODELS, build, make_batch, scoped_config, write_config
 
 # isort: split
+import ppdet
 from ppdet.core.workspace import create, global_config, register
 from ppdet.engine import Trainer
 
@@ -148,6 +151,10 @@ def test_the_documented_parameter_groups_decay_what_the_backbone_says():
     assert "param_groups: [{params: [norm, bias], weight_decay: 0.0}]\n" in FILES["coco.yml"]
 
 
+def test_the_options_of_the_model_are_arguments_of_the_backbone(tmp_path):
+    check_model_options(build(tmp_path, "retinanet", PaleTransformer=MODEL_OPTIONS).backbone)
+
+
 def test_a_yaml_file_names_pretrained_weights(tmp_path):
     source = create_features("pale_nano")
     save_file(numpy_state(source), tmp_path / "source.pdparams")
@@ -179,6 +186,47 @@ def test_importing_the_module_under_a_second_name_changes_nothing():
     assert global_config["PaleTransformer"] is before
     with pytest.raises(ValueError, match="already registered"):
         register(again.PaleTransformer)
+
+
+# The beginning of the scripts in a clone of PaddleDetection.
+SCRIPT = """from __future__ import absolute_import
+# top
+import os
+import sys
+sys.path.insert(0, os.path.abspath(os.path.join(__file__, *([".."] * 2))))
+# path
+import warnings
+warnings.filterwarnings("ignore")
+import numpy
+import paddle
+# paddle
+from ppdet.core.workspace import create, global_config
+from ppdet.modeling import RoIAlign
+# ppdet
+import ppdet
+assert ppdet.__file__.startswith(sys.path[0]), ppdet.__file__
+assert "PaleTransformer" in global_config
+assert RoIAlign.forward.__module__ == "object_detection.ppdet_patches"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["top", "path", "paddle", "ppdet"])
+def test_the_import_may_stand_anywhere_in_a_script_of_paddledetection(tmp_path, place):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "ppdet").symlink_to(Path(ppdet.__file__).parent)
+    script = tmp_path / "tools" / "train.py"
+    script.write_text(SCRIPT.replace(f"# {place}\n", "import object_detection.pale_backbone\n"))
+    result = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ppdet", "tools"]  # nothing was downloaded
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 
 from common.layers import cpu_kernels
 from common.layers.attention import ScaledDotProductAttention
-from common.layers.channels_last import DepthwiseConv2D, Linear
+from common.layers.channels_last import BatchNorm, DepthwiseConv2D, Linear
 from common.layers.drop_path import DropPath
 from common.layers.learned_positions import resample
 from common.layers.padding import pad_to_groups
@@ -100,6 +100,19 @@ def test_a_traced_program_holds_paddles_own_operations():
     specification = [paddle.static.InputSpec([None, None, None, 5], "float32")]
     program = paddle.jit.to_static(layers, specification, full_graph=True)
     np.testing.assert_allclose(program(x).numpy(), expected, atol=1e-6)
+
+
+def test_a_traced_batch_norm_has_no_channels_last_operator():
+    """paddle2onnx takes that operator for a channels-first one."""
+    layer = BatchNorm(5)
+    for tensor in (layer.weight, layer.bias, layer._mean, layer._variance):
+        tensor.set_value(paddle.rand([5]) + 0.5)
+    layer.eval()
+    x = random_tensor(2, 3, 4, 5).detach()
+    specification = [paddle.static.InputSpec([None, None, None, 5], "float32")]
+    program = paddle.jit.to_static(BatchNorm.forward.__get__(layer), specification, full_graph=True)
+    assert "NHWC" not in str(program.concrete_program.main_program)
+    np.testing.assert_allclose(program(x).numpy(), layer(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_fused_attention_equals_the_plain_formula():

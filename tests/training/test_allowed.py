@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -14,7 +15,10 @@ import yaml
 
 from common.errors import UserError
 from common.tasks import TASKS
+from common.training.allowed import BACKBONE, section
 from common.training.config_values import parse, read_yaml
+from semantic_segmentation import pale_backbone
+from tests.helpers.model_options import MODEL_OPTIONS
 from tests.helpers.programs import ROOT
 from tests.helpers.tiny_detection import FILES
 from tests.helpers.tiny_runs import load
@@ -174,3 +178,9 @@ def test_nothing_runs_and_nothing_is_opened_for_a_hostile_configuration(task, tm
     assert [case for case in cases if case not in hostile and case["end"] != "opened"] == []
     assert [case for case in cases if case["events"]] == []
     assert memory["end"] < 1500
+
+
+def test_weights_may_set_the_options_of_the_model():
+    section(BACKBONE)(MODEL_OPTIONS, "backbone")
+    section(BACKBONE)(dict.fromkeys(("num_heads", "pale_size", "image_size")), "backbone")
+    assert set(inspect.signature(pale_backbone.PaleTransformer).parameters) == set(BACKBONE)
