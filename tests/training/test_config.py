@@ -140,7 +140,7 @@ def test_opts_may_be_said_twice_to_the_tools():
         (["-opts", "TRAIN.EMA_DECAY", "1.0"], "TRAIN.EMA_DECAY is 1.0"),
         (["-seed", str(2**32)], "SEED is 4294967296; it must be less than 2**32"),
         (["-opts", "TRAIN.EPOCHS", str(2**64)], "TRAIN.EPOCHS is 18446744073709551616; it must be a whole number"),
-        (["-opts", "TRAIN.BASE_LR", "9" * 400], "it must be a finite number"),
+        (["-opts", "TRAIN.BASE_LR", "9" * 400], "a number has 400 characters"),
         (["-opts", "TRAIN.BASE_LR", ".nan"], "TRAIN.BASE_LR is nan; it must be a finite number"),
         (["-no_such_flag"], "-no_such_flag"),
         (["-batch_size", "many"], "many"),
