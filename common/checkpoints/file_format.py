@@ -135,20 +135,16 @@ def _load_pickle(path: Path) -> dict[str, Any]:
             raise UnsafePickleError(f"it is damaged: {size - file.tell()} bytes follow the end of the data")
         if not isinstance(state, dict):
             raise UnsafePickleError(f"it is a {type(state).__name__}, not a dict of weights")
-        return _join_slices(state, size)
+        return _join_slices(state)
 
 
-def _join_slices(state: dict[str, Any], size: int) -> dict[str, Any]:
-    """Join the slices in which ``paddle.save`` writes arrays above 1 GiB with protocols 2 and 3; drop its name table.
-
-    Several names may stand for the same array, so the joined bytes are limited to the size of the file.
-    """
+def _join_slices(state: dict[str, Any]) -> dict[str, Any]:
+    """Join the slices in which ``paddle.save`` writes arrays above 1 GiB with protocols 2 and 3; drop its name table."""
     state.pop("StructuredToParameterName@@", None)
     try:
         for name, entry in state.pop("UnpackBigParamInfor@@", {}).items():
             parts = [state.pop(part) for part in entry["slices"] if isinstance(part, str)]
-            size -= sum(part.nbytes for part in parts)
-            if size < 0 or any(part.dtype != parts[0].dtype for part in parts):
+            if any(part.dtype != parts[0].dtype for part in parts):
                 raise ValueError("slices of different arrays")
             state[name] = np.concatenate(parts).reshape(entry["OriginShape"])
     except (AttributeError, LookupError, TypeError, ValueError) as error:

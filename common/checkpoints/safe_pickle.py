@@ -23,6 +23,7 @@ __all__ = ["UnsafePickleError", "load_arrays"]
 
 _MAX_DEPTH = 100  # of nested containers; weights have two or three levels
 _MAX_VALUES = 1_000_000  # and operations; an array takes about 40, a training state of Pale-B 100,000
+_MAX_SHARED = 4  # times the size of the file, of all arrays with each use counted; users of the arrays copy them
 _MAX_NUMBER_KEYS = 1_000  # per dict; unlike those of strings, the hashes of numbers can be made to collide
 
 
@@ -48,7 +49,7 @@ def load_arrays(file: BinaryIO, size: int) -> Any:
     if not size:
         raise UnsafePickleError("it is empty")
     try:
-        return _resolve(_Unpickler(file, size).load())
+        return _resolve(_Unpickler(file, size).load(), _MAX_SHARED * size)
     except (UnsafePickleError, MemoryError, OSError):
         raise
     except Exception as error:  # a damaged stream fails anywhere in the reader, with almost any type
@@ -325,16 +326,26 @@ _Unpickler.dispatch = {
 }
 
 
-def _resolve(root: Any) -> Any:
-    """Replace unfinished arrays by finished ones. A shared container is visited once."""
+def _resolve(root: Any, most_bytes: int) -> Any:
+    """Replace unfinished arrays by finished ones. A shared container is visited once.
+
+    Args:
+        most_bytes: in all arrays, where one counts at each place that it is in.
+    """
     done: dict[int, tuple[Any, int] | None] = {}  # result and number of values in it; None while visiting
     kept = []  # keeps the originals alive, so that no id is reused
 
     def visit(value: Any, depth: int) -> tuple[Any, int]:
+        nonlocal most_bytes
         if isinstance(value, _Array):
-            if value.array is None:
+            value = value.array
+            if value is None:
                 raise UnsafePickleError("it contains an array without data")
-            return value.array, 1
+        if isinstance(value, np.ndarray):  # protocol 5 finishes them at once
+            most_bytes -= value.nbytes
+            if most_bytes < 0:
+                raise UnsafePickleError("it uses the same arrays so often that they would not fit into memory")
+            return value, 1
         if isinstance(value, (_Dtype, _Constructor)):
             raise UnsafePickleError(f"it contains a {getattr(value, 'name', 'dtype')} in place of a value")
         if not isinstance(value, (dict, list, tuple)):
