@@ -22,6 +22,7 @@ __all__ = ["download", "sha256_of", "split_hash"]
 
 _CHUNK = 1 << 18  # bytes
 _TIMEOUT = 30  # seconds without a byte
+_MAX_NAME = 100  # characters of a file name
 _MAX_SIZE = 1 << 32  # bytes, of a file whose size is not known; Pale-B's training state has a third of it
 
 
@@ -77,11 +78,11 @@ def download(url: str, folder: Path | None = None, size: int | None = None) -> P
     address, expected = split_hash(url)
     name = Path(urlsplit(address).path).name or "weights"
     folder = folder or Path(os.environ.get("PALE_HOME") or Path.home() / ".cache" / "pale_transformer")
-    target = folder / f"{expected[:12]}-{name}"
-    if target.is_file():
-        return target
+    target = folder / f"{expected[:12]}-{name[-_MAX_NAME:]}"
     partial = target.with_name(target.name + ".part")
     try:
+        if target.is_file():
+            return target
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_name(target.name + ".lock"), target):
             if target.is_file():
@@ -94,7 +95,7 @@ def download(url: str, folder: Path | None = None, size: int | None = None) -> P
             partial.unlink()
     except urllib.error.HTTPError as error:
         raise UserError(f"{address}: the server returned {error.code} {error.reason}; check the address") from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # the last of an address that cannot be encoded
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         reason = " ".join(str(reason).split()) or type(error).__name__
         raise UserError(f"{address}: {reason}; run the same command again to resume the download") from error

@@ -166,3 +166,24 @@ def test_a_checkpoint_is_read_from_an_address(server, tmp_path, monkeypatch):
     server.content = (tmp_path / "a.pdparams").read_bytes()
     url = server.url.replace(HASH, hashlib.sha256(server.content).hexdigest())
     np.testing.assert_array_equal(read_checkpoint(url).weights["a"], [0.0, 1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "address", ["https://x.invalid/\u00e4", "https://x.invalid/\0", f"https://{'a' * 70}.invalid/x"], ids=ascii
+)
+def test_an_address_that_cannot_be_requested_is_an_error_of_the_user(tmp_path, address):
+    with pytest.raises(UserError, match="run the same command again"):
+        download(f"{address}#sha256={HASH}", tmp_path)
+
+
+def test_a_redirect_to_an_impossible_address_is_an_error_of_the_user(server, tmp_path):
+    server.redirect = f"https://{'a' * 70}.invalid/x"
+    with pytest.raises(UserError, match="run the same command again"):
+        download(server.url, tmp_path)
+
+
+def test_the_name_of_the_copy_is_short_enough_for_a_file_system(server, tmp_path):
+    address, _, fragment = server.url.partition("#")
+    path = download(f"{address}{'a' * 300}.pdparams#{fragment}", tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert path.suffix == ".pdparams"
