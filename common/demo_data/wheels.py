@@ -163,8 +163,9 @@ def _download(name: str, wheel: Wheel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary", ":all:"]
     command += ["--python-version", WHEEL_PYTHON, "--platform", WHEEL_PLATFORM]
-    command += ["--require-hashes", "--requirement", str(requirement), "--dest", str(folder)]
-    pip = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--require-hashes", "--requirement", str(requirement.resolve()), "--dest", str(folder.resolve())]
+    # In the target folder, because -m imports modules of the present folder, which may be anybody's.
+    pip = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if pip.returncode == 0:
         return next(folder.glob("*.whl"))
     errors = [line.strip() for line in pip.stderr.splitlines() if line.startswith("ERROR")] or ["no message"]

@@ -155,14 +155,15 @@ def convert_to_onnx(graph: Path, weights: Path, path: str | Path, outputs: Seque
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "model.onnx"
-        # In another process, because paddle2onnx aborts its process over an unknown operator.
-        command = [sys.executable, "-m", "paddle2onnx.command", "--model_dir", str(graph.parent)]
+        # In another process, because paddle2onnx aborts its process over an unknown operator. In the folder of its
+        # output, because -m imports modules of the present folder, which may be anybody's.
+        command = [sys.executable, "-m", "paddle2onnx.command", "--model_dir", str(graph.parent.resolve())]
         command += ["--model_filename", graph.name, "--params_filename", weights.name]
         command += ["--save_file", str(converted), "--opset_version", str(OPSET)]
         if graph.suffix == ".json":
             # Only paddle2onnx 2 has optimizers. They need packages that it does not require, and give no speed.
             command += ["--optimize_tool", "None"]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
         if not converted.exists() or not converted.stat().st_size:
             lines = re.findall(r"^.*(?:error|unsupported|fail).*$", result.stdout, re.IGNORECASE | re.MULTILINE)
             raise UserError(f"paddle2onnx cannot convert this model: {(lines or ['no reason given'])[0].strip()}")

@@ -33,6 +33,7 @@ def pip(monkeypatch):
         def run(command, **options):
             commands.append(command)
             folder = Path(command[command.index("--dest") + 1])
+            assert options["cwd"].samefile(folder)  # python -m pip would import a pip.py of the present folder
             if returncode == 0:
                 with zipfile.ZipFile(folder / "toy-1.0-py3-none-any.whl", "w") as archive:
                     for member in ("toy/__init__.py", *WHEEL.members):

@@ -138,3 +138,13 @@ def test_a_missing_paddle2onnx_is_named_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -r requirements-export\.txt"):
         convert_to_onnx(tmp_path / "inference.json", tmp_path / "inference.pdiparams", tmp_path / "m.onnx", ["logits"])
+
+
+@pytest.mark.slow
+def test_modules_of_the_present_folder_are_not_imported(model, tmp_path, monkeypatch):
+    pytest.importorskip("paddle2onnx")
+    (tmp_path / "paddle2onnx.py").write_text("from pathlib import Path\nPath(__file__).with_name('has_run').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    export_onnx(model, "model.onnx", {"images": [None, 3, 32, 32]}, ["logits"])
+    assert not (tmp_path / "has_run").exists()
+    assert (tmp_path / "model.onnx").stat().st_size
