@@ -402,7 +402,7 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     Returns:
         Their group.
     """
-    tags = ", ".join(row.tag for row in list_weights())
+    tags = ", ".join(row.tag for row in list_weights()).replace("%", "%%")  # argparse formats the help
     sources = f"weights: a file, https://...#sha256=..., or the tag of released weights ({tags})"
     group = parser.add_argument_group("model")
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)

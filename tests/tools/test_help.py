@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -39,3 +40,10 @@ def test_help_does_not_import_paddle(program):
     assert result.stdout.startswith("usage: ")
     assert "common.runtime.command_line" in result.stderr
     assert not re.search(r"\bpaddle$", result.stderr, re.MULTILINE)
+
+
+def test_help_shows_the_tags_of_a_registry_as_they_are(tmp_path, monkeypatch):
+    row = {"model": "pale_nano", "tag": "50 % of %(prog)s", "location": "x.pdparams", "top1": 1, "tested_on": "x"}
+    (tmp_path / "registry.json").write_text(json.dumps([row]))
+    monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "registry.json"))
+    assert row["tag"] in " ".join(parser_of("predict").format_help().split())
