@@ -12,6 +12,7 @@ Both first look at the header, see :func:`open_image`: a small file can state a 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,12 +82,18 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         UserError: it is no image of a supported format, or :func:`check_size` refuses it. The message does not name the
             file.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (of a pipe, opening it would wait for ever)
+        raise UserError("it is not a file; replace or remove it")
     try:
         image = Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise UserError(f"its content is none of {', '.join(_FORMATS)}; replace or remove it") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"it has more than {MAX_PIXELS:,} pixels; cut or shrink it") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises nearly any type on damaged headers
+        raise UserError(f"it is damaged ({one_line(error)}); replace or remove it") from error
     with image:
         check_size(*image.size)
         yield image
@@ -111,8 +118,9 @@ def check_header(path: str) -> None:
         UserError: the file does not exist, cannot be opened, or as :func:`open_image`; the message names the file.
     """
     try:
-        with open_image(path):
-            pass
+        with open_image(path) as image:
+            if image.format == "PNG" and "icc_profile" in image.info:
+                _check_profile_name(path)
     except FileNotFoundError as error:
         raise UserError(
             f"image {path} does not exist; restore it, or remove it from the data{backslash_hint(path)}"
@@ -121,6 +129,16 @@ def check_header(path: str) -> None:
         raise UserError(f"cannot read image {path}: {error}") from error
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _check_profile_name(path: str) -> None:
+    """Refuse a PNG whose color profile has an unprintable name: libpng, which OpenCV uses, prints it in warnings."""
+    with Path(path).open("rb") as file:
+        file.seek(8)
+        while (head := file.read(8))[4:] not in (b"iCCP", b""):
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+        if not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
+            raise UserError("the name of its color profile cannot be printed; remove the profile")
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
@@ -197,6 +215,8 @@ def read_image(path: str) -> np.ndarray:
             f"cannot read image {path}: it is damaged, or OpenCV cannot decode it; replace it with an intact PNG or "
             "JPEG, or remove it"
         )
+    if pixels.dtype != np.uint8 or pixels.ndim != 3:  # a PFM file, which Pillow takes for a PPM file
+        raise UserError(f"cannot read image {path}: its pixels are floating-point numbers; save it with 8 bits")
     return np.ascontiguousarray(pixels[:, :, ::-1])
 
 
@@ -273,4 +293,7 @@ def _has_end_of_jpeg(path: str) -> bool:
 def _swaps_sides(image: Image.Image) -> bool:
     """Whether the EXIF orientation, which OpenCV applies and Pillow does not, is a quarter turn."""
     # The first test keeps Pillow from decoding a whole PNG in search of EXIF data.
-    return "exif" in image.info and image.getexif().get(0x0112, 1) >= 5
+    orientation = image.getexif().get(0x0112, 1) if "exif" in image.info else 1
+    if not isinstance(orientation, int):
+        raise UserError("its EXIF orientation is not a number; remove it")
+    return orientation >= 5

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import os
 import struct
+import zlib
 from zlib import crc32
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from common.data.image_file import (
     check_header,
     check_name,
+    is_turned,
     list_images,
     load_rgb,
     look_at_image,
+    open_image,
     read_image,
     to_rgb,
 )
@@ -50,9 +54,10 @@ def test_a_missing_path_with_backslashes_is_explained_and_quoted_as_it_is(tmp_pa
         look_at_image(f"{tmp_path}/a.jpg")
 
 
-def png_header(width, height):
+def png_header(width, height, *more):
     """A PNG whose header states a size that its few bytes do not have."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"x"), (b"IEND", b"")]
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    chunks = [header, *more, (b"IDAT", b"x"), (b"IEND", b"")]
     parts = (struct.pack(">I", len(data)) + tag + data + struct.pack(">I", crc32(tag + data)) for tag, data in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -102,6 +107,7 @@ def test_only_a_damaged_image_is_called_damaged(tmp_path, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
+    (tmp_path / "a.png").touch()
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(UserError, match=r"Permission denied; check|not enough memory; cut"):
         look_at_image(str(tmp_path / "a.png"))
@@ -146,3 +152,41 @@ def test_names_that_paddleseg_cannot_read_are_refused():
     check_name("天空.png")
     with pytest.raises(UserError, match="is not UTF-8, which PaddleSeg cannot read; rename it"):
         check_name(NOT_UTF8)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (load_rgb, read_image):
+        with pytest.raises(UserError, match="it is not a file"):
+            read(str(tmp_path / "a.png"))
+
+
+def test_the_name_of_a_color_profile_cannot_reach_the_terminal(tmp_path, capfd):
+    path = tmp_path / "a.png"
+    profile = bytearray(ImageCmsProfile(createProfile("sRGB")).tobytes())
+    profile[36:40] = b"none"  # which libpng warns of
+    for name in (b"sRGB", b"\x1b[31m"):
+        path.write_bytes(png_header(32, 32, (b"iCCP", name + b"\0\0" + zlib.compress(bytes(profile)))))
+        with pytest.raises(UserError, match="color profile cannot be printed" if b"\x1b" in name else "damaged"):
+            read_image(str(path))
+    assert "\x1b" not in capfd.readouterr().err
+
+
+def test_floating_point_pixels_of_a_file_that_opencv_keeps_so_are_refused(tmp_path):
+    Image.fromarray(np.ones((40, 30), np.float32)).save(tmp_path / "a.ppm")  # a PFM file
+    with pytest.raises(UserError, match="floating-point numbers; save it with 8 bits"):
+        read_image(str(tmp_path / "a.ppm"))
+
+
+def test_an_exif_orientation_that_is_no_number_is_named(tmp_path):
+    exif = struct.pack("<2sHIHHHI4sI", b"II", 42, 8, 1, 0x0112, 2, 2, b"6", 0)  # type 2, a text
+    random_image().save(tmp_path / "a.jpg", exif=b"Exif\0\0" + exif)
+    with pytest.raises(UserError, match="EXIF orientation is not a number"):
+        look_at_image(str(tmp_path / "a.jpg"))
+    assert not is_turned(str(tmp_path / "a.jpg"))
+
+
+def test_a_damaged_header_is_an_error_of_the_user(tmp_path):
+    (tmp_path / "a.ppm").write_bytes(b"P6 x 10 255")  # a ValueError in Pillow
+    with pytest.raises(UserError, match="it is damaged"), open_image(tmp_path / "a.ppm"):
+        pass
