@@ -139,7 +139,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
 
 
 def _join_slices(state: dict[str, Any]) -> dict[str, Any]:
-    """Join the slices in which ``paddle.save`` writes arrays above 1 GiB with protocols 2 and 3; drop its name table."""
+    """Join the slices in which ``paddle.save`` writes arrays above 1 GiB with protocols 2 and 3; drop its names."""
     state.pop("StructuredToParameterName@@", None)
     try:
         for name, entry in state.pop("UnpackBigParamInfor@@", {}).items():

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ..data.class_names import check_class_order, printable_names
+from ..data.class_names import MAX_CLASSES, check_class_order, printable_names
 from ..errors import UserError
 from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
@@ -102,7 +102,8 @@ class Checkpoint:
             ema: take the averaged weights.
 
         Raises:
-            UserError: there are no weights, or an entry of the metadata has another type.
+            UserError: there are no weights, an entry of the metadata has another type, or there are more classes than
+                memory could hold a model for.
         """
         key = "model_ema" if ema else "model"
         if ema and key not in state:
@@ -122,7 +123,7 @@ class Checkpoint:
             if not name.isprintable():
                 raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
         if weights is state:
-            return cls(source, arrays)
+            return cls(source, arrays)._require_few_classes()
         hints = hints_of(cls)  # type: ignore[arg-type]  # mypy takes the hash of instances for that of the class
         known = {
             name: check_value(state[name], hints[name], source, name)
@@ -133,7 +134,13 @@ class Checkpoint:
             known.setdefault("attention", {"attention": "pale", "parallel": True})
         if "class_names" in known:
             known["class_names"] = printable_names(known["class_names"])
-        return cls(source, arrays, **known)
+        return cls(source, arrays, **known)._require_few_classes()
+
+    def _require_few_classes(self) -> Checkpoint:
+        classes = max(self.num_classes or 0, len(self.class_names or ()))
+        if classes > MAX_CLASSES:
+            raise UserError(f"{self.source} has {classes:,} classes; at most {MAX_CLASSES:,} are supported")
+        return self
 
     @property
     def num_classes(self) -> int | None:
@@ -242,13 +249,14 @@ def load_weights(
         )
 
     for name, array in fitting.items():
+        dtype = str(own[name].dtype).rpartition(".")[2]  # NumPy's name of it
         with np.errstate(all="ignore"):
+            fitting[name] = array = array.astype(dtype, copy=False)  # float64 may overflow
             maybe_finite = np.isfinite(array.sum())  # quicker than all values, but it may overflow
         if not maybe_finite and not np.isfinite(array).all():
             raise UserError(f"{source} has NaN or infinity in {name}; give the weights of a run that did not diverge")
     for name, array in fitting.items():
-        dtype = str(own[name].dtype).rpartition(".")[2]  # NumPy's name of it
-        own[name].set_value(array.astype(dtype, copy=False))
+        own[name].set_value(array)
     report.loaded = list(fitting)
     return report
 

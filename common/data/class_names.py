@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..errors import UserError, printable
 
-__all__ = ["check_class_names", "check_class_order", "printable_names", "read_class_names"]
+__all__ = ["MAX_CLASSES", "check_class_names", "check_class_order", "printable_names", "read_class_names"]
 
-_MAX_NAMES = 2**16
+MAX_CLASSES = 2**16
 _MAX_LENGTH = 200  # characters
 
 
@@ -32,7 +32,7 @@ def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Pat
     for path in (folder / file for file in files):
         if path.is_file():
             with path.open(encoding="utf-8-sig", errors="replace") as file:
-                text = file.read(_MAX_NAMES * _MAX_LENGTH)
+                text = file.read(MAX_CLASSES * _MAX_LENGTH)
             names = [line.strip() for line in text.splitlines() if line.strip()]
             check_class_names(names, path)
             return _in_order(names), path
@@ -61,8 +61,8 @@ def check_class_names(names: Sequence[str], source: str | Path) -> None:
     Raises:
         UserError: there are more than 65,536, or one has more than 200 characters or some that cannot be printed.
     """
-    if len(names) > _MAX_NAMES:
-        raise UserError(f"{source} has {len(names):,} class names; give at most {_MAX_NAMES:,}")
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{source} has {len(names):,} class names; give at most {MAX_CLASSES:,}")
     for number, name in enumerate(names):
         if len(name) > _MAX_LENGTH:
             raise UserError(

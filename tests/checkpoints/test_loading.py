@@ -271,3 +271,23 @@ def test_fine_tuning_keeps_a_new_head(file_classes, own_classes):
     assert_equal(model, numpy_state(source) | own_head)
     with pytest.raises(UserError, match=r"its head differs, perhaps in the number of classes: head\."):
         load_weights(model, checkpoint_of(source))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"head.weight": np.zeros((0, 10**7), np.float32), "a": np.zeros(3)},
+        {"model": {"a": np.zeros(3)}, "class_names": ["a"] * 70_000},
+    ],
+    ids=["head", "names"],
+)
+def test_more_classes_than_memory_could_hold_are_refused(state):
+    with pytest.raises(UserError, match="some/file has .*000 classes; at most 65,536"):
+        Checkpoint.from_state(state, "some/file")
+
+
+def test_weights_that_overflow_in_the_precision_of_the_model_are_refused():
+    checkpoint = checkpoint_of(make_model())
+    checkpoint.weights["norm.weight"] = np.full_like(checkpoint.weights["norm.weight"], 1e300, "f8")
+    with pytest.raises(UserError, match=r"NaN or infinity in norm\.weight"):
+        load_weights(make_model(), checkpoint)
