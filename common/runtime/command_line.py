@@ -40,7 +40,8 @@ def expand_home(value: Any) -> Any:
     elif isinstance(value, list):
         value[:] = map(expand_home, value)
     elif isinstance(value, (str, Path)) and str(value).startswith("~"):
-        return type(value)(os.path.expanduser(value))  # noqa: PTH111 (keeps the type)
+        with contextlib.suppress(ValueError):  # a name that no user can have, out of somebody's file
+            return type(value)(os.path.expanduser(value))  # noqa: PTH111 (keeps the type)
     return value
 
 

@@ -86,6 +86,8 @@ class _Loader(yaml.SafeLoader):
         if isinstance(node, yaml.SequenceNode):
             return node.value
         if isinstance(node, yaml.MappingNode):
+            if node.tag != "tag:yaml.org,2002:map":  # PyYAML makes a number of any length of !!int {=: "0xff"}
+                raise _Refused(f"keys and values have the tag {node.tag!r:.80}, in {_line(node)}")
             lines: dict[tuple[str, str], str] = {}
             for key, _ in node.value:
                 if not isinstance(key, yaml.ScalarNode):

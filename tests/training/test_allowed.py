@@ -52,8 +52,9 @@ def of_weights(task: str, text: str, *opts: str):
         ("a: !!python/name:os.system", "python/name"),
         ("a: !!bool maybe", "maybe"),
         ("? [a]\n: 1", "a key is not a name"),
+        (f'a: !!int {{=: "0x{"f" * 5000}"}}', "keys and values have the tag"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_yaml_that_is_a_mistake_or_an_attack_is_refused(text, part):
     with pytest.raises(UserError, match=f"^here.*{re.escape(part)}"):

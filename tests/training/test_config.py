@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.runtime.command_line import ArgumentParser
+from common.runtime.command_line import ArgumentParser, expand_home
 from common.training.config import add_weights_flags
 from image_classification.classification import Classification
 from image_classification.config import CONFIG
@@ -171,6 +171,11 @@ def test_a_wrong_file_is_named_with_its_key(tmp_path, text, named):
     with pytest.raises(UserError, match=r"self\.yaml|other\.yaml") as caught:
         load("-cfg", write(tmp_path / "self.yaml", text))
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["~a\0b", "~\ud800"])
+def test_a_tilde_before_what_is_no_name_of_a_user_stays(name):
+    assert expand_home({"folders": [name]}) == {"folders": [name]}
 
 
 @pytest.mark.parametrize("side", [31, 100_000])
