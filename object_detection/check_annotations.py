@@ -108,7 +108,7 @@ PROBLEMS = {
 _TOLERANCE = 1.0  # pixels that a box may reach out of its image: many boxes have rounded corners
 _MIN_SIDE = 1e-5  # pixels; PaddleDetection drops smaller boxes
 _OVERLAP = 0.5  # IoU of a box and the extent of its polygons, below which they differ
-_FARTHEST = 1e6  # pixels; pycocotools follows the edges of polygons in steps of a fifth of a pixel, counted in 32 bits
+_FARTHEST = 2  # times the longer side of the image: pycocotools follows edges in steps of a fifth of a pixel
 _EXAMPLES = 10  # of each kind, that a report shows
 _THREADS = 8
 _SMALL, _MEDIUM = 32**2, 96**2  # pixels; COCO's limits between small, medium and large objects
@@ -328,7 +328,12 @@ class _AnnotationCheck:
         height, width = int(image["height"]), int(image["width"])
         is_usable = self._check_box(annotation, height, width, found)
         mask = annotation.get("segmentation")
-        if not kinds and mask and isinstance(mask, list) and all(_is_polygon(part) and len(part) >= 6 for part in mask):
+        if (
+            not kinds
+            and mask
+            and isinstance(mask, list)
+            and all(_is_polygon(part, height, width) and len(part) >= 6 for part in mask)
+        ):
             self.with_polygons += 1
             if _differs(original["bbox"], extent := _extent(mask)):
                 self.beside_polygons.append(f"{name} has the box {original['bbox']} and polygons in {extent}")
@@ -411,7 +416,8 @@ def _area(annotation: Annotation, height: int, width: int) -> float:
 def _invalid_mask(mask: Any, height: int, width: int) -> str | None:
     """What is wrong with a mask: polygons [[x, y, ...], ...], or {"size": [h, w], "counts": list of int, or str}."""
     if isinstance(mask, list):
-        return next((f"the polygon {_short(polygon)}" for polygon in mask if not _is_polygon(polygon)), None)
+        invalid = (polygon for polygon in mask if not _is_polygon(polygon, height, width))
+        return next((f"the polygon {_short(polygon)}" for polygon in invalid), None)
     if not isinstance(mask, dict):
         return f"the segmentation {_short(mask)}"
     # pycocotools checks neither the text nor the number of pixels.
@@ -424,16 +430,17 @@ def _invalid_mask(mask: Any, height: int, width: int) -> str | None:
     return None if sum(runs) == height * width else f"runs of {sum(runs)} pixels in an image of {height * width}"
 
 
-def _is_polygon(value: Any) -> bool:
-    """Whether it is a list of pairs of finite numbers."""
+def _is_polygon(value: Any, height: int, width: int) -> bool:
+    """Whether it is a list of pairs of numbers, none of them far outside of an image of this size."""
+    farthest = _FARTHEST * max(height, width)
     # sum, min and max run in C: COCO has 40 million coordinates.
     try:
         return (
             isinstance(value, list)
             and len(value) % 2 == 0
             and sum(value) == sum(value)  # no NaN
-            and min(value, default=0) > -_FARTHEST
-            and max(value, default=0) < _FARTHEST
+            and min(value, default=0) > -farthest
+            and max(value, default=0) < farthest
         )
     except (TypeError, OverflowError):  # no numbers, or huge ones
         return False

@@ -13,6 +13,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from common.data.class_names import check_class_names
+from common.data.image_file import check_size
 from common.errors import UserError
 from common.schema import read_json
 
@@ -79,6 +80,11 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
         if not coco[key]:
             raise UserError(f"{where}: {path}: the list of {key} is empty; there is nothing to train on or to evaluate")
         _check_entries(coco[key], key, f"{where}: {path}")
+    for number, image in enumerate(coco["images"]):
+        try:
+            check_size(int(image["width"]), int(image["height"]))  # masks are decoded before any image is opened
+        except UserError as error:
+            raise UserError(f"{where}: {path}: images[{number}]: {error}") from error
     check_class_names([category["name"] for category in coco["categories"]], f"{where}: {path}")
     return coco
 
