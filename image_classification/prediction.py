@@ -46,7 +46,13 @@ class Classifier(Predictor):
     @classmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Classifier:
         exported.require("logits")
-        return cls(lambda images: exported(images=images)["logits"], config, exported.class_names)
+
+        def run(images: paddle.Tensor) -> paddle.Tensor:
+            outputs = exported(images=images)
+            exported.check_shape(outputs, "logits", [len(images), len(exported.class_names)])
+            return outputs["logits"]
+
+        return cls(run, config, exported.class_names)
 
     @paddle.no_grad()
     def predict(self, files: Sequence[str], options: PredictOptions) -> Iterator[dict[str, Any]]:

@@ -58,6 +58,11 @@ class Detector(PicturePredictor):
 
         def run(inputs: dict[str, Any]) -> dict[str, Any]:
             outputs = exported(**inputs)
+            exported.check_shape(outputs, "boxes", [None, 6])
+            if "masks" in outputs:
+                exported.check_shape(outputs, "masks", [len(outputs["boxes"]), None, None])
+            if (outputs["boxes"][:, 0] >= len(exported.class_names)).any():
+                raise UserError(f"{exported.file} detects other classes than its labels name; export the model again")
             return with_rle_masks(outputs, inputs["im_shape"], inputs["scale_factor"], detector.mask_threshold)
 
         detector = cls(run, config, exported.class_names)

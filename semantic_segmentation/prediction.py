@@ -58,7 +58,13 @@ class Segmenter(PicturePredictor):
     @classmethod
     def from_exported(cls, exported: ExportedModel, config: CfgNode) -> Segmenter:
         exported.require("logits")
-        return cls(lambda images: [exported(images=images)["logits"]], config, exported.class_names)
+
+        def run(images: paddle.Tensor) -> list[paddle.Tensor]:
+            outputs = exported(images=images)
+            exported.check_shape(outputs, "logits", [len(images), len(exported.class_names), *images.shape[2:]])
+            return [outputs["logits"]]
+
+        return cls(run, config, exported.class_names)
 
     def predict_image(
         self, file: str, image: np.ndarray, pictures: PictureFolder, options: PredictOptions

@@ -12,11 +12,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import paddle
 from paddle import Tensor
 
@@ -183,10 +184,17 @@ class ExportedModel:
             raise UserError(f"{self.file} fails on {shapes}: {one_line(error)}") from error
         ports = self.card.outputs
         if len(outputs) != len(ports) or not all(
-            _fits(array.shape, port.shape) for array, port in zip(outputs, ports, strict=True)
+            isinstance(array, np.ndarray) and array.dtype == np.float32 and _fits(array.shape, port.shape)
+            for array, port in zip(outputs, ports, strict=True)
         ):
             raise UserError(f"{self.file} has other outputs than {CARD} describes; export the model again")
         return {port.name: paddle.to_tensor(array) for array, port in zip(outputs, ports, strict=True)}
+
+    def check_shape(self, outputs: Mapping[str, Tensor], name: str, shape: Sequence[int | None]) -> None:
+        """Raise ``UserError`` if one of the outputs has another shape than the task needs; None is any side."""
+        found = outputs[name].shape
+        if len(found) != len(shape) or any(want not in (None, side) for side, want in zip(found, shape, strict=True)):
+            raise UserError(f"{self.file}: {name} has the shape {found}, not {list(shape)}; export the model again")
 
     def _read(self, name: str) -> str:
         path = self.file.parent / name

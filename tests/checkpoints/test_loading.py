@@ -282,7 +282,7 @@ def test_fine_tuning_keeps_a_new_head(file_classes, own_classes):
     ids=["head", "names"],
 )
 def test_more_classes_than_memory_could_hold_are_refused(state):
-    with pytest.raises(UserError, match="some/file has .*000 classes; at most 65,536"):
+    with pytest.raises(UserError, match=r"some/file has .*000 classes; at most 65,536"):
         Checkpoint.from_state(state, "some/file")
 
 

@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.inference import export_formats
 from common.inference.export_formats import FORMATS, save_program
 from common.inference.exportable import Exportable, Output
-from common.inference.exported_model import ExportedModel, find_exported, replace_exported
+from common.inference.exported_model import Card, ExportedModel, _Port, find_exported, replace_exported
 from common.pale_transformer import create_model
 from common.tasks import TASKS
 from object_detection.exporting import _same_order
@@ -411,3 +411,29 @@ def test_a_damaged_card_is_named(tmp_path, card, problem):
     (tmp_path / "model_card.json").write_text(card)
     with pytest.raises(UserError, match=problem):
         ExportedModel(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs"),
+    [
+        ("image_classification", {"logits": np.zeros((1, 3), np.float32)}),
+        ("image_classification", {"logits": np.zeros((1, 2), np.int64)}),
+        ("semantic_segmentation", {"logits": np.zeros((1, 300, 32, 64), np.float32)}),
+        ("semantic_segmentation", {"logits": np.zeros((1, 2, 8, 8), np.float32)}),
+        ("object_detection", {"boxes": np.zeros((6, 5), np.float32)}),
+        ("object_detection", {"boxes": np.full((1, 6), 2, np.float32)}),
+        ("object_detection", {"boxes": np.ones((2, 6), np.float32), "masks": np.ones((1, 28, 28), np.float32)}),
+    ],
+    ids=["classes", "integers", "many classes", "size", "no boxes", "label", "masks"],
+)
+def test_outputs_that_do_not_suit_the_labels_or_the_image_are_refused(task, outputs, tmp_path):
+    taken = inputs(32, 64) if task == "object_detection" else {"images": paddle.zeros([1, 3, 32, 64])}
+    exported = object.__new__(ExportedModel)
+    exported.file, exported.class_names = tmp_path / "model.onnx", ["a", "b"]
+    ports = [[_Port(name, ["any"] * value.ndim) for name, value in values.items()] for values in (taken, outputs)]
+    exported.card, exported._run = Card(task, 2, {}, *ports), lambda arrays: list(outputs.values())
+    form = TASKS[task].config()
+    config = form.load(Namespace(cfg=str(form.default_file), opts=[]))
+    model = TASKS[task].predictor().from_exported(exported, config).model
+    with pytest.raises(UserError, match=r"model\.onnx.*export the model again"):
+        model(taken if task == "object_detection" else taken["images"])
