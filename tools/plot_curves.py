@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ is
@@ -18,6 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ is
 from common.errors import UserError  # noqa: E402
 from common.runtime.atomic_file import replace_file  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.schema import check_value  # noqa: E402
 
 # The metric that selects the best weights of a task -> the unit of the horizontal axis, and its title.
 METRICS = {"top1": ("epoch", "top-1"), "mIoU": ("step", "mIoU"), "box_AP": ("epoch", "box AP")}
@@ -34,20 +35,27 @@ def read_records(folder: Path, kind: str) -> list[dict]:
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; give the -output folder of a run") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
-    chosen = [record for record in records if record["kind"] == kind]
+    records = check_value(records, list[dict[str, float | str]], str(file))
+    chosen = [record for record in records if record.get("kind") == kind]
     if not chosen:
         shorter = ", or with a smaller LOG_INTERVAL" if kind == "train" else ""
         raise UserError(f"{file} has no {kind} record yet; train longer{shorter}")
     return chosen
 
 
+def _points(records: Sequence[Mapping[str, float | str]], unit: str, metric: str) -> list[tuple[float, float]]:
+    """The place and the value of each record that has both; a value that is not finite is not in the log."""
+    pairs = [(record.get(unit), record.get(metric)) for record in records]
+    return [(x, y) for x, y in pairs if isinstance(x, float) and isinstance(y, float)]
+
+
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     data = [(folder, read_records(folder, "train"), read_records(folder, "val")) for folder in arguments.runs]
 
-    found = [metric for metric in METRICS if all(metric in val[-1] for _, _, val in data)]
+    found = [metric for metric in METRICS if all(_points(val, METRICS[metric][0], metric) for _, _, val in data)]
     if not found:
         raise UserError(f"the runs have none of {', '.join(METRICS)} in common; plot runs of one task at a time")
     criterion = found[0]
@@ -60,9 +68,10 @@ def main(argv: Sequence[str]) -> None:
 
     figure, (loss_axes, metric_axes) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for folder, train, val in data:
-        loss_axes.plot([r[unit] for r in train], [r["loss"] for r in train], label=folder.name)
-        label = f"{folder.name}: {max(r[criterion] for r in val):.2f} %"
-        metric_axes.plot([r[unit] for r in val], [r[criterion] for r in val], marker="o", markersize=3, label=label)
+        loss_axes.plot(*zip(*_points(train, unit, "loss"), strict=True), label=folder.name)
+        points = _points(val, unit, criterion)
+        label = f"{folder.name}: {max(y for _, y in points):.2f} %"
+        metric_axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
     loss_axes.set(xlabel=unit, ylabel="training loss")
     metric_axes.set(xlabel=unit, ylabel=f"validation {title} in %")
     metric_axes.legend(title="best", loc="lower right")

@@ -1,0 +1,48 @@
+"""Curves of the logs of runs, which may be anybody's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from tools import plot_curves
+
+TRAIN = {"kind": "train", "step": 5, "epoch": 0.5, "loss": 2.0}
+VAL = {"kind": "val", "step": 10, "epoch": 1.0, "loss": 2.0, "top1": 90.0}
+
+
+def plot(tmp_path, content):
+    (tmp_path / "log.jsonl").write_bytes(content)
+    plot_curves.main([str(tmp_path), "-out", str(tmp_path / "curves.png")])
+
+
+def lines(*records):
+    return "\n".join(map(json.dumps, records)).encode()
+
+
+def test_values_that_were_not_finite_are_left_out(tmp_path):
+    without_loss = {name: value for name, value in TRAIN.items() if name != "loss"}
+    plot(tmp_path, lines(TRAIN, without_loss, {**TRAIN, "epoch": 0.7}, VAL))
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > picture.height
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff" + lines(TRAIN, VAL),
+        lines(TRAIN, VAL) + b"\n[" * 10,
+        b"[" * 100_000,
+        lines(TRAIN, VAL, 5),
+        lines(TRAIN, VAL, {**VAL, "top1": 10**400}),
+        lines(TRAIN, {**VAL, "top1": "high"}),
+        lines(TRAIN, {**VAL, "epoch": [1]}),
+    ],
+    ids=range(7),
+)
+def test_a_damaged_log_is_an_error_of_the_user(tmp_path, content):
+    with pytest.raises(UserError):
+        plot(tmp_path, content)
