@@ -19,18 +19,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from common.data.class_names import check_class_order
 from common.errors import UserError, one_line
-from common.schema import Count, Text, check_value, read_json
+from common.schema import Count, Range, Text, check_value, read_json
+from common.training.config import MAX_SIDE
 from image_classification.datasets import Dataset
+from image_classification.label_map_alignment import TOKEN_STRIDE
 
 __all__ = ["LabelMapInfo", "LabelMaps", "create_label_maps"]
 
 FORMAT = 1
 _ARRAYS = {"classes": np.uint16, "scores": np.float16}
+_Size = Annotated[int, Range(1, 2**53)]
+_Side = Annotated[int, Range(1, MAX_SIDE // TOKEN_STRIDE)]  # of a map
+_LONGEST_NAME = 4096  # bytes; each image of the data set takes as many while its map is looked for
 _ROUNDING = 2.0**-10  # by which the float16 probabilities of a cell may exceed 1
 _AGAIN = "make the label maps again with tools/make_label_maps.py"
 
@@ -48,10 +54,10 @@ class LabelMapInfo:
         format: version of this format.
     """
 
-    images: Count
-    height: Count
-    width: Count
-    top: Count
+    images: _Size
+    height: _Side
+    width: _Side
+    top: _Size
     num_classes: Count
     class_names: list[str] | None
     model: str
@@ -133,6 +139,8 @@ class LabelMaps:
             )
         check_class_order(dataset.class_names, self.info.class_names, "the training data", str(self._folder))
         names = _read_array(self._folder, "images", np.dtype("S"), (self.info.images,))
+        if names.dtype.itemsize > _LONGEST_NAME:
+            raise UserError(f"{self._folder}: images.npy has names of {names.dtype.itemsize} bytes; {_AGAIN}")
         self._rows = self._find(names, dataset.names())
         self._classes, self._scores = (
             _read_array(self._folder, name, np.dtype(dtype), self.info.shape) for name, dtype in _ARRAYS.items()

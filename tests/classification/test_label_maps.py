@@ -119,6 +119,8 @@ def cut(name, size):
             ["label_maps.json is a list", "make the label maps again"],
         ),
         (replace_info(format=2), ["format 2, not 1"]),
+        (replace_info(height=10_000), ["height is 10000; it must be a whole number from 1 to 256"]),
+        (lambda folder: np.save(folder / "images.npy", np.array([b"a" * 5000] * 36)), ["names of 5000 bytes"]),
         (replace_info(height=3), ["classes.npy", "[36, 2, 4, 2]", "[36, 3, 4, 2]"]),
         (lambda folder: (folder / "scores.npy").unlink(), ["scores.npy", "No such file"]),
         (cut("scores.npy", 300), ["scores.npy is damaged"]),
