@@ -24,6 +24,7 @@ from tools.helpers.visualize_attention import (
     observed_attention,
     token_at,
 )
+from tools.helpers.visualize_figures import _draw_heat
 from tools.helpers.visualize_gradients import ReceptiveField, grad_cam, receptive_fields
 
 SMALL = {"embed_dim": 4, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 2, 2), "pale_size": 2, "num_classes": 5}
@@ -186,6 +187,10 @@ def test_a_classifier_is_shown_in_all_ways(tmp_path, capsys):
     paths = [tmp_path / f"digit_{kind}.png" for kind in kinds]
     check_pictures(tmp_path, {path.name for path in paths})
     assert capsys.readouterr().out.splitlines() == [f"{digit} -> {path}" for path in paths]
+
+
+def test_dollars_in_a_class_name_are_no_formula():
+    assert _draw_heat(np.zeros((32, 32, 3), np.uint8), np.ones((2, 2)), r"Grad-CAM: $\frac{$").size
 
 
 @pytest.mark.parametrize("task", ["semantic_segmentation", "object_detection"])

@@ -184,7 +184,7 @@ def _draw_heat(picture: np.ndarray, heat: np.ndarray, title: str) -> Image.Image
     figure.colorbar(image, ax=[right], fraction=0.05).set_ticks([0, 1], labels=["0", "largest"], fontsize=8)
     left.set_title("input of the model", fontsize=9)
     font = FontProperties(fname=choose_font([title], 12).path, size=9)
-    right.set_title(printable(title), fontproperties=font)
+    right.set_title(printable(title), fontproperties=font, parse_math=False)  # a class name may have dollars
     return _as_image(figure)
 
 
