@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> None:
             for name, text in texts.items():
                 (folder / name).write_text(text, encoding="utf-8")
             card = make_card(task, exportable, inputs, checkpoint, sorted(folder.iterdir()), checks, left_out)
-            (folder / CARD).write_text(_as_json(card), encoding="utf-8")
+            # What UTF-8 cannot express, such as bytes of file names, thus becomes an escape of JSON.
+            (folder / CARD).write_text(_as_json(card), encoding="utf-8", errors="backslashreplace")
             for file in replace_exported(folder, out):
                 print(file)
     except OSError as error:

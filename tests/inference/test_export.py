@@ -56,7 +56,8 @@ def save_weights(path, task, opts=(), class_names=("background", "nucleus")):
     for name, parameter in model.named_parameters():
         if any(part in name for part in ("rpn_rois", "bbox_score", "bbox_delta")) and parameter.ndim > 1:
             parameter.set_value(parameter * 10)
-    state = {"task": task, "config": form.dump(config), "class_names": list(class_names)}
+    figures = {"note": "\udcff"}  # what UTF-8 cannot express
+    state = {"task": task, "config": form.dump(config), "class_names": list(class_names), "figures": figures}
     save_file({"model": numpy_state(model), **state}, path)
     return path
 
@@ -199,6 +200,7 @@ def test_sides_of_a_fixed_size(doubling):
 def test_a_model_of_one_size_keeps_the_names_of_its_classes_and_refuses_other_sizes(exported):
     card = json.loads((exported / "model_card.json").read_text())
     assert card["inputs"] == [{"name": "images", "dtype": "float32", "shape": ["batch", 3, 32, 32]}]
+    assert card["weights"]["figures"] == {"note": "\udcff"}
     assert not (exported / "model.onnx").exists()
     model = ExportedModel(find_exported(str(exported)))
     assert model.class_names == ["玫瑰 花", r"next\u2028line", "", r"two\nlines"]
