@@ -63,7 +63,9 @@ def main(argv: Sequence[str]) -> None:
     if arguments.json:
         # What UTF-8 cannot express, bytes of file names that are no text, is then printed as JSON's own escapes.
         ensure_ascii = sys.stdout.encoding.lower() != "utf-8"
-        print(json.dumps(results, indent=2, ensure_ascii=ensure_ascii, allow_nan=False))
+        text = json.dumps(results, indent=2, ensure_ascii=ensure_ascii, allow_nan=False)
+        # File names may have control characters of terminals that JSON does not escape.
+        print("".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text))
     if errors:
         raise UserError(f"{len(errors)} of {len(files)} images could not be predicted: {'; '.join(errors)}")
 

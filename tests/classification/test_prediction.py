@@ -30,18 +30,20 @@ def test_outputs_that_are_not_finite_are_an_error_of_the_image(tmp_path):
 
 
 def test_names_with_control_characters_are_printed_as_escapes(tmp_path, capsys, monkeypatch):
-    file = tmp_path / "a\x1b[2J  b.png"
+    file = tmp_path / "a\x1b[2J  b\x9b.png"
     Image.new("RGB", (32, 32)).save(file)
     classifier = Classifier(lambda images: paddle.zeros([len(images), 2]), make_config(), ["two  blanks", "b"])
     monkeypatch.setattr(predict, "open_weights", lambda arguments: (None, classifier, None))
     predict.main([str(file), "-pretrained", "mnist5k"])
     shown = capsys.readouterr().out
-    assert r"a\x1b[2J  b.png" in shown
+    assert r"a\x1b[2J  b\x9b.png" in shown
     assert "two  blanks" in shown
     assert "\x1b" not in shown
     classifier.model = lambda images: paddle.full([len(images), 2], float("nan"))
     with pytest.raises(UserError, match="1 of 1 images could not be predicted"):
         predict.main([str(file), "-pretrained", "mnist5k", "-json"])
-    (row,) = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert "\x9b" not in shown  # begins an escape sequence, as ESC [ does
+    (row,) = json.loads(shown)
     assert row["image"] == str(file)
     assert "not finite" in row["error"]

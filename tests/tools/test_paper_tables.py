@@ -149,3 +149,4 @@ def test_columns_of_a_table_are_aligned():
         "| name |     1 |     |",
         "| b    | 10.25 |     |",
     ]
+    assert "\x1b" not in markdown_table(["a"], [["\x1b[2J"]], right=())  # out of a table of results

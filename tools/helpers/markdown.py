@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.runtime.atomic_file import write_text
 
 __all__ = ["markdown_table", "read_section", "replace_section"]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]) -> str:
-    """Format a table whose columns have the same width in all lines.
+    """Format a table whose columns have the same width in all lines; texts of files are made printable.
 
     Args:
         right: columns, counted from 0, that are aligned to the right.
     """
+    rows = [list(map(printable, row)) for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = [f"{'-' * (width - 1)}:" if number in right else "-" * width for number, width in enumerate(widths)]
     lines = []
