@@ -268,7 +268,7 @@ def is_turned(path: str) -> bool:
     try:
         with open_image(path) as image:
             return _swaps_sides(image)
-    except UserError:
+    except Exception:  # Pillow raises nearly any type on damaged EXIF data
         return False
 
 

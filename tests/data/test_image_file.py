@@ -184,6 +184,9 @@ def test_an_exif_orientation_that_is_no_number_is_named(tmp_path):
     with pytest.raises(UserError, match="EXIF orientation is not a number"):
         look_at_image(str(tmp_path / "a.jpg"))
     assert not is_turned(str(tmp_path / "a.jpg"))
+    random_image().save(tmp_path / "a.webp", exif=b"Exif\0\0damaged")
+    assert look_at_image(str(tmp_path / "a.webp")) == ((30, 40), False)
+    assert not is_turned(str(tmp_path / "a.webp"))
 
 
 def test_a_damaged_header_is_an_error_of_the_user(tmp_path):
