@@ -34,14 +34,13 @@ def test_values_that_were_not_finite_are_left_out(tmp_path):
     "content",
     [
         b"\xff" + lines(TRAIN, VAL),
-        lines(TRAIN, VAL) + b"\n[" * 10,
         b"[" * 100_000,
         lines(TRAIN, VAL, 5),
         lines(TRAIN, VAL, {**VAL, "top1": 10**400}),
         lines(TRAIN, {**VAL, "top1": "high"}),
         lines(TRAIN, {**VAL, "epoch": [1]}),
     ],
-    ids=range(7),
+    ids=range(6),
 )
 def test_a_damaged_log_is_an_error_of_the_user(tmp_path, content):
     with pytest.raises(UserError):
