@@ -22,11 +22,11 @@ from PIL import Image
 
 from common.data.class_names import check_class_names, read_class_names
 from common.data.image_file import (
-    backslash_hint,
     check_size,
     is_ignored,
     list_images,
     load_rgb,
+    missing_hint,
     open_image,
     stored_bits,
 )
@@ -182,7 +182,7 @@ class FileDataset(Dataset):
     def _missing(self, index: int) -> UserError:
         return UserError(
             f"image file missing: {self.describe(index)}; check -data_path and the list of images"
-            f"{backslash_hint(self.path(index))}"
+            f"{missing_hint(self.path(index))}"
         )
 
 

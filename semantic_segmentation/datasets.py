@@ -27,7 +27,7 @@ from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
 from common.data.class_names import read_class_names
-from common.data.image_file import backslash_hint, check_header, check_name, is_ignored
+from common.data.image_file import check_header, check_name, is_ignored, missing_hint
 from common.demo_data import folders as demo_folders
 from common.errors import UserError, one_line
 from common.training.loader import seed_generators
@@ -293,7 +293,7 @@ class EvalDataset:
             raise
         except Exception as error:
             if not Path(mask).is_file():
-                hint = backslash_hint(mask)
+                hint = missing_hint(mask)
                 raise UserError(f"mask {mask} does not exist; restore it, or remove it from the data{hint}") from error
             raise UserError(
                 f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says more"
