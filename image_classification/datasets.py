@@ -26,12 +26,11 @@ from common.data.image_file import (
     is_ignored,
     list_images,
     load_rgb,
-    missing_hint,
     open_image,
     stored_bits,
 )
 from common.demo_data import wheels as demo_data
-from common.errors import UserError
+from common.errors import UserError, missing_hint
 
 __all__ = ["KINDS", "ArrayDataset", "Dataset", "FileDataset", "build_dataset"]
 
@@ -253,7 +252,8 @@ def build_dataset(
             raise UserError(f"dataset {name} needs the directory of its data: give -data_path")
         if not path.is_dir():
             package = f", or apt-get install dataset-{path.name}" if path.parent == DEBIAN_DATASETS else ""
-            raise UserError(f"data directory {path} does not exist: give the right one as -data_path{package}")
+            hint = missing_hint(path)
+            raise UserError(f"data directory {path} does not exist: give the right one as -data_path{package}{hint}")
     if name == "folder":
         return _build_folder(path, split, num_classes, class_names)
     return KINDS[name](path, split, num_classes)

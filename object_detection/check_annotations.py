@@ -21,9 +21,9 @@ from pycocotools import mask as mask_utils
 
 from common.data.check_record import CheckRecord, fingerprint
 from common.data.class_table import class_table
-from common.data.image_file import look_at_image, missing_hint
+from common.data.image_file import look_at_image
 from common.data.polygons import mask_to_polygons
-from common.errors import UserError, one_line
+from common.errors import UserError, missing_hint, one_line
 from common.runtime.distributed import gather_objects, rank, world_size
 from object_detection.coco_file import is_number
 

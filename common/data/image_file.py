@@ -12,7 +12,6 @@ the header, see :func:`open_image`: a small file can state a size that fills the
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from ..errors import UserError, one_line
+from ..errors import UserError, missing_hint, one_line
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -36,7 +35,6 @@ __all__ = [
     "list_images",
     "load_rgb",
     "look_at_image",
-    "missing_hint",
     "open_image",
     "read_image",
     "stored_bits",
@@ -224,27 +222,6 @@ def check_name(path: str) -> None:
         raise UserError(f"image {path} has a name that is not UTF-8, which PaddleSeg cannot read; rename it")
 
 
-def missing_hint(path: str | Path) -> str:
-    """What to add to the message that a file is missing: the cause, if it is the way in which the path is written.
-
-    It may have been written on Windows, or have accents as characters of their own (Unicode NFD, usual on macOS) where
-    the disk has them composed (NFC), or the reverse; both look the same.
-    """
-    if "\\" in str(path) and os.sep == "/":
-        return "; its backslashes separate no folders here: write /"
-    missing = Path(path)
-    while missing.name and not os.path.exists(missing.parent):  # noqa: PTH110  (Path's raises when a name is too long)
-        missing = missing.parent
-    for form, described in (("NFC", "composed"), ("NFD", "decomposed")):
-        name = unicodedata.normalize(form, missing.name)
-        if name != missing.name and os.path.exists(missing.parent / name):  # noqa: PTH110
-            return (
-                f"; {missing.parent} has a {name} that looks the same and is written with {described} characters "
-                f"(Unicode {form}): write it so, or rename it"
-            )
-    return ""
-
-
 class ImageInfo(NamedTuple):
     """What :func:`look_at_image` finds.
 
@@ -282,7 +259,8 @@ def look_at_image(path: str) -> ImageInfo:
                 size = None
     except Exception as error:
         raise _unreadable(path, error) from error
-    return ImageInfo(*(size or read_image(path).shape[1::-1]), is_deep, orientation)
+    width, height = size or read_image(path).shape[1::-1]
+    return ImageInfo(width, height, is_deep, orientation)
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -297,7 +275,7 @@ def exif_orientation(image: Image.Image) -> int:
     else:
         exif = Image.Exif()
         with suppress(Exception):  # Pillow raises nearly any type on damaged data
-            exif.load(image.info.get("exif"))
+            exif.load(image.info.get("exif", b""))
             value = exif.get(tag)
     return value if value in _TURNS else 1
 

@@ -18,11 +18,10 @@ from common.data.image_file import (
     list_images,
     load_rgb,
     look_at_image,
-    missing_hint,
     read_image,
     to_rgb,
 )
-from common.errors import UserError
+from common.errors import UserError, missing_hint
 
 NOT_UTF8 = os.fsdecode(b"\xff\xe9.png")
 
