@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..flops import params
 from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
+from .config import WEIGHTS
 from .data_hash import code_hash
 from .results import Result, make_results
 from .run_folder import RunFolder
@@ -53,7 +54,7 @@ def _train(task: Task) -> dict[str, Any]:
     # Load pretrained weights and print what the run is.
     report = None
     if config.MODEL.PRETRAINED and not resumed:
-        checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name)
+        checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
         report = load_weights(training.model, checkpoint, fine_tune=True)
     _log_header(task, training.model)
     log.line(training.description)
@@ -84,7 +85,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     record = Path(config.RECORD) if config.RECORD and is_main_process() else None
     if record:
         append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
-    checkpoint = read_checkpoint(name, task.backbone_name)
+    checkpoint = read_checkpoint(name, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
     model, evaluator = task.build_evaluation(checkpoint)
     report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
     _log_header(task, model)
