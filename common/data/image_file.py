@@ -47,7 +47,7 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs Ghostscript for some others
 MAX_PIXELS = 2**28  # 805 MB as 8-bit RGB
-_MAX_RATIO = 100  # of the sides: transforms scale the shorter one to some hundred pixels
+_MAX_RATIO = 32  # of the sides: transforms scale the shorter one to some hundred pixels
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
 _TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,7 +113,7 @@ def check_size(width: int, height: int) -> None:
     """Check that an image is neither too large nor, once its shorter side is scaled up, becomes so.
 
     Raises:
-        UserError: there are more than ``MAX_PIXELS``, or one side is more than 100 times the other.
+        UserError: there are more than ``MAX_PIXELS``, or one side is more than 32 times the other.
     """
     if width * height > MAX_PIXELS:
         raise UserError(f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}; cut or shrink it")

@@ -89,7 +89,7 @@ def png_content():
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "its content is none of BMP"),
         (png_header(32000, 32000), "more than 268,435,456 pixels; cut or shrink it"),
         (png_header(16500, 16500), "16500x16500 pixels, more than 268,435,456; cut or shrink it"),
-        (png_header(65500, 1), "65500x1 pixels, one side is more than 100 times the other; cut it"),
+        (png_header(65500, 1), "65500x1 pixels, one side is more than 32 times the other; cut it"),
         (png_content()[:-200], "(damaged|truncated).*; replace"),
     ],
     ids=["empty", "text", "eps", "huge", "large", "long", "truncated"],
