@@ -126,6 +126,7 @@ class RunFolder:
                 self._delete(pattern)
         if self._locked:
             self._delete("|".join((*_FILES, r"data_check\.json")), temporary=True)
+        (self.folder / "log.jsonl").touch()  # so that config.yaml alone, after a kill, is not taken for a user's file
         write_text(self.config_file, config)
 
     # ---- during the run
