@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
 from ..schema import Text, check_value, hints_of
+from .download import sha256_of
 from .file_format import float32_of_bfloat16, load_file
 from .released import local_path, resolve_weights
 from .renames import rename_keys, reorder_statistics
@@ -75,6 +76,7 @@ class Checkpoint:
         source: what the user gave, for messages.
         weights: arrays by structured parameter name.
         path: the file.
+        sha256: of the file, when it was read; another one may have its name now.
         task: folder of the task that they were trained for.
         config: the configuration of the training as yaml.
         attention: :func:`attention_of` the trained model.
@@ -86,6 +88,7 @@ class Checkpoint:
     source: str
     weights: Mapping[str, np.ndarray]
     path: Path | None = None
+    sha256: str = ""
     task: str | None = None
     config: Text | None = None
     attention: Mapping[str, Any] = field(default_factory=dict)
@@ -176,7 +179,9 @@ def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bo
     """
     found = resolve_weights(model, source)
     path = local_path(found)
-    return replace(Checkpoint.from_state(read_state(path), str(found if source is True else source), ema), path=path)
+    sha256 = sha256_of(path)
+    checkpoint = Checkpoint.from_state(read_state(path), str(found if source is True else source), ema)
+    return replace(checkpoint, path=path, sha256=sha256)
 
 
 # ---- into a model
