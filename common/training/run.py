@@ -44,7 +44,7 @@ def _train(task: Task) -> dict[str, Any]:
 
     # Find what to resume, and build what to train.
     folder = RunFolder(Path(config.OUTPUT), config.KEEP_CHECKPOINTS, task.unit)
-    folder.claim(config.RESUME, config.OVERWRITE, log.line)
+    folder.claim(config.RESUME, config.OVERWRITE, log.line, config.MODEL.PRETRAINED)
     resumed = _find_training_state(task, folder)
     training = task.build_training(resumed=bool(resumed))
     _require_equal_ranks(training.data_hashes)

@@ -268,6 +268,9 @@ def test_an_overwritten_run_leaves_nothing_of_the_old_one(tmp_path, shapes_confi
     run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", "2", "CHECKPOINT_EVERY", "1")
     with pytest.raises(UserError, match="holds a run"):
         run(Classification, shapes_config)
+    with pytest.raises(UserError, match=r"-overwrite would delete .*best, which -pretrained starts from"):
+        run(Classification, shapes_config, "-overwrite", "-pretrained", tmp_path / "out" / "best")
+    assert "epoch_0002.pdparams" in files(tmp_path / "out")
     run(Classification, shapes_config, "-overwrite", "-opts", "TRAIN.EPOCHS", "1")
     assert "epoch_0002.pdparams" not in files(tmp_path / "out")
     lines = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
