@@ -81,6 +81,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         UserError: it is no image of a supported format, or :func:`check_size` refuses it. The message does not name the
             file.
     """
+    if Path(path).is_fifo():  # opening it would wait for a writer
+        raise UserError("it is a named pipe; remove it")
     try:
         image = Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:

@@ -90,6 +90,15 @@ def test_a_large_image_is_not_too_large(tmp_path, recwarn):
     assert not recwarn
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("read", [check_header, load_rgb, look_at_image, read_image])
+def test_a_named_pipe_is_not_opened(tmp_path, monkeypatch, read):
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("this would wait for a writer"))
+    with pytest.raises(UserError, match="it is a named pipe"):
+        read(str(tmp_path / "pipe.png"))
+
+
 def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_rgb(tmp_path / "missing.png")
