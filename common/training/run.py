@@ -84,8 +84,8 @@ def _evaluate(task: Task) -> dict[str, Any]:
     if record:
         append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
     checkpoint = read_checkpoint(name, task.backbone_name)
-    _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256})
     model, evaluator = task.build_evaluation(checkpoint)
+    _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
     report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
     _log_header(task, model)
     if report.left_out:

@@ -1,10 +1,14 @@
 """What ranks must have in common, and what a resumed run compares."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from common.checkpoints.file_format import load_file, save_file
+from common.checkpoints.loading import numpy_state
 from common.errors import UserError
+from common.pale_transformer import create_model
 from common.runtime import distributed
 from common.training import run
 from common.training.data_hash import data_hash
@@ -81,3 +85,14 @@ def test_ranks_with_copies_of_other_weights_are_refused(tmp_path, shapes_config,
     assert all(message.startswith("the ranks find different training states (of steps [6, 6]") for message in found)
     found = on_two_ranks(run._evaluate)
     assert all("rank 1 was started with other" in message and "SHA-256 of the weights" in message for message in found)
+
+
+def test_an_evaluation_refuses_ranks_with_other_data(tmp_path, shapes, shapes_config, monkeypatch):
+    weights = tmp_path / "weights.pdparams"
+    save_file(numpy_state(create_model("pale_nano", num_classes=3)), weights)
+    other = shutil.copytree(shapes, tmp_path / "other")
+    next((other / "val" / "red").iterdir()).unlink()
+    flags = ("-cfg", shapes_config, "-eval", "-pretrained", weights, "-data_path")
+    tasks = [Classification(load(CONFIG, *flags, data)) for data in (shapes, other)]
+    found = run_ranks(monkeypatch, [run], lambda: run._evaluate(tasks[distributed.rank()]), 2)
+    assert all("rank 1 was started with other" in message and "validation data" in message for message in found)
