@@ -16,6 +16,7 @@ from .layers.attention import ScaledDotProductAttention
 from .layers.channels_last import Linear
 from .layers.learned_positions import AbsolutePositionEmbedding, RelativePositionBias
 from .layers.padding import pad_to_groups
+from .layers.variants import ATTENTIONS, POSITION_ENCODINGS
 from .pale_attention import (
     SeparableProjection,
     as_pair,
@@ -26,9 +27,6 @@ from .pale_attention import (
 )
 
 __all__ = ["ATTENTIONS", "POSITION_ENCODINGS", "Grouping", "ShapedAttention", "groupings", "vary"]
-
-ATTENTIONS = ("pale", "axial", "cross", "window", "global")
-POSITION_ENCODINGS = ("cpe", "absolute", "relative", "none")
 
 
 def window_groups(x: Tensor, rows: int, columns: int, heads: int) -> Tensor:

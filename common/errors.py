@@ -1,8 +1,11 @@
-"""Exceptions that end a program with a message: errors of the user, and signals; and text that is safe to print."""
+"""Exceptions that end a program with a message: errors of the user, and signals; text that is safe to print."""
 
+import os
 import re
 import signal
 import unicodedata
+from pathlib import Path
+from typing import Literal
 
 _MESSAGE = 2000  # characters
 _JOINERS = "\u200c\u200d"  # format characters that texts need, such as Persian and combined emoji
@@ -53,6 +56,27 @@ class StoppedBySignal(Exception):
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
+
+
+def missing_hint(path: str | Path) -> str:
+    """What to add to the message that a file is missing: the cause, if it is the way in which the path is written.
+
+    It may have been written on Windows, or have accents as characters of their own (Unicode NFD, usual on macOS) where
+    the disk has them composed (NFC), or the reverse; both look the same.
+    """
+    if "\\" in str(path) and os.sep == "/":
+        return "; its backslashes separate no folders here: write /"
+    missing = Path(path)
+    while missing.name and not os.path.exists(missing.parent):  # noqa: PTH110  (Path's raises when a name is too long)
+        missing = missing.parent
+    form: Literal["NFC", "NFD"] = "NFD" if unicodedata.is_normalized("NFC", missing.name) else "NFC"
+    name = unicodedata.normalize(form, missing.name)
+    if name != missing.name and os.path.exists(missing.parent / name):  # noqa: PTH110
+        return (
+            f"; {missing.parent} has a name that looks the same, written with "
+            f"{'composed' if form == 'NFC' else 'decomposed'} characters (Unicode {form}): write it so, or rename it"
+        )
+    return ""
 
 
 def one_line(error: BaseException) -> str:

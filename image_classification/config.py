@@ -168,6 +168,7 @@ def check_token_labels(config: CfgNode) -> None:
 def model_title(config: CfgNode) -> str:
     """The variant, and the keys that change it: ``pale_tiny`` or ``pale_tiny ATTENTION=axial``."""
     default = default_config().MODEL
-    ignored = "NAME", "NUM_CLASSES", "PRETRAINED", "DROP_PATH", "RECOMPUTE"  # do not change the model's function
+    # These do not change the model's function.
+    ignored = "NAME", "NUM_CLASSES", "PRETRAINED", "WEIGHTS", "DROP_PATH", "RECOMPUTE"
     changes = [f"{key}={value}" for key, value in config.MODEL.items() if key not in ignored and value != default[key]]
     return " ".join([config.MODEL.NAME, *changes])

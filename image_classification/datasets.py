@@ -22,7 +22,6 @@ from PIL import Image
 
 from common.data.class_names import check_class_names, read_class_names
 from common.data.image_file import (
-    backslash_hint,
     check_size,
     is_ignored,
     list_images,
@@ -31,7 +30,7 @@ from common.data.image_file import (
     stored_bits,
 )
 from common.demo_data import wheels as demo_data
-from common.errors import UserError
+from common.errors import UserError, missing_hint
 
 __all__ = ["KINDS", "ArrayDataset", "Dataset", "FileDataset", "build_dataset"]
 
@@ -182,7 +181,7 @@ class FileDataset(Dataset):
     def _missing(self, index: int) -> UserError:
         return UserError(
             f"image file missing: {self.describe(index)}; check -data_path and the list of images"
-            f"{backslash_hint(self.path(index))}"
+            f"{missing_hint(self.path(index))}"
         )
 
 
@@ -253,7 +252,8 @@ def build_dataset(
             raise UserError(f"dataset {name} needs the directory of its data: give -data_path")
         if not path.is_dir():
             package = f", or apt-get install dataset-{path.name}" if path.parent == DEBIAN_DATASETS else ""
-            raise UserError(f"data directory {path} does not exist: give the right one as -data_path{package}")
+            hint = missing_hint(path)
+            raise UserError(f"data directory {path} does not exist: give the right one as -data_path{package}{hint}")
     if name == "folder":
         return _build_folder(path, split, num_classes, class_names)
     return KINDS[name](path, split, num_classes)

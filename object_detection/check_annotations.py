@@ -21,9 +21,9 @@ from pycocotools import mask as mask_utils
 
 from common.data.check_record import CheckRecord, fingerprint
 from common.data.class_table import class_table
-from common.data.image_file import backslash_hint, is_turned, look_at_image
+from common.data.image_file import look_at_image
 from common.data.polygons import mask_to_polygons
-from common.errors import UserError, one_line
+from common.errors import UserError, missing_hint, one_line
 from common.runtime.distributed import gather_objects, rank, world_size
 from object_detection.coco_file import is_number
 
@@ -49,6 +49,11 @@ PROBLEMS = {
     "IMAGE_UNREADABLE": Problem("images cannot be read", ERROR, "replace it, or remove it from the file"),
     "IMAGE_SIZE": Problem("images have another size than in the file", ERROR, "correct width, height and the boxes"),
     "IMAGE_DEEP": Problem("images have more than 8 bits per channel", "the upper 8 are used", "convert it to 8 bits"),
+    "IMAGE_TURNED": Problem(
+        "images are turned or mirrored by their EXIF orientation",
+        "applied: boxes and masks must be drawn on the turned image",
+        "save the image upright, without the orientation",
+    ),
     "CATEGORY_UNUSED": Problem("categories have no object", "kept", "annotate objects of it, or remove it"),
     "IMAGE_UNKNOWN": Problem(
         "annotations belong to an image that is not in the file", "left out", "add the image, or remove the annotation"
@@ -139,7 +144,8 @@ def check_annotations(
         num_classes: of the model.
         masks: whether the model has masks; if not, those of the file are not checked.
         strict: every problem is an error.
-        record: file that remembers which images have passed; they are not checked again until they change.
+        record: file that remembers which images have passed, and the warnings; they are not checked again until they
+            change.
         progress: called after each image that this rank has checked.
         raise_errors: false leaves errors to the report, and checks the images even if annotations have errors.
 
@@ -184,6 +190,7 @@ class AnnotationReport:
         annotations: those that are used.
         counts: how often each kind of problem was found.
         examples: the first of each kind.
+        repeated: warnings of an earlier check of the images, which was not repeated.
     """
 
     split: str
@@ -194,6 +201,7 @@ class AnnotationReport:
     annotations: Sequence[Annotation] = ()
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    repeated: Sequence[str] = ()
 
     def is_error(self, kind: str) -> bool:
         return self.strict or PROBLEMS[kind].policy == ERROR
@@ -215,17 +223,18 @@ class AnnotationReport:
 
     def warnings(self) -> list[str]:
         """What was done about problems that are not errors, and whether the model has more classes than the data."""
-        lines = [
-            f"{kind}: {count:,} {PROBLEMS[kind].what} ({PROBLEMS[kind].policy}), first {self.examples[kind][0]}"
-            for kind, count in self.counts.items()
-            if not self.is_error(kind)
-        ]
+        lines = [*self.repeated, *(self.warning(kind) for kind in self.counts if not self.is_error(kind))]
         if self.num_classes > len(self.categories):
             lines.append(
                 f"the model has {self.num_classes} classes, but the {self.split} data has {len(self.categories)}; the "
                 "other outputs are not trained (num_classes)"
             )
         return lines
+
+    def warning(self, kind: str) -> str:
+        """What was done about a kind of problem that was found and is no error."""
+        problem = PROBLEMS[kind]
+        return f"{kind}: {self.counts[kind]:,} {problem.what} ({problem.policy}), first {self.examples[kind][0]}"
 
     def raise_errors(self) -> None:
         """Raise the first error with the number of others."""
@@ -491,37 +500,43 @@ def _check_images(
     """Check this rank's share of the images, unless all have passed before; the report gets those of all ranks."""
     paths = [str(folder / image["file_name"]) for image in images]
     sizes = [(int(image["width"]), int(image["height"])) for image in images]
-    passed = CheckRecord(record, report.split, partial(fingerprint, f"COCO {sizes}", paths)) if record else None
+    rules = f"COCO {sizes} {report.strict}"
+    passed = CheckRecord(record, report.split, partial(fingerprint, rules, paths)) if record else None
     if passed and passed.has_passed:
+        report.repeated = passed.warnings
         return
     numbers = range(rank(), len(images), world_size())
     problems = []
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda number: _check_image(paths[number], sizes[number]), numbers)
-        for number, problem in zip(numbers, found, strict=True):
-            if problem:
-                problems.append((number, *problem))
+        for number, of_image in zip(numbers, found, strict=True):
+            problems += [(number, *problem) for problem in of_image]
             progress()
-    kinds = set()
+    kinds = {}  # keeps their order
     for _, kind, example in sorted(itertools.chain(*gather_objects(problems))):
         report.add(kind, example)
-        kinds.add(kind)
-    if passed and not any(map(report.is_error, kinds)):
-        passed.add()
+        kinds[kind] = report.is_error(kind)
+    if passed and not any(kinds.values()):
+        passed.add(map(report.warning, kinds))
 
 
-def _check_image(path: str, expected: tuple[int, int]) -> tuple[str, str] | None:
-    """The kind of problem that an image has, and what was found."""
+def _check_image(path: str, expected: tuple[int, int]) -> list[tuple[str, str]]:
+    """The kinds of problems that an image has, and what was found."""
     if not os.path.isfile(path):  # noqa: PTH113  (before Python 3.13, Path's raises when the name is too long)
-        return "IMAGE_MISSING", f"image {path} does not exist{backslash_hint(path)}"
+        return [("IMAGE_MISSING", f"image {path} does not exist{missing_hint(path)}")]
     try:
-        (width, height), deep = look_at_image(path)
+        width, height, is_deep, orientation = look_at_image(path)
     except UserError as error:
-        return "IMAGE_UNREADABLE", str(error).rpartition("; ")[0]  # without the remedy
+        return [("IMAGE_UNREADABLE", str(error).rpartition("; ")[0])]  # without the remedy
     except Exception as error:  # OpenCV has limits of its own
-        return "IMAGE_UNREADABLE", f"image {path} cannot be read ({one_line(error)})"
+        return [("IMAGE_UNREADABLE", f"image {path} cannot be read ({one_line(error)})")]
+    problems = []
     if (width, height) != expected:
-        turned = " (turned by its EXIF orientation)" if is_turned(path) else ""
+        turned = " (turned by its EXIF orientation)" if orientation > 1 else ""
         said = f"{expected[0]}x{expected[1]}"
-        return "IMAGE_SIZE", f"image {path} has {width}x{height} pixels{turned}, the annotations say {said}"
-    return ("IMAGE_DEEP", f"image {path}") if deep else None
+        problems.append(("IMAGE_SIZE", f"image {path} has {width}x{height} pixels{turned}, the annotations say {said}"))
+    if is_deep:
+        problems.append(("IMAGE_DEEP", f"image {path}"))
+    if orientation > 1:
+        problems.append(("IMAGE_TURNED", f"image {path} (orientation {orientation})"))
+    return problems

@@ -13,7 +13,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from common.data.class_names import check_class_names
-from common.errors import UserError
+from common.errors import UserError, missing_hint
 from common.schema import read_json
 
 __all__ = ["check_same_categories", "complete_categories", "index_annotations", "is_number", "read_annotations"]
@@ -68,7 +68,10 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{where}: the annotations {path} do not exist; give the path of a JSON file in COCO format")
+        raise UserError(
+            f"{where}: the annotations {path} do not exist; give the path of a JSON file in COCO format"
+            f"{missing_hint(path)}"
+        )
     try:
         coco = read_json(path, f"{where}: {path}", max_bytes=_MAX_BYTES)
     except OSError as error:

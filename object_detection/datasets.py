@@ -36,7 +36,7 @@ from yacs.config import CfgNode
 
 from common.data.image_file import check_header
 from common.demo_data.folders import write_nuclei_detection
-from common.errors import UserError, one_line
+from common.errors import UserError, missing_hint, one_line
 from common.pale_transformer import STRIDE
 from common.training.config import check_keys, plain
 from common.training.loader import seed_generators
@@ -130,9 +130,15 @@ def build_dataset(config: CfgNode, name: str) -> CocoData:
     root = Path(dataset.dataset_dir)
     data = CocoData(name, dataset, root / dataset.anno_path, root / dataset.image_dir)
     if not root.is_dir():
-        raise UserError(f"{name}.dataset_dir: {root} is not a folder; give the one that contains {dataset.anno_path}")
+        hint = missing_hint(root)
+        raise UserError(
+            f"{name}.dataset_dir: {root} is not a folder; give the one that contains {dataset.anno_path}{hint}"
+        )
     if not data.images.is_dir():
-        raise UserError(f"{name}.image_dir: there is no folder {data.images}; give the one that contains the images")
+        hint = missing_hint(data.images)
+        raise UserError(
+            f"{name}.image_dir: there is no folder {data.images}; give the one that contains the images{hint}"
+        )
     return data
 
 

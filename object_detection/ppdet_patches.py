@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFile
 
 from common.toolkits.patches import apply, is_patched_version, minimize, namespace
 
-__all__ = ["replace_empty_boxes"]
+__all__ = ["LEAST_SIDE", "replace_empty_boxes"]
 
 # The scripts of a clone insert their repository into sys.path, perhaps later than they import this module.
 _repository = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent.parent
@@ -114,16 +114,17 @@ def _align(self: nn.Layer, feats: list[Tensor], roi: list[Tensor], rois_num: Ten
     if not paddle.in_dynamic_mode():
         return self.forward_without_patch(feats, roi, rois_num)
     # Unless aligned, the kernel widens boxes to one position of the map.
-    boxes, is_used = replace_empty_boxes(paddle.concat(roi), _LEAST_SIDE if self.aligned else -float("inf"))
+    boxes, is_used = replace_empty_boxes(paddle.concat(roi), LEAST_SIDE if self.aligned else -float("inf"))
     features = self.forward_without_patch(feats, [boxes], rois_num)
     return features * is_used.astype(features.dtype)
 
 
 # A box narrower than this many pixels may lose its area by rounding when it is scaled to a map.
-_LEAST_SIDE = 1e-2
+LEAST_SIDE = 1e-2
 
 
-def replace_empty_boxes(boxes: Tensor, least_side: float = _LEAST_SIDE) -> tuple[Tensor, Tensor]:
+# Without default values, which Paddle cannot find when it converts the function.
+def replace_empty_boxes(boxes: Tensor, least_side: float) -> tuple[Tensor, Tensor]:
     """Replace boxes without area before RoIAlign, whose features shall be 0, as Paddle's GPU kernel computes them.
 
     Args:

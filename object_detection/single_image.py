@@ -21,7 +21,7 @@ from ppdet.modeling.necks.fpn import FPN
 from common.errors import UserError
 from common.toolkits.patches import namespace
 from object_detection.masks import original_size
-from object_detection.ppdet_patches import replace_empty_boxes
+from object_detection.ppdet_patches import LEAST_SIDE, replace_empty_boxes
 
 __all__ = ["SingleImageDetector"]
 
@@ -306,7 +306,7 @@ def _nms(boxes: Tensor, scores: Tensor, least: float, overlap: float, normalized
 def _align(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
     """Features of boxes [n, 4], each from the level of the pyramid for its size (FPN, arXiv 1612.03144, eq. 1)."""
     if extractor.aligned:
-        boxes, is_used = replace_empty_boxes(boxes)
+        boxes, is_used = replace_empty_boxes(boxes, LEAST_SIDE)
     sides = boxes[:, 2:] - boxes[:, :2]
     size = paddle.sqrt(sides[:, 0] * sides[:, 1]) / extractor.canonical_size + 1e-8
     lowest, highest = extractor.start_level, extractor.end_level

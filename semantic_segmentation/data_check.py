@@ -15,7 +15,7 @@ from paddleseg.datasets import ADE20K, Dataset
 from common.data import check_record
 from common.data.check_record import CheckRecord
 from common.data.class_table import class_table
-from common.data.image_file import check_header, check_name, is_turned, look_at_image, open_image
+from common.data.image_file import check_header, check_name, exif_orientation, look_at_image, open_image
 from common.errors import UserError, one_line
 from common.runtime.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
 
@@ -40,6 +40,7 @@ class DataReport:
         images: that contain each class: int64 [classes].
         ignored: ignored pixels.
         deep_images: images with more than 8 bits per channel.
+        turned_images: images with an EXIF orientation other than 1.
         problems: one line for each pair that cannot be used.
     """
 
@@ -51,6 +52,7 @@ class DataReport:
     images: np.ndarray
     ignored: int
     deep_images: int = 0
+    turned_images: int = 0
     problems: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
@@ -68,6 +70,11 @@ class DataReport:
             lines.append(
                 f"{self.deep_images} images of the {self.split} data have 16 bits per channel, of which PaddleSeg "
                 "keeps the upper 8: convert them to 8 bits yourself unless they use the whole range"
+            )
+        if self.turned_images:
+            lines.append(
+                f"{self.turned_images} images of the {self.split} data are turned or mirrored by their EXIF "
+                "orientation: their masks must be drawn on the turned image"
             )
         return lines
 
@@ -111,9 +118,10 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
                 progress(done, len(numbers))
 
     problems = [problem for _, problem in sorted(itertools.chain(*gather_objects(problems)))]
-    found = np.array(found, np.int64).reshape(-1, classes + 4)
-    counts, sizes, deep = found[:, : classes + 1], found[:, classes + 1 : -1], found[:, -1]
-    totals = sum_over_ranks([*counts.sum(axis=0), *(counts[:, :-1] > 0).sum(axis=0), deep.sum()]).astype(np.int64)
+    found = np.array(found, np.int64).reshape(-1, classes + 5)
+    counts, sizes, marks = found[:, : classes + 1], found[:, classes + 1 : -2], found[:, -2:]
+    sums = [*counts.sum(axis=0), *(counts[:, :-1] > 0).sum(axis=0), *marks.sum(axis=0)]
+    totals = sum_over_ranks(sums).astype(np.int64)
     lows = gather_rows(sizes.min(axis=0, initial=2**31)).min(axis=0)
     highs = gather_rows(sizes.max(axis=0, initial=0)).max(axis=0)
     if not problems and not totals[:classes].any():
@@ -127,14 +135,15 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
         num_images=len(dataset.file_list),
         sizes="{:.0f}x{:.0f} to {:.0f}x{:.0f}".format(*np.minimum(lows, highs), *highs),
         pixels=totals[:classes],
-        images=totals[classes + 1 : -1],
+        images=totals[classes + 1 : -2],
         ignored=int(totals[classes]),
-        deep_images=int(totals[-1]),
+        deep_images=int(totals[-2]),
+        turned_images=int(totals[-1]),
         problems=problems,
     )
 
 
-def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | None = None) -> DataReport | None:
+def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | None = None) -> list[str]:
     """Run :func:`check_dataset` unless the same files have passed it before; a collective operation.
 
     Args:
@@ -142,17 +151,17 @@ def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | 
         record: file of :class:`common.data.check_record.CheckRecord`.
 
     Returns:
-        The report, or None if the check was skipped.
+        The warnings; if the check was skipped, those of the check before.
 
     Raises:
         UserError: as :func:`check_dataset`, or the record cannot be written.
     """
     passed = CheckRecord(record, split, partial(fingerprint, dataset))
     if passed.has_passed:
-        return None
-    report = check_dataset(dataset, split, progress)
-    passed.add()
-    return report
+        return passed.warnings
+    warnings = check_dataset(dataset, split, progress).warnings()
+    passed.add(warnings)
+    return warnings
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -168,22 +177,22 @@ def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
     """Check an image and its mask.
 
     Returns:
-        The result of :func:`_count_classes`, width, height, and whether the image has more than 8 bits per channel; or
-        the reason why the pair cannot be used.
+        The result of :func:`_count_classes`, width, height, and whether the image has more than 8 bits per channel, and
+        is turned by its EXIF orientation; or the reason why the pair cannot be used.
     """
     image, mask = pair
     try:
         check_name(image)
-        (width, height), deep = look_at_image(image)
+        width, height, is_deep, orientation = look_at_image(image)
         check_header(mask)
         pixels = _read_mask(mask, isinstance(dataset, ADE20K))
         if pixels.shape != (height, width):
-            turned = " (turned by its EXIF orientation)" if is_turned(image) else ""
+            turned = " (turned by its EXIF orientation)" if orientation > 1 else ""
             raise UserError(
                 f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {pixels.shape[1]}x"
                 f"{pixels.shape[0]}; make them the same size"
             )
-        return [*_count_classes(dataset, mask, pixels), width, height, deep]
+        return [*_count_classes(dataset, mask, pixels), width, height, is_deep, orientation > 1]
     except UserError as error:
         return str(error)
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
@@ -201,6 +210,11 @@ def _read_mask(path: str, from_ade20k: bool) -> np.ndarray:
             raise UserError(
                 f"mask {path} is a {mask.format} image of mode {mask.mode}; save it as an 8-bit PNG with one class "
                 "number per pixel (gray or palette)"
+            )
+        if mask.format != "TIFF" and exif_orientation(mask) > 1:  # of TIFF files, Pillow applies it
+            raise UserError(
+                f"mask {path} has an EXIF orientation, which is not applied to masks; save it without, drawn on the "
+                "turned image"
             )
         return np.asarray(mask)
 

@@ -27,9 +27,9 @@ from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
 from common.data.class_names import read_class_names
-from common.data.image_file import backslash_hint, check_header, check_name, is_ignored
+from common.data.image_file import check_header, check_name, is_ignored
 from common.demo_data import folders as demo_folders
-from common.errors import UserError, one_line
+from common.errors import UserError, missing_hint, one_line
 from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
 from semantic_segmentation.components import build_component, check_arguments, find_component
@@ -181,7 +181,8 @@ def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> N
     """Complete the paths among the arguments; PaddleSeg would download a missing data set."""
     root = Path(str(arguments.get("dataset_root"))).expanduser()
     if not root.is_dir():
-        raise UserError(f"{name}.dataset_root: {root} is not a folder; give the folder of the images and masks")
+        hint = missing_hint(root)
+        raise UserError(f"{name}.dataset_root: {root} is not a folder; give the folder of the images and masks{hint}")
     for pattern in _PAIRED_BY_ORDER.get(kind, ()):
         if not any(root.glob(pattern.format(mode=mode))):
             raise UserError(
@@ -293,7 +294,7 @@ class EvalDataset:
             raise
         except Exception as error:
             if not Path(mask).is_file():
-                hint = backslash_hint(mask)
+                hint = missing_hint(mask)
                 raise UserError(f"mask {mask} does not exist; restore it, or remove it from the data{hint}") from error
             raise UserError(
                 f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says more"

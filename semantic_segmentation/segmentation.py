@@ -119,8 +119,8 @@ class Segmentation(Task):
         record = Path(self.config.OUTPUT) / "data_check.json"
         for split, dataset in (("train", images.dataset), ("val", val_set)):
             with self.log.progress(len(dataset), f"checking {split}") as bar:
-                report = check_once(dataset, split, record, lambda done, total, bar=bar: bar.update(1))
-            for line in report.warnings() if report else ():
+                warnings = check_once(dataset, split, record, lambda done, total, bar=bar: bar.update(1))
+            for line in warnings:
                 self.log.line(f"warning: {line}")
 
     def check_data(self) -> Iterator[DataReport]:

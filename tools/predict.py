@@ -24,7 +24,7 @@ from common.errors import UserError, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
-from common.training.config import add_weights_flags, read_yaml_with_bases  # noqa: E402
+from common.training.config import WEIGHTS, add_weights_flags, read_yaml_with_bases  # noqa: E402
 
 if TYPE_CHECKING:
     from common.checkpoints.loading import Checkpoint
@@ -83,7 +83,7 @@ def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predict
     """
     from common.checkpoints.loading import read_checkpoint
 
-    checkpoint = read_checkpoint(arguments.pretrained)
+    checkpoint = read_checkpoint(arguments.pretrained, ema=WEIGHTS[arguments.weights])
     task = checkpoint.task or _task_of_config(arguments.cfg)
     _check_task(task, checkpoint.source)
     config = TASKS[task].config().of_weights(checkpoint.config, checkpoint.source, arguments)
@@ -97,6 +97,8 @@ def _open_exported(file: Path, arguments: Namespace) -> Predictor:
 
     from common.inference.exported_model import ExportedModel
 
+    if arguments.weights:
+        raise UserError(f"-weights {arguments.weights}: {file} is an exported model; give it to tools/export.py")
     select_device(arguments.device or "")
     exported = ExportedModel(file, paddle.device.get_device())
     task = exported.card.task

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import UserError, one_line
+from ..errors import UserError, missing_hint, one_line
 from ..runtime.atomic_file import replace_file
 from .safe_pickle import UnsafePickleError, load_arrays
 
@@ -45,7 +45,9 @@ def locate_file(path: str | Path) -> Path:
     for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):
         if candidate.is_file():
             return candidate
-    raise UserError(f"checkpoint {path} does not exist; give the path of a {' or '.join(SUFFIXES)} file")
+    raise UserError(
+        f"checkpoint {path} does not exist; give the path of a {' or '.join(SUFFIXES)} file{missing_hint(path)}"
+    )
 
 
 def load_file(path: str | Path) -> dict[str, Any]:

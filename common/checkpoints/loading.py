@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import paddle
 from paddle import nn
 
 from ..data.class_names import check_class_order, printable_names
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
 from ..schema import Text, check_value, hints_of
@@ -27,6 +28,7 @@ __all__ = [
     "LoadReport",
     "attention_of",
     "deployed_state",
+    "has_average",
     "load_pretrained",
     "load_weights",
     "numpy_state",
@@ -97,19 +99,21 @@ class Checkpoint:
     versions: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], source: str, ema: bool = False) -> Checkpoint:
+    def from_state(cls, state: Mapping[str, Any], source: str, ema: bool | None = None) -> Checkpoint:
         """Extract the weights and their metadata from the content of a file.
 
         Args:
             state: a training state or PaddleViT checkpoint (``model``, ``model_ema``), or the weights themselves.
-            ema: take the averaged weights.
+            ema: take the averaged weights (``model_ema``); None takes them if there are both.
 
         Raises:
             UserError: there are no weights, or an entry of the metadata has another type.
         """
+        if ema is None:
+            ema = has_average(state)
+        elif ema and state.get("model_ema") is None:
+            raise UserError(f"{source} has no averaged weights (model_ema); choose model (-weights, or ema=False)")
         key = "model_ema" if ema else "model"
-        if ema and key not in state:
-            raise UserError(f"{source} has no EMA weights (model_ema); load with ema=False")
         weights = state.get(key, state)
         if not isinstance(weights, dict):
             raise UserError(f"{source}: {key} is a {type(weights).__name__}, not a dict of weights")
@@ -145,6 +149,11 @@ class Checkpoint:
         return head.shape[1] if head is not None and head.ndim == 2 else None
 
 
+def has_average(state: Mapping[str, Any]) -> bool:
+    """Whether the content of a file has weights and their average."""
+    return "model" in state and state.get("model_ema") is not None
+
+
 def read_state(source: str | Path) -> dict[str, Any]:
     """Read the content of a file, with the parameter names of this version.
 
@@ -164,14 +173,16 @@ def read_state(source: str | Path) -> dict[str, Any]:
     return renamed
 
 
-def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bool = False) -> Checkpoint:
+def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bool | None = None) -> Checkpoint:
     """Read weights.
+
+    If the file has weights and their average, the average is taken, and a line on stderr says so.
 
     Args:
         source: path with or without suffix, ``https://...#sha256=...``, the tag of released weights, or ``True`` for
             ImageNet weights.
         model: the variant whose released weights are looked up; None looks among those of all.
-        ema: take the averaged weights of a training state.
+        ema: take the averaged weights, or, if false, the others, without that line.
 
     Raises:
         UserError: see :func:`common.checkpoints.released.resolve_weights`, :func:`read_state` and
@@ -180,8 +191,12 @@ def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bo
     found = resolve_weights(model, source)
     path = local_path(found)
     sha256 = sha256_of(path)
-    checkpoint = Checkpoint.from_state(read_state(path), str(found if source is True else source), ema)
-    return replace(checkpoint, path=path, sha256=sha256)
+    name = str(found if source is True else source)
+    state = read_state(path)
+    if ema is None and has_average(state) and is_main_process():
+        line = f"{name}: the averaged weights are taken (model_ema); -weights model, or ema=False, takes the others"
+        print(printable(line), file=sys.stderr, flush=True)
+    return replace(Checkpoint.from_state(state, name, ema), path=path, sha256=sha256)
 
 
 # ---- into a model
@@ -263,14 +278,14 @@ def load_pretrained(
     source: str | Path | Checkpoint,
     strict: bool = True,
     replace_head: bool = True,
-    ema: bool = False,
+    ema: bool | None = None,
 ) -> LoadReport:
     """Load weights into a model (:func:`load_weights`), and print the report on rank 0.
 
     Args:
         source: as for :func:`read_checkpoint`, or its result.
         replace_head: ``fine_tune`` of :func:`load_weights`.
-        ema: take the averaged weights of a training state.
+        ema: as for :func:`read_checkpoint`.
 
     Raises:
         UserError: the weights cannot be read, are unsafe or damaged, or do not fit. The model is then unchanged.

@@ -1,4 +1,4 @@
-"""A record of data that has passed a check, which is then skipped until the data changes."""
+"""A record of data that has passed a check, which is then skipped until the data changes, but for its warnings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..runtime.atomic_file import write_text
-from ..runtime.distributed import is_main_process, sum_over_ranks
+from ..runtime.distributed import gather_objects, is_main_process
 from ..schema import check_value, read_json
 
 __all__ = ["CheckRecord", "fingerprint"]
@@ -35,8 +36,14 @@ def fingerprint(rules: str, paths: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Passed:
+    fingerprint: str
+    warnings: list[str]
+
+
 class CheckRecord:
-    """A JSON file ``{split: fingerprint}`` of data that has passed. All ranks create it; rank 0 reads and writes.
+    """A JSON file of data that has passed, with the warnings. All ranks create it; rank 0 reads and writes.
 
     Args:
         path: the file; it need not exist.
@@ -45,30 +52,35 @@ class CheckRecord:
 
     Attributes:
         has_passed: whether this data is in the record.
+        warnings: about the data that has passed.
     """
 
     def __init__(self, path: Path, split: str, key: Callable[[], str]):
         self.path, self.split = path, split
         self._key = key() if is_main_process() else ""
-        passed = is_main_process() and self._read().get(split) == self._key
-        self.has_passed = bool(sum_over_ranks([float(passed)])[0])
+        found = self._read().get(split) if is_main_process() else None
+        passed = found if found and found.fingerprint == self._key else None
+        passed = gather_objects(passed)[0]
+        self.has_passed = passed is not None
+        self.warnings = passed.warnings if passed else []
 
-    def add(self) -> None:
-        """Record that the data has passed.
+    def add(self, warnings: Iterable[str]) -> None:
+        """Record that the data has passed, with warnings.
 
         Raises:
             UserError: the file cannot be written.
         """
         if not is_main_process():
             return
-        passed = {**self._read(), self.split: self._key}
+        own = _Passed(self._key, [printable(line, 1000) for line in warnings])
+        passed = {split: asdict(entry) for split, entry in {**self._read(), self.split: own}.items()}
         try:
             write_text(self.path, json.dumps(passed, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.path} ({error.strerror}); choose a writable -output folder") from error
 
-    def _read(self) -> dict[str, str]:
+    def _read(self) -> dict[str, _Passed]:
         try:
-            return check_value(read_json(self.path, str(self.path)), dict[str, str], str(self.path))
+            return check_value(read_json(self.path, str(self.path)), dict[str, _Passed], str(self.path))
         except (OSError, UserError):  # missing or damaged
             return {}

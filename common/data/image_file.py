@@ -1,36 +1,37 @@
 """Which files are images, how large they may be, and the two ways in which they are read.
 
 - :func:`list_images` lists the images of a folder, for all tasks.
-- :func:`load_rgb` reads with Pillow, for classification: EXIF orientation is ignored, as is usual for ImageNet; 16-bit
-  gray is scaled to 8 bits; alpha is dropped.
-- :func:`read_image` reads with OpenCV, for segmentation and detection, as PaddleSeg and PaddleDetection do: EXIF
-  orientation is applied; of 16 bits the upper 8 are kept; alpha is dropped.
+- :func:`load_rgb` reads with Pillow, for classification: 16-bit gray is scaled to 8 bits; alpha is dropped.
+- :func:`read_image` reads with OpenCV, for segmentation and detection, as PaddleSeg and PaddleDetection do: of 16 bits
+  the upper 8 are kept; alpha is dropped.
 
-Both first look at the header, see :func:`open_image`: a small file can state a size that fills the memory.
+The EXIF orientation of images is applied in all tasks, in training and in prediction. Both functions first look at
+the header, see :func:`open_image`: a small file can state a size that fills the memory.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from ..errors import UserError, one_line
+from ..errors import UserError, missing_hint, one_line
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
-    "backslash_hint",
+    "ImageInfo",
     "check_header",
     "check_name",
     "check_size",
+    "exif_orientation",
     "is_ignored",
-    "is_turned",
     "list_images",
     "load_rgb",
     "look_at_image",
@@ -47,6 +48,15 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs G
 MAX_PIXELS = 2**28  # 805 MB as 8-bit RGB
 _MAX_RATIO = 100  # of the sides: transforms scale the shorter one to some hundred pixels
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
+_TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def is_ignored(name: str) -> bool:
@@ -117,7 +127,7 @@ def check_header(path: str) -> None:
             pass
     except FileNotFoundError as error:
         raise UserError(
-            f"image {path} does not exist; restore it, or remove it from the data{backslash_hint(path)}"
+            f"image {path} does not exist; restore it, or remove it from the data{missing_hint(path)}"
         ) from error
     except UserError as error:
         raise UserError(f"cannot read image {path}: {error}") from error
@@ -143,7 +153,7 @@ def load_rgb(path: str | Path, min_size: int | None = None) -> Image.Image:
             keep so many. This is faster and changes the pixels.
 
     Returns:
-        8-bit RGB; EXIF orientation is not applied.
+        8-bit RGB, turned by the EXIF orientation.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -153,7 +163,9 @@ def load_rgb(path: str | Path, min_size: int | None = None) -> Image.Image:
         with open_image(path) as image:
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
-            return to_rgb(image)
+            turn = None if image.format == "TIFF" else _TURNS.get(exif_orientation(image))  # Pillow turns TIFF files
+            rgb = to_rgb(image)
+            return rgb if turn is None else rgb.transpose(turn)
     except (FileNotFoundError, UserError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
@@ -212,18 +224,25 @@ def check_name(path: str) -> None:
         raise UserError(f"image {path} has a name that is not UTF-8, which PaddleSeg cannot read; rename it")
 
 
-def backslash_hint(path: str | Path) -> str:
-    """What to add to the message that a file is missing: its path may have been written on Windows."""
-    return "; its backslashes separate no folders here: write /" if "\\" in str(path) and os.sep == "/" else ""
+class ImageInfo(NamedTuple):
+    """What :func:`look_at_image` finds.
+
+    Attributes:
+        width, height: in pixels, as OpenCV gives them: after the EXIF orientation is applied.
+        is_deep: whether there are more than 8 bits per channel, of which OpenCV keeps the upper 8.
+        orientation: see :func:`exif_orientation`.
+    """
+
+    width: int
+    height: int
+    is_deep: bool
+    orientation: int
 
 
-def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
+def look_at_image(path: str) -> ImageInfo:
     """Check that OpenCV can read an image, mostly without decoding it.
 
     Of a PNG the header and the checksums are read, of a JPEG the header and the end; other formats are decoded.
-
-    Returns:
-        Width and height as OpenCV gives them, and whether there are more than 8 bits per channel, which OpenCV drops.
 
     Raises:
         UserError: as :func:`read_image`.
@@ -231,9 +250,9 @@ def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
     check_header(path)
     try:
         with open_image(path) as image:
-            deep = stored_bits(path, image) > 8
+            is_deep, orientation = stored_bits(path, image) > 8, exif_orientation(image)
             if image.format in ("PNG", "JPEG"):
-                size = None if _swaps_sides(image) else image.size
+                size = image.size if orientation < 5 else image.size[::-1]
                 if image.format == "PNG":
                     image.verify()
                 elif not _has_end_of_jpeg(path):
@@ -242,16 +261,25 @@ def look_at_image(path: str) -> tuple[tuple[int, int], bool]:
                 size = None
     except Exception as error:
         raise _unreadable(path, error) from error
-    return size or read_image(path).shape[1::-1], deep
+    width, height = size or read_image(path).shape[1::-1]
+    return ImageInfo(width, height, is_deep, orientation)
 
 
-def is_turned(path: str) -> bool:
-    """Whether the EXIF orientation of an image swaps width and height."""
-    try:
-        with open_image(path) as image:
-            return _swaps_sides(image)
-    except UserError:
-        return False
+def exif_orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image that is not decoded yet: 2 to 8, or 1 if there is none or its value is no other.
+
+    1 is upright, 2 to 4 are mirrored or turned by 180 degrees, 5 to 8 have width and height swapped. As OpenCV, this
+    takes no orientation from XMP, and ignores damaged EXIF data.
+    """
+    tag, value = ExifTags.Base.Orientation, None
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        value = image.tag_v2.get(tag)
+    else:
+        exif = Image.Exif()
+        with suppress(Exception):  # Pillow raises nearly any type on damaged data
+            exif.load(image.info.get("exif", b""))
+            value = exif.get(tag)
+    return value if value in _TURNS else 1
 
 
 def stored_bits(path: str | Path, image: Image.Image) -> int:
@@ -270,9 +298,3 @@ def _has_end_of_jpeg(path: str) -> bool:
         file.seek(0, os.SEEK_END)
         file.seek(max(file.tell() - 64, 0))
         return b"\xff\xd9" in file.read()
-
-
-def _swaps_sides(image: Image.Image) -> bool:
-    """Whether the EXIF orientation, which OpenCV applies and Pillow does not, is a quarter turn."""
-    # The first test keeps Pillow from decoding a whole PNG in search of EXIF data.
-    return "exif" in image.info and image.getexif().get(0x0112, 1) >= 5

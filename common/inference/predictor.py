@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint, load_weights
 from ..data.image_file import IMAGE_SUFFIXES, list_images, read_image
-from ..errors import UserError
+from ..errors import UserError, missing_hint
 from ..fuse import fuse
 from ..pictures.picture_folder import CannotWrite, PictureFolder
 
@@ -49,7 +49,7 @@ def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
         elif path.is_file():
             files.append(str(path))
         else:
-            raise UserError(f"no such image or folder: {path}")
+            raise UserError(f"no such image or folder: {path}{missing_hint(path)}")
     return files
 
 

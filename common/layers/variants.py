@@ -1,10 +1,16 @@
-"""The variants of the model, smallest first. ``docs/paper.md`` explains the marks."""
+"""The variants of the model, smallest first, and the names of its ablations; without Paddle, for the command line.
+
+``docs/paper.md`` explains the marks.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["VARIANTS"]
+__all__ = ["ATTENTIONS", "POSITION_ENCODINGS", "VARIANTS"]
+
+ATTENTIONS = ("pale", "axial", "cross", "window", "global")
+POSITION_ENCODINGS = ("cpe", "absolute", "relative", "none")
 
 # A row is what distinguishes a variant. Depths and pale size: [U] for Pale-B, [C] for all three.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -47,11 +47,12 @@ def bind_to_parent() -> None:
 class StopRequest:
     """Remembers the first signal; a second one ends the process at once.
 
-    The launcher forwards signals that the terminal or the scheduler has sent to its processes already, so signals
-    within a second of the first one are ignored. SIGHUP stays ignored if the program was started with nohup.
+    The launcher forwards signals that the terminal or the scheduler has sent to its processes already, and sends
+    SIGTERM up to three times, so signals within five seconds of the first one are ignored. SIGHUP stays ignored if the
+    program was started with nohup.
     """
 
-    _SAME = 1.0  # seconds
+    _SAME = 5.0  # seconds
 
     def __init__(self):
         from .distributed import is_main_process  # imports Paddle
@@ -77,6 +78,8 @@ class StopRequest:
             if self._prints and os.getpid() == self._process:
                 name = signal.Signals(number).name
                 with contextlib.suppress(OSError):  # the terminal is gone
-                    os.write(1, f"{name}: saving after this step; a second signal exits immediately\n".encode())
+                    os.write(
+                        1, f"{name}: saving after this step; another signal after 5 s exits immediately\n".encode()
+                    )
         elif now - self._since > self._SAME:
             os._exit(128 + number)

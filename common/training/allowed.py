@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..ablation import ATTENTIONS, POSITION_ENCODINGS
-from ..layers.variants import VARIANTS
+from ..layers.variants import ATTENTIONS, POSITION_ENCODINGS, VARIANTS
 
 __all__ = [
     "BACKBONE",

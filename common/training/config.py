@@ -35,6 +35,7 @@ from .results import results_file
 
 __all__ = [
     "MAX_SIDE",
+    "WEIGHTS",
     "Flag",
     "TaskConfig",
     "add_weights_flags",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 MAX_SIDE = 8192  # pixels of an image that a model takes
+WEIGHTS = {"": None, "model": False, "model_ema": True}  # choices of MODEL.WEIGHTS, as ``ema`` of read_checkpoint
 
 
 def shared_config() -> CfgNode:
@@ -59,6 +61,7 @@ def shared_config() -> CfgNode:
 
     config.MODEL = CfgNode()
     config.MODEL.PRETRAINED = ""  # weights to start from, or to evaluate
+    config.MODEL.WEIGHTS = ""  # model, model_ema (their average), or empty for the average if there is one
 
     config.TRAIN = CfgNode()
     config.TRAIN.LAYER_DECAY = 1.0  # factor between the learning rates of one layer and the next; 1 is off
@@ -128,6 +131,14 @@ _SHARED_FLAGS = {
         "weights and output",
         "WEIGHTS",
     ),
+    "weights": Flag(
+        ("MODEL.WEIGHTS",),
+        str,
+        "of a file with both: the trained weights or their average (default: model_ema)",
+        "weights and output",
+        None,
+        {"choices": ("model", "model_ema")},
+    ),
     "resume": Flag(
         ("RESUME",),
         str,
@@ -155,15 +166,16 @@ _SHARED_FLAGS = {
     ),
 }
 
-# Files and devices of the machine that trained weights; inside weights they are ignored.
-_MACHINE_KEYS = {"MODEL.PRETRAINED", "OUTPUT", "RESUME", "RECORD", "DEVICE"}
+# Files and devices of the run that trained weights; inside weights they are ignored.
+_MACHINE_KEYS = {"MODEL.PRETRAINED", "MODEL.WEIGHTS", "OUTPUT", "RESUME", "RECORD", "DEVICE"}
 
 # Keys that say what one command does; they are not part of a run.
 _INVOCATION_KEYS = {"RESUME", "OVERWRITE", "EVAL", "RECORD"}
 
 # Keys that a resumed run may change and still reach identical weights; the trainer compares those of the last line.
 _FREE_KEYS = {
-    *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "PICTURES", "HISTOGRAMS", "DATA.NUM_WORKERS", "MODEL.PRETRAINED"),
+    *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "PICTURES", "HISTOGRAMS", "DATA.NUM_WORKERS"),
+    *("MODEL.PRETRAINED", "MODEL.WEIGHTS"),
     *("VALIDATE_EVERY", "CHECKPOINT_EVERY", "LATEST_EVERY", "KEEP_CHECKPOINTS"),
     *("TRAIN.ACCUM_ITER", "SEED"),
 }
@@ -395,7 +407,8 @@ class TaskConfig:
 
 
 def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse._ArgumentGroup:
-    """Add the flags of a program that uses trained weights: ``-pretrained``, ``-cfg``, ``-device`` and ``-opts``.
+    """Add the flags of a program that uses trained weights: ``-pretrained``, ``-weights``, ``-cfg``, ``-device``
+    and ``-opts``.
 
     :meth:`TaskConfig.of_weights` turns them into a configuration.
 
@@ -406,6 +419,8 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     sources = f"weights: a file, https://...#sha256=..., or the tag of released weights ({tags})"
     group = parser.add_argument_group("model")
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
+    weights = _SHARED_FLAGS["weights"]
+    parser.add_flag("weights", group, default="", help=weights.help, **weights.options)
     parser.add_flag("cfg", group, metavar="YAML", help="configuration of the weights (default: the one saved in them)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].help)
     parser.add_opts(group)
@@ -460,6 +475,7 @@ def _check_shared(config: CfgNode) -> None:
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
+    require(config, "MODEL.WEIGHTS", lambda value: value in WEIGHTS, "must be model, model_ema or ''")
     require(config, "SEED", lambda value: value < 2**32, "must be less than 2**32, which libraries take")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")

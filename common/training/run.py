@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..flops import params
 from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
+from .config import WEIGHTS
 from .data_hash import code_hash, data_hash
 from .results import Result, make_results
 from .run_folder import RunFolder
@@ -52,7 +53,7 @@ def _train(task: Task) -> dict[str, Any]:
     # Load pretrained weights and print what the run is.
     report = None
     if config.MODEL.PRETRAINED and not resumed:
-        checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name)
+        checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
         report = load_weights(training.model, checkpoint, fine_tune=True)
     _log_header(task, training.model)
     log.line(training.description)
@@ -83,7 +84,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     record = Path(config.RECORD) if config.RECORD and is_main_process() else None
     if record:
         append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
-    checkpoint = read_checkpoint(name, task.backbone_name)
+    checkpoint = read_checkpoint(name, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
     model, evaluator = task.build_evaluation(checkpoint)
     _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
     report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
@@ -127,7 +128,7 @@ def _find_training_state(task: Task, folder: RunFolder) -> tuple[Path | str, dic
     if not found:
         log.line(f"no training state in {folder.folder}: starting a new run")
     step = SavedState.from_dict(found[1], str(found[0])).step if found else -1
-    weights = Checkpoint.from_state(found[1], str(found[0])).weights if found else {}
+    weights = Checkpoint.from_state(found[1], str(found[0]), ema=False).weights if found else {}
     steps, hashes = gather_rows([step, int(data_hash(weights, *weights.values()), 16)]).T  # below 2**53, so exact
     if len(set(steps)) > 1 or len(set(hashes)) > 1:
         raise UserError(

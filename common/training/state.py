@@ -190,7 +190,7 @@ class TrainingState:
         differences = []
         report = load_weights(
             self.model,
-            Checkpoint.from_state(saved, source),
+            Checkpoint.from_state(saved, source, ema=False),
             task=self._task.name,
             class_names=self._class_names,
         )

@@ -59,16 +59,22 @@ def test_every_form_of_file_loads(tmp_path, form, capsys):
     assert f"{len(report.loaded)} loaded, 0 missing, 0 unexpected, 0 of another shape" in capsys.readouterr().out
 
 
-def test_averaged_weights_are_loaded_on_request(tmp_path):
+def test_averaged_weights_are_loaded_unless_the_others_are_chosen(tmp_path, capsys):
     plain, average, model = make_model(seed=1), make_model(seed=2), make_model(seed=3)
     save_file({"model": numpy_state(plain), "model_ema": numpy_state(average)}, tmp_path / "state.pdparams")
-    load_pretrained(model, tmp_path / "state", ema=True)
-    assert_equal(model, numpy_state(average))
     load_pretrained(model, tmp_path / "state")
+    assert_equal(model, numpy_state(average))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path}/state: the averaged weights are taken (model_ema); -weights model")
+    for ema, expected in ((False, plain), (True, average)):
+        load_pretrained(model, tmp_path / "state", ema=ema)
+        assert_equal(model, numpy_state(expected))
+    save_file({"model": numpy_state(plain)}, tmp_path / "without.pdparams")
+    load_pretrained(model, tmp_path / "without")
     assert_equal(model, numpy_state(plain))
-    save_file(numpy_state(plain), tmp_path / "bare.pdparams")
-    with pytest.raises(UserError, match="no EMA weights"):
-        load_pretrained(model, tmp_path / "bare", ema=True)
+    assert not capsys.readouterr().err
+    with pytest.raises(UserError, match=r"no averaged weights \(model_ema\); choose model"):
+        load_pretrained(model, tmp_path / "without", ema=True)
 
 
 def test_a_checkpoint_describes_its_weights(tmp_path):

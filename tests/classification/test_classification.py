@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -10,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.checkpoints.file_format import load_file
+from common.checkpoints.file_format import load_file, save_file
 from common.errors import UserError
 from image_classification.classification import Classification
 from tests.helpers.made_up_data import make_shapes
 from tests.helpers.programs import ROOT, fails, run_program
 from tests.helpers.tiny_configs import write_shapes, write_shapes_config
 from tests.helpers.tiny_runs import run
+from tools import predict
 
 LAUNCHER = "image_classification/main_multi_gpu.py"
 PREDICT = "tools/predict.py"
@@ -98,6 +100,25 @@ def test_fine_tuning_on_other_classes_replaces_the_head_and_says_so(tmp_path, sh
         "-output", tmp_path / "tuned", "-opts", "TRAIN.LAYER_DECAY", "0.8", "TRAIN.EPOCHS", "1")  # fmt: skip
     assert "new head" in capsys.readouterr().out
     assert load_file(tmp_path / "tuned" / "best")["model"]["head.weight"].shape[1] == 2
+
+
+def test_the_average_is_evaluated_predicted_with_and_fine_tuned_unless_the_weights_are_chosen(
+    tmp_path, shapes_config, best
+):
+    state, both = load_file(best), tmp_path / "both.pdparams"
+    average = {name: 0 * array if name.startswith("head.") else array for name, array in state["model"].items()}
+    save_file({**state, "model_ema": average}, both)
+    expected = run(Classification, shapes_config, "-eval", "-pretrained", best)
+    for flags, loss in (((), math.log(3)), (("-weights", "model"), expected["loss"])):
+        metrics = run(Classification, shapes_config, "-eval", "-pretrained", both, *flags)
+        assert metrics["loss"] == pytest.approx(loss, abs=1e-4)
+        arguments = predict._parser().parse_args(["x.png", "-pretrained", str(both), *flags])
+        classifier = predict.open_weights(arguments)[1]
+        run(Classification, shapes_config, "-pretrained", both, *flags, "-overwrite",
+            "-opts", "TRAIN.EPOCHS", "1", "TRAIN.BASE_LR", "1e-9", "TRAIN.WARMUP_LR", "1e-9")  # fmt: skip
+        tuned = load_file(tmp_path / "out" / "last.pdparams")["model"]["head.weight"]
+        for weight in (classifier.model.head.weight.numpy(), tuned):
+            assert (abs(weight).max() < 1e-3) == (not flags)
 
 
 def test_weights_store_their_attention_and_are_not_used_with_another(tmp_path, shapes, shapes_config, best):

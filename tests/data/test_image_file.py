@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import unicodedata
 from zlib import crc32
 
 import numpy as np
@@ -20,7 +21,7 @@ from common.data.image_file import (
     read_image,
     to_rgb,
 )
-from common.errors import UserError
+from common.errors import UserError, missing_hint
 
 NOT_UTF8 = os.fsdecode(b"\xff\xe9.png")
 
@@ -48,6 +49,17 @@ def test_a_missing_path_with_backslashes_is_explained_and_quoted_as_it_is(tmp_pa
         look_at_image(f"{tmp_path}/images\\a  b.jpg")
     with pytest.raises(UserError, match=r"remove it from the data$"):
         look_at_image(f"{tmp_path}/a.jpg")
+
+
+@pytest.mark.parametrize(("on_disk", "given"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_missing_path_with_other_unicode_characters_is_explained(tmp_path, on_disk, given):
+    folder = tmp_path / unicodedata.normalize(on_disk, "für é")
+    folder.mkdir()
+    (folder / "a.jpg").touch()
+    path = f"{tmp_path}/{unicodedata.normalize(given, 'für é')}/a.jpg"
+    with pytest.raises(UserError, match=rf"a\.jpg does not exist; .* \(Unicode {on_disk}\): write it so, or rename it"):
+        check_header(path)
+    assert not missing_hint(f"{folder}/b.jpg")
 
 
 def png_header(width, height):
@@ -122,12 +134,28 @@ def test_large_jpegs_may_be_decoded_at_a_fraction_of_their_size(tmp_path):
     assert load_rgb(tmp_path / "a.jpg").size == (640, 800)
 
 
-def test_exif_orientation_is_applied_by_opencv_only(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    random_image(40, 30).save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(str(tmp_path / "a.jpg")).shape == (30, 40, 3)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_orientation_is_applied_by_all_readers_alike(tmp_path, suffix, orientation):
+    exif, path = Image.Exif(), str(tmp_path / f"a.{suffix}")
+    exif[0x0112] = orientation
+    stored = np.zeros((64, 48, 3), np.uint8)
+    stored[:32, :24] = 255
+    Image.fromarray(stored).save(path, exif=exif)
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+    shape = (64, 48) if orientation < 5 else (48, 64)
+    for pixels in (read_image(path), np.asarray(load_rgb(path))):
+        assert pixels.shape == (*shape, 3)
+        white = [spot for spot in [(0, 0), (0, -1), (-1, 0), (-1, -1)] if pixels[spot].min() > 128]
+        assert white == [corner[orientation]]
+    assert look_at_image(path) == (*shape[::-1], False, orientation)
+    assert load_rgb(path, 12).size[0] * shape[0] == load_rgb(path, 12).size[1] * shape[1]
+
+
+def test_damaged_exif_data_does_no_harm(tmp_path):
+    random_image().save(tmp_path / "a.jpg", exif=b"Exif\0\0nothing of EXIF")
     assert load_rgb(tmp_path / "a.jpg").size == (30, 40)
+    assert look_at_image(str(tmp_path / "a.jpg")).orientation == 1
 
 
 @pytest.mark.parametrize("mode", ["1", "LA", "P", "CMYK", "I;16", "I"])

@@ -104,9 +104,9 @@ def test_the_number_of_classes_of_the_model_is_compared(coco, folder):
 # ---- each kind of problem: how the third annotation or image b.png is changed, and what is said of it
 
 
-def turn(coco, folder):
+def turn(coco, folder, orientation=3):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     Image.new("RGB", (40, 30)).save(folder / "b.png", format="JPEG", exif=exif)
 
 
@@ -163,8 +163,13 @@ CASES = [
         lambda coco, folder: (folder / "b.png").write_bytes(b"no image"),
         "b.png: its content is none of BMP",
     ),
-    ("IMAGE_SIZE", turn, "b.png has 30x40 pixels (turned by its EXIF orientation), the annotations say 40x30"),
+    (
+        "IMAGE_SIZE",
+        lambda coco, folder: Image.new("L", (30, 40)).save(folder / "b.png"),
+        "b.png has 30x40 pixels, the annotations say 40x30",
+    ),
     ("IMAGE_DEEP", deepen, "b.png"),
+    ("IMAGE_TURNED", turn, "b.png (orientation 3)"),
 ]
 
 
@@ -186,8 +191,16 @@ def test_each_problem_is_an_error_or_corrected_with_a_warning(coco, folder, kind
         assert expected in warning
         _, again = check(checked, folder)
         again.counts.pop("BOX_BESIDE_MASK", None)  # the cases change boxes or polygons alone
-        assert again.counts == ({kind: 1} if kind in ("IMAGE_DEEP", "CATEGORY_UNUSED") else {})
+        assert again.counts == ({kind: 1} if kind in ("IMAGE_DEEP", "IMAGE_TURNED", "CATEGORY_UNUSED") else {})
     assert repr(coco) == before
+
+
+def test_a_quarter_turn_explains_another_size(coco, folder):
+    turn(coco, folder, orientation=6)
+    _, report = check(coco, folder, raise_errors=False)
+    assert report.counts == {"IMAGE_SIZE": 1, "IMAGE_TURNED": 1}
+    expected = "b.png has 30x40 pixels (turned by its EXIF orientation), the annotations say 40x30"
+    assert expected in report.examples["IMAGE_SIZE"][0]
 
 
 def test_every_kind_is_tested_and_documented():
@@ -401,6 +414,16 @@ def test_images_that_passed_are_not_checked_again(coco, folder, tmp_path, monkey
     errors = run_ranks(monkeypatch, MODULES, lambda: check(coco, folder, record=record), 2)
     assert all("d.png has 40x30 pixels, the annotations say 41x30" in error for error in errors)
     assert len(checked) == 12
+
+
+def test_warnings_about_images_are_repeated_when_their_check_is_skipped(coco, folder, tmp_path):
+    turn(coco, folder)
+    record = tmp_path / "out/data_check.json"
+    first, second = (check(coco, folder, record=record)[1] for _ in range(2))
+    assert (first.counts, second.counts) == ({"IMAGE_TURNED": 1}, {})
+    assert first.warnings() == second.warnings() != []
+    with pytest.raises(UserError, match=r"b\.png \(orientation 3\)"):
+        check(coco, folder, record=record, strict=True)
 
 
 # ---- flags

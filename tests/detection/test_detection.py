@@ -49,7 +49,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert {path.name for path in folder.iterdir()} == {
         "best.pdparams", "latest.pdparams", "epoch_0001.pdparams", "epoch_0002.pdparams", "config.yaml", "log.jsonl",
         "visualdl", "pictures", "data_check.json", "val_bbox.json", "val_segm.json", "val_ema_bbox.json",
-        "val_ema_segm.json", ".lock",
+        "val_ema_segm.json", ".lock", "last.pdparams",
     }  # fmt: skip
     steps = records(folder, "train")
     assert [record["step"] for record in steps] == [1, 2, 3, 4]

@@ -169,3 +169,11 @@ def test_the_tutorial_runs_and_shows_what_is_stored_in_it(checkout):
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert float(re.search(r"best: top1 ([\d.]+)", printed)[1]) >= 85
     assert not re.search(r"^ *(/home|/root|/tmp|Traceback)", json.dumps(stored), re.MULTILINE)
+
+
+def test_every_promise_names_an_existing_test():
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    promises = re.findall(r"`(tests/\S+\.py)::(\w+)`", text)
+    assert len(promises) > 30
+    missing = [name for file, name in promises if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")]
+    assert not missing

@@ -85,7 +85,7 @@ def test_a_second_signal_exits_at_once():
         "from common.runtime.signals import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('alive', stop.signal_number, flush=True); time.sleep(1.1)\n"
+        "    print('alive', stop.signal_number, flush=True); time.sleep(5.1)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
