@@ -68,7 +68,8 @@ class Classification(Task):
         loader, sampler = build_train_loader(config, train_set, maps)
         model = build_model(config, num_classes, token_labels=maps is not None)
         description = _describe_data(train_set, val_set, num_classes)
-        data_hashes = {"training data": _hash_data(train_set), "validation data": _hash_data(val_set)}
+        evaluator = ClassificationEvaluator(config, val_set, num_classes, self.log)
+        data_hashes = {"training data": _hash_data(train_set), "validation data": evaluator.data_hash}
         if maps:
             description += f"\nlabel maps: {maps.info}"
             data_hashes["label maps"] = str(maps.info)
@@ -80,7 +81,7 @@ class Classification(Task):
             optimizer=self._build_optimizer(model),
             learning_rate=self._learning_rate(sampler.steps_per_epoch),
             total_steps=sampler.steps_per_epoch * config.TRAIN.EPOCHS,
-            evaluator=ClassificationEvaluator(config, val_set, num_classes, self.log),
+            evaluator=evaluator,
             class_names=train_set.class_names,
             description=description,
             data_hashes=data_hashes,
@@ -160,7 +161,7 @@ class ClassificationEvaluator(Evaluator):
     """See :class:`common.training.task.Evaluator`."""
 
     def __init__(self, config: CfgNode, dataset: Dataset, num_classes: int, log: TrainingLog):
-        self.class_names = dataset.class_names
+        self.class_names, self.data_hash = dataset.class_names, _hash_data(dataset)
         self.data_set = _data_title(config, len(dataset), num_classes)
         self.metric_suffix = "_token_labels" if config.TOKEN_LABEL.MAPS else ""
         self._config, self._log = config, log

@@ -14,6 +14,7 @@ minus the scores, is spread evenly over the other classes.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,8 @@ class LabelMapInfo:
 def create_label_maps(folder: Path, info: LabelMapInfo, names: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     """Create a folder of label maps under a temporary name, which is renamed when the ``with`` block ends.
 
+    After an error, nothing is left. The space on the disk is reserved at once.
+
     Args:
         folder: to create.
         info: the metadata.
@@ -91,25 +94,40 @@ def create_label_maps(folder: Path, info: LabelMapInfo, names: np.ndarray) -> It
         The arrays ``classes`` and ``scores``, which the block fills.
 
     Raises:
-        UserError: the folder exists, or there are more than 65536 classes.
+        UserError: the folder or the temporary one exists, or there are more than 65536 classes.
+        OSError: it cannot be written.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UserError(f"{folder} exists; remove it, or give another -out")
     if info.num_classes > np.iinfo(np.uint16).max + 1:
         raise UserError(f"label maps can have {np.iinfo(np.uint16).max + 1} classes, not {info.num_classes}")
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    np.save(partial / "images.npy", names)
-    arrays = {
-        name: np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, info.shape)
-        for name, dtype in _ARRAYS.items()
-    }
-    yield arrays
-    for array in arrays.values():
-        array.flush()
-    (partial / "label_maps.json").write_text(f"{json.dumps(asdict(info), indent=2)}\n", encoding="utf-8")
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError(
+            f"{partial} exists; another process may be writing it. Remove it if it is left of a killed one"
+        ) from error
+    try:
+        np.save(partial / "images.npy", names)
+        arrays = {name: _create_array(partial / f"{name}.npy", dtype, info.shape) for name, dtype in _ARRAYS.items()}
+        yield arrays
+        for array in arrays.values():
+            array.flush()
+        (partial / "label_maps.json").write_text(f"{json.dumps(asdict(info), indent=2)}\n", encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     partial.rename(folder)
+
+
+def _create_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """Create a file of zeros that is mapped into memory."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # else a disk that becomes full kills the process, by SIGBUS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 class LabelMaps:

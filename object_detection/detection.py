@@ -124,7 +124,7 @@ class Detection(Task):
             description=f"data: {len(records)} training and {val_images} validation images, {num_classes} classes",
             data_hashes={
                 "training annotations": sha256_of(data.file),
-                "validation annotations": sha256_of(val_data.file),
+                "validation annotations": evaluator.data_hash,
             },
             draw_samples=functools.partial(self._draw_samples, class_names=class_names),
             find_unused_parameters=True,  # the layer that refines boxes is not used on a rank without objects
@@ -241,6 +241,7 @@ class DetectionEvaluator(Evaluator):
     ):
         sample_transforms, batch_transforms = transforms
         self.class_names, self.data_set = class_names, _data_title(config)
+        self.data_hash = sha256_of(data.file)
         self._config, self._masks, self._log = config, masks, log
         self._truth = index_annotations(annotations)
         self.records = read_records(data, self._truth, config.SEED)

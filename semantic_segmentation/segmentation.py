@@ -102,7 +102,7 @@ class Segmentation(Task):
             evaluator=evaluator,
             class_names=train_set.class_names,
             description=f"data: {len(train_set)} training and {len(val_set)} validation images, {classes} classes",
-            data_hashes={"training data": _hash_data(train_set), "validation data": _hash_data(val_set)},
+            data_hashes={"training data": _hash_data(train_set), "validation data": evaluator.data_hash},
             draw_samples=functools.partial(self._draw_samples, dataset=val_set),
         )
 
@@ -187,7 +187,7 @@ class SegmentationEvaluator(Evaluator):
         section = config.val_dataset
         folder = Path(section.get("dataset_root") or "").name if section.type == "Dataset" else ""
         self.dataset, self.class_names = dataset, dataset.class_names
-        self.data_set = f"{section.type} {folder}".strip()
+        self.data_set, self.data_hash = f"{section.type} {folder}".strip(), _hash_data(dataset)
         self._config, self._log = config, log
         self._inference = InferenceSettings.from_test_config(plain(config.test_config))
         self.metric_suffix = "_multi_scale" if self._inference.aug_eval else ""

@@ -32,6 +32,7 @@ from yacs.config import CfgNode  # noqa: E402
 from common.errors import StoppedBySignal, UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.csv_table import append_rows, read_table  # noqa: E402
+from common.runtime.signals import stop_with_parent  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
 from tools.helpers.markdown import markdown_table, replace_section  # noqa: E402
 from tools.plot_curves import read_records  # noqa: E402
@@ -111,6 +112,7 @@ class Job:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches this program only, which passes it on
+                preexec_fn=stop_with_parent,  # this program may be killed
             )
 
     def top1(self) -> float:

@@ -27,7 +27,6 @@ def main(argv: Sequence[str]) -> None:
     if arguments.top < 1:
         raise UserError(f"-top is {arguments.top}; it must be at least 1")
 
-    from common.checkpoints.download import sha256_of
     from common.checkpoints.loading import read_checkpoint
     from common.data.class_names import check_class_order
     from common.runtime.distributed import world_size
@@ -59,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         class_names=checkpoint.class_names,
         model=config.MODEL.NAME,
         weights=checkpoint.path.name,
-        sha256=sha256_of(checkpoint.path),
+        sha256=checkpoint.sha256,
         image_size=config.DATA.IMAGE_SIZE,
     )
     log = TrainingLog()

@@ -17,6 +17,7 @@ from ..errors import UserError, printable
 from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
 from ..schema import Text, check_value, hints_of
+from .download import sha256_of
 from .file_format import float32_of_bfloat16, load_file
 from .released import local_path, resolve_weights
 from .renames import rename_keys, reorder_statistics
@@ -77,6 +78,7 @@ class Checkpoint:
         source: what the user gave, for messages.
         weights: arrays by structured parameter name.
         path: the file.
+        sha256: of the file, when it was read; another one may have its name now.
         task: folder of the task that they were trained for.
         config: the configuration of the training as yaml.
         attention: :func:`attention_of` the trained model.
@@ -88,6 +90,7 @@ class Checkpoint:
     source: str
     weights: Mapping[str, np.ndarray]
     path: Path | None = None
+    sha256: str = ""
     task: str | None = None
     config: Text | None = None
     attention: Mapping[str, Any] = field(default_factory=dict)
@@ -194,12 +197,13 @@ def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bo
     """
     found = resolve_weights(model, source)
     path = local_path(found)
+    sha256 = sha256_of(path)
     name = str(found if source is True else source)
     state = read_state(path)
     if ema is None and has_average(state) and is_main_process():
         line = f"{name}: the averaged weights are taken (model_ema); -weights model, or ema=False, takes the others"
         print(printable(line), file=sys.stderr, flush=True)
-    return replace(Checkpoint.from_state(state, name, ema), path=path)
+    return replace(Checkpoint.from_state(state, name, ema), path=path, sha256=sha256)
 
 
 # ---- into a model

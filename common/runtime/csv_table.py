@@ -51,7 +51,10 @@ def append_rows(file: Path, kind: type[Row], rows: Iterable[Row]) -> None:
     """
     read_table(file, kind)
     file.parent.mkdir(parents=True, exist_ok=True)
+    ends_within_line = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")  # as some editors save it
     with file.open("a", encoding="utf-8", newline="") as text:
+        if ends_within_line:
+            text.write("\n")
         writer = csv.writer(text, lineterminator="\n")
         if not text.tell():
             writer.writerow(_columns(kind))

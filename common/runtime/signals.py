@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-__all__ = ["StopRequest", "bind_to_parent", "stop_with_launcher"]
+__all__ = ["StopRequest", "bind_to_parent", "stop_with_launcher", "stop_with_parent"]
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -27,6 +27,11 @@ def stop_with_launcher() -> None:
         _send_at_death_of_parent(signal.SIGTERM)
         if os.getppid() != launcher:  # it died before the request
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_with_parent() -> None:
+    """Send SIGTERM to this process, or to the program that it becomes, when its parent dies."""
+    _send_at_death_of_parent(signal.SIGTERM)
 
 
 def bind_to_parent() -> None:

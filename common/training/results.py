@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..checkpoints.download import sha256_of
-from ..checkpoints.released import local_path
 from ..runtime.machine import code_version, describe_device
 
 __all__ = ["Result", "make_results", "results_file"]
@@ -54,20 +52,20 @@ def results_file(task: str) -> Path:
 
 
 def make_results(
-    model: str, data_set: str, metrics: Mapping[str, float], suffix: str, source: str | Path, device: str
+    model: str, data_set: str, metrics: Mapping[str, float], suffix: str, sha256: str, device: str
 ) -> list[Result]:
     """The rows for an evaluation that this process has just made.
 
     Args:
         metrics: of the evaluation, in percent; the loss and the counts of images are left out.
         suffix: appended to their names.
-        source: the evaluated weights, a path or an address.
+        sha256: of the file with the evaluated weights.
         device: the device of the evaluation.
     """
     common = {
         "model": model,
         "data_set": data_set,
-        "checkpoint_sha256": sha256_of(local_path(source)),
+        "checkpoint_sha256": sha256,
         "command": _command(),
         "code_version": code_version(),
         "machine": describe_device(device),

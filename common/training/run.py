@@ -10,14 +10,13 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from ..checkpoints.loading import load_weights, read_checkpoint, read_state
-from ..checkpoints.released import resolve_weights
+from ..checkpoints.loading import Checkpoint, load_weights, read_checkpoint, read_state
 from ..errors import UserError
 from ..flops import params
 from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
 from .config import WEIGHTS
-from .data_hash import code_hash
+from .data_hash import code_hash, data_hash
 from .results import Result, make_results
 from .run_folder import RunFolder
 from .state import SavedState
@@ -46,7 +45,7 @@ def _train(task: Task) -> dict[str, Any]:
 
     # Find what to resume, and build what to train.
     folder = RunFolder(Path(config.OUTPUT), config.KEEP_CHECKPOINTS, task.unit)
-    folder.claim(config.RESUME, config.OVERWRITE, log.line)
+    folder.claim(config.RESUME, config.OVERWRITE, log.line, config.MODEL.PRETRAINED)
     resumed = _find_training_state(task, folder)
     training = task.build_training(resumed=bool(resumed))
     _require_equal_ranks(training.data_hashes)
@@ -87,6 +86,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
         append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
     checkpoint = read_checkpoint(name, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
     model, evaluator = task.build_evaluation(checkpoint)
+    _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
     report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
     _log_header(task, model)
     if report.left_out:
@@ -96,8 +96,9 @@ def _evaluate(task: Task) -> dict[str, Any]:
     if details:
         log.line(details)
     if record:
-        source, suffix = resolve_weights(task.backbone_name, name), evaluator.metric_suffix
-        results = make_results(task.model_name, evaluator.data_set, metrics, suffix, source, task.device)
+        results = make_results(
+            task.model_name, evaluator.data_set, metrics, evaluator.metric_suffix, checkpoint.sha256, task.device
+        )
         append_rows(record, Result, results)
         log.line(f"recorded in {record}")
     return dict(metrics)
@@ -126,8 +127,10 @@ def _find_training_state(task: Task, folder: RunFolder) -> tuple[Path | str, dic
     found = folder.find_latest(log.line) if source == "auto" else (source, read_state(source))
     if not found:
         log.line(f"no training state in {folder.folder}: starting a new run")
-    steps = gather_rows([SavedState.from_dict(found[1], str(found[0])).step if found else -1])[:, 0]
-    if steps.min() != steps.max():
+    step = SavedState.from_dict(found[1], str(found[0])).step if found else -1
+    weights = Checkpoint.from_state(found[1], str(found[0]), ema=False).weights if found else {}
+    steps, hashes = gather_rows([step, int(data_hash(weights, *weights.values()), 16)]).T  # below 2**53, so exact
+    if len(set(steps)) > 1 or len(set(hashes)) > 1:
         raise UserError(
             f"the ranks find different training states (of steps {steps.astype(int).tolist()}, -1 for none); put "
             f"{folder.folder} on a disk that all machines share, or copy {folder.latest.name} to each"

@@ -55,16 +55,18 @@ class RunFolder:
 
     # ---- before the run
 
-    def claim(self, resume: str, overwrite: bool, warn: Callable[[str], None]) -> None:
+    def claim(self, resume: str, overwrite: bool, warn: Callable[[str], None], pretrained: str = "") -> None:
         """Create the folder, lock it for the life of this object, and refuse one whose files are not this run's.
 
         Args:
             resume: the training state to continue, ``auto`` for that of the folder, or empty.
             overwrite: replace another run.
             warn: called with a message if the file system has no locks.
+            pretrained: the weights to start from, if any.
 
         Raises:
-            UserError: another process writes into the folder, or it contains another run or other files.
+            UserError: another process writes into the folder, or it contains another run or other files, or the run to
+                replace contains the weights to start from.
         """
         if not is_main_process():
             return
@@ -72,9 +74,7 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock(warn)
         is_run = self._is_run()
-        continues = is_run and (
-            resume == "auto" or (bool(resume) and Path(resume).expanduser().resolve().parent == self.folder.resolve())
-        )
+        continues = is_run and (resume == "auto" or self._contains(resume))
         if continues and overwrite:
             raise UserError(f"-overwrite would delete the run in {self.folder} that -resume continues; give only one")
         self._replaces = is_run and not continues
@@ -82,6 +82,10 @@ class RunFolder:
             raise UserError(
                 f"{self.folder} holds a run; continue it with -resume auto, replace it with -overwrite, or give "
                 "another -output"
+            )
+        if self._replaces and self._contains(pretrained):
+            raise UserError(
+                f"-overwrite would delete {pretrained}, which -pretrained starts from; give another -output"
             )
 
     def find_latest(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
@@ -126,6 +130,7 @@ class RunFolder:
                 self._delete(pattern)
         if self._locked:
             self._delete("|".join((*_FILES, r"data_check\.json")), temporary=True)
+        (self.folder / "log.jsonl").touch()  # so that config.yaml alone, after a kill, is not taken for a user's file
         write_text(self.config_file, config)
 
     # ---- during the run
@@ -170,6 +175,9 @@ class RunFolder:
         if is_main_process():
             self.require_intact()
             save_file(state, path)
+
+    def _contains(self, file: str) -> bool:
+        return bool(file) and Path(file).expanduser().resolve().parent == self.folder.resolve()
 
     def _numbered(self) -> dict[int, Path]:
         """The numbered states in the order of their numbers."""

@@ -60,11 +60,13 @@ class Evaluator(ABC):
     Attributes:
         class_names: of the split; ``None`` where it does not name them.
         data_set: what to call the data in a table of results.
+        data_hash: what the data consists of, see :func:`common.training.data_hash.data_hash`. Equal on all ranks.
         metric_suffix: appended to the names of the metrics in a table of results.
     """
 
     class_names: Sequence[str] | None
     data_set: str
+    data_hash: str
     metric_suffix: str = ""
 
     @abstractmethod

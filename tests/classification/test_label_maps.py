@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -148,7 +150,7 @@ def test_a_damaged_map_is_named_when_it_is_read(maps, dataset, name, value):
         _ = read[20]
 
 
-def test_a_folder_is_not_overwritten_unless_it_is_incomplete(maps, dataset):
+def test_a_folder_is_neither_overwritten_nor_left_incomplete(maps, dataset):
     folder = maps[0]
     with pytest.raises(UserError, match="maps exists"):
         write(folder, dataset.names(), make_info())
@@ -160,3 +162,23 @@ def test_a_folder_is_not_overwritten_unless_it_is_incomplete(maps, dataset):
     LabelMaps(other, dataset, CLASSES)
     with pytest.raises(UserError, match="65536 classes, not 65537"):
         write(folder.with_name("many"), dataset.names(), make_info(num_classes=65537))
+
+
+def test_a_folder_with_the_temporary_name_stays_as_it_is(tmp_path, dataset):
+    """It may be of a user, or of another process."""
+    notes = tmp_path / "maps.partial" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(UserError, match=r"maps\.partial exists"):
+        write(tmp_path / "maps", dataset.names(), make_info())
+    assert notes.read_text() == "mine"
+
+
+def test_a_full_disk_is_an_error_before_the_first_map(tmp_path, dataset, monkeypatch):
+    def fail(file, offset, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        write(tmp_path / "maps", dataset.names(), make_info())
+    assert not list(tmp_path.glob("maps*"))

@@ -43,7 +43,7 @@ class Constant(Evaluator):
     """A validation that always returns the same metric."""
 
     class_names = None
-    data_set = "none"
+    data_set = data_hash = "none"
 
     def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         return EvaluationResult({"top1": 1.0})

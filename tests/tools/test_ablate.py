@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -27,12 +30,12 @@ print("threads", os.environ["OMP_NUM_THREADS"], "resume", flags["-resume"], "opt
 if name == "broken" and not again:
     print("error: no such data; give -data_path")
     sys.exit(2)
-if name == "long" and not again:
+if name in ("long", "killed") and not again:
     def save(*_):
         (folder / "saved").touch()
         sys.exit(143)
     signal.signal(signal.SIGTERM, save)
-    os.kill(os.getppid(), signal.SIGINT)
+    os.kill(os.getppid(), signal.SIGINT if name == "long" else signal.SIGKILL)
     time.sleep(60)
 epochs = 1 if name == "short" else 2
 records = [{"kind": "val", "epoch": n, "top1": 80.0 + seed - n} for n in range(1, epochs + 1)]
@@ -96,6 +99,18 @@ def test_an_interruption_lets_the_runs_save_and_the_same_command_continues(tmp_p
     assert (tmp_path / "out" / "long" / "seed0" / "saved").exists()
     assert not (tmp_path / "out" / "other").exists()
     assert [result.row for result in ablation(tmp_path, *files, "-seeds", 0)] == ["long", "other"]
+
+
+def test_the_runs_save_and_end_when_the_tool_is_killed(tmp_path, launcher):
+    context = multiprocessing.get_context("fork")
+    tool = context.Process(target=ablation, args=(tmp_path, config(tmp_path, "killed"), "-seeds", 0))
+    tool.start()
+    tool.join(60)
+    assert tool.exitcode == -signal.SIGKILL
+    saved, deadline = tmp_path / "out" / "killed" / "seed0" / "saved", time.monotonic() + 20
+    while not saved.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_costs_are_those_of_the_model_with_the_classes_of_the_data(shapes_config, monkeypatch):

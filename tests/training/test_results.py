@@ -19,7 +19,7 @@ from common.runtime import machine
 from common.runtime.csv_table import append_rows, read_table
 from common.training import run as common_run
 from common.training.results import Result
-from image_classification.classification import Classification
+from image_classification.classification import Classification, ClassificationEvaluator
 from image_classification.config import CONFIG
 from object_detection.config import CONFIG as DETECTION
 from object_detection.detection import Detection
@@ -41,6 +41,7 @@ def test_rows_are_appended_and_read_back(tmp_path):
     append_rows(file, Result, [])
     assert file.read_text() == ",".join(COLUMNS) + "\n"
     append_rows(file, Result, [RESULT])
+    file.write_text(file.read_text().removesuffix("\n"))  # as an editor may save it
     append_rows(file, Result, [dataclasses.replace(RESULT, metric="top5")])
     assert read_table(file, Result) == [RESULT, dataclasses.replace(RESULT, metric="top5")]
 
@@ -122,6 +123,20 @@ def test_an_evaluation_is_recorded_by_rank_0_alone(tmp_path, shapes_config, weig
     monkeypatch.setattr(common_run, "is_main_process", lambda: False)
     run(Classification, shapes_config, *flags)
     assert len(read_table(file, Result)) == 1
+
+
+def test_the_recorded_hash_is_that_of_the_evaluated_weights(tmp_path, shapes_config, weights, monkeypatch):
+    """A run that goes on may replace the file during the evaluation."""
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    evaluate = ClassificationEvaluator.evaluate
+
+    def replace_and_evaluate(*arguments):
+        weights.write_bytes(b"the weights of a later epoch")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(ClassificationEvaluator, "evaluate", replace_and_evaluate)
+    run(Classification, shapes_config, "-eval", "-pretrained", weights, "-record", tmp_path / "results.csv")
+    assert [row.checkpoint_sha256 for row in read_table(tmp_path / "results.csv", Result)] == [sha256]
 
 
 def test_a_table_with_other_columns_is_refused_before_the_evaluation(tmp_path, shapes_config, weights, monkeypatch):

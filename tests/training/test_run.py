@@ -1,14 +1,22 @@
 """What ranks must have in common, and what a resumed run compares."""
 
+import shutil
+
 import numpy as np
 import pytest
 
+from common.checkpoints.file_format import load_file, save_file
+from common.checkpoints.loading import numpy_state
 from common.errors import UserError
+from common.pale_transformer import create_model
+from common.runtime import distributed
 from common.training import run
 from common.training.data_hash import data_hash
+from common.training.run_folder import RunFolder
 from image_classification.classification import Classification
 from image_classification.config import CONFIG
 from tests.helpers import tiny_runs
+from tests.helpers.thread_ranks import run_ranks
 from tests.helpers.tiny_runs import load
 
 
@@ -59,3 +67,32 @@ def test_a_resumed_run_refuses_another_order_of_classes_and_reports_other_images
         (shapes / split / "blue").rename(shapes / split / "zebra")
     with pytest.raises(UserError, match=r"class 0 is 'green' in the data and 'blue' in .*latest\.pdparams"):
         tiny_runs.run(Classification, shapes_config, "-resume", "auto", *run_flags, 3)
+
+
+def test_ranks_with_copies_of_other_weights_are_refused(tmp_path, shapes_config, monkeypatch):
+    """Two machines may have files of one name, of two runs that came equally far."""
+    tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
+    files = [tmp_path / "out" / "latest.pdparams", tmp_path / "other.pdparams"]
+    other = load_file(files[0])
+    other["model"]["head.bias"] = other["model"]["head.bias"] + 1
+    save_file(other, files[1])
+    tasks = [Classification(load(CONFIG, "-cfg", shapes_config, "-resume", file)) for file in files]
+
+    def on_two_ranks(function):
+        return run_ranks(monkeypatch, [run], lambda: function(tasks[distributed.rank()]), 2)
+
+    found = on_two_ranks(lambda task: run._find_training_state(task, RunFolder(tmp_path, 0)))
+    assert all(message.startswith("the ranks find different training states (of steps [6, 6]") for message in found)
+    found = on_two_ranks(run._evaluate)
+    assert all("rank 1 was started with other" in message and "SHA-256 of the weights" in message for message in found)
+
+
+def test_an_evaluation_refuses_ranks_with_other_data(tmp_path, shapes, shapes_config, monkeypatch):
+    weights = tmp_path / "weights.pdparams"
+    save_file(numpy_state(create_model("pale_nano", num_classes=3)), weights)
+    other = shutil.copytree(shapes, tmp_path / "other")
+    next((other / "val" / "red").iterdir()).unlink()
+    flags = ("-cfg", shapes_config, "-eval", "-pretrained", weights, "-data_path")
+    tasks = [Classification(load(CONFIG, *flags, data)) for data in (shapes, other)]
+    found = run_ranks(monkeypatch, [run], lambda: run._evaluate(tasks[distributed.rank()]), 2)
+    assert all("rank 1 was started with other" in message and "validation data" in message for message in found)

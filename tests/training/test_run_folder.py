@@ -106,7 +106,8 @@ HARMLESS = ("data_check.json", "val_bbox.json", "log/workerlog.0", "log/default.
 def test_a_new_run_may_start_in_a_folder_without_files_that_it_could_replace(tmp_path, present, resume):
     write(tmp_path, *present)
     claim(tmp_path, resume).begin("config")
-    assert files(tmp_path) == {*present, "config.yaml"}
+    assert files(tmp_path) == {*present, "config.yaml", "log.jsonl"}
+    claim(tmp_path, "auto").begin("config")  # it may be killed before it writes anything else
 
 
 @pytest.mark.parametrize("sign", ["latest.pdparams", "epoch_0003.pdparams", "log.jsonl"])
@@ -121,7 +122,7 @@ def test_a_run_is_continued_or_replaced_only_on_demand(tmp_path, sign):
         claim(folder, resume).begin("config")
         with pytest.raises(UserError, match="-overwrite would delete"):
             claim(folder, resume, overwrite=True)
-    assert files(folder) == {sign, "notes.txt", "config.yaml"}
+    assert files(folder) == {sign, "notes.txt", "config.yaml", "log.jsonl"}
 
 
 @pytest.mark.parametrize("other", ["config.yaml", "best.pdparams", "photo.png", "log/notes.txt", "pictures/cat.png"])
@@ -141,7 +142,7 @@ def test_overwriting_deletes_all_files_of_the_old_run_and_no_others(tmp_path):
     folder = claim(tmp_path, overwrite=True)
     assert files(tmp_path) == {*RUN, *others, *temporary}  # nothing yet: a check may still end the run
     folder.begin("new")
-    assert files(tmp_path) == {*others, "config.yaml"}
+    assert files(tmp_path) == {*others, "config.yaml", "log.jsonl"}
     assert (tmp_path / "config.yaml").read_text() == "new"
 
 
@@ -157,7 +158,7 @@ def test_the_folder_keeps_latest_best_and_the_last_numbered_states(tmp_path):
         folder.save_latest(state(epoch))
         folder.keep_latest(epoch)
     names = ("best", "epoch_0010", "epoch_0011", "last", "latest")
-    assert files(tmp_path) == {"config.yaml", *(f"{name}.pdparams" for name in names)}
+    assert files(tmp_path) == {"config.yaml", "log.jsonl", *(f"{name}.pdparams" for name in names)}
     assert [load_file(tmp_path / name)["step"] for name in names] == [11, 10, 11, 11, 11]
     assert folder.latest.samefile(tmp_path / "epoch_0011.pdparams")  # not twice on the disk
     for epoch in (4, 5, 6):  # of a run that went back
@@ -267,6 +268,9 @@ def test_an_overwritten_run_leaves_nothing_of_the_old_one(tmp_path, shapes_confi
     run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", "2", "CHECKPOINT_EVERY", "1")
     with pytest.raises(UserError, match="holds a run"):
         run(Classification, shapes_config)
+    with pytest.raises(UserError, match=r"-overwrite would delete .*best, which -pretrained starts from"):
+        run(Classification, shapes_config, "-overwrite", "-pretrained", tmp_path / "out" / "best")
+    assert "epoch_0002.pdparams" in files(tmp_path / "out")
     run(Classification, shapes_config, "-overwrite", "-opts", "TRAIN.EPOCHS", "1")
     assert "epoch_0002.pdparams" not in files(tmp_path / "out")
     lines = (tmp_path / "out" / "log.jsonl").read_text().splitlines()

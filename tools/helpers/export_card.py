@@ -60,7 +60,7 @@ def make_card(
         "postprocessing": exportable.postprocessing,
         "weights": {
             "source": checkpoint.source if "://" in checkpoint.source else checkpoint.path.name,
-            "sha256": sha256_of(checkpoint.path),
+            "sha256": checkpoint.sha256,
             "figures": dict(checkpoint.figures),
             "trained_with": dict(checkpoint.versions),
         },
