@@ -178,9 +178,11 @@ def read_json(path: Path, source: str, max_bytes: int = _MAX_BYTES) -> Any:
         max_bytes: longer files are refused.
 
     Raises:
-        UserError: it is too long, or is not JSON.
+        UserError: it is too long, is not JSON, or is a named pipe.
         OSError: it cannot be read.
     """
+    if path.is_fifo():  # opening it would wait for a writer
+        raise UserError(f"{source} is a named pipe; give a file")
     with path.open("rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:

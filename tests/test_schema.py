@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -80,6 +81,12 @@ def test_json_that_cannot_be_read_is_named(tmp_path, text):
     path.write_text(text, encoding="latin1")
     with pytest.raises(UserError, match=r"^the file (is not valid JSON|has more than 100 bytes)"):
         read_json(path, "the file", max_bytes=100 if text.startswith("[1") else 1 << 20)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(UserError, match="is a named pipe"):
+        read_json(tmp_path / "a.json", "the file")
 
 
 def test_json_is_read(tmp_path):
