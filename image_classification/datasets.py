@@ -161,9 +161,8 @@ class FileDataset(Dataset):
         if not deep:
             return []
         return [
-            f"{len(deep)} of {len(sample)} images that were looked at have more than 8 bits per channel, the first is "
-            f"{deep[0]}: black to white is taken to be 0 to 65535, so convert them to 8 bits yourself unless they use "
-            "the whole range"
+            f"{len(deep)} of {len(sample)} inspected images have more than 8 bits per channel, such as {deep[0]}: 0 is "
+            "read as black and 65535 as white; if they use a smaller range, convert them to 8 bits yourself"
         ]
 
     def check_exist(self) -> None:
@@ -277,7 +276,7 @@ def _check_labels(labels: np.ndarray, num_classes: int, where: Callable[[int], s
         first = wrong[0]
         raise UserError(
             f"{where(first)}: label {labels[first]} is outside 0..{num_classes - 1} for {num_classes} classes: "
-            "correct it or MODEL.NUM_CLASSES"
+            "correct the label or MODEL.NUM_CLASSES"
         )
 
 
@@ -310,7 +309,9 @@ def _read_list(list_file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
                         f'{list_file} line {number}: {name!r} has no label; write "relative/path.jpg LABEL"'
                     )
                 if not re.fullmatch(r"-?[0-9]{1,18}", label[0]):
-                    raise UserError(f"{list_file} line {number}: label {label[0]!r} is not an integer 0, 1, 2, ...")
+                    raise UserError(
+                        f"{list_file} line {number}: label {label[0]!r} is not an integer: write 0, 1, 2, ..."
+                    )
                 names.append(name)
                 labels.append(int(label[0]))
                 lines.append(number)
@@ -365,7 +366,10 @@ def _split_folders(path: Path) -> dict[str, Path]:
         for split, names in SPLIT_FOLDERS.items():
             if folder.name.lower() in names and folder.is_dir():
                 if split in trees:
-                    raise UserError(f"{path} has {trees[split].name} and {folder.name}: rename or remove one of them")
+                    raise UserError(
+                        f"{path} has two folders for the {split} split, {trees[split].name} and {folder.name}: "
+                        "rename or remove one"
+                    )
                 trees[split] = folder
     return trees
 
@@ -440,7 +444,7 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
     if not file.is_file():
         file = path / f"{name}.gz"
     if not file.is_file():
-        raise UserError(f"neither {path / name} nor {file.name} exists there: download it or check -data_path")
+        raise UserError(f"{path} has neither {name} nor {file.name}: download one of them, or check -data_path")
     header = 4 + 4 * ndim
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
@@ -455,7 +459,7 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
             shape = [int.from_bytes(head[at : at + 4], "big") for at in range(4, header, 4)]
             size = math.prod(shape)
             if not size:
-                raise UserError(f"{file} is empty, its header says {shape}: download it again")
+                raise UserError(f"{file} is empty: its header gives the shape {shape}; download it again")
             if size > _MAX_IDX_BYTES:
                 raise UserError(
                     f"{file} has {size:,} bytes according to its header {shape}, more than {_MAX_IDX_BYTES:,}: give "

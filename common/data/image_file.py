@@ -93,13 +93,13 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
             file.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (of a pipe, opening it would wait for ever)
-        raise UserError("it is not a file; replace or remove it")
+        raise UserError("it is not a regular file; replace or remove it")
     try:
         image = Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise UserError(f"its content is none of {', '.join(_FORMATS)}; replace or remove it") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"it has more than {MAX_PIXELS:,} pixels; cut or shrink it") from error
+        raise UserError(f"it has more than {MAX_PIXELS:,} pixels; crop or shrink it") from error
     except (OSError, MemoryError):
         raise
     except Exception as error:  # Pillow raises nearly any type on damaged headers
@@ -116,9 +116,11 @@ def check_size(width: int, height: int) -> None:
         UserError: there are more than ``MAX_PIXELS``, or one side is more than 32 times the other.
     """
     if width * height > MAX_PIXELS:
-        raise UserError(f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}; cut or shrink it")
+        raise UserError(f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}; crop or shrink it")
     if max(width, height) > _MAX_RATIO * min(width, height):
-        raise UserError(f"it has {width}x{height} pixels, one side is more than {_MAX_RATIO} times the other; cut it")
+        raise UserError(
+            f"it has {width}x{height} pixels, and one side is more than {_MAX_RATIO} times the other; crop it"
+        )
 
 
 def check_header(path: str) -> None:
@@ -153,7 +155,7 @@ def _check_profile_name(path: str) -> None:
 
 def _unreadable(path: str, error: Exception) -> UserError:
     if isinstance(error, MemoryError):
-        return UserError(f"cannot read image {path}: there is not enough memory; cut or shrink it")
+        return UserError(f"cannot read image {path}: there is not enough memory; crop or shrink it")
     if isinstance(error, OSError) and error.errno:
         return UserError(f"cannot read image {path}: {error.strerror}; check its permissions and the disk")
     # Pillow's decoders raise nearly any type on damaged files.

@@ -94,7 +94,7 @@ class FailureWatch:
                     connection = _watched(server.accept()[0])
                 except TimeoutError:
                     ranks = ", ".join(map(str, sorted(missing)))
-                    message = f"rank {ranks} did not start within {_START_LIMIT:.0f} s; see log/workerlog.N there"
+                    message = f"rank {ranks} did not start within {_START_LIMIT:.0f} s; see its log/workerlog.N"
                     self._send("failed", 2, message)
                     raise UserError(message) from None
                 kind, other, _ = _receive(connection)
@@ -113,7 +113,7 @@ class FailureWatch:
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"rank {rank()} did not reach rank 0 at {host}:{port} within {_START_LIMIT:.0f} s ({error}); "
-                        "see log/workerlog.0 there, or open all ports between the machines"
+                        "see log/workerlog.0 on the machine of rank 0, or open all ports between the machines"
                     ) from None
                 time.sleep(0.5)
         self._connections[connection] = 0

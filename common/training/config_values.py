@@ -82,7 +82,7 @@ class _Loader(yaml.SafeLoader):
 
     @staticmethod
     def _check(node: yaml.Node) -> list[yaml.Node]:
-        """The nodes below a node; refuses long numbers and keys that stand twice."""
+        """The nodes below a node; refuses long numbers and keys that appear twice."""
         if isinstance(node, yaml.SequenceNode):
             return node.value
         if isinstance(node, yaml.MappingNode):
@@ -93,7 +93,7 @@ class _Loader(yaml.SafeLoader):
                 if not isinstance(key, yaml.ScalarNode):
                     raise _Refused(f"a key is not a name, in {_line(key)}")
                 if (first := lines.setdefault((key.tag, key.value), _line(key))) != _line(key):
-                    raise _Refused(f"the key {key.value!r:.80} stands twice, in {first} and {_line(key)}; remove one")
+                    raise _Refused(f"the key {key.value!r:.80} appears twice, in {first} and {_line(key)}; remove one")
             return [child for pair in node.value for child in pair]
         if node.tag.endswith((":int", ":float")) and len(node.value) > _LONGEST_NUMBER:
             raise _Refused(f"a number has {len(node.value)} characters, in {_line(node)}")
@@ -143,7 +143,9 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
     """
     path = path.resolve()
     if path in including:
-        raise UserError(f"BASE of {including[-1]} is {path}, which includes {including[-1].name} itself")
+        raise UserError(
+            f"BASE of {including[-1]} is {path}, which includes {including[-1].name} itself; remove this BASE"
+        )
     try:
         values = read_yaml(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
     except OSError as error:
@@ -253,9 +255,9 @@ def set_open(config: CfgNode, key: str, value: Any, source: str) -> None:
     node: Any = config
     for depth, part in enumerate(parts):
         parent, node = node, None
+        name = ".".join(key.split(".")[:depth])
         if isinstance(parent, list):
             if not part.isdecimal() or int(part) >= len(parent):
-                name = ".".join(key.split(".")[:depth])
                 raise UserError(
                     f"{source}: {key}: {name} is a list of {len(parent)} items, with indices from 0; "
                     f"it has no item {part}"
@@ -265,7 +267,10 @@ def set_open(config: CfgNode, key: str, value: Any, source: str) -> None:
         elif isinstance(parent, dict):
             node = parent.get(part)
         else:
-            raise UserError(f"{source}: {key} cannot be set to {value!r}{similar(config, key)}")
+            raise UserError(
+                f"{source}: {key} cannot be set to {value!r}, because {name} is neither a section nor a list"
+                f"{similar(config, key)}"
+            )
     if isinstance(value, dict):
         value = merge_open(node if isinstance(node, dict) else {}, value)
     parent[parts[-1]] = value if isinstance(parent, CfgNode) else plain(value)

@@ -166,7 +166,7 @@ def _require_equal_ranks(own: Mapping[str, str]) -> None:
         differing = [name for name in {**first, **other} if first.get(name) != other.get(name)]
         if differing:
             name = differing[0]
-            more = f" (and {len(differing) - 1} more differences)" * (len(differing) > 1)
+            more = f" (and {len(differing) - 1} more)" * (len(differing) > 1)
             raise UserError(
                 f"rank {number} was started with other settings, code or data than rank 0: {name} is "
                 f"{other.get(name)}, not {first.get(name)}{more}; use the same on all machines"

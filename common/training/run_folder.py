@@ -111,10 +111,11 @@ class RunFolder:
                     warn(f"warning: {error}")
                 except UserError as error:
                     raise UserError(f"{error}; nothing older is used instead") from error
+        remedy = "give another -output, or -overwrite instead of -resume"
         if damage:
-            raise UserError(f"{self.folder} has no intact training state to resume from; {damage}")
+            raise UserError(f"{self.folder} has no intact training state to resume from ({damage}); {remedy}")
         if self.best.exists():
-            raise UserError(f"{self.folder} has {self.best.name}, but no training state to resume from")
+            raise UserError(f"{self.folder} has {self.best.name}, but no training state to resume from; {remedy}")
         return None
 
     def begin(self, config: str) -> None:

@@ -117,7 +117,7 @@ def test_images_of_16_bits_give_a_warning(listed, shape):
     assert build_dataset("list", listed, "val").warnings() == []
     assert cv2.imwrite(str(listed / "val" / "a.png"), np.full(shape, 4095, np.uint16))
     (warning,) = build_dataset("list", listed, "val").warnings()
-    assert warning.startswith("1 of 2 images that were looked at have more than 8 bits per channel")
+    assert warning.startswith("1 of 2 inspected images have more than 8 bits per channel")
     (listed / "val" / "a.png").write_bytes(b"not an image")
     assert build_dataset("list", listed, "val").warnings() == []
 
@@ -267,7 +267,7 @@ def test_idx_missing_or_contradictory(tmp_path):
         (idx_bytes(IDX_IMAGES)[:-1], "59 bytes of content"),
         (idx_bytes(IDX_IMAGES) + b"x", "more bytes of content"),
         (idx_bytes(IDX_IMAGES)[:10], "its header is cut off"),
-        (idx_bytes(np.zeros((3, 1, 33), np.uint8)), "33x1 pixels, one side is more than 32 times the other"),
+        (idx_bytes(np.zeros((3, 1, 33), np.uint8)), "33x1 pixels, and one side is more than 32 times the other"),
         (struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "header"),
         (idx_bytes(IDX_IMAGES[:0]), "empty"),
     ],

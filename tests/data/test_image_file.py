@@ -87,9 +87,9 @@ def png_content():
         (b"no image", "its content is none of BMP, .*; replace or remove it"),
         # Pillow would run Ghostscript.
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "its content is none of BMP"),
-        (png_header(32000, 32000), "more than 268,435,456 pixels; cut or shrink it"),
-        (png_header(16500, 16500), "16500x16500 pixels, more than 268,435,456; cut or shrink it"),
-        (png_header(65500, 1), "65500x1 pixels, one side is more than 32 times the other; cut it"),
+        (png_header(32000, 32000), "more than 268,435,456 pixels; crop or shrink it"),
+        (png_header(16500, 16500), "16500x16500 pixels, more than 268,435,456; crop or shrink it"),
+        (png_header(65500, 1), "65500x1 pixels, and one side is more than 32 times the other; crop it"),
         (png_content()[:-200], "(damaged|truncated).*; replace"),
     ],
     ids=["empty", "text", "eps", "huge", "large", "long", "truncated"],
@@ -184,7 +184,7 @@ def test_names_that_paddleseg_cannot_read_are_refused():
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     for read in (load_rgb, read_image):
-        with pytest.raises(UserError, match="it is not a file"):
+        with pytest.raises(UserError, match="it is not a regular file"):
             read(str(tmp_path / "a.png"))
 
 

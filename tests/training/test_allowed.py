@@ -41,8 +41,8 @@ def of_weights(task: str, text: str, *opts: str):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("a: 1\nb: 2\na: 3", "the key 'a' stands twice, in line 1, column 1 and line 3, column 1"),
-        ("a: {b: 1,\n  b: 2}", "the key 'b' stands twice, in line 1, column 5 and line 2, column 3"),
+        ("a: 1\nb: 2\na: 3", "the key 'a' appears twice, in line 1, column 1 and line 3, column 1"),
+        ("a: {b: 1,\n  b: 2}", "the key 'b' appears twice, in line 1, column 5 and line 2, column 3"),
         ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]\n" for i in range(1, 40)), "values"),
         ("&a {b: *a}", "contains itself"),
         ("a: " + "[" * 100_000, "nested more than"),
@@ -70,7 +70,7 @@ def test_lists_may_be_repeated_and_dates_are_text():
 
 
 def test_a_key_that_stands_twice_on_the_command_line_is_an_error():
-    with pytest.raises(UserError, match="the key 'a' stands twice"):
+    with pytest.raises(UserError, match="the key 'a' appears twice"):
         parse("{a: 1, a: 2}")
 
 
