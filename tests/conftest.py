@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from tests.helpers import tiny_configs
 from tests.helpers.scheduling import pytest_collection_modifyitems, pytest_xdist_auto_num_workers  # noqa: F401 (hooks)
 
 use_fast_gemm()  # as the programs do: a test may compare with what one of them computed
+
+
+# ``nohup`` or a shell's ``&`` may have set these signals to be ignored, which the programs under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..tasks import TASKS
+
 __all__ = ["code_hash", "data_hash"]
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +31,7 @@ def data_hash(*parts: np.ndarray | Iterable[Any]) -> str:
 def code_hash() -> str:
     """A hash of the Python files of this project's packages."""
     digest = hashlib.sha256()
-    for package in ("common", "image_classification", "object_detection", "semantic_segmentation"):
+    for package in ("common", *sorted(TASKS)):
         for file in sorted((_ROOT / package).rglob("*.py")):
             digest.update(str(file.relative_to(_ROOT)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:_DIGITS]

@@ -120,7 +120,7 @@ def test_only_a_damaged_image_is_called_damaged(tmp_path, monkeypatch, error):
 
     (tmp_path / "a.png").touch()
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(UserError, match=r"Permission denied; check|not enough memory; cut"):
+    with pytest.raises(UserError, match=r"Permission denied; check|not enough memory; crop"):
         look_at_image(str(tmp_path / "a.png"))
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,14 +39,7 @@ def start_program(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=_default_signals,
     )
-
-
-def _default_signals() -> None:
-    """Undo what ``nohup`` or a shell's ``&`` has set for this process."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def kill_program(process: subprocess.Popen) -> None:
