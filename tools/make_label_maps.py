@@ -1,6 +1,6 @@
 """Compute the label maps for training with token labels, with any trained classifier of this project.
 
-    python tools/make_label_maps.py -pretrained pale_base.pdparams -image_size 384 -out label_maps
+    python tools/make_label_maps.py -pretrained pale_base.pdparams -data_path imagenet -image_size 384 -out label_maps
 
 Preprocessing and kind of data set are those of the configuration of the weights, unless flags override them; weights do
 not say where the data is: -data_path or -cfg does.

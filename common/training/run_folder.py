@@ -30,7 +30,9 @@ _SUBFOLDERS = "visualdl", "pictures"
 # What makes a folder that of a run. The other files may be those of a user, of an evaluation or of a check.
 _SIGNS_OF_A_RUN = re.compile(r"(latest|(epoch|step)_\d{4,})\.pdparams|log\.jsonl")
 # What may be in the folder of a new run: results of data checks and evaluations, logs of Paddle's launcher.
-_HARMLESS = re.compile(r"\..*|data_check\.json|(val|val_ema)_\w+\.json|workerlog\.\d+|default\..*\.log")
+_HARMLESS = re.compile(
+    r"\..*|data_check\.json|(val|val_ema)_\w+\.json|(workerlog|envlog)\.\d+|backup_env\.\d+\.json|default\..*\.log"
+)
 _TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # what atomic_file.py calls the temporary file of a name
 
 

@@ -303,7 +303,7 @@ def make_maps(config, *flags: object) -> str:
 @pytest.mark.slow
 def test_train_make_maps_train_with_them_resume_and_evaluate(tmp_path, shapes_config):
     train(shapes_config, "-output", tmp_path / "teacher", "-opts", "TRAIN.EPOCHS", "1")
-    output = make_maps(shapes_config, "-image_size", "128")
+    output = make_maps(shapes_config, "-data_path", tmp_path / "shapes", "-image_size", "128")
     assert "36 maps of 4x4 cells, top 3 of 3 classes, by pale_nano (best.pdparams, SHA-256" in output
 
     options = ("-label_maps", tmp_path / "maps", "-image_size", "64", "-batch_size", "3", "-accum_iter", "2", "-opts",

@@ -236,6 +236,8 @@ def test_the_program_prints_json_and_nothing_else(tmp_path, config):
     command = [sys.executable, ROOT / "tools" / "predict.py", *flags]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
-    assert "error: 1 of 2 images could not be predicted: image flat.png: EvalReader cannot take" in result.stderr
+    assert (
+        "error: 1 of 2 images could not be predicted: cannot read image flat.png: it has 900x1 pixels" in result.stderr
+    )
     _, entry = json.loads(result.stdout)
     assert entry == {"image": "a.png", "picture": "predictions/a_detections.png", "detections": []}

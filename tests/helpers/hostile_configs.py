@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-import resource
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -134,7 +134,9 @@ def main(name: str, folder: Path) -> None:
         except Exception as error:
             end = f"{type(error).__name__}: {error}"
         print(json.dumps({"what": what, "end": end, "events": events.copy()}))
-    print(json.dumps({"what": "megabytes", "end": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    print(json.dumps({"what": "megabytes", "end": int(peak[1]) // 1024}))
 
 
 def _cases(name: str, text: str) -> Iterator[tuple[str, str]]:
