@@ -16,6 +16,8 @@ __all__ = ["TimmInterface", "places_of"]
 class TimmInterface(nn.Layer):
     """Methods of :class:`common.pale_transformer.PaleTransformer` with timm's names and arguments."""
 
+    global_pool: str
+
     @property
     def default_cfg(self) -> dict[str, Any]:
         """Input size and preprocessing, and the names of the first convolution and of the classifier."""
