@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 
 from common import register_model
@@ -15,14 +17,13 @@ MICRO = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 2, 2], "pal
 
 
 @pytest.fixture
-def variants(monkeypatch):
-    for name, row in VARIANTS.items():  # monkeypatch takes away what the test adds
-        monkeypatch.setitem(VARIANTS, name, row)
-    monkeypatch.setitem(VARIANTS, "pale_micro", None)
-    del VARIANTS["pale_micro"]
+def variants():
+    with patch.dict(VARIANTS):  # takes away what the test adds
+        yield
 
 
-def test_a_registered_variant_is_built_like_ours(variants):
+@pytest.mark.usefixtures("variants")
+def test_a_registered_variant_is_built_like_ours():
     register_model("pale_micro", **MICRO, drop_path_rate=0.2)
     register_model("pale_micro", **MICRO, drop_path_rate=0.2)  # as a notebook does whose cell runs twice
     assert list_models()[-1] == "pale_micro"
@@ -36,7 +37,8 @@ def test_a_registered_variant_is_built_like_ours(variants):
     BACKBONE["variant"]("pale_micro", "the variant")
 
 
-def test_a_registered_variant_does_not_replace_another(variants):
+@pytest.mark.usefixtures("variants")
+def test_a_registered_variant_does_not_replace_another():
     with pytest.raises(ValueError, match="there is a variant 'pale_tiny' with other settings"):
         register_model("pale_tiny", **MICRO)
     assert create_model("pale_nano").out_channels[0] == 20
