@@ -140,7 +140,8 @@ class PaleTransformer(TimmInterface):
 
     Attributes:
         out_channels, out_strides: of the feature maps of the four stages.
-        preprocessing: of the images that the model, or its pretrained weights, are meant for.
+        preprocessing: of images in evaluation (:class:`common.data.preprocessing.Preprocessing`): ImageNet's, or that
+            of the weights that :func:`create_model` has loaded.
         attention_settings: settings that cannot be inferred from a state dict; checkpoints store them.
 
     Raises:
@@ -212,7 +213,10 @@ class PaleTransformer(TimmInterface):
         self.reset_head(num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
+        """Map images ``[B, C, H, W]``, H and W from 32 up, to logits ``[B, num_classes]``.
+
+        For 0 classes, these are the pooled features, ``[B, num_features]``, or, without pooling, the NCHW last map.
+        """
         return self.head_outputs(self._stage_outputs(images)[-1])
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
