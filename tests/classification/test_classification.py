@@ -50,15 +50,8 @@ def refusal(config: Path, *flags: object) -> str:
 
 
 def test_frozen_parts_stay_bitwise_while_the_rest_trains_and_a_resumed_run_is_identical(tmp_path, shapes_config, best):
-    options = (
-        "-opts",
-        "TRAIN.FREEZE",
-        "[stem, stages.1, norm_eval]",
-        "TRAIN.EMA_DECAY",
-        "0.9",
-        "CHECKPOINT_EVERY",
-        "1",
-    )
+    options = ("-opts", "TRAIN.FREEZE", "[stem, stages.1, norm_eval]", "TRAIN.EMA_DECAY", "0.9")
+    options = (*options, "CHECKPOINT_EVERY", "1", "KEEP_CHECKPOINTS", "2")
     run(Classification, shapes_config, "-pretrained", best, "-output", tmp_path / "a", *options)
     before, after = load_file(best)["model"], load_file(tmp_path / "a" / "latest.pdparams")
     frozen = ("stages.0.merging.", "stages.1.")
