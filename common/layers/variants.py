@@ -18,7 +18,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pale_nano": {"embed_dim": 20, "depths": (1, 1, 3, 1), "num_heads": (2, 2, 4, 8), "pale_size": 4},
     # 21.8M parameters, 4.20G multiply-adds at 224x224. Channels [C], heads [A: CSWin].
     "pale_tiny": {"embed_dim": 64, "depths": (2, 2, 16, 2), "num_heads": (2, 4, 8, 16), "pale_size": 7},
-    # 48.3M, 8.98G. Channels [C], heads [A: CSWin].
+    # 48.3M, 8.98G. Channels [C], heads [A: ours, as pale_tiny; the weakest assumption, see docs/paper.md].
     "pale_small": {"embed_dim": 96, "depths": (2, 2, 16, 2), "num_heads": (2, 4, 8, 16), "pale_size": 7},
     # 85.3M, 15.53G. Channels [C], heads [U].
     "pale_base": {"embed_dim": 128, "depths": (2, 2, 16, 2), "num_heads": (4, 8, 16, 32), "pale_size": 7},
