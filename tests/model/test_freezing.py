@@ -122,7 +122,7 @@ def test_only_frozen_blocks_stop_dropping_paths():
     [
         ("stages.9", "did you mean stages."),
         ("norm_evl", "did you mean norm_eval"),
-        ("xyz", "its parts are stages, norm, head"),
+        ("xyz", "its parts are stages, norm"),
         ("*.qkv.norm.weight", "BatchNorm stages.1.blocks.0.attention.qkv.norm can only be frozen together"),
     ],
 )
