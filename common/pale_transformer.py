@@ -21,6 +21,7 @@ from .data.preprocessing import Preprocessing
 from .fuse import fuse
 from .layers.channels_last import Linear
 from .layers.drop_path import DropPath
+from .layers.freezing import freeze
 from .layers.position_encoding import ConditionalPositionEncoding
 from .layers.recompute import run_recomputed
 from .layers.variants import VARIANTS
@@ -265,6 +266,17 @@ class PaleTransformer(TimmInterface):
     def set_recompute(self, enabled: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing its activations (gradient checkpointing)."""
         self._recompute = enabled
+
+    def freeze(self, *patterns: str) -> None:
+        """Keep parts as they are in training, such as ``model.freeze("stem", "stages.0")``.
+
+        Args:
+            patterns: see :func:`common.layers.freezing.freeze`; call this before an optimizer is built.
+
+        Raises:
+            ValueError: a pattern matches nothing, or freezes only one of the weight and the bias of a BatchNorm.
+        """
+        freeze(self, patterns)
 
     def fuse(self) -> None:
         """Make the model cheaper for inference, equal to 1e-5; see :func:`common.fuse.fuse`."""

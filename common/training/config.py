@@ -68,6 +68,8 @@ def shared_config() -> CfgNode:
     config.TRAIN.ACCUM_ITER = 1  # batches per optimizer step
     config.TRAIN.AMP = ""  # float16, bfloat16 or empty for float32
     config.TRAIN.EMA_DECAY = 0.0  # 0 is off
+    config.TRAIN.SYNC_BN = False  # BatchNorm normalizes by the batches of all ranks
+    config.TRAIN.FREEZE = ()  # stem, stages.0, backbone, norm_eval, or other names: see common/layers/freezing.py
     config.TRAIN.SKIP_NONFINITE = 0  # consecutive steps with a NaN or infinite loss to skip before training stops
 
     config.VALIDATE_EVERY = 1  # epochs or steps, as the length of the run, between two validations

@@ -85,7 +85,8 @@ def similar(config: CfgNode, key: str) -> str:
 def coerce(value: Any, default: Any, key: str, source: str) -> Any:
     """Convert ``value`` to the type of ``default``, such as the integer 5 to a float.
 
-    A list keeps its length; if it is empty by default, it takes any number of integers.
+    A list keeps its length; if it is empty by default, it takes any number of integers. An empty tuple takes any number
+    of texts.
 
     Raises:
         UserError: the value has another type; the message names the key and ``source``.
@@ -96,15 +97,19 @@ def coerce(value: Any, default: Any, key: str, source: str) -> Any:
         return [coerce(item, like, key, source) for item, like in zip(value, default, strict=True)]
     if default == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
         return check_value(value, list[int], source, key)
+    if default == () and isinstance(value, (list, tuple)) and all(type(item) is str for item in value):
+        return tuple(check_value(list(value), list[str], source, key))
     if isinstance(default, str) and value is None:
         return ""
     if isinstance(value, str) and "\0" in value:
         raise UserError(f"{source}: {key} is {value!r}; no path or name has NUL characters")
-    if type(value) is type(default) and not isinstance(default, list):
+    if type(value) is type(default) and not isinstance(default, (list, tuple)):
         return check_value(value, int, source, key) if type(value) is int else value
     expected = f"of type {type(default).__name__}"
     if isinstance(default, list):
         expected = f"a list of {len(default) or 'whole'} numbers"
+    if default == ():
+        expected = "a list of names"
     raise UserError(f"{source}: {key} is {value!r}; it must be {expected}")
 
 
