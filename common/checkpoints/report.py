@@ -28,6 +28,7 @@ class LoadReport:
         mismatched: ``name (shape of the weights) for (shape in the model)``.
         new_parts: parts such as ``head`` that keep their initial values.
         interpolated: ``name (shape of the weights) to (shape in the model)`` of resized position tables.
+        renamed: classes of another name in the data, one line each.
         left_out: parts of the weights that are only used in training and that the model does not have.
         note: a further remark.
     """
@@ -39,6 +40,7 @@ class LoadReport:
     mismatched: list[str] = field(default_factory=list)
     new_parts: list[str] = field(default_factory=list)
     interpolated: list[str] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     note: str = ""
 
@@ -61,6 +63,7 @@ class LoadReport:
             ("unexpected", self.unexpected),
             ("other shape", self.mismatched),
             ("interpolated", self.interpolated),
+            ("other name", self.renamed),
         ):
             lines += [f"  {kind}: {name}" for name in names[:_SHOWN]]
             if len(names) > _SHOWN:
@@ -83,6 +86,8 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
     backbone = getattr(model, "backbone", model)
     if backbone is not model and not any_starts_with(weights, "backbone.") and any_starts_with(weights, "stages."):
         return "the file contains only a classifier or a backbone; give the weights of a whole model"
+    if backbone is not model and not any_starts_with(report.wrong, "backbone."):
+        return f"its backbone fits, but the rest is of another model or task: the first difference is {report.wrong[0]}"
     weights = {name.removeprefix("backbone."): array for name, array in weights.items()}
     stem = weights.get("stages.0.merging.conv.bias")
     if stem is None or stem.ndim != 1:
