@@ -70,7 +70,7 @@ class Classification(Task):
         evaluator = ClassificationEvaluator(config, val_set, num_classes, self.log)
         data_hashes = {"training data": _hash_data(train_set), "validation data": evaluator.data_hash}
         if maps:
-            description += f"\nlabel maps: {maps.info}"
+            description += "\n  other name: ".join([f"\nlabel maps: {maps.info}", *maps.renamed])
             data_hashes["label maps"] = str(maps.info)
         return Training(
             model=model,

@@ -118,10 +118,18 @@ def check_class_order(names: Sequence[str] | None, learned: Sequence[str] | None
             )
 
 
-def renamed_classes(names: Sequence[str] | None, learned: Sequence[str] | None) -> list[str]:
-    """The classes that data and model call by different names, one line each; see :func:`check_class_order`."""
-    return [
-        f"class {number} is {name!r} in the data and {other!r} in the weights"
+def renamed_classes(
+    names: Sequence[str] | None, learned: Sequence[str] | None, source: str = "the weights"
+) -> list[str]:
+    """The classes that the data and ``source`` call by different names; see :func:`check_class_order`.
+
+    Returns:
+        A line for each of the first ten and, if there are more, their number.
+    """
+    lines = [
+        f"class {number} is {name!r} in the data and {other!r} in {source}"
         for number, (name, other) in enumerate(zip(names or (), learned or (), strict=False))
         if name != other
     ]
+    more = len(lines) - _NAMES_SHOWN
+    return [*lines[:_NAMES_SHOWN], f"and {more:,} more classes"] if more > 0 else lines

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from common.data.class_names import check_class_names, read_class_names
+from common.data.class_names import check_class_names, read_class_names, renamed_classes
 from common.errors import UserError
 
 
@@ -55,3 +55,11 @@ def test_a_file_of_any_size_is_refused_in_one_short_line(tmp_path):
     (tmp_path / "names.txt").write_text("x" * 2 * 10**7)
     with pytest.raises(UserError, match="has 13,107,200 characters"):
         read_class_names(tmp_path, ["names.txt"])
+
+
+def test_ten_renamed_classes_are_listed_and_the_others_counted():
+    numbers = [str(number) for number in range(12)]
+    assert renamed_classes(numbers, [*numbers[:11], "x"]) == ["class 11 is '11' in the data and 'x' in the weights"]
+    lines = renamed_classes(numbers, ["x"] * 12, "maps")
+    assert (lines[9], lines[10:]) == ("class 9 is '9' in the data and 'x' in maps", ["and 2 more classes"])
+    assert renamed_classes(None, numbers) == renamed_classes(numbers, None) == []
