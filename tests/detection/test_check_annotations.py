@@ -400,6 +400,13 @@ def test_reading(coco, tmp_path):
     assert read_annotations(path, "TrainDataset") == coco
 
 
+def test_categories_have_one_unicode_form(coco, tmp_path):
+    path = tmp_path / "anns.json"
+    coco["categories"][0]["name"] = "gru\u0308n"
+    path.write_text(json.dumps(coco))
+    assert read_annotations(path, "TrainDataset")["categories"][0]["name"] == "gr\u00fcn"
+
+
 def test_training_and_validation_have_the_same_categories(coco):
     other = make_coco()
     check_same_categories(coco, other, ("a.json", "b.json"))

@@ -124,7 +124,7 @@ def test_a_state_of_another_task_is_named_so(tmp_path, shapes_config):
     tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
     latest = tmp_path / "out" / "latest.pdparams"
     state = load_file(latest)
-    best = {**state["best"], "mIoU": state["best"].pop("top1")}
+    best = {"mIoU": state["best"].pop("top1"), **state["best"]}
     save_file({**state, "task": "semantic_segmentation", "best": best}, latest)
     with pytest.raises(UserError, match="was trained for 'semantic_segmentation', not for image_classification"):
         tiny_runs.run(Classification, shapes_config, "-resume", latest, "-opts", "TRAIN.EPOCHS", 2)
