@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 
 from common.checkpoints.download import sha256_of
 from common.checkpoints.loading import Checkpoint
+from common.data.class_names import list_names
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
 from common.pictures.drawing import denormalize, side_by_side
@@ -122,7 +123,8 @@ class Detection(Task):
             total_steps=sampler.steps_per_epoch * config.epoch,
             evaluator=evaluator,
             class_names=class_names,
-            description=f"data: {len(records)} training and {val_images} validation images, {num_classes} classes",
+            description=f"data: {len(records)} training and {val_images} validation images of {num_classes} classes: "
+            + list_names(class_names),
             data_hashes={
                 "training annotations": sha256_of(data.file),
                 "validation annotations": evaluator.data_hash,

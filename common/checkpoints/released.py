@@ -81,7 +81,7 @@ def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | P
     if str(pretrained) in rows:
         return _locate(rows[str(pretrained)])
     text = str(pretrained)
-    if os.sep in text or "." in text or any(Path(text + suffix).is_file() for suffix in ("", *SUFFIXES)):
+    if os.sep in text or "." in text or any(Path(text + suffix).exists() for suffix in ("", *SUFFIXES)):
         return pretrained if isinstance(pretrained, Path) else text
     raise UserError(f"{str(pretrained)!r} is neither a file nor a tag of released weights; {_offer(rows)}")
 

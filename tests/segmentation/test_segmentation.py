@@ -183,7 +183,9 @@ def test_training_starts_from_a_classifier_or_a_segmenter_of_other_classes(tmp_p
     (squares / "labels.txt").write_text("background\nred\ngreen\nblue\n")
     run(Segmentation, squares_config, "-pretrained", best, "-num_classes", "4", "-iters", "1", "-output",
         tmp_path / "tuned", "-opts", "TRAIN.LAYER_DECAY", "0.8")  # fmt: skip
-    assert "new decode_head.cls, auxiliary_head.cls" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "new decode_head.cls, auxiliary_head.cls" in shown
+    assert "validation images of 4 classes: background, red, green, blue\n" in shown
     assert load_file(tmp_path / "tuned" / "best")["model"]["decode_head.cls.weight"].shape[0] == 4
 
 
