@@ -16,7 +16,7 @@ MODEL = {"layers", "pale_attention", "ablation", "fuse", "pale_transformer", "pa
 # What each room of common may import besides itself.
 ALLOWED = {
     "errors": set(),
-    "schema": {"errors"},
+    "schema": FOUNDATION,
     "layers": set(),
     "runtime": {"errors", "version"},
     "tasks": set(),

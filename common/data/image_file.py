@@ -12,6 +12,7 @@ the header, see :func:`open_image`: a small file can state a size that fills the
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,6 +50,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs G
 MAX_PIXELS = 2**28  # 805 MB as 8-bit RGB
 _MAX_RATIO = 32  # of the sides: transforms scale the shorter one to some hundred pixels
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
+_MAX_HEADER = 4096  # bytes of a PPM file, whose header Pillow reads byte by byte
 _TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -94,6 +96,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (of a pipe, opening it would wait for ever)
         raise UserError("it is not a regular file; replace or remove it")
+    with Path(path).open("rb") as file:
+        _check_header_of_ppm(file.read(_MAX_HEADER))
     try:
         image = Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -107,6 +111,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     with image:
         check_size(*image.size)
         yield image
+
+
+def _check_header_of_ppm(head: bytes) -> None:
+    """Refuse a PPM, PGM or PBM file with a comment or blanks that take Pillow minutes; ``head`` is its beginning."""
+    if re.match(rb"P[0-6fy]", head) and len(head) == _MAX_HEADER:
+        fields = 3 if head[:2] in (b"P1", b"P4") else 4  # the magic, width, height and, but in a PBM, the maximum
+        if len(re.sub(rb"#[^\r\n]*[\r\n]?", b"", head).split()) < fields:  # Pillow joins what a comment splits
+            raise UserError(f"its header has more than {_MAX_HEADER:,} bytes; save it again")
 
 
 def check_size(width: int, height: int) -> None:

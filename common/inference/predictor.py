@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
     for path in map(Path, paths):
         if path.is_dir():
             images = list_images(path)
-            found = [file for file in images if out is None or not Path(file).resolve().is_relative_to(out.resolve())]
+            written = None if out is None else os.path.realpath(out)  # Path.resolve raises for a link to itself
+            found = [file for file in images if not written or not Path(os.path.realpath(file)).is_relative_to(written)]
             if images and not found:
                 raise UserError(f"all images of {path} are in the output folder {out}; give another -out")
             if not found:

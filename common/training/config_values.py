@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from yacs.config import CfgNode
 
 from ..errors import UserError, one_line
+from ..runtime.regular_file import open_regular
 from ..schema import check_value
 
 __all__ = [
@@ -59,7 +61,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str):
         if len(text) > _MOST_CHARACTERS:
-            raise _Refused(f"it has {len(text)} characters; at most {_MOST_CHARACTERS} are allowed")
+            raise _Refused(f"it has more than {_MOST_CHARACTERS} characters")
         super().__init__(text)
         self._level = 0
         self._values: dict[yaml.Node, int] = {}  # in each finished node, itself included
@@ -141,13 +143,14 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
     Raises:
         UserError: a file is missing, is not yaml, or is its own base.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # resolve() raises for a link to itself
     if path in including:
         raise UserError(
             f"BASE of {including[-1]} is {path}, which includes {including[-1].name} itself; remove this BASE"
         )
     try:
-        values = read_yaml(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
+        with open_regular(path, encoding="utf-8", errors="surrogateescape") as file:
+            values = read_yaml(file.read(_MOST_CHARACTERS + 1), str(path))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
     bases = [values.pop(key, None) for key in ("BASE", "_base_", "_BASE_")]

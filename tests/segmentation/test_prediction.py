@@ -59,6 +59,10 @@ def test_the_output_folder_is_left_out_of_a_folder_and_files_that_are_named_are_
     assert find_images([str(tmp_path)]) == [str(image), str(picture)]
     assert find_images([str(tmp_path), str(picture)], tmp_path / "out") == [str(image), str(picture)]
     assert find_images([str(tmp_path)], tmp_path / "out") == [str(image)]
+    loop = image.with_name("loop.png")
+    loop.symlink_to(loop.name)  # is reported when it is read
+    assert find_images([str(tmp_path)], tmp_path / "out") == sorted([str(image), str(loop)])
+    loop.unlink()
     with pytest.raises(UserError, match=r"are in the output folder .*; give another -out"):
         find_images([str(tmp_path)], tmp_path)
     with pytest.raises(UserError, match=r"no such image or folder: .*none\.png"):
