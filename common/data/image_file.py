@@ -143,8 +143,8 @@ def check_header(path: str) -> None:
     """
     try:
         with open_image(path) as image:
-            if image.format == "PNG" and "icc_profile" in image.info:
-                _check_profile_name(path)
+            if image.format == "PNG":
+                _check_chunks(path)
     except FileNotFoundError as error:
         raise UserError(
             f"image {path} does not exist; restore it, or remove it from the data{missing_hint(path)}"
@@ -155,14 +155,22 @@ def check_header(path: str) -> None:
         raise _unreadable(path, error) from error
 
 
-def _check_profile_name(path: str) -> None:
-    """Refuse a PNG whose color profile has an unprintable name: libpng, which OpenCV uses, prints it in warnings."""
+def _check_chunks(path: str) -> None:
+    """Refuse what OpenCV does not check in a PNG.
+
+    It allocates a chunk of any length that is stated, up to 4 GiB, and libpng prints the name of a color profile in
+    warnings.
+    """
     with Path(path).open("rb") as file:
-        file.seek(8)
-        while (head := file.read(8))[4:] not in (b"iCCP", b""):
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-        if not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
-            raise UserError("the name of its color profile cannot be printed; remove the profile")
+        end, size, kind = 8, os.fstat(file.fileno()).st_size, b""
+        while end < size and kind != b"IEND":
+            file.seek(end)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            end += length + 12  # its length, kind and checksum
+            if end > size:
+                raise UserError("it is damaged (a chunk is longer than the file); replace or remove it")
+            if kind == b"iCCP" and not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
+                raise UserError("the name of its color profile cannot be printed; remove the profile")
 
 
 def _unreadable(path: str, error: Exception) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import time
 import unicodedata
@@ -205,6 +206,15 @@ def test_a_header_that_takes_minutes_is_refused(tmp_path):
         else:
             assert load_rgb(path).size == (40, 40)
         assert time.perf_counter() - began < 1
+
+
+def test_memory_is_not_allocated_for_a_chunk_that_is_longer_than_the_file(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("L", (40, 30)).save(path)
+    path.write_bytes(re.sub(rb".{4}IDAT", b"\xff\0\0\0IDAT", path.read_bytes(), flags=re.DOTALL))  # of 4 GiB
+    for read in (read_image, check_header):
+        with pytest.raises(UserError, match="a chunk is longer than the file"):
+            read(str(path))
 
 
 def test_the_name_of_a_color_profile_cannot_reach_the_terminal(tmp_path, capfd):
