@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint, load_weights
 from ..data.image_file import IMAGE_SUFFIXES, list_images, read_image
-from ..errors import UserError, missing_hint
+from ..errors import UserError, missing_hint, one_line
 from ..fuse import fuse
 from ..pictures.picture_folder import CannotWrite, PictureFolder
 
@@ -158,6 +158,10 @@ class PicturePredictor(Predictor):
             except MemoryError:
                 size = f"{image.shape[1]}x{image.shape[0]}"
                 result = {"error": f"image {file} of {size} pixels takes too much memory; cut it into parts"}
+            except Exception as error:  # weights may describe a model whose layers do not fit together
+                raise UserError(
+                    f"the model fails on image {file}: {one_line(error)}; check the weights (-debug shows where it happens)"
+                ) from error
             yield {"image": file, **result}
 
     def preprocess(self, file: str) -> tuple[Tensor, np.ndarray]:

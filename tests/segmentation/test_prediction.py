@@ -151,6 +151,14 @@ def test_an_image_that_takes_too_much_memory_is_one_line_and_the_others_are_labe
     assert "labels" in other
 
 
+def test_a_model_whose_layers_do_not_fit_together_is_an_error_of_the_user(tmp_path, build, monkeypatch):
+    random_image().save(tmp_path / "a.png")
+    segmenter = build()
+    monkeypatch.setattr(segmenter, "predict_image", lambda *_: paddle.ones([2, 3]) @ paddle.ones([2, 3]))
+    with pytest.raises(UserError, match=r"the model fails on image .*a\.png: .*; check the weights"):
+        predict(segmenter, tmp_path / "a.png", out=tmp_path / "out")
+
+
 def test_a_long_image_does_not_change_how_the_next_is_resized(build):
     segmenter, image = build(SHORT), np.asarray(random_image(60, 60))
     before = segmenter.label(image)
