@@ -160,7 +160,7 @@ class PicturePredictor(Predictor):
                 result = {"error": f"image {file} of {size} pixels takes too much memory; cut it into parts"}
             except Exception as error:  # weights may describe a model whose layers do not fit together
                 raise UserError(
-                    f"the model fails on image {file}: {one_line(error)}; check the weights (-debug shows where it happens)"
+                    f"the model fails on image {file}: {one_line(error)}; check the weights (-debug shows where)"
                 ) from error
             yield {"image": file, **result}
 

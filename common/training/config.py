@@ -19,15 +19,14 @@ from yacs.config import CfgNode
 from ..checkpoints.released import list_weights
 from ..errors import UserError
 from ..runtime.command_line import ArgumentParser, expand_home
+from ..runtime.yaml_text import parse, read_yaml
 from .allowed import Kind, NotAllowedError
 from .config_values import (
     coerce,
     find,
     keys_of,
     merge_open,
-    parse,
     plain,
-    read_yaml,
     read_yaml_with_bases,
     set_open,
     similar,
