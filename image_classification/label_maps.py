@@ -26,6 +26,7 @@ import numpy as np
 
 from common.data.class_names import check_class_order, renamed_classes
 from common.errors import UserError, one_line
+from common.runtime.regular_file import open_regular
 from common.schema import Count, Range, Text, check_value, read_json
 from common.training.config import MAX_SIDE
 from image_classification.datasets import Dataset
@@ -216,7 +217,8 @@ def _read_array(folder: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]
     """Map a file into memory, which the reading processes of a machine share."""
     path = folder / f"{name}.npy"
     try:
-        array = np.lib.format.open_memmap(path, "r")  # refuses pickled objects
+        with open_regular(path, "rb"):
+            array = np.lib.format.open_memmap(path, "r")  # refuses pickled objects
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); {_AGAIN}") from error
     except Exception as error:  # NumPy raises nearly any type on damaged headers

@@ -289,7 +289,7 @@ class DetectionEvaluator(Evaluator):
                 model.train()
 
     def _write_results(self, kind: str, results: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Write COCO's result files, ``val_bbox.json`` and the like."""
+        """Write COCO's result files, ``val_bbox.json`` and the like, or ``eval_bbox.json`` outside of a run."""
         folder = Path(self._config.OUTPUT)
         for name, rows in results.items():
             write_text(folder / f"{kind}_{name}.json", json.dumps(rows))

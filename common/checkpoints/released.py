@@ -111,7 +111,7 @@ def _offer(rows: dict[str, ReleasedWeights]) -> str:
 def _read_registry(file: str) -> list[ReleasedWeights]:
     if not file:
         return []
-    path = Path(file).expanduser().resolve()
+    path = Path(os.path.realpath(Path(file).expanduser()))  # resolve() raises for a link to itself
     source = f"the registry {path} ($PALE_WEIGHTS)"
     try:
         content = read_json(path, source)

@@ -7,6 +7,7 @@ All tasks share the keys of :func:`shared_config` and their flags. Each task des
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -277,7 +278,7 @@ class TaskConfig:
         """The names of the data: its kind and its folder, so far as the configuration has them."""
         flags = [self.flags[name] for name in ("dataset", "data_path") if name in self.flags]
         values = [find(config, flag.keys[0]) for flag in flags]
-        return [Path(str(value)).expanduser().resolve().name for value in values if value]
+        return [Path(os.path.realpath(Path(str(value)).expanduser())).name for value in values if value]
 
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.

@@ -94,7 +94,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     _log_header(task, model)
     if report.left_out or report.renamed:
         log.line(str(report))
-    metrics, details = evaluator.evaluate(model)
+    metrics, details = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run
     log.line(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
     if details:
         log.line(details)

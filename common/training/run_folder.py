@@ -31,7 +31,7 @@ _SUBFOLDERS = "visualdl", "pictures"
 _SIGNS_OF_A_RUN = re.compile(r"(latest|(epoch|step)_\d{4,})\.pdparams|log\.jsonl")
 # What may be in the folder of a new run: results of data checks and evaluations, logs of Paddle's launcher.
 _HARMLESS = re.compile(
-    r"\..*|data_check\.json|(val|val_ema)_\w+\.json|(workerlog|envlog)\.\d+|backup_env\.\d+\.json|default\..*\.log"
+    r"\..*|data_check\.json|(val|val_ema|eval)_\w+\.json|(workerlog|envlog)\.\d+|backup_env\.\d+\.json|default\..*\.log"
 )
 _TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # what atomic_file.py calls the temporary file of a name
 
@@ -155,22 +155,27 @@ class RunFolder:
     def save_latest(self, state: Mapping[str, Any]) -> None:
         self._save(state, self.latest)
 
+    def save_numbered(self, state: Mapping[str, Any], number: int) -> None:
+        """Save a state under a number, then as the latest; delete all but the last ``keep`` up to this number.
+
+        Larger numbers, of a run that went back, stay. In this order, a run that is killed in between loses neither: it
+        resumes from the older ``latest``, and comes here again.
+        """
+        if not self.keep:
+            return self.save_latest(state)
+        numbered = self.folder / f"{self.unit}_{number:04d}{SUFFIXES[0]}"
+        self._save(state, numbered)
+        if is_main_process():
+            copy_file(numbered, self.latest)
+            done = [path for other, path in self._numbered().items() if other <= number]
+            for old in done[: -self.keep]:
+                old.unlink()
+
     def save_best(self, weights: Mapping[str, Any]) -> None:
         self._save(weights, self.best)
 
     def save_last(self, weights: Mapping[str, Any]) -> None:
         self._save(weights, self.folder / f"last{SUFFIXES[0]}")
-
-    def keep_latest(self, number: int) -> None:
-        """Keep the latest state under a number, too, and delete all but the last ``keep`` up to this number.
-
-        Larger numbers, of a run that went back, stay.
-        """
-        if self.keep and is_main_process():
-            copy_file(self.latest, self.folder / f"{self.unit}_{number:04d}{SUFFIXES[0]}")
-            done = [path for other, path in self._numbered().items() if other <= number]
-            for old in done[: -self.keep]:
-                old.unlink()
 
     # ---- the files
 
@@ -180,7 +185,8 @@ class RunFolder:
             save_file(state, path)
 
     def _contains(self, file: str) -> bool:
-        return bool(file) and Path(file).expanduser().resolve().parent == self.folder.resolve()
+        real = os.path.realpath(Path(file).expanduser())
+        return bool(file) and Path(real).parent == Path(os.path.realpath(self.folder))
 
     def _numbered(self) -> dict[int, Path]:
         """The numbered states in the order of their numbers."""

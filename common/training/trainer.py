@@ -236,10 +236,10 @@ class Trainer:
                 average_statistics(model)
             self._validate()
         state.last_saved_step = step
-        saved = state.as_dict()
-        self.folder.save_latest(saved)
         if checkpoint_due:
-            self.folder.keep_latest(step // self._steps_per_unit)
+            self.folder.save_numbered(state.as_dict(), step // self._steps_per_unit)
+        else:
+            self.folder.save_latest(state.as_dict())
         if step < self.total_steps:
             self._stop_if_signaled(int(gather_rows([self._stop_request.signal_number]).max()))
 

@@ -76,10 +76,10 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert CONFIG.from_text(state["config"], "best") == CONFIG.from_text((folder / "config.yaml").read_text(), "file")
 
     commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
-    for result in ("bbox", "segm"):
-        (folder / f"val_{result}.json").unlink()
+    of_run = {path: path.read_bytes() for path in folder.glob("val_*.json")}
     evaluated = run_program(*commands["evaluate"].split(), cwd=tmp_path).stdout
-    assert re.search(rf"box_AP {best:.6g} .*\nval, {table}", evaluated), evaluated
+    assert re.search(rf"box_AP {best:.6g} .*\neval, {table}", evaluated), evaluated
+    assert {path: path.read_bytes() for path in folder.glob("val_*.json")} == of_run, "those of the run stay"
     assert len(records(folder, "val")) == 2, "an evaluation is no part of the run"
 
     image = boxes / "val" / "val_1.png"
@@ -89,7 +89,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     )
     (entry,) = json.loads(predicted.stdout)
     assert entry["detections"]
-    rows = [row for row in json.loads((folder / "val_bbox.json").read_text()) if row["image_id"] == 101]
+    rows = [row for row in json.loads((folder / "eval_bbox.json").read_text()) if row["image_id"] == 101]
     for row, ours in zip(rows, entry["detections"], strict=True):
         x1, y1, x2, y2 = ours["box"]
         assert row["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.01)

@@ -294,8 +294,8 @@ def lengthen(path):
 DAMAGES = {
     "{}/images/2.png does not exist": lambda folder: (folder / "images/2.png").unlink(),
     "{}/masks/2.png does not exist": lambda folder: (folder / "masks/2.png").unlink(),
-    "cannot read image {0}/images/2.png with mask {0}/masks/2.png (": lambda folder: damage(folder / "images/2.png"),
-    "with mask {0}/masks/2.png (image file is truncated": lambda folder: damage(folder / "masks/2.png"),
+    "cannot read image {}/images/2.png: it is damaged": lambda folder: damage(folder / "images/2.png"),
+    "cannot read image {}/masks/2.png: it is damaged": lambda folder: damage(folder / "masks/2.png"),
     "{}/images/2.png: it has 65500x1 pixels": lambda folder: lengthen(folder / "images/2.png"),
     "{}/masks/2.png: it has 65500x1 pixels": lambda folder: lengthen(folder / "masks/2.png"),
 }
