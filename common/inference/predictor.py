@@ -15,6 +15,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint, load_weights
+from ..data.channel_image import ARRAY_SUFFIX
 from ..data.image_file import IMAGE_SUFFIXES, list_images, read_image
 from ..errors import UserError, missing_hint
 from ..fuse import fuse
@@ -33,13 +34,15 @@ _PADDING = 127  # gray, in pictures of the model's input
 def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
     """Replace each folder by the images in and below it, except those in and below the output folder ``out``.
 
+    If a folder has no images, its ``.npy`` files are taken.
+
     Raises:
         UserError: a path does not exist, or a folder has no images.
     """
     files = []
     for path in map(Path, paths):
         if path.is_dir():
-            images = list_images(path)
+            images = list_images(path) or list_images(path, (ARRAY_SUFFIX,))
             found = [file for file in images if out is None or not Path(file).resolve().is_relative_to(out.resolve())]
             if images and not found:
                 raise UserError(f"all images of {path} are in the output folder {out}; give another -out")
@@ -124,7 +127,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def preprocess(self, file: str) -> tuple[Tensor, np.ndarray]:
-        """The model's input for an image, float32 ``[1, 3, H, W]``, and the same as a picture, uint8 ``[H, W, 3]``.
+        """The model's input for an image, float32 ``[1, C, H, W]``, and the same as a picture, uint8 ``[H, W, 3]``.
 
         Raises:
             UserError: the file is not an image, or the transforms cannot take its size.
@@ -162,17 +165,20 @@ class PicturePredictor(Predictor):
         image = self.read(file)
         images, (height, width) = self.preprocess_pixels(file, image)
         picture = np.full((*images.shape[2:], 3), _PADDING, np.uint8)
-        picture[:height, :width] = Image.fromarray(image).resize((width, height))
+        picture[:height, :width] = Image.fromarray(self.picture(image)).resize((width, height))
         return images, picture
 
-    @staticmethod
-    def read(file: str) -> np.ndarray:
-        """The image of a file, RGB uint8 ``[h, w, 3]``; raises ``UserError``."""
+    def read(self, file: str) -> np.ndarray:
+        """The image of a file, by default RGB uint8 ``[h, w, 3]``; raises ``UserError``."""
         return read_image(file)
+
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        """An image of :meth:`read` as RGB uint8 ``[h, w, 3]``."""
+        return image
 
     @abstractmethod
     def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """The model's input, float32 ``[1, 3, H, W]``, and the height and width of the image in it, without padding.
+        """The model's input, float32 ``[1, C, H, W]``, and the height and width of the image in it, without padding.
 
         Raises:
             UserError: the transforms cannot take its size.
