@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..runtime.atomic_file import copy_file, write_text
 from ..runtime.distributed import is_main_process
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "numbered_states"]
 
 # Files of a run, relative to its folder. Deleting them in this order, a process that is killed between two leaves no
 # weights without the log, by which the rest is recognized as a run.
@@ -101,7 +101,7 @@ class RunFolder:
                 there are only weights, which a new run would replace.
         """
         damage = None
-        for path in (self.latest, *reversed(self._numbered().values())):
+        for path in (self.latest, *reversed(numbered_states(self.folder, self.unit).values())):
             if os.path.lexists(path):
                 try:
                     state = read_state(path)
@@ -168,7 +168,8 @@ class RunFolder:
         """
         if self.keep and is_main_process():
             copy_file(self.latest, self.folder / f"{self.unit}_{number:04d}{SUFFIXES[0]}")
-            done = [path for other, path in self._numbered().items() if other <= number]
+            states = numbered_states(self.folder, self.unit)
+            done = [path for other, path in states.items() if other <= number]
             for old in done[: -self.keep]:
                 old.unlink()
 
@@ -181,12 +182,6 @@ class RunFolder:
 
     def _contains(self, file: str) -> bool:
         return bool(file) and Path(file).expanduser().resolve().parent == self.folder.resolve()
-
-    def _numbered(self) -> dict[int, Path]:
-        """The numbered states in the order of their numbers."""
-        pattern = re.compile(rf"{self.unit}_(\d{{4,}}){re.escape(SUFFIXES[0])}")
-        found = ((pattern.fullmatch(path.name), path) for path in self.folder.glob("*"))
-        return dict(sorted((int(match[1]), path) for match, path in found if match))
 
     def _is_run(self) -> bool:
         return any(_SIGNS_OF_A_RUN.fullmatch(path.name) for path in self.folder.iterdir())
@@ -231,6 +226,18 @@ class RunFolder:
         self._lock_file.truncate(0)
         self._lock_file.write(f"host {socket.gethostname()}, process {os.getpid()}: {shlex.join(sys.argv)}\n")
         self._lock_file.flush()
+
+
+def numbered_states(folder: Path, unit: str = "(?:epoch|step)") -> dict[int, Path]:
+    """The numbered training states of a run, in the order of their numbers.
+
+    Args:
+        folder: of the run.
+        unit: what the numbers count, ``epoch`` or ``step``; by default either, since a run has only one of them.
+    """
+    pattern = re.compile(rf"{unit}_(\d{{4,}}){re.escape(SUFFIXES[0])}")
+    found = ((pattern.fullmatch(path.name), path) for path in folder.glob("*"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def _is_harmless(path: Path) -> bool:
