@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import shutil
 from argparse import Namespace
@@ -86,6 +87,29 @@ def test_the_schedule_warms_up_and_falls_to_nothing():
     assert rate(1500 + 158500 // 2) == pytest.approx(3e-5, rel=1e-3)
     assert rate(160000) == 0.0
     assert rate(750) == pytest.approx(3e-5, rel=1e-3), "the rate of a step does not depend on what was asked before"
+
+
+def test_epochs_are_counted_in_steps_of_all_ranks_unless_nothing_is_trained(squares_config, monkeypatch):
+    images = len(Segmentation(load("-cfg", squares_config))._build_dataset("train_dataset"))
+    monkeypatch.setattr(segmentation, "world_size", lambda: 3)
+    flags = ("-cfg", squares_config, "-epochs", 5, "-batch_size", 2, "-accum_iter", 2)
+    task = Segmentation(load(*flags))
+    assert task.config.iters == math.ceil(5 * images / 12)
+    assert "EPOCHS" not in CONFIG.dump(task.config)
+    assert Segmentation(load(*flags, "-eval", "-pretrained", "x")).config.iters == 8
+
+
+def test_a_cooldown_trains_on_new_samples(squares_config):
+    task = Segmentation(load("-cfg", squares_config, "-opts", "TRAIN.COOLDOWN", 3))
+    sampler = task.build_training(resumed=False).sampler
+    assert sampler.steps_per_epoch == 8 + 3
+
+
+def test_the_number_of_classes_of_data_that_always_has_as_many_may_be_given():
+    config = load("-num_classes", 2)
+    assert Segmentation(config)._build_dataset("val_dataset").num_classes == 2
+    with pytest.raises(UserError, match="num_classes is 3, but Nuclei always has 2 classes"):
+        Segmentation(load("-num_classes", 3))._build_dataset("val_dataset")
 
 
 def test_layer_decay_and_weight_decay_reach_the_backbone():
