@@ -272,8 +272,7 @@ def load_weights(
         dtype = str(own[name].dtype).rpartition(".")[2]  # NumPy's name of it
         with np.errstate(all="ignore"):
             fitting[name] = array = array.astype(dtype, copy=False)  # float64 may overflow
-            maybe_finite = np.isfinite(array.sum())  # quicker than all values, but it may overflow
-        if not maybe_finite and not np.isfinite(array).all():
+        if not np.isfinite(array).all():
             raise UserError(f"{source} has NaN or infinity in {name}; give the weights of a run that did not diverge")
     for name, array in fitting.items():
         own[name].set_value(array)

@@ -107,6 +107,11 @@ def test_a_state_that_is_no_checkpoint_is_refused(state, part):
     assert_one_line(caught.value, ["some/file", part])
 
 
+def test_class_names_are_made_printable():
+    state = {"model": {"a": np.zeros(3)}, "class_names": ["two  blanks", "\x1b[2J"]}
+    assert Checkpoint.from_state(state, "some/file").class_names == ["two  blanks", r"\x1b[2J"]
+
+
 def test_a_file_with_code_is_refused_by_name(tmp_path):
     class Hostile:
         def __reduce__(self):

@@ -45,7 +45,7 @@ class Watched:
             ranks = [pool.submit(connect, port, f"hello {rank} ") for rank in range(1, RANKS)]
             self.watch = FailureWatch()
             self.ranks = [rank.result() for rank in ranks]
-        assert [rank.recv_bytes() for rank in self.ranks] == [b"go 0 "] * 2
+        assert [received(rank) for rank in self.ranks] == [b"go 0 "] * 2
 
     def _exit(self, exit_code: int) -> None:
         self.exit_codes.append(exit_code)
@@ -73,13 +73,19 @@ def connect(port: int, greeting: str) -> Connection:
         return connection
 
 
+def received(connection: Connection) -> bytes:
+    """The next message of rank 0, which must not be long in coming."""
+    assert connection.poll(10)
+    return connection.recv_bytes()
+
+
 def test_a_rank_that_does_not_start_is_named_to_all(monkeypatch, port):
     monkeypatch.setattr(failure_watch, "_START_LIMIT", 0.5)
     with ThreadPoolExecutor() as pool:
         others = [pool.submit(connect, port, greeting) for greeting in ("hello 1 ", "GET / HTTP/1.1")]
         with pytest.raises(UserError, match=r"^rank 2 did not start within"):
             FailureWatch()
-        assert others[0].result().recv_bytes().startswith(b"failed 2 rank 2 did not start within")
+        assert received(others[0].result()).startswith(b"failed 2 rank 2 did not start within")
 
 
 def test_a_rank_that_does_not_find_rank_0_names_its_address(monkeypatch, port):
@@ -90,10 +96,13 @@ def test_a_rank_that_does_not_find_rank_0_names_its_address(monkeypatch, port):
 
 
 def test_all_ranks_are_done_together(watched):
-    for rank in watched.ranks:
-        rank.send_bytes(b"done 0 ")
-    watched.watch.close()
-    assert [rank.recv_bytes() for rank in watched.ranks] == [b"done 0 "] * 2
+    with ThreadPoolExecutor() as pool:
+        closing = pool.submit(watched.watch.close)
+        watched.ranks[0].send_bytes(b"done 0 ")
+        assert not watched.ranks[0].poll(0.5)  # the other one is still running
+        watched.ranks[1].send_bytes(b"done 0 ")
+        closing.result()
+    assert [received(rank) for rank in watched.ranks] == [b"done 0 "] * 2
     assert not watched.exit_codes
 
 
@@ -101,23 +110,25 @@ def test_a_connection_that_ends_is_a_lost_rank(watched, capsys):
     watched.ranks[0].close()
     assert watched.wait() == [1]
     assert capsys.readouterr().err.startswith("error: rank 1 is lost: ")
-    assert watched.ranks[1].recv_bytes().startswith(b"failed 1 rank 1 is lost: ")
+    assert received(watched.ranks[1]).startswith(b"failed 1 rank 1 is lost: ")
 
 
 def test_a_failing_rank_ends_all_with_its_message_and_exit_code(watched, capsys):
     watched.ranks[0].send_bytes(b"failed 2 rank 1: no images")
     assert watched.wait() == [2]
     assert capsys.readouterr().err == "error: rank 1: no images\n"
-    assert [rank.recv_bytes() for rank in watched.ranks] == [b"failed 2 rank 1: no images"] * 2
+    assert [received(rank) for rank in watched.ranks] == [b"failed 2 rank 1: no images"] * 2
 
 
 def test_a_rank_that_reports_its_own_failure_does_not_report_another(watched, capsys):
     watched.ranks[0].send_bytes(b"failed 2 rank 1: no images")
+    time.sleep(0.3)  # until the thread has read it
+    assert not watched.exit_codes
     watched.watch.announce("no images", 2)
     watched.watch._thread.join(timeout=1.5)
     assert not watched.exit_codes
     assert not capsys.readouterr().err
-    assert [rank.recv_bytes() for rank in watched.ranks] == [b"failed 2 no images"] * 2
+    assert [received(rank) for rank in watched.ranks] == [b"failed 2 no images"] * 2
 
 
 @pytest.mark.slow
@@ -136,7 +147,7 @@ def test_a_rank_that_is_lost_while_paddle_connects_the_ranks(monkeypatch, port, 
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             rank = connect(port, "hello 1 ")
-            assert rank.recv_bytes() == b"go 0 "
+            assert received(rank) == b"go 0 "
             if event == "SIGTERM":
                 time.sleep(1)
                 process.terminate()

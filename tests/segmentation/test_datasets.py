@@ -281,11 +281,17 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:60])
 
 
+def lengthen(path):
+    Image.new("L", (65500, 1)).save(path)
+
+
 DAMAGES = {
     "{}/images/2.png does not exist": lambda folder: (folder / "images/2.png").unlink(),
     "{}/masks/2.png does not exist": lambda folder: (folder / "masks/2.png").unlink(),
     "cannot read image {0}/images/2.png with mask {0}/masks/2.png (": lambda folder: damage(folder / "images/2.png"),
     "with mask {0}/masks/2.png (image file is truncated": lambda folder: damage(folder / "masks/2.png"),
+    "{}/images/2.png: it has 65500x1 pixels": lambda folder: lengthen(folder / "images/2.png"),
+    "{}/masks/2.png: it has 65500x1 pixels": lambda folder: lengthen(folder / "masks/2.png"),
 }
 
 

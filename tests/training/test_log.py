@@ -50,6 +50,11 @@ def test_short_progress_prints_nothing_and_batches_pass(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_lines_show_no_control_characters(capsys):
+    TrainingLog().line("weights a\x1b[2J:\n  two  blanks")
+    assert capsys.readouterr().out == "weights a\\x1b[2J:\n  two  blanks\n"
+
+
 def test_a_resumed_curve_is_whole_and_drops_the_steps_that_are_trained_again(tmp_path):
     log = open_log(tmp_path)
     for step in (1, 2, 3):

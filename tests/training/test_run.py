@@ -13,8 +13,9 @@ from common.errors import UserError
 from common.pale_transformer import create_model
 from common.runtime import distributed
 from common.tasks import TASKS
-from common.training import run
-from common.training.data_hash import data_hash
+from common.training import data_hash as hashes
+from common.training import run, run_folder, state
+from common.training.data_hash import code_hash, data_hash
 from common.training.run_folder import RunFolder
 from image_classification.classification import Classification
 from image_classification.config import CONFIG
@@ -50,22 +51,44 @@ def test_paths_and_readers_may_differ(monkeypatch):
 
 def test_the_hash_of_data_sees_names_labels_and_their_order():
     names, labels = np.array([b"a.png", b"b.png"]), np.array([0, 1])
-    hashes = {
+    found = {
         data_hash(["cat", "dog"], names, labels),
         data_hash(["dog", "cat"], names, labels),
         data_hash(["cat", "dog"], names[::-1], labels),
         data_hash(["cat", "dog"], names, labels[::-1]),
     }
-    assert len(hashes) == 4
-    assert data_hash(["cat", "dog"], names.copy(), labels.copy()) in hashes
+    assert len(found) == 4
+    assert data_hash(["cat", "dog"], names.copy(), labels.copy()) in found
 
 
-def test_a_resumed_run_refuses_another_order_of_classes_and_reports_other_images(shapes, shapes_config, capsys):
+def test_the_hash_of_code_sees_names_and_contents(tmp_path, monkeypatch):
+    monkeypatch.setattr(hashes, "_ROOT", tmp_path)
+    (tmp_path / "common").mkdir()
+    found = set()
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "2")):
+        (tmp_path / "common" / name).write_text(text)
+        found.add(code_hash())
+    assert len(found) == 3
+
+
+def test_ranks_with_other_code_are_refused(shapes_config, monkeypatch):
+    task = Classification(load(CONFIG, "-cfg", shapes_config, "-eval"))
+    monkeypatch.setattr(run, "code_hash", lambda: f"of rank {distributed.rank()}")
+    found = run_ranks(monkeypatch, [run], lambda: run.run_task(task), 2)
+    assert all("the code is of rank 1, not of rank 0" in message for message in found)
+
+
+def test_a_resumed_run_refuses_another_order_of_classes_and_reports_other_images_and_code(
+    shapes, shapes_config, capsys, monkeypatch
+):
     run_flags = ("-opts", "TRAIN.EPOCHS")
     tiny_runs.run(Classification, shapes_config, *run_flags, 1)
     next((shapes / "train" / "blue").iterdir()).unlink()
+    monkeypatch.setattr(state, "code_hash", lambda: "other")
     tiny_runs.run(Classification, shapes_config, "-resume", "auto", *run_flags, 2)
-    assert "differs from the interrupted run: training data was" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "differs from the interrupted run: training data was" in output
+    assert f"differs from the interrupted run: code was {code_hash()}, is other" in output
     for split in ("train", "val"):
         (shapes / split / "blue").rename(shapes / split / "zebra")
     with pytest.raises(UserError, match=r"class 0 is 'green' in the data and 'blue' in .*latest\.pdparams"):
@@ -90,15 +113,17 @@ def test_ranks_with_copies_of_other_weights_are_refused(tmp_path, shapes_config,
     assert all("rank 1 was started with other" in message and "SHA-256 of the weights" in message for message in found)
 
 
-def test_an_evaluation_refuses_ranks_with_other_data(tmp_path, shapes, shapes_config, monkeypatch):
+def test_training_and_evaluation_refuse_ranks_with_other_data(tmp_path, shapes, shapes_config, monkeypatch):
     weights = tmp_path / "weights.pdparams"
     save_file(numpy_state(create_model("pale_nano", num_classes=3)), weights)
     other = shutil.copytree(shapes, tmp_path / "other")
-    next((other / "val" / "red").iterdir()).unlink()
-    flags = ("-cfg", shapes_config, "-eval", "-pretrained", weights, "-data_path")
-    tasks = [Classification(load(CONFIG, *flags, data)) for data in (shapes, other)]
-    found = run_ranks(monkeypatch, [run], lambda: run._evaluate(tasks[distributed.rank()]), 2)
-    assert all("rank 1 was started with other" in message and "validation data" in message for message in found)
+    for split in ("train", "val"):
+        next((other / split / "red").iterdir()).unlink()
+    for start, flags in ((run._train, ()), (run._evaluate, ("-eval", "-pretrained", weights))):
+        flags = ("-cfg", shapes_config, *flags, "-data_path")
+        tasks = [Classification(load(CONFIG, *flags, data)) for data in (shapes, other)]
+        found = run_ranks(monkeypatch, [run, run_folder], lambda: start(tasks[distributed.rank()]), 2)  # noqa: B023
+        assert all("rank 1 was started with other" in message and " data is " in message for message in found)
 
 
 @pytest.mark.slow
