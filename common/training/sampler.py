@@ -134,8 +134,8 @@ class BalancedTrainSampler(ShardedTrainSampler):
         parts = []
         for place, number in enumerate(rng.permutation(len(self._classes))):
             members, wanted = self._classes[number], share + (place < rest)
-            permutations = [rng.permutation(members) for _ in range(-(-wanted // len(members)))]
-            parts += [np.concatenate(permutations)[:wanted]] if permutations else []
+            copies = np.tile(members, (-(-wanted // len(members)), 1))
+            parts.append(rng.permuted(copies, axis=1).ravel()[:wanted])
         return rng.permutation(np.concatenate(parts))
 
 
