@@ -146,10 +146,11 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     component = find_component(section, name, manager.DATASETS)
     kind, where = section["type"], f"{name} ({section['type']})"
     arguments = {key: value for key, value in section.items() if key != "type"}
-    if "num_classes" in arguments and hasattr(component, "NUM_CLASSES"):
+    fixed = getattr(component, "NUM_CLASSES", None)
+    if fixed is not None and arguments.pop("num_classes", fixed) != fixed:
         raise UserError(
-            f"{name}.num_classes is {arguments['num_classes']!r}, but {kind} always has {component.NUM_CLASSES} "
-            "classes; leave num_classes (or -num_classes) out, or give a -cfg with data of type Dataset"
+            f"{name}.num_classes is {section['num_classes']!r}, but {kind} always has {fixed} classes; leave "
+            "num_classes (or -num_classes) out, or give a -cfg with data of type Dataset"
         )
     mode = check_arguments(component, arguments, where).get("mode", "train")
     if mode not in (_TRAIN_MODES if training else ("val",)):

@@ -7,6 +7,7 @@ a pass over the data, stop all ranks at one step, accumulate gradients, or evalu
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,12 @@ class Segmentation(Task):
     def __init__(self, config: CfgNode):
         super().__init__(config)
         logger.log_level = 0  # PaddleSeg prints every section that it builds otherwise
+        if config.EPOCHS and not (config.EVAL or config.CHECK_DATA):
+            images_per_step = config.batch_size * world_size() * config.TRAIN.ACCUM_ITER
+            self.config = config.clone()
+            self.config.defrost()
+            self.config.iters = math.ceil(config.EPOCHS * len(self._build_dataset("train_dataset")) / images_per_step)
+            self.config.freeze()
 
     @property
     def backbone_name(self) -> str:
@@ -86,7 +93,7 @@ class Segmentation(Task):
             rank(),
             world_size(),
             config.TRAIN.ACCUM_ITER,
-            steps=config.iters,
+            steps=config.iters + config.TRAIN.COOLDOWN,
         )
         evaluator = SegmentationEvaluator(config, val_set, self.log)
         model = build_model(config, classes, load_pretrained=not resumed)

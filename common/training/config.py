@@ -72,6 +72,8 @@ def shared_config() -> CfgNode:
     config.TRAIN.SYNC_BN = False  # BatchNorm normalizes by the batches of all ranks
     config.TRAIN.FREEZE = ()  # stem, stages.0, backbone, norm_eval, or other names: see common/layers/freezing.py
     config.TRAIN.SKIP_NONFINITE = 0  # consecutive steps with a NaN or infinite loss to skip before training stops
+    config.TRAIN.EARLY_STOP = 0  # validations in a row without a better result after which training ends; 0 is off
+    config.TRAIN.COOLDOWN = 0  # epochs or steps, as the length of the run, at a constant low rate after the schedule
 
     config.VALIDATE_EVERY = 1  # epochs or steps, as the length of the run, between two validations
     config.CHECKPOINT_EVERY = 1  # epochs or steps between two numbered checkpoints
@@ -179,7 +181,7 @@ _FREE_KEYS = {
     *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "PICTURES", "HISTOGRAMS", "DATA.NUM_WORKERS"),
     *("MODEL.PRETRAINED", "MODEL.WEIGHTS"),
     *("VALIDATE_EVERY", "CHECKPOINT_EVERY", "LATEST_EVERY", "KEEP_CHECKPOINTS"),
-    *("TRAIN.ACCUM_ITER", "SEED"),
+    *("TRAIN.ACCUM_ITER", "TRAIN.EARLY_STOP", "TRAIN.COOLDOWN", "SEED"),
 }
 
 # Last parts of the keys that may differ between machines: paths and their resources.
@@ -473,7 +475,10 @@ def check_keys(section: Mapping[str, Any], known: Iterable[str], name: str) -> N
 def _check_shared(config: CfgNode) -> None:
     positive = "TRAIN.ACCUM_ITER TRAIN.LAYER_DECAY LOG_INTERVAL VALIDATE_EVERY CHECKPOINT_EVERY"
     require(config, positive, lambda value: value > 0, "must be greater than 0")
-    not_negative = "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS LATEST_EVERY TRAIN.SKIP_NONFINITE SEED PICTURES"
+    not_negative = (
+        "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS LATEST_EVERY TRAIN.SKIP_NONFINITE TRAIN.EARLY_STOP "
+        "TRAIN.COOLDOWN SEED PICTURES"
+    )
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
