@@ -32,10 +32,11 @@ class PaleFeatures(PaleTransformer):
 
     def __init__(self, out_indices: Sequence[int] = (0, 1, 2, 3), **arguments: Any):
         super().__init__(num_classes=0, **arguments)
-        if list(out_indices) != sorted(set(out_indices) & set(range(4))) or 3 not in out_indices:
+        chosen = list(out_indices) if isinstance(out_indices, Sequence) else []
+        if chosen != sorted(set(chosen) & set(range(4))) or 3 not in chosen:
             raise ValueError(f"out_indices is {out_indices!r}; give rising numbers from 0 to 3, with 3 among them")
         del self.norm, self.head
-        self.out_indices = tuple(out_indices)
+        self.out_indices = tuple(int(stage) for stage in out_indices)  # 1.0 equals 1, but is no index
         # A stage that is no output keeps its place, so that the norm of each stage has one name in every model.
         self.out_norms = nn.LayerList(
             [

@@ -107,6 +107,7 @@ def test_arguments_reach_the_model():
         ({"drop_path_rate": 1.5}, "drop_path_rate is 1.5"),
         ({"out_indices": [0, 1]}, r"out_indices is \[0, 1\].*with 3 among them"),
         ({"out_indices": [3, 3]}, r"out_indices is \[3, 3\]"),
+        ({"out_indices": 3}, "out_indices is 3; give rising numbers"),
     ],
 )
 def test_invalid_arguments_are_named(overrides, part):
