@@ -14,6 +14,7 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
+from common.data.class_names import list_names
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
 from common.training.data_hash import data_hash
@@ -37,8 +38,6 @@ from image_classification.token_labeling import (
 )
 
 __all__ = ["Classification"]
-
-_NAMES_SHOWN = 10  # classes in the description of the data
 
 
 class Classification(Task):
@@ -67,11 +66,12 @@ class Classification(Task):
         maps = LabelMaps(config.TOKEN_LABEL.MAPS, train_set, num_classes) if config.TOKEN_LABEL.MAPS else None
         loader, sampler = build_train_loader(config, train_set, maps)
         model = build_model(config, num_classes, token_labels=maps is not None)
-        description = _describe_data(train_set, val_set, num_classes)
+        self.freeze(model)
+        description = _describe_data({"training": train_set, "validation": val_set}, num_classes)
         evaluator = ClassificationEvaluator(config, val_set, num_classes, self.log)
         data_hashes = {"training data": _hash_data(train_set), "validation data": evaluator.data_hash}
         if maps:
-            description += f"\nlabel maps: {maps.info}"
+            description += "\n  other name: ".join([f"\nlabel maps: {maps.info}", *maps.renamed])
             data_hashes["label maps"] = str(maps.info)
         return Training(
             model=model,
@@ -92,6 +92,7 @@ class Classification(Task):
         num_classes = self.config.MODEL.NUM_CLASSES or checkpoint.num_classes
         val_set = self._build_dataset("val", num_classes, checkpoint.class_names)
         num_classes = num_classes or val_set.num_classes
+        self.log.line(_describe_data({"validation": val_set}, num_classes))
         model = build_model(self.config, num_classes)
         return model, ClassificationEvaluator(self.config, val_set, num_classes, self.log)
 
@@ -186,22 +187,16 @@ class ClassificationEvaluator(Evaluator):
         self._log.picture(f"{kind}/images", step, _draw_row(self._config, batch["images"], titles))
 
 
-def _describe_data(train_set: Dataset, val_set: Dataset, num_classes: int) -> str:
-    """The counts, the names of the classes, and a warning for classes without images in one split."""
-    names = train_set.class_names or [str(number) for number in range(num_classes)]
-    lines = [
-        f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes: "
-        + _list_names(names)
-    ]
-    for split, dataset in (("training", train_set), ("validation", val_set)):
-        counts = np.bincount(dataset.labels, minlength=num_classes)
-        if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
-            lines.append(f"warning: no {split} images of {len(empty)} classes: {_list_names(empty)}")
+def _describe_data(splits: Mapping[str, Dataset], num_classes: int) -> str:
+    """The counts, the names of the classes, and a warning for classes without images in a split."""
+    names = next(iter(splits.values())).class_names or [str(number) for number in range(num_classes)]
+    counts = " and ".join(f"{len(dataset)} {split}" for split, dataset in splits.items())
+    lines = [f"data: {counts} images of {num_classes} classes: {list_names(names)}"]
+    for split, dataset in splits.items():
+        images = np.bincount(dataset.labels, minlength=num_classes)
+        if empty := [names[number] for number in np.flatnonzero(images == 0)]:
+            lines.append(f"warning: no {split} images of {len(empty)} classes: {list_names(empty)}")
     return "\n".join(lines)
-
-
-def _list_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
 
 
 def _hash_data(dataset: Dataset) -> str:

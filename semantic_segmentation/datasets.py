@@ -208,6 +208,8 @@ def _check_list(path: Path, separator: str | None) -> None:
         lines = path.read_text().splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read the list {path} ({error}); save it as UTF-8") from error
+    if lines and lines[0].startswith("\ufeff"):  # PaddleSeg would take it for a part of the first name
+        raise UserError(f"{path} begins with a byte order mark; save it as UTF-8 without one")
     for number, line in enumerate(lines, 1):
         if len(line.strip().split(separator)) != 2:
             raise UserError(

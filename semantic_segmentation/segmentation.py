@@ -20,6 +20,7 @@ from paddleseg.utils import logger
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
+from common.data.class_names import list_names
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain
@@ -89,6 +90,7 @@ class Segmentation(Task):
         )
         evaluator = SegmentationEvaluator(config, val_set, self.log)
         model = build_model(config, classes, load_pretrained=not resumed)
+        self.freeze(model)
         losses = build_losses(config, train_set.ignore_index)
         learning_rate = build_schedule(config)
         return Training(
@@ -101,7 +103,8 @@ class Segmentation(Task):
             total_steps=config.iters,
             evaluator=evaluator,
             class_names=train_set.class_names,
-            description=f"data: {len(train_set)} training and {len(val_set)} validation images, {classes} classes",
+            description=f"data: {len(train_set)} training and {len(val_set)} validation images of {classes} classes: "
+            + list_names(train_set.class_names),
             data_hashes={"training data": _hash_data(train_set), "validation data": evaluator.data_hash},
             draw_samples=functools.partial(self._draw_samples, dataset=val_set),
         )

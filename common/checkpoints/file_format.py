@@ -46,7 +46,7 @@ def locate_file(path: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     if path.is_dir():
-        raise UserError(f"checkpoint {path} is a folder; give the path of a {' or '.join(SUFFIXES)} file")
+        raise UserError(f"{path} is a folder; give a file in it, such as {path / 'best.pdparams'}")
     raise UserError(
         f"checkpoint {path} does not exist; give the path of a {' or '.join(SUFFIXES)} file{missing_hint(path)}"
     )

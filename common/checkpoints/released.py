@@ -81,7 +81,7 @@ def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | P
     if str(pretrained) in rows:
         return _locate(rows[str(pretrained)])
     text = str(pretrained)
-    if os.sep in text or "." in text or any(Path(text + suffix).is_file() for suffix in ("", *SUFFIXES)):
+    if os.sep in text or "." in text or any(Path(text + suffix).exists() for suffix in ("", *SUFFIXES)):
         return pretrained if isinstance(pretrained, Path) else text
     others = [row.model for row in list_weights() if row.tag == text]
     if others:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,7 @@ __all__ = [
     "check_header",
     "check_name",
     "check_size",
+    "deep_image_warning",
     "exif_orientation",
     "is_ignored",
     "list_images",
@@ -49,6 +50,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs G
 MAX_PIXELS = 2**28  # 805 MB as 8-bit RGB
 _MAX_RATIO = 32  # of the sides: transforms scale the shorter one to some hundred pixels
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
+_LOOKED_AT = 100  # images whose headers are read for deep_image_warning
 _TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -300,6 +302,22 @@ def exif_orientation(image: Image.Image) -> int:
             exif.load(image.info.get("exif", b""))
             value = exif.get(tag)
     return value if value in _TURNS else 1
+
+
+def deep_image_warning(paths: Sequence[str | Path]) -> str | None:
+    """What to say about images of more than 8 bits per channel, looked for among up to 100; None if there are none."""
+    sample = [paths[index] for index in np.unique(np.linspace(0, len(paths) - 1, _LOOKED_AT).astype(int))]
+    deep = []
+    for path in sample:
+        with suppress(OSError, UserError), open_image(path) as image:  # they are reported when they are used
+            if stored_bits(path, image) > 8:
+                deep.append(path)
+    if not deep:
+        return None
+    return (
+        f"{len(deep)} of {len(sample)} inspected images have more than 8 bits per channel, such as {deep[0]}: 0 is "
+        "read as black and 65535 as white; if they use a smaller range, convert them to 8 bits yourself"
+    )
 
 
 def stored_bits(path: str | Path, image: Image.Image) -> int:

@@ -87,7 +87,10 @@ def find_exported(source: str) -> Path | None:
         for name in names:
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"{source} contains no exported model ({' or '.join(names)}); create one with tools/export.py")
+        raise UserError(
+            f"{source} contains no exported model ({' or '.join(names)}); create one with tools/export.py, or give "
+            "a file of weights, such as best.pdparams"
+        )
     return path if path.name in names or path.suffix == ".onnx" else None
 
 

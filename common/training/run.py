@@ -11,6 +11,7 @@ import paddle
 from paddle import nn
 
 from ..checkpoints.loading import Checkpoint, load_weights, read_checkpoint, read_state
+from ..checkpoints.released import local_path
 from ..errors import UserError
 from ..flops import params
 from ..runtime.csv_table import append_rows
@@ -44,6 +45,8 @@ def _train(task: Task) -> dict[str, Any]:
     config, log = task.config, task.log
 
     # Find what to resume, and build what to train.
+    if config.RESUME not in ("", "auto"):
+        local_path(config.RESUME)  # a wrong path is an error of its own, not that the folder holds another run
     folder = RunFolder(Path(config.OUTPUT), config.KEEP_CHECKPOINTS, task.unit)
     folder.claim(config.RESUME, config.OVERWRITE, log.line, config.MODEL.PRETRAINED)
     resumed = _find_training_state(task, folder)
@@ -89,7 +92,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
     report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
     _log_header(task, model)
-    if report.left_out:
+    if report.left_out or report.renamed:
         log.line(str(report))
     metrics, details = evaluator.evaluate(model)
     log.line(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))

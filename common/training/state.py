@@ -161,15 +161,18 @@ class TrainingState:
             UserError: it is not a training state, or is another model's; this state must not be used then.
         """
         state = SavedState.from_dict(saved, source)
-        best = {name: value for name, value in state.best.items() if value is not None}  # None was NaN
-        for name in (self._task.criterion, *({"loss"} & set(best))) if best else ():
-            check_value(best.get(name), float, source, f"best.{name}")
         differences = [
             f"{name} was {state.conditions.get(name)}, is {value}"
             for name, value in self._conditions().items()
             if state.conditions.get(name, value) != value
         ]
         differences += self._restore_weights(saved, state, source)
+        best = {name: value for name, value in state.best.items() if value is not None}  # None was NaN
+        for name in (self._task.criterion, *({"loss"} & set(best))) if best else ():
+            check_value(best.get(name), float, source, f"best.{name}")
+        if best and any(difference.startswith("validation ") for difference in differences):
+            value = f"{self._task.criterion} {best[self._task.criterion]:.2f}"
+            differences.append(f"the best result so far, {value}, is of the other validation data")
         load_optimizer_state(self.optimizer, self.model, state.optimizer, source)
         if state.scaler:
             self.scaler.load_state_dict(dict(vars(state.scaler)))
@@ -204,6 +207,7 @@ class TrainingState:
                 f"{source} was trained with token labels ({', '.join(report.left_out)}); resume with the same "
                 "-label_maps"
             )
+        differences += report.renamed
         if self.ema:
             if "model_ema" not in saved:
                 differences.append("the state has no EMA weights, the average starts from the present weights")

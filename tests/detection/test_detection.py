@@ -105,13 +105,14 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert "length of the run was 4, is 8" in resumed
 
 
-def test_flags_reach_the_run(tmp_path, boxes, boxes_config):
+def test_flags_reach_the_run(tmp_path, boxes, boxes_config, capsys):
     shutil.move(boxes, tmp_path / "moved")
     shutil.copytree(tmp_path / "moved" / "train", tmp_path / "more" / "train")  # a folder of other images
     flags = ("-data_path", tmp_path / "moved", "-batch_size", 1, "-accum_iter", 2, "-epochs", 1, "-num_classes", 4)
     options = ("-opts", "PaleTransformer.recompute", "true", "TRAIN.LAYER_DECAY", "0.5", "TRAIN.EMA_DECAY", "0.5")
     best = run(boxes_config, *flags, "-seed", "5", "-amp", "bfloat16", "-output", tmp_path / "flags", *options)
     assert best["images"] == 3
+    assert "validation images of 4 classes: red, green, blue, 3\n" in capsys.readouterr().out
     assert [record["step"] for record in records(tmp_path / "flags", "train")] == [1, 2]
     state = load_file(tmp_path / "flags" / "latest")
     assert state["class_names"] == ["red", "green", "blue", "3"]

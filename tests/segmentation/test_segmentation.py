@@ -61,6 +61,13 @@ def train(config: Path, *flags: object, ranks: int = 0) -> str:
     return result.stdout
 
 
+def test_frozen_parts_stay_bitwise_while_the_rest_trains(tmp_path, squares_config, best):
+    run(Segmentation, squares_config, "-iters", "2", "-pretrained", best, "-opts", "TRAIN.FREEZE", "[backbone]")
+    before, after = (load_file(path)["model"] for path in (best, tmp_path / "out" / "latest.pdparams"))
+    moved = {name for name in before if after[name].tobytes() != before[name].tobytes()}
+    assert moved == {name for name in before if not name.startswith("backbone.stages.")}
+
+
 # ---- configurations
 
 
@@ -176,7 +183,9 @@ def test_training_starts_from_a_classifier_or_a_segmenter_of_other_classes(tmp_p
     (squares / "labels.txt").write_text("background\nred\ngreen\nblue\n")
     run(Segmentation, squares_config, "-pretrained", best, "-num_classes", "4", "-iters", "1", "-output",
         tmp_path / "tuned", "-opts", "TRAIN.LAYER_DECAY", "0.8")  # fmt: skip
-    assert "new decode_head.cls, auxiliary_head.cls" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "new decode_head.cls, auxiliary_head.cls" in shown
+    assert "validation images of 4 classes: background, red, green, blue\n" in shown
     assert load_file(tmp_path / "tuned" / "best")["model"]["decode_head.cls.weight"].shape[0] == 4
 
 

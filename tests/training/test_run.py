@@ -1,5 +1,6 @@
 """What ranks must have in common, and what a resumed run compares."""
 
+import re
 import shutil
 
 import numpy as np
@@ -90,6 +91,43 @@ def test_a_resumed_run_refuses_another_order_of_classes_and_reports_other_images
         (shapes / split / "blue").rename(shapes / split / "zebra")
     with pytest.raises(UserError, match=r"class 0 is 'green' in the data and 'blue' in .*latest\.pdparams"):
         tiny_runs.run(Classification, shapes_config, "-resume", "auto", *run_flags, 3)
+
+
+def test_classes_of_another_name_are_named_by_resumed_runs_and_evaluations(tmp_path, shapes, shapes_config, capsys):
+    tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
+    for split in ("train", "val"):
+        (shapes / split / "blue").rename(shapes / split / "azure")
+    renamed = "class 0 is 'azure' in the data and 'blue' in the weights"
+    tiny_runs.run(Classification, shapes_config, "-resume", "auto", "-opts", "TRAIN.EPOCHS", 2)
+    shown = capsys.readouterr().out
+    assert f"differs from the interrupted run: {renamed}" in shown
+    assert re.search(r"the best result so far, top1 [\d.]+, is of the other validation data", shown)
+    listed = tmp_path / "listed"
+    listed.mkdir()
+    (listed / "class_names.txt").write_text("azure\ncyan\nred\n")
+    (listed / "val_list.txt").write_text(f"{next((shapes / 'val' / 'red').iterdir())} 2\n")
+    flags = ("-eval", "-pretrained", tmp_path / "out" / "best.pdparams", "-dataset", "list", "-data_path", listed)
+    tiny_runs.run(Classification, shapes_config, *flags)
+    shown = capsys.readouterr().out
+    assert "other name: class 1 is 'cyan' in the data and 'green' in the weights" in shown
+    assert "data: 1 validation images of 3 classes: azure, cyan, red" in shown
+    assert "warning: no validation images of 2 classes: azure, cyan" in shown
+
+
+def test_what_resume_names_is_looked_for_before_the_folder(tmp_path, shapes_config):
+    tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
+    with pytest.raises(UserError, match="checkpoint Auto does not exist"):
+        tiny_runs.run(Classification, shapes_config, "-resume", "Auto")
+
+
+def test_a_state_of_another_task_is_named_so(tmp_path, shapes_config):
+    tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
+    latest = tmp_path / "out" / "latest.pdparams"
+    state = load_file(latest)
+    best = {"mIoU": state["best"].pop("top1"), **state["best"]}
+    save_file({**state, "task": "semantic_segmentation", "best": best}, latest)
+    with pytest.raises(UserError, match="was trained for 'semantic_segmentation', not for image_classification"):
+        tiny_runs.run(Classification, shapes_config, "-resume", latest, "-opts", "TRAIN.EPOCHS", 2)
 
 
 def test_ranks_with_copies_of_other_weights_are_refused(tmp_path, shapes_config, monkeypatch):
