@@ -243,9 +243,9 @@ class PaleTransformer(TimmInterface):
     def _stage_outputs(self, images: Tensor) -> list[Tensor]:
         """The ``[B, H, W, C]`` map of each stage."""
         if paddle.in_dynamic_mode():
-            channels = self.stages[0].merging.conv.weight.shape[1]
-            if images.ndim != 4 or images.shape[1] != channels:
-                raise ValueError(f"images have the shape {list(images.shape)}; the model needs [B, {channels}, H, W]")
+            if images.ndim != 4 or images.shape[1] != self.in_channels:
+                wanted = f"[B, {self.in_channels}, H, W]"
+                raise ValueError(f"images have the shape {list(images.shape)}; the model needs {wanted}")
             if min(images.shape[2:]) < STRIDE:
                 raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the model needs at least 32x32")
         x = images.transpose([0, 2, 3, 1])
