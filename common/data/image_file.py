@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,7 @@ __all__ = [
     "check_regular",
     "check_size",
     "decode",
+    "deep_image_warning",
     "exif_orientation",
     "is_ignored",
     "list_images",
@@ -54,6 +56,8 @@ MAX_PIXELS = 2**28  # 805 MB as 8-bit RGB
 _MAX_RATIO = 32  # of the sides: transforms scale the shorter one to some hundred pixels
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
 logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)  # it prints a line for each file it cannot read
+_LOOKED_AT = 100  # images whose headers are read for deep_image_warning
+_MAX_HEADER = 4096  # bytes of a PPM file, whose header Pillow reads byte by byte
 _TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -98,6 +102,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
             file.
     """
     check_regular(path)
+    with Path(path).open("rb") as file:
+        _check_header_of_ppm(file.read(_MAX_HEADER))
     try:
         image = Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -124,6 +130,14 @@ def check_regular(path: str | Path) -> None:
         raise UserError("it is not a regular file; replace or remove it")
 
 
+def _check_header_of_ppm(head: bytes) -> None:
+    """Refuse a PPM, PGM or PBM file with a comment or blanks that take Pillow minutes; ``head`` is its beginning."""
+    if re.match(rb"P[0-6fy]", head) and len(head) == _MAX_HEADER:
+        fields = 3 if head[:2] in (b"P1", b"P4") else 4  # the magic, width, height and, but in a PBM, the maximum
+        if len(re.sub(rb"#[^\r\n]*[\r\n]?", b"", head).split()) < fields:  # Pillow joins what a comment splits
+            raise UserError(f"its header has more than {_MAX_HEADER:,} bytes; save it again")
+
+
 def check_size(width: int, height: int) -> None:
     """Check that an image is neither too large nor, once its shorter side is scaled up, becomes so.
 
@@ -145,8 +159,8 @@ def check_header(path: str) -> None:
         UserError: the file does not exist, cannot be opened, or as :func:`open_image`; the message names the file.
     """
     with naming_the_file(path), open_image(path) as image:
-        if image.format == "PNG" and "icc_profile" in image.info:
-            _check_profile_name(path)
+        if image.format == "PNG":
+            _check_chunks(path)
 
 
 @contextmanager
@@ -164,14 +178,22 @@ def naming_the_file(path: str) -> Iterator[None]:
         raise _unreadable(path, error) from error
 
 
-def _check_profile_name(path: str) -> None:
-    """Refuse a PNG whose color profile has an unprintable name: libpng, which OpenCV uses, prints it in warnings."""
+def _check_chunks(path: str) -> None:
+    """Refuse what OpenCV does not check in a PNG.
+
+    It allocates a chunk of any length that is stated, up to 4 GiB, and libpng prints the name of a color profile in
+    warnings.
+    """
     with Path(path).open("rb") as file:
-        file.seek(8)
-        while (head := file.read(8))[4:] not in (b"iCCP", b""):
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-        if not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
-            raise UserError("the name of its color profile cannot be printed; remove the profile")
+        end, size, kind = 8, os.fstat(file.fileno()).st_size, b""
+        while end < size and kind != b"IEND":
+            file.seek(end)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            end += length + 12  # its length, kind and checksum
+            if end > size:
+                raise UserError("it is damaged (a chunk is longer than the file); replace or remove it")
+            if kind == b"iCCP" and not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
+                raise UserError("the name of its color profile cannot be printed; remove the profile")
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
@@ -324,6 +346,22 @@ def exif_orientation(image: Image.Image) -> int:
             exif.load(image.info.get("exif", b""))
             value = exif.get(tag)
     return value if value in _TURNS else 1
+
+
+def deep_image_warning(paths: Sequence[str | Path]) -> str | None:
+    """What to say about images of more than 8 bits per channel, looked for among up to 100; None if there are none."""
+    sample = [paths[index] for index in np.unique(np.linspace(0, len(paths) - 1, _LOOKED_AT).astype(int))]
+    deep = []
+    for path in sample:
+        with suppress(OSError, UserError), open_image(path) as image:  # they are reported when they are used
+            if stored_bits(path, image) > 8:
+                deep.append(path)
+    if not deep:
+        return None
+    return (
+        f"{len(deep)} of {len(sample)} inspected images have more than 8 bits per channel, such as {deep[0]}: 0 is "
+        "read as black and 65535 as white; if they use a smaller range, convert them to 8 bits yourself"
+    )
 
 
 def stored_bits(path: str | Path, image: Image.Image) -> int:

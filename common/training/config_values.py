@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ..errors import UserError
+from ..runtime.regular_file import open_regular
 from ..runtime.yaml_text import read_yaml
 from ..schema import check_value
 
@@ -33,13 +35,14 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
     Raises:
         UserError: a file is missing, is not yaml, or is its own base.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # resolve() raises for a link to itself
     if path in including:
         raise UserError(
             f"BASE of {including[-1]} is {path}, which includes {including[-1].name} itself; remove this BASE"
         )
     try:
-        values = read_yaml(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
+        with open_regular(path, encoding="utf-8", errors="surrogateescape") as file:
+            values = read_yaml(file.read(), str(path))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
     bases = [values.pop(key, None) for key in ("BASE", "_base_", "_BASE_")]
@@ -85,7 +88,8 @@ def similar(config: CfgNode, key: str) -> str:
 def coerce(value: Any, default: Any, key: str, source: str) -> Any:
     """Convert ``value`` to the type of ``default``, such as the integer 5 to a float.
 
-    A list keeps its length; if it is empty by default, it takes any number of integers.
+    A list keeps its length; if it is empty by default, it takes any number of integers. An empty tuple takes any number
+    of texts.
 
     Raises:
         UserError: the value has another type; the message names the key and ``source``.
@@ -96,15 +100,19 @@ def coerce(value: Any, default: Any, key: str, source: str) -> Any:
         return [coerce(item, like, key, source) for item, like in zip(value, default, strict=True)]
     if default == [] and isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
         return check_value(value, list[int], source, key)
+    if default == () and isinstance(value, (list, tuple)) and all(type(item) is str for item in value):
+        return tuple(check_value(list(value), list[str], source, key))
     if isinstance(default, str) and value is None:
         return ""
     if isinstance(value, str) and "\0" in value:
         raise UserError(f"{source}: {key} is {value!r}; no path or name has NUL characters")
-    if type(value) is type(default) and not isinstance(default, list):
+    if type(value) is type(default) and not isinstance(default, (list, tuple)):
         return check_value(value, int, source, key) if type(value) is int else value
     expected = f"of type {type(default).__name__}"
     if isinstance(default, list):
         expected = f"a list of {len(default) or 'whole'} numbers"
+    if default == ():
+        expected = "a list of names"
     raise UserError(f"{source}: {key} is {value!r}; it must be {expected}")
 
 
