@@ -76,7 +76,8 @@ class DataReport:
                 "Normalize: if they use less of the range, set mean and std to theirs"
             )
         if self.deep_images and self.rounding:
-            lines.append(f"{' and '.join(self.rounding)} of the {self.split} data round 16 bits to 8: remove them")
+            names = ", ".join(self.rounding)
+            lines.append(f"these transforms of the {self.split} data round 16 bits to 8: {names}; remove them")
         if self.turned_images:
             lines.append(
                 f"{self.turned_images} images of the {self.split} data are turned or mirrored by their EXIF "

@@ -154,7 +154,8 @@ def object_array():
         ("a.tif", tiff_header(64, 64, 5), "it has 5 channels, not 6"),
         ("a.tif", b"II*\0", "is damaged"),
     ],
-)  # fmt: skip
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_hostile_files_are_refused_by_their_header(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
     assert told in refusal(tmp_path / name)
