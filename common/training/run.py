@@ -142,6 +142,8 @@ def _find_training_state(task: Task, folder: RunFolder) -> tuple[Path | str, dic
     found = folder.find_latest(log.line) if source == "auto" else (source, read_state(source))
     if not found:
         log.line(f"no training state in {folder.folder}: starting a new run")
+    if world_size() == 1:
+        return found
     step = SavedState.from_dict(found[1], str(found[0])).step if found else -1
     weights = Checkpoint.from_state(found[1], str(found[0]), ema=False).weights if found else {}
     steps, hashes = gather_rows([step, int(data_hash(weights, *weights.values()), 16)]).T  # below 2**53, so exact
