@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import UserError, printable
 
-__all__ = ["MAX_CLASSES", "check_class_names", "check_class_order", "printable_names", "read_class_names"]
+__all__ = [
+    "MAX_CLASSES",
+    "check_class_names",
+    "check_class_order",
+    "distinct_names",
+    "printable_names",
+    "read_class_names",
+]
 
 MAX_CLASSES = 2**16
 _MAX_LENGTH = 200  # characters
@@ -50,6 +58,17 @@ def _in_order(lines: list[str]) -> list[str]:
 def printable_names(names: Iterable[str]) -> list[str]:
     """Make class names that come with weights safe to print; see :func:`common.errors.printable`."""
     return [printable(name, _MAX_LENGTH) for name in names]
+
+
+def distinct_names(names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Printable names of all classes, of which no two are equal.
+
+    A class without a name has its number. Classes of one name, such as the two cranes of ImageNet, get it appended.
+    """
+    printed = printable_names(names or ())
+    printed += [str(number) for number in range(len(printed), num_classes)]
+    counts = Counter(printed)
+    return [f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(printed)]
 
 
 def check_class_names(names: Sequence[str], source: str | Path) -> None:
