@@ -30,9 +30,7 @@ def prepare_report(folder: Path) -> None:
     Raises:
         UserError: it cannot be created, or contains other files than those of a report.
     """
-    refuse_other_files(
-        folder, lambda path: path.name in _FILES or path.name.startswith("."), "those of a report", "-report"
-    )
+    refuse_other_files(folder, _is_expected, "those of a report", "-report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,6 +85,10 @@ def confusion_files(names: Sequence[str], matrix: np.ndarray) -> ReportFiles:
         "confusion.csv": partial(write_columns, columns=columns),
         "confusion.png": partial(draw_confusion, matrix=matrix, names=names),
     }
+
+
+def _is_expected(path: Path) -> bool:
+    return not path.is_dir() and (path.name in _FILES or path.name.startswith("."))
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:
