@@ -70,6 +70,7 @@ class Classification(Task):
         maps = LabelMaps(config.TOKEN_LABEL.MAPS, train_set, num_classes) if config.TOKEN_LABEL.MAPS else None
         loader, sampler = build_train_loader(config, train_set, maps)
         model = build_model(config, num_classes, token_labels=maps is not None)
+        self.freeze(model)
         description = _describe_data(train_set, val_set, num_classes)
         evaluator = ClassificationEvaluator(config, val_set, num_classes, self.log)
         data_hashes = {"training data": _hash_data(train_set), "validation data": evaluator.data_hash}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from common.data.preprocessing import Preprocessing
 from common.errors import UserError
 from common.training.allowed import Kind, integer, list_of, number
 from common.training.config import MAX_SIDE, Flag, TaskConfig, require, shared_config
@@ -22,11 +23,12 @@ def default_config() -> CfgNode:
     config.DATA.DATA_PATH = ""  # may be empty for mnist5k, which comes with the set-up
     config.DATA.BATCH_SIZE = 128  # images per batch and rank
     config.DATA.BATCH_SIZE_EVAL = 128
-    config.DATA.IMAGE_SIZE = 224
-    config.DATA.CROP_PCT = 0.875  # evaluation: side of the center crop / shorter side of the resized image
-    config.DATA.INTERPOLATION = "bicubic"
-    config.DATA.MEAN = [0.485, 0.456, 0.406]
-    config.DATA.STD = [0.229, 0.224, 0.225]
+    imagenet = Preprocessing()
+    config.DATA.IMAGE_SIZE = imagenet.image_size
+    config.DATA.CROP_PCT = imagenet.crop_pct  # evaluation: side of the center crop / shorter side of the resized image
+    config.DATA.INTERPOLATION = imagenet.interpolation
+    config.DATA.MEAN = imagenet.mean
+    config.DATA.STD = imagenet.std
     config.DATA.SKIP_BROKEN = False  # count and replace unreadable images instead of stopping
 
     config.AUG = CfgNode()

@@ -101,6 +101,7 @@ class Detection(Task):
         num_classes = self._count_classes(annotations)
         class_names = _class_names(annotations, num_classes)
         model = build_model(config, num_classes, load_pretrained=not resumed)
+        self.freeze(model)
         optimizer = build_optimizer(optimizer_section(config), model, config.TRAIN.LAYER_DECAY, OPTIMIZER_SECTION)
         transforms, batch_transforms = build_transforms(config, "TrainReader", num_classes)
         evaluator = self._build_evaluator(val_data, val_annotations, model)

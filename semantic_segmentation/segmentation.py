@@ -91,6 +91,7 @@ class Segmentation(Task):
         )
         evaluator = SegmentationEvaluator(config, val_set, self.log)
         model = build_model(config, classes, load_pretrained=not resumed)
+        self.freeze(model)
         losses = build_losses(config, train_set.ignore_index)
         learning_rate = build_schedule(config)
         return Training(

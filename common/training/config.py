@@ -18,15 +18,14 @@ from yacs.config import CfgNode
 from ..checkpoints.released import list_weights
 from ..errors import UserError
 from ..runtime.command_line import ArgumentParser, expand_home
+from ..runtime.yaml_text import parse, read_yaml
 from .allowed import Kind, NotAllowedError
 from .config_values import (
     coerce,
     find,
     keys_of,
     merge_open,
-    parse,
     plain,
-    read_yaml,
     read_yaml_with_bases,
     set_open,
     similar,
@@ -69,6 +68,8 @@ def shared_config() -> CfgNode:
     config.TRAIN.ACCUM_ITER = 1  # batches per optimizer step
     config.TRAIN.AMP = ""  # float16, bfloat16 or empty for float32
     config.TRAIN.EMA_DECAY = 0.0  # 0 is off
+    config.TRAIN.SYNC_BN = False  # BatchNorm normalizes by the batches of all ranks
+    config.TRAIN.FREEZE = ()  # stem, stages.0, backbone, norm_eval, or other names: see common/layers/freezing.py
     config.TRAIN.SKIP_NONFINITE = 0  # consecutive steps with a NaN or infinite loss to skip before training stops
 
     config.VALIDATE_EVERY = 1  # epochs or steps, as the length of the run, between two validations

@@ -17,6 +17,9 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint
+from ..errors import UserError
+from ..flops import params
+from ..layers.freezing import freeze
 from ..runtime.device import select_device
 from .config import TaskConfig
 from .evaluation_report import ReportFiles
@@ -174,6 +177,24 @@ class Task(ABC):
         Args:
             resumed: all weights will come from a training state, so no others need be loaded.
         """
+
+    def freeze(self, model: nn.Layer) -> None:
+        """Freeze what ``TRAIN.FREEZE`` names; call it before the optimizer is built.
+
+        Raises:
+            UserError: an entry matches nothing, or nothing would train.
+        """
+        patterns = self.config.TRAIN.FREEZE
+        if not patterns:
+            return
+        total = params(model)
+        try:
+            freeze(model, patterns)
+        except ValueError as error:
+            raise UserError(f"TRAIN.FREEZE: {error}") from error
+        if not params(model):
+            raise UserError(f"TRAIN.FREEZE is {list(patterns)}: every parameter is frozen; leave some out")
+        self.log.line(f"TRAIN.FREEZE: {params(model):,} of {total:,} parameters train")
 
     @abstractmethod
     def build_evaluation(self, checkpoint: Checkpoint) -> tuple[nn.Layer, Evaluator]:

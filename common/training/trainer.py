@@ -23,6 +23,7 @@ from .optimizer import clip_gradients
 from .run_folder import RunFolder
 from .running_means import RunningMeans
 from .state import TrainingState
+from .sync_batch_norm import synchronize_batch_norm
 from .task import BatchResult, Task, Training
 
 __all__ = ["Trainer"]
@@ -47,6 +48,8 @@ class Trainer:
         self.task, self.training, self.folder = task, training, folder
         self.config, self.log = task.config, task.log
         self.model, self.sampler = training.model, training.sampler
+        if self.config.TRAIN.SYNC_BN:
+            synchronize_batch_norm(self.model)
         # DataParallel copies rank 0's weights to all ranks, so it comes before the state's average of the weights.
         self.parallel_model = _parallel(self.model, training.find_unused_parameters) if world_size() > 1 else self.model
         self.state = TrainingState(task, training)

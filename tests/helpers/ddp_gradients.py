@@ -1,4 +1,7 @@
-"""Run by test_classification.py on two ranks: the trainer's gradients are those of all ranks' batches together."""
+"""Run on two ranks: the trainer's gradients are those of all ranks' batches together.
+
+``recompute`` and ``sync_bn`` as arguments turn these on. With ``sync_bn``, BatchNorm's statistics are equal, too.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +40,15 @@ def set_mode(model: paddle.nn.Layer, training: bool) -> None:
 def main() -> None:
     watch = FailureWatch()
     init_process_group()
-    recompute = "recompute" in sys.argv
+    recompute, sync_bn = "recompute" in sys.argv, "sync_bn" in sys.argv
     paddle.seed(rank())  # ranks start apart; DataParallel must bring rank 0's weights to all
     model = create_model("pale_nano", num_classes=CLASSES)
     model.set_recompute(recompute)
     sampler = ShardedTrainSampler(100, BATCH, 0, rank(), world_size(), ACCUM_ITER)
-    trainer = make_trainer(model, compute_loss, [], sampler, Path("out"), "TRAIN.ACCUM_ITER", ACCUM_ITER)
-    set_mode(model, recompute)
+    options = ("TRAIN.ACCUM_ITER", ACCUM_ITER, "TRAIN.SYNC_BN", sync_bn)
+    trainer = make_trainer(model, compute_loss, [], sampler, Path("out"), *options)
+    set_mode(model, recompute or sync_bn)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rng = np.random.default_rng(0)
     shape = (ACCUM_ITER, world_size(), BATCH)
     images = paddle.to_tensor(rng.standard_normal((*shape, 3, 32, 32)).astype("float32"))
@@ -53,9 +58,16 @@ def main() -> None:
         trainer._forward_backward(batch, 0, index, synchronize=index == ACCUM_ITER - 1)
 
     reference = create_model("pale_nano", num_classes=CLASSES)  # without the hooks of DataParallel
-    reference.set_state_dict(model.state_dict())
-    set_mode(reference, recompute)
-    if recompute:
+    reference.set_state_dict(before)
+    set_mode(reference, recompute or sync_bn)
+    if sync_bn:
+        for index in range(ACCUM_ITER):
+            logits = reference(images[index].flatten(0, 1))
+            (F.cross_entropy(logits, labels[index].flatten()) / ACCUM_ITER).backward()
+        for name, expected in reference.state_dict().items():
+            if name.endswith(("._mean", "._variance")):
+                assert np.allclose(model.state_dict()[name].numpy(), expected.numpy(), rtol=1e-5, atol=1e-6), name
+    elif recompute:
         for index in range(ACCUM_ITER):
             for other in range(world_size()):
                 (F.cross_entropy(reference(images[index, other]), labels[index, other]) / 4).backward()

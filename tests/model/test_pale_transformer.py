@@ -184,12 +184,29 @@ def test_reset_head():
         model.reset_head(-1)
 
 
+def test_dropout_before_the_classifier_is_for_training():
+    model = randomize(small_model(drop_rate=0.5), 0.3)
+    last = model.forward_features(random_images(2, 32))[-1]
+    dropped = (model.forward_head(last, pre_logits=True) == 0).astype("float32").mean()
+    assert 0.2 < float(dropped) < 0.8
+    model.eval()
+    assert bool((model.forward_head(last, pre_logits=True) != 0).all())
+
+
 # ---- variants
 
 
 def test_a_mistyped_name_is_told():
     with pytest.raises(ValueError, match=r"unknown model 'pale_tniy'; did you mean pale_tiny\?"):
         create_model("pale_tniy")
+
+
+def test_the_channels_of_the_images_have_two_spellings():
+    model = create_model("pale_nano", in_chans=5)
+    assert model.default_cfg["input_size"] == (5, 224, 224)
+    assert model(paddle.rand([1, 5, 32, 32])).shape == [1, 1000]
+    with pytest.raises(ValueError, match="in_chans is 5 and in_channels 4"):
+        create_model("pale_nano", in_chans=5, in_channels=4)
 
 
 def test_list_models_filters():

@@ -147,6 +147,7 @@ def test_every_option_of_the_model_exists():
 RECIPES = {
     "Training on ImageNet": "pale_tiny_224.yaml",
     "Training with token labels": "pale_tiny_224_token_label.yaml",
+    "Fine-tuning at 384x384": "pale_tiny_384.yaml",
 }
 
 
@@ -170,17 +171,24 @@ def value_of(config, key):
     return config
 
 
-def test_token_labels_differ_from_the_plain_recipe_in_the_table_only():
-    plain, token_label = (load_config(name) for name in RECIPES.values())
-    different = {key for key in config_keys(plain) if value_of(plain, key) != value_of(token_label, key)}
-    listed = {key for row in rows("Training with token labels") for key in quoted(row[3])}
-    assert different - listed == {"TOKEN_LABEL.MAPS", "OUTPUT"}
+def differences(name, other):
+    one, two = load_config(name), load_config(other)
+    return {key for key in config_keys(one) if value_of(one, key) != value_of(two, key)}
 
 
+@pytest.mark.parametrize(
+    ("title", "unlisted"),
+    [("Training with token labels", {"TOKEN_LABEL.MAPS", "OUTPUT"}), ("Fine-tuning at 384x384", {"OUTPUT"})],
+)
+def test_other_recipes_differ_from_the_plain_one_in_their_table_only(title, unlisted):
+    listed = {key for row in rows(title) for key in quoted(row[3])}
+    assert differences("pale_tiny_224.yaml", RECIPES[title]) - listed == unlisted
+
+
+@pytest.mark.parametrize("size", [224, 384])
 @pytest.mark.parametrize("variant", ["small", "base"])
-def test_other_variants_differ_in_stochastic_depth_only(variant):
-    tiny, other = load_config("pale_tiny_224.yaml"), load_config(f"pale_{variant}_224.yaml")
-    different = {key for key in config_keys(tiny) if value_of(tiny, key) != value_of(other, key)}
+def test_other_variants_differ_in_stochastic_depth_only(variant, size):
+    different = differences(f"pale_tiny_{size}.yaml", f"pale_{variant}_{size}.yaml")
     assert different == {"MODEL.NAME", "MODEL.DROP_PATH", "OUTPUT"}
 
 

@@ -61,6 +61,13 @@ def train(config: Path, *flags: object, ranks: int = 0) -> str:
     return result.stdout
 
 
+def test_frozen_parts_stay_bitwise_while_the_rest_trains(tmp_path, squares_config, best):
+    run(Segmentation, squares_config, "-iters", "2", "-pretrained", best, "-opts", "TRAIN.FREEZE", "[backbone]")
+    before, after = (load_file(path)["model"] for path in (best, tmp_path / "out" / "latest.pdparams"))
+    moved = {name for name in before if after[name].tobytes() != before[name].tobytes()}
+    assert moved == {name for name in before if not name.startswith("backbone.stages.")}
+
+
 # ---- configurations
 
 

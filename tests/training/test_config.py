@@ -136,6 +136,7 @@ def test_opts_may_be_said_twice_to_the_tools():
         (["-opts", "AUG.CROP_SCALE", "[0.1]"], "AUG.CROP_SCALE is [0.1]"),
         (["-opts", "MODEL.PALE_SIZE", "7"], "MODEL.PALE_SIZE is 7; it must be a list of whole numbers"),
         (["-opts", "MODEL.NUM_HEADS", "[2, 4]"], "MODEL.NUM_HEADS is [2, 4]; it must be a list of four numbers"),
+        (["-opts", "TRAIN.FREEZE", "stem"], "TRAIN.FREEZE is 'stem'; it must be a list of names"),
         (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
         (["-opts", "TRAIN.EMA_DECAY", "1.0"], "TRAIN.EMA_DECAY is 1.0"),
         (["-seed", str(2**32)], "SEED is 4294967296; it must be less than 2**32"),
