@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.pale_transformer import create_model
 from common.training import run as common_run
 from common.training.evaluation_report import prepare_report, write_report
+from image_classification import classification
 from image_classification.classification import Classification
 from image_classification.config import CONFIG
 from tests.helpers.tiny_runs import load, run
@@ -98,3 +99,14 @@ def test_rank_0_alone_writes_the_confusions_of_a_classifier(tmp_path, shapes_con
     monkeypatch.setattr(common_run, "is_main_process", lambda: False)
     run(Classification, shapes_config, *flags[:-1], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_more_classes_than_a_confusion_matrix_has_are_evaluated_but_not_reported(
+    tmp_path, shapes_config, weights, capsys, monkeypatch
+):
+    monkeypatch.setattr(classification, "MAX_CONFUSED", 2)
+    flags = ("-eval", "-pretrained", weights)
+    run(Classification, shapes_config, *flags)
+    assert "each class" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="-report takes at most 2 classes, not 3; leave it out"):
+        run(Classification, shapes_config, *flags, "-report", tmp_path / "report")
