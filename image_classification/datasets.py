@@ -13,24 +13,17 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from common.data.class_names import check_class_names, read_class_names
-from common.data.image_file import (
-    check_size,
-    is_ignored,
-    list_images,
-    load_rgb,
-    open_image,
-    stored_bits,
-)
+from common.data.class_names import check_class_names, composed, read_class_names
+from common.data.image_file import check_size, deep_image_warning, is_ignored, list_images, load_rgb
 from common.demo_data import wheels as demo_data
 from common.errors import UserError, missing_hint
+from common.runtime.regular_file import read_lines
 
 __all__ = ["KINDS", "ArrayDataset", "Dataset", "FileDataset", "build_dataset"]
 
@@ -39,7 +32,6 @@ SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "valida
 _LAYOUTS = "train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg, of which 20 % become the validation split"
 CLASS_NAME_FILES = ("class_names.txt", "label_list.txt")
 HELD_OUT_FRACTION = 0.2
-_LOOKED_AT = 100  # images whose headers are read before training
 _MAX_IDX_BYTES = 2**32
 DEBIAN_DATASETS = Path("/usr/share/datasets")  # where Debian packages dataset-NAME install NAME
 DIGITS = [str(digit) for digit in range(10)]
@@ -152,18 +144,8 @@ class FileDataset(Dataset):
 
     def warnings(self) -> list[str]:
         """Look for images of more than 8 bits per channel among up to 100."""
-        sample = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(int))
-        deep = []
-        for path in map(self.path, sample):
-            with suppress(OSError, UserError), open_image(path) as image:  # they are reported when they are used
-                if stored_bits(path, image) > 8:
-                    deep.append(path)
-        if not deep:
-            return []
-        return [
-            f"{len(deep)} of {len(sample)} inspected images have more than 8 bits per channel, such as {deep[0]}: 0 is "
-            "read as black and 65535 as white; if they use a smaller range, convert them to 8 bits yourself"
-        ]
+        warning = deep_image_warning([self.path(index) for index in range(len(self))])
+        return [warning] if warning else []
 
     def check_exist(self) -> None:
         """Check that the first, the last and some random files exist; to check all takes long on network disks.
@@ -298,23 +280,18 @@ def _read_list(list_file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     names, labels, lines = [], [], []
     try:
         # A byte order mark is skipped; file names need not be UTF-8.
-        with list_file.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            for number, line in enumerate(file, 1):
-                line = line.strip()
-                if not line or line.startswith("#"):
-                    continue
-                name, *label = line.rsplit(maxsplit=1)
-                if not label:
-                    raise UserError(
-                        f'{list_file} line {number}: {name!r} has no label; write "relative/path.jpg LABEL"'
-                    )
-                if not re.fullmatch(r"-?[0-9]{1,18}", label[0]):
-                    raise UserError(
-                        f"{list_file} line {number}: label {label[0]!r} is not an integer: write 0, 1, 2, ..."
-                    )
-                names.append(name)
-                labels.append(int(label[0]))
-                lines.append(number)
+        for number, line in enumerate(read_lines(list_file, "utf-8-sig", "surrogateescape"), 1):
+            line = line.strip()
+            if not line or line.startswith("#"):
+                continue
+            name, *label = line.rsplit(maxsplit=1)
+            if not label:
+                raise UserError(f'{list_file} line {number}: {name!r} has no label; write "relative/path.jpg LABEL"')
+            if not re.fullmatch(r"-?[0-9]{1,18}", label[0]):
+                raise UserError(f"{list_file} line {number}: label {label[0]!r} is not an integer: write 0, 1, 2, ...")
+            names.append(name)
+            labels.append(int(label[0]))
+            lines.append(number)
     except OSError as error:
         raise UserError(
             f"cannot read the list file {list_file} ({error.strerror}): it must have lines "
@@ -344,7 +321,7 @@ def _build_folder(
     for label, class_name in enumerate(class_names):
         if class_name not in folders:
             continue
-        folder = tree / class_name
+        folder = folders[class_name]
         files = [f"{folder.relative_to(path)}{file[len(str(folder)) :]}" for file in list_images(folder)]
         if not files and (split == "train" or not trees):
             raise UserError(f"class folder {folder} has no images: fill or remove it")
@@ -374,19 +351,29 @@ def _split_folders(path: Path) -> dict[str, Path]:
     return trees
 
 
-def _class_folders(tree: Path) -> list[str]:
-    folders = sorted(entry.name for entry in tree.iterdir() if entry.is_dir() and not is_ignored(entry.name))
+def _class_folders(tree: Path) -> dict[str, Path]:
+    """The class folders by their composed names, sorted by these."""
+    folders: dict[str, Path] = {}
+    for entry in tree.iterdir():
+        if entry.is_dir() and not is_ignored(entry.name):
+            name = composed(entry.name)
+            if name in folders:
+                raise UserError(
+                    f"{tree} has two class folders {name!r} that differ only in their Unicode form, {name!a} and "
+                    f"{entry.name!a}: rename or merge them"
+                )
+            folders[name] = entry
     if not folders:
         raise UserError(f"{tree} has no class folders: put the images in one folder per class, or check -data_path")
-    check_class_names(folders, tree)
-    return folders
+    check_class_names(list(folders), tree)
+    return dict(sorted(folders.items()))
 
 
-def _number_classes(folders: Sequence[str], train_tree: Path, known_classes: Sequence[str] | None) -> list[str]:
+def _number_classes(folders: dict[str, Path], train_tree: Path, known_classes: Sequence[str] | None) -> list[str]:
     """The class names in the order of their numbers: those of the model, if it knows one of the folders.
 
     Args:
-        folders: of the classes in a split.
+        folders: of the classes in a split, by name.
         train_tree: the folder with the class folders of the training split, or of this one if there is none.
         known_classes: class names of the model.
 
@@ -396,10 +383,10 @@ def _number_classes(folders: Sequence[str], train_tree: Path, known_classes: Seq
     if known_classes and set(folders) & set(known_classes):
         class_names, source = list(known_classes), "the classes of the weights or of the training split"
     else:
-        class_names, source = _class_folders(train_tree), str(train_tree)
+        class_names, source = list(_class_folders(train_tree)), str(train_tree)
     unknown = [name for name in folders if name not in class_names]
     if unknown:
-        raise UserError(f"class folder {unknown[0]} is not in {source}: rename or remove it")
+        raise UserError(f"class folder {folders[unknown[0]]} is not in {source}: rename or remove it")
     if len(class_names) == 1:
         only = train_tree / class_names[0]
         raise UserError(

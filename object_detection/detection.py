@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 
 from common.checkpoints.download import sha256_of
 from common.checkpoints.loading import Checkpoint
-from common.data.class_names import distinct_names
+from common.data.class_names import distinct_names, list_names
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
 from common.pictures.charts import draw_precision_recall
@@ -134,7 +134,8 @@ class Detection(Task):
             total_steps=sampler.steps_per_epoch * config.epoch,
             evaluator=evaluator,
             class_names=class_names,
-            description=f"data: {len(records)} training and {val_images} validation images, {num_classes} classes",
+            description=f"data: {len(records)} training and {val_images} validation images of {num_classes} classes: "
+            + list_names(class_names),
             data_hashes={
                 "training annotations": sha256_of(data.file),
                 "validation annotations": evaluator.data_hash,
@@ -311,7 +312,7 @@ class DetectionEvaluator(Evaluator):
                 model.train()
 
     def _write_results(self, kind: str, results: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Write COCO's result files, ``val_bbox.json`` and the like."""
+        """Write COCO's result files, ``val_bbox.json`` and the like, or ``eval_bbox.json`` outside of a run."""
         folder = Path(self._config.OUTPUT)
         for name, rows in results.items():
             write_text(folder / f"{kind}_{name}.json", json.dumps(rows))

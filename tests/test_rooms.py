@@ -26,7 +26,7 @@ MODEL = {
 # What each room of common may import besides itself.
 ALLOWED = {
     "errors": set(),
-    "schema": {"errors"},
+    "schema": FOUNDATION,
     "layers": set(),
     "runtime": {"errors", "version"},
     "tasks": set(),

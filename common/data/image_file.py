@@ -12,8 +12,9 @@ the header, see :func:`open_image`: a small file can state a size that fills the
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ __all__ = [
     "check_header",
     "check_name",
     "check_size",
+    "deep_image_warning",
     "exif_orientation",
     "is_ignored",
     "list_images",
@@ -49,6 +51,8 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs G
 MAX_PIXELS = 2**28  # 805 MB as 8-bit RGB
 _MAX_RATIO = 32  # of the sides: transforms scale the shorter one to some hundred pixels
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
+_LOOKED_AT = 100  # images whose headers are read for deep_image_warning
+_MAX_HEADER = 4096  # bytes of a PPM file, whose header Pillow reads byte by byte
 _TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -94,6 +98,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (of a pipe, opening it would wait for ever)
         raise UserError("it is not a regular file; replace or remove it")
+    with Path(path).open("rb") as file:
+        _check_header_of_ppm(file.read(_MAX_HEADER))
     try:
         image = Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -107,6 +113,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     with image:
         check_size(*image.size)
         yield image
+
+
+def _check_header_of_ppm(head: bytes) -> None:
+    """Refuse a PPM, PGM or PBM file with a comment or blanks that take Pillow minutes; ``head`` is its beginning."""
+    if re.match(rb"P[0-6fy]", head) and len(head) == _MAX_HEADER:
+        fields = 3 if head[:2] in (b"P1", b"P4") else 4  # the magic, width, height and, but in a PBM, the maximum
+        if len(re.sub(rb"#[^\r\n]*[\r\n]?", b"", head).split()) < fields:  # Pillow joins what a comment splits
+            raise UserError(f"its header has more than {_MAX_HEADER:,} bytes; save it again")
 
 
 def check_size(width: int, height: int) -> None:
@@ -131,8 +145,8 @@ def check_header(path: str) -> None:
     """
     try:
         with open_image(path) as image:
-            if image.format == "PNG" and "icc_profile" in image.info:
-                _check_profile_name(path)
+            if image.format == "PNG":
+                _check_chunks(path)
     except FileNotFoundError as error:
         raise UserError(
             f"image {path} does not exist; restore it, or remove it from the data{missing_hint(path)}"
@@ -143,14 +157,22 @@ def check_header(path: str) -> None:
         raise _unreadable(path, error) from error
 
 
-def _check_profile_name(path: str) -> None:
-    """Refuse a PNG whose color profile has an unprintable name: libpng, which OpenCV uses, prints it in warnings."""
+def _check_chunks(path: str) -> None:
+    """Refuse what OpenCV does not check in a PNG.
+
+    It allocates a chunk of any length that is stated, up to 4 GiB, and libpng prints the name of a color profile in
+    warnings.
+    """
     with Path(path).open("rb") as file:
-        file.seek(8)
-        while (head := file.read(8))[4:] not in (b"iCCP", b""):
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-        if not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
-            raise UserError("the name of its color profile cannot be printed; remove the profile")
+        end, size, kind = 8, os.fstat(file.fileno()).st_size, b""
+        while end < size and kind != b"IEND":
+            file.seek(end)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            end += length + 12  # its length, kind and checksum
+            if end > size:
+                raise UserError("it is damaged (a chunk is longer than the file); replace or remove it")
+            if kind == b"iCCP" and not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
+                raise UserError("the name of its color profile cannot be printed; remove the profile")
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
@@ -300,6 +322,22 @@ def exif_orientation(image: Image.Image) -> int:
             exif.load(image.info.get("exif", b""))
             value = exif.get(tag)
     return value if value in _TURNS else 1
+
+
+def deep_image_warning(paths: Sequence[str | Path]) -> str | None:
+    """What to say about images of more than 8 bits per channel, looked for among up to 100; None if there are none."""
+    sample = [paths[index] for index in np.unique(np.linspace(0, len(paths) - 1, _LOOKED_AT).astype(int))]
+    deep = []
+    for path in sample:
+        with suppress(OSError, UserError), open_image(path) as image:  # they are reported when they are used
+            if stored_bits(path, image) > 8:
+                deep.append(path)
+    if not deep:
+        return None
+    return (
+        f"{len(deep)} of {len(sample)} inspected images have more than 8 bits per channel, such as {deep[0]}: 0 is "
+        "read as black and 65535 as white; if they use a smaller range, convert them to 8 bits yourself"
+    )
 
 
 def stored_bits(path: str | Path, image: Image.Image) -> int:

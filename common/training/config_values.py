@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ..errors import UserError
+from ..runtime.regular_file import open_regular
 from ..runtime.yaml_text import read_yaml
 from ..schema import check_value
 
@@ -33,13 +35,14 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
     Raises:
         UserError: a file is missing, is not yaml, or is its own base.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # resolve() raises for a link to itself
     if path in including:
         raise UserError(
             f"BASE of {including[-1]} is {path}, which includes {including[-1].name} itself; remove this BASE"
         )
     try:
-        values = read_yaml(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
+        with open_regular(path, encoding="utf-8", errors="surrogateescape") as file:
+            values = read_yaml(file.read(), str(path))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
     bases = [values.pop(key, None) for key in ("BASE", "_base_", "_BASE_")]

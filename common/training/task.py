@@ -81,7 +81,8 @@ class Evaluator(ABC):
         """Evaluate a model on the whole split; a collective operation.
 
         Args:
-            kind: prefix of what is logged, ``val`` or ``val_ema`` (the averaged weights).
+            kind: prefix of what is logged and written: ``val`` or ``val_ema`` (the averaged weights) in a run, ``eval``
+                outside of one.
             step: the optimizer step to log pictures under.
             last: no other evaluation of this run follows, so details are wanted.
         """

@@ -89,7 +89,7 @@ def test_rank_0_alone_writes_the_confusions_of_a_classifier(tmp_path, shapes_con
     flags = ("-eval", "-pretrained", weights, "-report", tmp_path / "report")
     run(Classification, shapes_config, *flags)
     printed = capsys.readouterr().out
-    assert "val, largest confusions" in printed
+    assert "eval, largest confusions" in printed
     assert "wrote classes.csv, confusion.csv, confusion.png to" in printed
     assert names(tmp_path / "report") == {"classes.csv", "confusion.csv", "confusion.png"}
     with (tmp_path / "report" / "confusion.csv").open() as file:
