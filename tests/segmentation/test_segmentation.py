@@ -163,7 +163,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
 
     commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
     evaluated = run_program(*commands["evaluate"].split(), cwd=tmp_path)
-    assert re.search(rf"mIoU {best:.6g} .*\nval, {table}", evaluated.stdout), evaluated.stdout
+    assert re.search(rf"mIoU {best:.6g} .*\neval, {table}", evaluated.stdout), evaluated.stdout
 
     image = squares / "images" / "val1.png"
     flags = commands["predict"].partition(" IMAGE... ")[2].split()
