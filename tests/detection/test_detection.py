@@ -147,7 +147,10 @@ def test_the_other_models_train_evaluate_and_predict(tmp_path, boxes, boxes_conf
     best = run(path, "-epochs", "1")
     assert all(f"{kind}_AP" in best for kind in kinds)
     assert ("mask_AP" in best) == ("mask" in kinds)
-    assert run(path, "-eval", "-pretrained", tmp_path / "out" / "best")["box_AP"] == best["box_AP"]
+    report = tmp_path / "report"
+    evaluate = ("-eval", "-pretrained", tmp_path / "out" / "best", "-report", report)
+    assert run(path, *evaluate)["box_AP"] == best["box_AP"]
+    assert {file.name for file in report.iterdir()} == {"classes.csv", "precision_recall.csv", "precision_recall.png"}
     state = read_checkpoint(tmp_path / "out" / "best.pdparams")
     detector = Detector.from_checkpoint(state, CONFIG.of_weights(state.config, "best", Namespace(cfg=None, opts=[])))
     options = PredictOptions(threshold=0.0, out=tmp_path / "found")
