@@ -14,17 +14,19 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
-from common.data.class_names import list_names
+from common.data.class_names import distinct_names, list_names
+from common.errors import UserError
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
 from common.training.data_hash import data_hash
+from common.training.evaluation_report import class_files, confusion_files
 from common.training.log import TrainingLog
 from common.training.optimizer import build_optimizer, warmup_cosine
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from image_classification.class_balance import class_weights, describe_weights, weighted_cross_entropy
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
-from image_classification.evaluation import evaluate
+from image_classification.evaluation import MAX_CONFUSED, class_columns, evaluate, per_class_tables
 from image_classification.label_map_alignment import TOKEN_STRIDE
 from image_classification.label_maps import LabelMaps
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, count_errors
@@ -103,6 +105,8 @@ class Classification(Task):
         num_classes = self.config.MODEL.NUM_CLASSES or checkpoint.num_classes
         val_set = self._build_dataset("val", num_classes, checkpoint.class_names)
         num_classes = num_classes or val_set.num_classes
+        if self.config.REPORT and num_classes > MAX_CONFUSED:
+            raise UserError(f"-report takes at most {MAX_CONFUSED:,} classes, not {num_classes:,}; leave it out")
         self.log.line(_describe_data({"validation": val_set}, num_classes))
         model = build_model(self.config, num_classes)
         return model, ClassificationEvaluator(self.config, val_set, num_classes, self.log)
@@ -186,14 +190,19 @@ class ClassificationEvaluator(Evaluator):
         self.class_names, self.data_hash = dataset.class_names, _hash_data(dataset)
         self.data_set = _data_title(config, len(dataset), num_classes)
         self.metric_suffix = "_token_labels" if config.TOKEN_LABEL.MAPS else ""
-        self._config, self._log = config, log
+        self._config, self._log, self._num_classes = config, log, num_classes
         self._loader = build_eval_loader(config, dataset)
 
     def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         config = self._config
         draw = functools.partial(self._draw, kind, step) if self._log.has_visualdl and config.PICTURES else None
         batches = self._log.batches(self._loader, kind)
-        return EvaluationResult(evaluate(model, batches, config.TRAIN.AMP, draw))
+        metrics, matrix = evaluate(model, batches, config.TRAIN.AMP, draw, last and self._num_classes <= MAX_CONFUSED)
+        if matrix is None:
+            return EvaluationResult(metrics)
+        names = distinct_names(self.class_names, self._num_classes)
+        files = {**class_files(names, class_columns(matrix)), **confusion_files(names, matrix)}
+        return EvaluationResult(metrics, per_class_tables(names, matrix, kind), files)
 
     def _draw(self, kind: str, step: int, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
         """Log the first images of this rank's shard with their labels and predictions."""
