@@ -7,6 +7,7 @@ The marks [P], [R], [U], [C], [A] tell how sure a fact of the paper is; ``docs/p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -173,12 +174,14 @@ class PaleTransformer(TimmInterface):
         super().__init__()
         _require_positive(embed_dim=embed_dim, mlp_ratio=mlp_ratio, in_channels=in_channels)
         for name, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
+            _require_number(name, rate)
             if not 0.0 <= rate < 1.0:
                 raise ValueError(f"{name} is {rate}; it must be in [0, 1)")
         for name, values in (("depths", depths), ("num_heads", num_heads)):
-            if len(values) != 4:
+            if not isinstance(values, Sequence) or len(values) != 4:
                 raise ValueError(f"{name} is {values!r}; give one number for each of the four stages")
-        _require_positive(depths=min(depths), num_heads=min(num_heads))
+            for value in values:
+                _require_positive(**{name: value})
 
         self.out_channels = tuple(embed_dim * 2**stage for stage in range(4))
         self.out_strides = (4, 8, 16, 32)
@@ -239,8 +242,12 @@ class PaleTransformer(TimmInterface):
 
     def _stage_outputs(self, images: Tensor) -> list[Tensor]:
         """The ``[B, H, W, C]`` map of each stage."""
-        if paddle.in_dynamic_mode() and min(images.shape[2:]) < STRIDE:
-            raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the model needs at least 32x32")
+        if paddle.in_dynamic_mode():
+            if images.ndim != 4 or images.shape[1] != self.in_channels:
+                wanted = f"[B, {self.in_channels}, H, W]"
+                raise ValueError(f"images have the shape {list(images.shape)}; the model needs {wanted}")
+            if min(images.shape[2:]) < STRIDE:
+                raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the model needs at least 32x32")
         x = images.transpose([0, 2, 3, 1])
         maps = []  # a list: Paddle does not trace code that a generator calls
         for stage in self.stages:
@@ -250,6 +257,7 @@ class PaleTransformer(TimmInterface):
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the head by a newly initialized one for ``num_classes`` classes (0: none)."""
+        _require_number("num_classes", num_classes)
         if num_classes < 0:
             raise ValueError(f"num_classes is {num_classes}; it must be 0 (no head) or more")
         if self.global_pool not in ("avg", "") or (num_classes and not self.global_pool):
@@ -450,5 +458,12 @@ def _sizes_of_stages(pale_size: int | Sequence[Any]) -> list[int | list[int]]:
 
 def _require_positive(**values: float) -> None:
     for name, value in values.items():
+        _require_number(name, value)
         if value <= 0:
             raise ValueError(f"{name} is {value}; it must be positive")
+
+
+def _require_number(name: str, value: Any) -> None:
+    """Refuse what a yaml file easily has in place of a number, such as ``"3"``."""
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}; it must be a number")

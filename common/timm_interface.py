@@ -95,9 +95,10 @@ def places_of(indices: Sequence[int], count: int, name: str) -> tuple[int, ...]:
         name: of the argument, for the message.
 
     Raises:
-        ValueError: there is none, one is out of range, or they do not rise.
+        ValueError: there is none, one is no integer or out of range, or they do not rise.
     """
-    places = tuple(index + count if index < 0 else index for index in indices)
+    whole = isinstance(indices, Sequence) and all(isinstance(index, int) for index in indices)
+    places = tuple(index + count if index < 0 else index for index in indices) if whole else ()
     if not places or list(places) != sorted(set(places) & set(range(count))):
         raise ValueError(
             f"{name} is {indices!r}; give rising numbers from 0 to {count - 1}, or from -{count} to -1 from the end"

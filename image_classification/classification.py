@@ -14,16 +14,19 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
-from common.data.class_names import list_names
+from common.data.class_names import distinct_names, list_names
+from common.errors import UserError
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
 from common.training.data_hash import data_hash
+from common.training.evaluation_report import class_files, confusion_files
 from common.training.log import TrainingLog
 from common.training.optimizer import build_optimizer, warmup_cosine
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
+from image_classification.class_balance import class_weights, describe_weights, weighted_cross_entropy
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.datasets import Dataset, build_dataset
-from image_classification.evaluation import evaluate
+from image_classification.evaluation import MAX_CONFUSED, class_columns, evaluate, per_class_tables
 from image_classification.label_map_alignment import TOKEN_STRIDE
 from image_classification.label_maps import LabelMaps
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, count_errors
@@ -68,6 +71,14 @@ class Classification(Task):
         model = build_model(config, num_classes, token_labels=maps is not None)
         self.freeze(model)
         description = _describe_data({"training": train_set, "validation": val_set}, num_classes)
+        weights = None
+        if kind := config.DATA.CLASS_WEIGHTS:
+            values = class_weights(train_set.labels, num_classes, kind)
+            description += f"\n{describe_weights(values, _names(train_set, num_classes), kind)}"
+            weights = paddle.to_tensor(values)
+        if config.DATA.BALANCED_SAMPLING:
+            present = len(np.unique(train_set.labels))
+            description += f"\nbalanced sampling: an epoch has 1/{present} of its images from each of {present} classes"
         evaluator = ClassificationEvaluator(config, val_set, num_classes, self.log)
         data_hashes = {"training data": _hash_data(train_set), "validation data": evaluator.data_hash}
         if maps:
@@ -75,7 +86,9 @@ class Classification(Task):
             data_hashes["label maps"] = str(maps.info)
         return Training(
             model=model,
-            compute_loss=functools.partial(self._token_label_loss if maps else self._loss, num_classes=num_classes),
+            compute_loss=functools.partial(self._token_label_loss, num_classes=num_classes)
+            if maps
+            else functools.partial(self._loss, num_classes=num_classes, weights=weights),
             loader=loader,
             sampler=sampler,
             optimizer=self._build_optimizer(model),
@@ -92,6 +105,8 @@ class Classification(Task):
         num_classes = self.config.MODEL.NUM_CLASSES or checkpoint.num_classes
         val_set = self._build_dataset("val", num_classes, checkpoint.class_names)
         num_classes = num_classes or val_set.num_classes
+        if self.config.REPORT and num_classes > MAX_CONFUSED:
+            raise UserError(f"-report takes at most {MAX_CONFUSED:,} classes, not {num_classes:,}; leave it out")
         self.log.line(_describe_data({"validation": val_set}, num_classes))
         model = build_model(self.config, num_classes)
         return model, ClassificationEvaluator(self.config, val_set, num_classes, self.log)
@@ -122,10 +137,20 @@ class Classification(Task):
             end_lr=train.END_LR * scale,
         )
 
-    def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> BatchResult:
-        images, targets = mixup_or_cutmix(batch["images"], batch["labels"], num_classes, rng, self.config.AUG)
+    def _loss(
+        self,
+        model: nn.Layer,
+        batch: dict[str, Any],
+        rng: np.random.Generator,
+        num_classes: int,
+        weights: paddle.Tensor | None = None,
+    ) -> BatchResult:
+        images, targets = mixup_or_cutmix(batch["images"], batch["labels"], num_classes, rng, self.config.AUG, weights)
         logits = model(images).astype("float32")
-        loss = F.cross_entropy(logits, targets, soft_label=True)
+        if weights is None:
+            loss = F.cross_entropy(logits, targets, soft_label=True)
+        else:
+            loss = weighted_cross_entropy(logits, targets)
         top1 = 100.0 * (logits.argmax(-1) == batch["labels"]).astype("float32").mean()
         return BatchResult(loss, len(images), {"top1": top1}, count_errors(batch))
 
@@ -165,14 +190,19 @@ class ClassificationEvaluator(Evaluator):
         self.class_names, self.data_hash = dataset.class_names, _hash_data(dataset)
         self.data_set = _data_title(config, len(dataset), num_classes)
         self.metric_suffix = "_token_labels" if config.TOKEN_LABEL.MAPS else ""
-        self._config, self._log = config, log
+        self._config, self._log, self._num_classes = config, log, num_classes
         self._loader = build_eval_loader(config, dataset)
 
     def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         config = self._config
         draw = functools.partial(self._draw, kind, step) if self._log.has_visualdl and config.PICTURES else None
         batches = self._log.batches(self._loader, kind)
-        return EvaluationResult(evaluate(model, batches, config.TRAIN.AMP, draw))
+        metrics, matrix = evaluate(model, batches, config.TRAIN.AMP, draw, last and self._num_classes <= MAX_CONFUSED)
+        if matrix is None:
+            return EvaluationResult(metrics)
+        names = distinct_names(self.class_names, self._num_classes)
+        files = {**class_files(names, class_columns(matrix)), **confusion_files(names, matrix)}
+        return EvaluationResult(metrics, per_class_tables(names, matrix, kind), files)
 
     def _draw(self, kind: str, step: int, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
         """Log the first images of this rank's shard with their labels and predictions."""
@@ -189,7 +219,7 @@ class ClassificationEvaluator(Evaluator):
 
 def _describe_data(splits: Mapping[str, Dataset], num_classes: int) -> str:
     """The counts, the names of the classes, and a warning for classes without images in a split."""
-    names = next(iter(splits.values())).class_names or [str(number) for number in range(num_classes)]
+    names = _names(next(iter(splits.values())), num_classes)
     counts = " and ".join(f"{len(dataset)} {split}" for split, dataset in splits.items())
     lines = [f"data: {counts} images of {num_classes} classes: {list_names(names)}"]
     for split, dataset in splits.items():
@@ -197,6 +227,11 @@ def _describe_data(splits: Mapping[str, Dataset], num_classes: int) -> str:
         if empty := [names[number] for number in np.flatnonzero(images == 0)]:
             lines.append(f"warning: no {split} images of {len(empty)} classes: {list_names(empty)}")
     return "\n".join(lines)
+
+
+def _names(dataset: Dataset, num_classes: int) -> Sequence[str]:
+    """The names of the classes, or else their numbers."""
+    return dataset.class_names or [str(number) for number in range(num_classes)]
 
 
 def _hash_data(dataset: Dataset) -> str:

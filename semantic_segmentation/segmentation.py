@@ -7,6 +7,7 @@ a pass over the data, stop all ranks at one step, accumulate gradients, or evalu
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from paddleseg.utils import logger
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
-from common.data.class_names import list_names
+from common.data.class_names import distinct_names, list_names
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain
 from common.training.data_hash import data_hash
 from common.training.dry_run import dry_run_loss
+from common.training.evaluation_report import class_files, confusion_files
 from common.training.loader import Loader
 from common.training.log import TrainingLog
 from common.training.optimizer import build_optimizer
@@ -41,7 +43,7 @@ from semantic_segmentation.datasets import (
     collate_eval,
     collate_train,
 )
-from semantic_segmentation.evaluation import evaluate, per_class_table
+from semantic_segmentation.evaluation import class_columns, evaluate, per_class_table
 from semantic_segmentation.inference import InferenceSettings
 from semantic_segmentation.pictures import labeled_images, original_image, prediction_beside_truth
 
@@ -60,6 +62,12 @@ class Segmentation(Task):
     def __init__(self, config: CfgNode):
         super().__init__(config)
         logger.log_level = 0  # PaddleSeg prints every section that it builds otherwise
+        if config.EPOCHS and not (config.EVAL or config.CHECK_DATA):
+            images_per_step = config.batch_size * world_size() * config.TRAIN.ACCUM_ITER
+            self.config = config.clone()
+            self.config.defrost()
+            self.config.iters = math.ceil(config.EPOCHS * len(self._build_dataset("train_dataset")) / images_per_step)
+            self.config.freeze()
 
     @property
     def backbone_name(self) -> str:
@@ -86,7 +94,7 @@ class Segmentation(Task):
             rank(),
             world_size(),
             config.TRAIN.ACCUM_ITER,
-            steps=config.iters,
+            steps=config.iters + config.TRAIN.COOLDOWN,
         )
         evaluator = SegmentationEvaluator(config, val_set, self.log)
         model = build_model(config, classes, load_pretrained=not resumed)
@@ -209,7 +217,11 @@ class SegmentationEvaluator(Evaluator):
             config.ABSENT_CLASSES,
             functools.partial(self._draw, kind, step, sampler.indices) if self._log.has_visualdl else None,
         )
-        return EvaluationResult(metrics, per_class_table(dataset.class_names, matrix, kind) if last else "")
+        if not last:
+            return EvaluationResult(metrics)
+        names = distinct_names(dataset.class_names, dataset.num_classes)
+        files = {**class_files(names, class_columns(matrix)), **confusion_files(names, matrix)}
+        return EvaluationResult(metrics, per_class_table(names, matrix, kind), files)
 
     def _draw(
         self,

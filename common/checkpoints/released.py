@@ -83,6 +83,9 @@ def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | P
     text = str(pretrained)
     if os.sep in text or "." in text or any(Path(text + suffix).exists() for suffix in ("", *SUFFIXES)):
         return pretrained if isinstance(pretrained, Path) else text
+    others = [row.model for row in list_weights() if row.tag == text]
+    if others:
+        raise UserError(f"the released weights {text!r} are for {' and '.join(others)}, not {model}; {_offer(rows)}")
     raise UserError(f"{str(pretrained)!r} is neither a file nor a tag of released weights; {_offer(rows)}")
 
 

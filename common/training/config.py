@@ -72,6 +72,8 @@ def shared_config() -> CfgNode:
     config.TRAIN.SYNC_BN = False  # BatchNorm normalizes by the batches of all ranks
     config.TRAIN.FREEZE = ()  # stem, stages.0, backbone, norm_eval, or other names: see common/layers/freezing.py
     config.TRAIN.SKIP_NONFINITE = 0  # consecutive steps with a NaN or infinite loss to skip before training stops
+    config.TRAIN.EARLY_STOP = 0  # validations in a row without a better result after which training ends; 0 is off
+    config.TRAIN.COOLDOWN = 0  # epochs or steps, as the length of the run, at a constant low rate after the schedule
 
     config.VALIDATE_EVERY = 1  # epochs or steps, as the length of the run, between two validations
     config.CHECKPOINT_EVERY = 1  # epochs or steps between two numbered checkpoints
@@ -85,6 +87,7 @@ def shared_config() -> CfgNode:
     config.RESUME = ""  # a training state (latest.pdparams), or auto for that in OUTPUT if there is one
     config.EVAL = False  # only evaluate
     config.RECORD = ""  # CSV file to append the metrics of an evaluation to
+    config.REPORT = ""  # folder for tables and pictures of what an evaluation gets wrong
     config.SEED = 0
     config.DEVICE = ""  # cpu, gpu, gpu:N, or empty for a GPU if there is one
     return config
@@ -158,6 +161,13 @@ _SHARED_FLAGS = {
     "overwrite": Flag(("OVERWRITE",), bool, "replace another run in -output", "weights and output"),
     "device": Flag(("DEVICE",), str, "cpu, gpu or gpu:N (default: a GPU if there is one)", "training", "DEVICE"),
     "eval": Flag(("EVAL",), bool, "only evaluate -pretrained (or -resume)", "instead of training"),
+    "report": Flag(
+        ("REPORT",),
+        str,
+        "with -eval: write metrics of each class, confusions or precision-recall curves as CSV and pictures to FOLDER",
+        "instead of training",
+        "FOLDER",
+    ),
     "amp": Flag(
         ("TRAIN.AMP",),
         str,
@@ -169,22 +179,22 @@ _SHARED_FLAGS = {
 }
 
 # Files and devices of the run that trained weights; inside weights they are ignored.
-_MACHINE_KEYS = {"MODEL.PRETRAINED", "MODEL.WEIGHTS", "OUTPUT", "RESUME", "RECORD", "DEVICE"}
+_MACHINE_KEYS = {"MODEL.PRETRAINED", "MODEL.WEIGHTS", "OUTPUT", "RESUME", "RECORD", "REPORT", "DEVICE"}
 
 # Keys that say what one command does; they are not part of a run.
-_INVOCATION_KEYS = {"RESUME", "OVERWRITE", "EVAL", "RECORD"}
+_INVOCATION_KEYS = {"RESUME", "OVERWRITE", "EVAL", "RECORD", "REPORT"}
 
 # Keys that a resumed run may change and still reach identical weights; the trainer compares those of the last line.
 _FREE_KEYS = {
     *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "PICTURES", "HISTOGRAMS", "DATA.NUM_WORKERS"),
     *("MODEL.PRETRAINED", "MODEL.WEIGHTS"),
     *("VALIDATE_EVERY", "CHECKPOINT_EVERY", "LATEST_EVERY", "KEEP_CHECKPOINTS"),
-    *("TRAIN.ACCUM_ITER", "SEED"),
+    *("TRAIN.ACCUM_ITER", "TRAIN.EARLY_STOP", "TRAIN.COOLDOWN", "SEED"),
 }
 
 # Last parts of the keys that may differ between machines: paths and their resources.
 _LOCAL_NAMES = {
-    *("BASE", "OUTPUT", "DEVICE", "NUM_WORKERS", "RECORD"),
+    *("BASE", "OUTPUT", "DEVICE", "NUM_WORKERS", "RECORD", "REPORT"),
     *("PRETRAINED", "pretrained", "DATA_PATH", "MAPS", "dataset_root", "dataset_dir"),
 }
 
@@ -473,7 +483,10 @@ def check_keys(section: Mapping[str, Any], known: Iterable[str], name: str) -> N
 def _check_shared(config: CfgNode) -> None:
     positive = "TRAIN.ACCUM_ITER TRAIN.LAYER_DECAY LOG_INTERVAL VALIDATE_EVERY CHECKPOINT_EVERY"
     require(config, positive, lambda value: value > 0, "must be greater than 0")
-    not_negative = "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS LATEST_EVERY TRAIN.SKIP_NONFINITE SEED PICTURES"
+    not_negative = (
+        "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS LATEST_EVERY TRAIN.SKIP_NONFINITE TRAIN.EARLY_STOP "
+        "TRAIN.COOLDOWN SEED PICTURES"
+    )
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
@@ -481,3 +494,5 @@ def _check_shared(config: CfgNode) -> None:
     require(config, "SEED", lambda value: value < 2**32, "must be less than 2**32, which libraries take")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")
+    if config.REPORT and not config.EVAL:
+        raise UserError("-report writes the errors of an evaluation; it needs -eval")

@@ -18,6 +18,8 @@ from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
 from .config import WEIGHTS
 from .data_hash import code_hash, data_hash
+from .evaluation_report import prepare_report, write_report
+from .optimizer import with_cooldown
 from .results import Result, make_results
 from .run_folder import RunFolder
 from .state import SavedState
@@ -26,6 +28,7 @@ from .trainer import Trainer
 
 __all__ = ["run_task"]
 
+_JUMP = 2.0  # factor by which a resumed run may raise the learning rate without a warning
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -63,6 +66,10 @@ def _train(task: Task) -> dict[str, Any]:
     if report:
         log.line(str(report))
     _warn_if_rate_still_rises(task, training)
+    if config.TRAIN.COOLDOWN:
+        training.learning_rate = with_cooldown(training.learning_rate, training.total_steps)
+        steps_per_unit = training.sampler.steps_per_epoch if task.unit == "epoch" else 1
+        training.total_steps += config.TRAIN.COOLDOWN * steps_per_unit
 
     # Restore the state, check the run, and only then write into the folder.
     trainer = Trainer(task, training, folder)
@@ -74,7 +81,13 @@ def _train(task: Task) -> dict[str, Any]:
     best = trainer.run()
     log.close()
     folder.require_intact()
-    _print_next_commands(task, folder, best)
+    stopped_early = trainer.stops_early and trainer.state.step < trainer.total_steps
+    if stopped_early:
+        log.line(
+            f"stopped early after {trainer.progress}: {trainer.state.validations_since_best} validations in a row had "
+            f"no better {task.criterion} (TRAIN.EARLY_STOP)"
+        )
+    _print_next_commands(task, folder, best, stopped_early)
     return best
 
 
@@ -87,6 +100,9 @@ def _evaluate(task: Task) -> dict[str, Any]:
     record = Path(config.RECORD) if config.RECORD and is_main_process() else None
     if record:
         append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
+    report_folder = Path(config.REPORT) if config.REPORT and is_main_process() else None
+    if report_folder:
+        prepare_report(report_folder)
     checkpoint = read_checkpoint(name, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
     model, evaluator = task.build_evaluation(checkpoint)
     _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
@@ -94,7 +110,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     _log_header(task, model)
     if report.left_out or report.renamed:
         log.line(str(report))
-    metrics, details = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run
+    metrics, details, files = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run
     log.line(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
     if details:
         log.line(details)
@@ -104,6 +120,9 @@ def _evaluate(task: Task) -> dict[str, Any]:
         )
         append_rows(record, Result, results)
         log.line(f"recorded in {record}")
+    if report_folder:
+        write_report(report_folder, files)
+        log.line(f"wrote {', '.join(files)} to {report_folder}")
     return dict(metrics)
 
 
@@ -130,6 +149,8 @@ def _find_training_state(task: Task, folder: RunFolder) -> tuple[Path | str, dic
     found = folder.find_latest(log.line) if source == "auto" else (source, read_state(source))
     if not found:
         log.line(f"no training state in {folder.folder}: starting a new run")
+    if world_size() == 1:
+        return found
     step = SavedState.from_dict(found[1], str(found[0])).step if found else -1
     weights = Checkpoint.from_state(found[1], str(found[0]), ema=False).weights if found else {}
     steps, hashes = gather_rows([step, int(data_hash(weights, *weights.values()), 16)]).T  # below 2**53, so exact
@@ -152,10 +173,19 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
     if trainer.state.step > trainer.total_steps:
         raise UserError(
             f"{source} is at step {trainer.state.step}, but this run ends at step {trainer.total_steps}; "
-            f"raise {task.length_key}"
+            f"raise {task.length_key} or TRAIN.COOLDOWN"
         )
     if trainer.state.step == trainer.total_steps:
-        log.line(f"the run is already complete ({trainer.progress}); raise {task.length_key} to train longer")
+        log.line(f"the run is already complete ({trainer.progress}); raise TRAIN.COOLDOWN to train longer")
+        return
+    # Both are of the last step that was trained, so a rate that only follows its schedule is no jump.
+    before = SavedState.from_dict(saved, str(source)).learning_rate
+    step, rate = trainer.state.step, trainer.training.learning_rate
+    if before and step and rate(step - 1) > _JUMP * before:
+        log.line(
+            f"warning: the learning rate jumps from {before:.2e} to {rate(step):.2e}, so the {task.criterion} may fall "
+            f"at first; to continue at a low rate, leave {task.length_key} as it was and raise TRAIN.COOLDOWN"
+        )
 
 
 def _require_equal_ranks(own: Mapping[str, str]) -> None:
@@ -192,7 +222,7 @@ def _log_header(task: Task, model: nn.Layer) -> None:
         task.log.line("mixed precision has no effect on CPUs: everything is computed in float32")
 
 
-def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any]) -> None:
+def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any], stopped_early: bool) -> None:
     config_file, best_file, latest_file = (
         shlex.quote(str(path)) for path in (folder.config_file, folder.best, folder.latest)
     )
@@ -210,7 +240,15 @@ def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any])
     line(f"best: {task.criterion} {best[task.criterion]:.2f} after {best['at']} ({best['weights']})")
     line(f"evaluate:  python {program} -eval -pretrained {best_file}")
     line(f"predict:   python {_program('tools/predict.py')} IMAGE... -pretrained {best_file}")
-    line(f"resume:    {launcher} {program} -resume {latest_file} -opts {task.length_key} {2 * length}")
+    resume = f"resume:    {launcher} {program} -resume {latest_file} -opts"
+    if stopped_early:
+        line(f"{resume} TRAIN.EARLY_STOP 0")
+        return
+    line(f"{resume} TRAIN.COOLDOWN {task.config.TRAIN.COOLDOWN + max(1, length // 2)}")
+    line(
+        f"           (at a low, constant learning rate; a larger {task.length_key} instead would raise the rate again, "
+        f"and the {task.criterion} may fall at first)"
+    )
 
 
 def _program(name: str) -> str:

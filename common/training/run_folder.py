@@ -16,8 +16,9 @@ from ..checkpoints.loading import read_state
 from ..errors import UserError
 from ..runtime.atomic_file import copy_file, write_text
 from ..runtime.distributed import is_main_process
+from ..runtime.folders import refuse_other_files
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "numbered_states"]
 
 # Files of a run, relative to its folder. Deleting them in this order, a process that is killed between two leaves no
 # weights without the log, by which the rest is recognized as a run.
@@ -101,7 +102,7 @@ class RunFolder:
                 there are only weights, which a new run would replace.
         """
         damage = None
-        for path in (self.latest, *reversed(self._numbered().values())):
+        for path in (self.latest, *reversed(numbered_states(self.folder, self.unit).values())):
             if os.path.lexists(path):
                 try:
                     state = read_state(path)
@@ -167,7 +168,7 @@ class RunFolder:
         self._save(state, numbered)
         if is_main_process():
             copy_file(numbered, self.latest)
-            done = [path for other, path in self._numbered().items() if other <= number]
+            done = [path for other, path in numbered_states(self.folder, self.unit).items() if other <= number]
             for old in done[: -self.keep]:
                 old.unlink()
 
@@ -188,22 +189,13 @@ class RunFolder:
         real = os.path.realpath(Path(file).expanduser())
         return bool(file) and Path(real).parent == Path(os.path.realpath(self.folder))
 
-    def _numbered(self) -> dict[int, Path]:
-        """The numbered states in the order of their numbers."""
-        pattern = re.compile(rf"{self.unit}_(\d{{4,}}){re.escape(SUFFIXES[0])}")
-        found = ((pattern.fullmatch(path.name), path) for path in self.folder.glob("*"))
-        return dict(sorted((int(match[1]), path) for match, path in found if match))
-
     def _is_run(self) -> bool:
         return any(_SIGNS_OF_A_RUN.fullmatch(path.name) for path in self.folder.iterdir())
 
     def _refuse_other_files(self) -> None:
         if not self.folder.is_dir() or self._is_run():
             return
-        others = sorted(path.name for path in self.folder.iterdir() if not _is_harmless(path))
-        if others:
-            names = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-            raise UserError(f"{self.folder} holds other files than those of a run ({names}); give another -output")
+        refuse_other_files(self.folder, _is_harmless, "those of a run", "-output")
 
     def _delete(self, pattern: str, temporary: bool = False) -> None:
         """Delete the files whose path relative to the folder matches, or their temporary files."""
@@ -237,6 +229,18 @@ class RunFolder:
         self._lock_file.truncate(0)
         self._lock_file.write(f"host {socket.gethostname()}, process {os.getpid()}: {shlex.join(sys.argv)}\n")
         self._lock_file.flush()
+
+
+def numbered_states(folder: Path, unit: str = "(?:epoch|step)") -> dict[int, Path]:
+    """The numbered training states of a run, in the order of their numbers.
+
+    Args:
+        folder: of the run.
+        unit: what the numbers count, ``epoch`` or ``step``; by default either, since a run has only one of them.
+    """
+    pattern = re.compile(rf"{unit}_(\d{{4,}}){re.escape(SUFFIXES[0])}")
+    found = ((pattern.fullmatch(path.name), path) for path in folder.glob("*"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def _is_harmless(path: Path) -> bool:

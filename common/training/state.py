@@ -63,6 +63,8 @@ class SavedState:
     scaler: _SavedScaler | None = None
     nonfinite: Count = 0
     ema_updates: Count = 0
+    validations_since_best: Count = 0  # 0.1.0 did not count them
+    learning_rate: float | None = None  # nor save this
     rank_statistics: list[np.ndarray] = field(default_factory=list)
     config: Text | None = None
 
@@ -104,6 +106,7 @@ class TrainingState:
         step: optimizer steps done.
         last_saved_step: the last step whose validation and checkpoint are done.
         nonfinite_steps: consecutive steps that were skipped because the loss or the gradient was not finite.
+        validations_since_best: validations in a row that were not better than ``best``.
         best: metrics of the best validation so far, with ``at`` (such as ``epoch 3/16``) and ``weights``.
         metadata: plain values to save in every checkpoint.
     """
@@ -113,7 +116,7 @@ class TrainingState:
         self.model, self.optimizer = training.model, training.optimizer
         self.ema = ModelEma(self.model, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY else None
         self.scaler = paddle.amp.GradScaler(enable=config.TRAIN.AMP == "float16", init_loss_scaling=2.0**16)
-        self.step = self.last_saved_step = self.nonfinite_steps = 0
+        self.step = self.last_saved_step = self.nonfinite_steps = self.validations_since_best = 0
         self.best: dict[str, Any] = {}
         self._class_names = None if training.class_names is None else list(training.class_names)
         self.metadata = {
@@ -144,6 +147,8 @@ class TrainingState:
             "steps_per_epoch": self._sampler.steps_per_epoch,
             "last_saved_step": self.last_saved_step,
             "nonfinite": self.nonfinite_steps,
+            "validations_since_best": self.validations_since_best,
+            "learning_rate": float(self.optimizer.get_lr()),  # of the last step
             "best": dict(self.best),
             "conditions": self._conditions(),
             **self.metadata,
@@ -187,6 +192,7 @@ class TrainingState:
         if last_epoch is None:
             self.step = self._same_position(state)
             self.last_saved_step = self.step if state.last_saved_step == state.step else 0
+            self.validations_since_best = state.validations_since_best
         else:
             self.step = self.last_saved_step = last_epoch * self._sampler.steps_per_epoch
         self.nonfinite_steps = state.nonfinite

@@ -68,6 +68,11 @@ class Trainer:
         return f"{self.task.unit} {self.state.step // self._steps_per_unit}/{self.total_steps // self._steps_per_unit}"
 
     @property
+    def stops_early(self) -> bool:
+        """Whether ``TRAIN.EARLY_STOP`` validations in a row were not better; equal on all ranks, as the metrics are."""
+        return 0 < self.config.TRAIN.EARLY_STOP <= self.state.validations_since_best
+
+    @property
     def position(self) -> Position:
         """How far the run has come."""
         state = self.state
@@ -76,7 +81,7 @@ class Trainer:
     # ---- the loop
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step, and return the metrics of the best validation.
+        """Train to the last step or an early stop, and return the metrics of the best validation.
 
         Raises:
             StoppedBySignal: SIGTERM, SIGINT or SIGHUP arrived; ``latest`` contains the present state.
@@ -88,7 +93,7 @@ class Trainer:
         ):
             self._bar.update(self.state.step)
             self._validate_and_save()  # due if the run was interrupted between a step and its validation
-            while self.state.step < self.total_steps:
+            while self.state.step < self.total_steps and not self.stops_early:
                 self._train_until_due()
                 self._validate_and_save()
         return self.state.best
@@ -254,7 +259,7 @@ class Trainer:
         for weights, kind, title, model in candidates:
             began = time.perf_counter()
             is_final = state.step == self.total_steps
-            metrics, details = self.training.evaluator.evaluate(model, kind, state.step, is_final)
+            metrics, details, _ = self.training.evaluator.evaluate(model, kind, state.step, is_final)
             shown = "  ".join(
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                 for name, value in metrics.items()
@@ -266,8 +271,11 @@ class Trainer:
             figures = {**metrics, "at": self.progress, "weights": weights}
             if self._score(figures) >= self._score(last):
                 last, last_model = figures, model
+        state.validations_since_best += 1
         if last_model is None:  # no metric was finite
             return
+        if self._score(last) > self._score(state.best):
+            state.validations_since_best = 0
         saved = {"model": deployed_state(last_model), "figures": last, **state.metadata}
         self.folder.save_last(saved)
         if self._score(last) >= self._score(state.best):

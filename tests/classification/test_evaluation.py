@@ -1,4 +1,4 @@
-"""The figures of a classifier's evaluation."""
+"""The figures of a classifier's evaluation, and its tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
-from image_classification.evaluation import evaluate
+from image_classification.evaluation import evaluate, per_class_tables
+from image_classification.loaders import IGNORED_LABEL
 
 
 class Given(paddle.nn.Layer):
@@ -22,13 +23,35 @@ def batch(logits: list[list[float]], labels: list[int]) -> dict:
 
 def test_top1_and_top5_of_six_classes():
     ranking = [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]] * 4
-    figures = evaluate(Given(), [batch(ranking[:2], [0, 4]), batch(ranking[:2], [5, 5])])
-    assert list(figures) == ["top1", "top5", "loss", "images"]
+    figures, matrix = evaluate(Given(), [batch(ranking[:2], [0, 4]), batch(ranking[:2], [5, 5])])
+    assert list(figures) == ["top1", "top5", "loss", "ece", "images"]
+    assert matrix is None
     assert (figures["top1"], figures["top5"], figures["images"]) == (25, 50, 4)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_there_is_no_top5_where_it_can_only_be_100(classes):
-    figures = evaluate(Given(), [batch(np.eye(classes, dtype="float32").tolist(), [0] * classes)])
-    assert list(figures) == ["top1", "loss", "images"]
+    figures, _ = evaluate(Given(), [batch(np.eye(classes, dtype="float32").tolist(), [0] * classes)])
+    assert list(figures) == ["top1", "loss", "ece", "images"]
     assert figures["top1"] == pytest.approx(100 / classes)
+
+
+def test_confusions_are_counted_over_all_batches_and_unreadable_images_left_out():
+    red, green, blue = np.eye(3, dtype="float32").tolist()
+    batches = [batch([red, green, red], [0, 0, 1]), batch([blue, green], [IGNORED_LABEL, 0])]
+    figures, matrix = evaluate(Given(), batches, confusion=True)
+    assert matrix.tolist() == [[1, 2, 0], [1, 0, 0], [0, 0, 0]]
+    assert figures["images"] == 4
+    confidence = 100 * np.e / (np.e + 2)  # of every image, of which one of four is right
+    assert figures["ece"] == pytest.approx(confidence - 25, abs=1e-4)
+    assert per_class_tables(["red", "green", "blue"], matrix, "val").splitlines() == [
+        "val, each class, in percent",
+        "class   images   recall  precision       F1",
+        "red          3    33.33      50.00    40.00",
+        "green        1     0.00       0.00     0.00",
+        "blue         0        -          -        -",
+        "val, largest confusions, share in percent of the true class",
+        "true -> predicted   images    share",
+        "red -> green             2    66.67",
+        "green -> red             1   100.00",
+    ]

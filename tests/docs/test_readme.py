@@ -155,9 +155,9 @@ def test_the_commands_of_the_readme_work_in_their_order(checkout):
     outputs = []
     for command in commands(ROOT / "README.md"):
         if not any(part in command for part in NOT_RUN) and "apt-get" not in command:
-            command = command.removeprefix(".venv/bin/").replace("TRAIN.EPOCHS 32", "TRAIN.EPOCHS 17")
+            command = command.removeprefix(".venv/bin/").replace("TRAIN.COOLDOWN 8", "TRAIN.COOLDOWN 1")
             if "-resume auto" in command:
-                command = f"{command} TRAIN.EPOCHS 17"
+                command = f"{command} TRAIN.COOLDOWN 1"
             extra = [flags for part, flags in EXTRA.items() if part in command]
             outputs.append(shell(" ".join([command, *extra]), checkout))
     assert float(re.findall(r"val +top1 ([\d.]+)", outputs[0])[-1]) >= 96.0  # see docs/results.md

@@ -142,6 +142,7 @@ def test_arguments_reach_the_model():
         ({"out_indices": [-5]}, r"out_indices is \[-5\].*from -4"),
         ({"out_indices": []}, r"out_indices is \[\]"),
         ({"out_indices": [3, 3]}, r"out_indices is \[3, 3\]"),
+        ({"out_indices": 3}, "out_indices is 3; give rising numbers"),
     ],
 )
 def test_invalid_arguments_are_named(overrides, part):

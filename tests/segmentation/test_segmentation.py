@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import shutil
 from argparse import Namespace
@@ -95,6 +96,29 @@ def test_the_schedule_warms_up_and_falls_to_nothing():
     assert rate(750) == pytest.approx(3e-5, rel=1e-3), "the rate of a step does not depend on what was asked before"
 
 
+def test_epochs_are_counted_in_steps_of_all_ranks_unless_nothing_is_trained(squares_config, monkeypatch):
+    images = len(Segmentation(load("-cfg", squares_config))._build_dataset("train_dataset"))
+    monkeypatch.setattr(segmentation, "world_size", lambda: 3)
+    flags = ("-cfg", squares_config, "-epochs", 5, "-batch_size", 2, "-accum_iter", 2)
+    task = Segmentation(load(*flags))
+    assert task.config.iters == math.ceil(5 * images / 12)
+    assert "EPOCHS" not in CONFIG.dump(task.config)
+    assert Segmentation(load(*flags, "-eval", "-pretrained", "x")).config.iters == 8
+
+
+def test_a_cooldown_trains_on_new_samples(squares_config):
+    task = Segmentation(load("-cfg", squares_config, "-opts", "TRAIN.COOLDOWN", 3))
+    sampler = task.build_training(resumed=False).sampler
+    assert sampler.steps_per_epoch == 8 + 3
+
+
+def test_the_number_of_classes_of_data_that_always_has_as_many_may_be_given():
+    config = load("-num_classes", 2)
+    assert Segmentation(config)._build_dataset("val_dataset").num_classes == 2
+    with pytest.raises(UserError, match="num_classes is 3, but Nuclei always has 2 classes"):
+        Segmentation(load("-num_classes", 3))._build_dataset("val_dataset")
+
+
 def test_layer_decay_and_weight_decay_reach_the_backbone():
     model = build_model(load(), 2)
     groups = parameter_groups(model, 0.05, layer_decay=0.5)
@@ -128,7 +152,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert [record["step"] for record in records if record["kind"] == "val"] == [4, 8]
     best = max(record["mIoU"] for record in records if "mIoU" in record)
     assert f"best: mIoU {best:.2f} after step" in output
-    table = r"each class, in percent\nclass .*\nbackground +[\d.]+ +[\d.]+ +[\d.]+\n"
+    table = r"each class, in percent\nclass .*\nbackground( +[\d.]+){5}\n"
     assert re.search(rf"step 8/8 val +mIoU .*\nval, {table}", output), "the table of the classes below their mean"
     assert re.search(rf"step 8/8 EMA +mIoU .*\nval_ema, {table}", output)
     assert b"val/image 0" in next((folder / "visualdl").glob("vdlrecords.*")).read_bytes()
@@ -139,7 +163,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
 
     commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
     evaluated = run_program(*commands["evaluate"].split(), cwd=tmp_path)
-    assert re.search(rf"mIoU {best:.6g} .*\nval, {table}", evaluated.stdout), evaluated.stdout
+    assert re.search(rf"mIoU {best:.6g} .*\neval, {table}", evaluated.stdout), evaluated.stdout
 
     image = squares / "images" / "val1.png"
     flags = commands["predict"].partition(" IMAGE... ")[2].split()
@@ -156,13 +180,13 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     shorter = fails(LAUNCHER, "-cfg", squares_config, "-resume", "auto", "-iters", "5", cwd=tmp_path)
     assert "is at step 8, but this run ends at step 5; raise iters" in shorter
     resumed = run_program(*commands["resume"].split(), cwd=tmp_path)
-    assert "after step 8/16" in resumed.stdout, resumed.stdout
-    assert "step 9/16" in resumed.stdout
+    assert "after step 8/12" in resumed.stdout, resumed.stdout
+    assert "step 9/12" in resumed.stdout
     assert not re.search(r"^(RESUME|EVAL|CHECK_DATA):", (folder / "config.yaml").read_text(), re.MULTILINE)
-    assert "length of the run was 8, is 16" in resumed.stdout
+    assert "length of the run was 8, is 12" in resumed.stdout
 
 
-def test_windows_scales_and_flips_are_options_of_an_evaluation(squares_config, best):
+def test_windows_scales_and_flips_are_options_of_an_evaluation(tmp_path, squares_config, best):
     flags = ("-eval", "-pretrained", best, "-opts", "test_config")
     settings = (
         "{}",
@@ -170,6 +194,8 @@ def test_windows_scales_and_flips_are_options_of_an_evaluation(squares_config, b
         "{aug_eval: true, scales: [0.75, 1.5], flip_horizontal: true}",
     )
     assert len({run(Segmentation, squares_config, *flags, setting)["mIoU"] for setting in settings}) == 3
+    run(Segmentation, squares_config, *flags[:3], "-report", tmp_path / "report")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"classes.csv", "confusion.csv", "confusion.png"}
     message = refusal(squares_config, *flags, "{is_slide: true}")
     assert "test_config" in message
     assert "crop_size" in message
@@ -375,7 +401,7 @@ def test_a_killed_run_resumes_to_identical_weights(tmp_path, squares_config, ran
 @pytest.mark.slow
 def test_evaluation_on_three_ranks_gives_exactly_the_metrics_of_one(squares_config, best):
     one, three = (
-        re.findall(r"^.*mIoU.*|^\w+ +[\d.]+ +[\d.]+ +[\d.]+$", output, re.MULTILINE)
+        re.findall(r"^.*mIoU.*|^\w+(?: +[\d.-]+){5}$", output, re.MULTILINE)
         for output in (train(squares_config, "-eval", "-pretrained", best, ranks=ranks) for ranks in (1, 3))
     )
     assert len(one) == 4

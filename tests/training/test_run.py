@@ -1,5 +1,6 @@
 """What ranks must have in common, and what a resumed run compares."""
 
+import json
 import re
 import shutil
 
@@ -11,6 +12,7 @@ from common.checkpoints.loading import numpy_state
 from common.errors import UserError
 from common.pale_transformer import create_model
 from common.runtime import distributed
+from common.tasks import TASKS
 from common.training import data_hash as hashes
 from common.training import run, run_folder, state
 from common.training.data_hash import code_hash, data_hash
@@ -159,3 +161,35 @@ def test_training_and_evaluation_refuse_ranks_with_other_data(tmp_path, shapes, 
         tasks = [Classification(load(CONFIG, *flags, data)) for data in (shapes, other)]
         found = run_ranks(monkeypatch, [run, run_folder], lambda: start(tasks[distributed.rank()]), 2)  # noqa: B023
         assert all("rank 1 was started with other" in message and " data is " in message for message in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "fixture", "length", "longer", "more"),
+    [
+        ("image_classification", "shapes_config", "TRAIN.EPOCHS", 4, 1),
+        ("semantic_segmentation", "squares_config", "iters", 16, 3),
+        ("object_detection", "boxes_config", "epoch", 4, 1),
+    ],
+)
+def test_a_cooldown_continues_a_finished_run_exactly_and_a_longer_schedule_warns(
+    tmp_path, request, capsys, name, fixture, length, longer, more
+):
+    config, task = request.getfixturevalue(fixture), TASKS[name].task()
+    cooldown = ("-opts", "TRAIN.COOLDOWN", more)
+    tiny_runs.run(task, config, "-output", tmp_path / "a", *cooldown)
+    tiny_runs.run(task, config, "-output", tmp_path / "b")
+    output = capsys.readouterr().out
+    hint = rf"^resume: .*b/latest\.pdparams -opts TRAIN\.COOLDOWN \d+\n.*larger {length} "
+    assert re.search(hint, output, re.MULTILINE)
+    state = tmp_path / "b" / "latest.pdparams"
+    tiny_runs.run(task, config, "-output", tmp_path / "c", "-resume", state, "-opts", length, longer)
+    assert re.search(r"warning: the learning rate jumps from \S+ to \S+, so the", capsys.readouterr().out)
+    tiny_runs.run(task, config, "-output", tmp_path / "b", "-resume", state, *cooldown)
+    assert "jumps" not in capsys.readouterr().out
+    a, b = (load_file(tmp_path / folder / "latest.pdparams") for folder in ("a", "b"))
+    for part in ("model", "optimizer"):
+        assert all(a[part][name].tobytes() == array.tobytes() for name, array in b[part].items())
+    assert a["step"] == b["step"]
+    rates = [json.loads(line).get("lr") for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
+    assert [rate for rate in rates if rate][-1] > 1e-6
