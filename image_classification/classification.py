@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
 from common.data.class_names import distinct_names, list_names
+from common.data.split_warnings import split_warnings
 from common.errors import UserError
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
@@ -71,6 +72,8 @@ class Classification(Task):
         model = build_model(config, num_classes, token_labels=maps is not None)
         self.freeze(model)
         description = _describe_data({"training": train_set, "validation": val_set}, num_classes)
+        for line in split_warnings(train_set.class_names, train_set.names().tolist(), val_set.names().tolist()):
+            description += f"\nwarning: {line}"
         weights = None
         if kind := config.DATA.CLASS_WEIGHTS:
             values = class_weights(train_set.labels, num_classes, kind)

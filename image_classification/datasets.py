@@ -231,6 +231,8 @@ def build_dataset(
     if name != "mnist5k":
         if path is None:
             raise UserError(f"dataset {name} needs the directory of its data: give -data_path")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is not a folder; give the folder of the data as -data_path")
         if not path.is_dir():
             package = f", or apt-get install dataset-{path.name}" if path.parent == DEBIAN_DATASETS else ""
             hint = missing_hint(path)

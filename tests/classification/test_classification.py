@@ -313,3 +313,14 @@ def test_the_ranks_agree_on_batchnorm_statistics_when_they_evaluate(tmp_path, sh
     evaluated = train(shapes_config, "-eval", "-pretrained", tmp_path / "out" / "latest.pdparams")
     loss = [float(re.search(r"loss (\S+)", text)[1]) for text in (metrics, evaluated)]
     assert loss[0] == pytest.approx(loss[1], rel=1e-3)
+
+
+def test_images_of_both_splits_and_classes_of_one_name_are_named(tmp_path, shapes, shapes_config, capsys):
+    images = sorted(path.relative_to(shapes) for path in shapes.glob("train/*/*"))
+    for split in ("train", "val"):
+        (shapes / f"{split}_list.txt").write_text("".join(f"{path} {n % 2}\n" for n, path in enumerate(images)))
+    (shapes / "class_names.txt").write_text("cat\ncat\n")
+    run(Classification, shapes_config, "-dataset", "list", "-data_path", shapes, "-opts", "TRAIN.EPOCHS", "1")
+    output = capsys.readouterr().out
+    assert "\nwarning: classes 0, 1 are all called 'cat'\n" in output
+    assert "\nwarning: 36 images are both in the training and in the validation data, such as train/" in output

@@ -331,3 +331,9 @@ def test_mnist5k(tmp_path, monkeypatch):
     assert (val.num_classes, val.class_names) == (10, list("0123456789"))
     assert val.load(1).getpixel((0, 0)) == (5, 5, 5)
     assert val.describe(1) == "mnist5k val image 1"
+
+
+def test_a_file_in_place_of_the_folder_is_told(tmp_path):
+    (tmp_path / "list.txt").touch()
+    with pytest.raises(UserError, match=r"list\.txt is not a folder; give the folder of the data as -data_path"):
+        build_dataset("folder", tmp_path / "list.txt", "train")

@@ -339,8 +339,11 @@ def test_settings_are_tried_before_the_data_is_checked(tmp_path, squares, square
 
 
 def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_path, squares, squares_config, capsys):
+    run(Segmentation, squares_config, "-check_data", "-opts", "val_dataset.val_path", "train.txt")
+    assert "warning: 5 images are both in the training and in the validation data" in capsys.readouterr().out
     run(Segmentation, squares_config, "-check_data")
     output = capsys.readouterr().out
+    assert "are both in" not in output
     assert re.search(r"train data: 5 images of 44x44 to 60x60 pixels", output), output
     assert re.search(r"1 +red +[67]\d\d ", output)
     assert not (tmp_path / "out").exists()
