@@ -69,6 +69,7 @@ class Segmentation(Task):
             self.config.defrost()
             self.config.iters = math.ceil(config.EPOCHS * len(self._build_dataset("train_dataset")) / images_per_step)
             self.config.freeze()
+            self.log.line(f"EPOCHS {config.EPOCHS} sets iters to {self.config.iters}, instead of {config.iters}")
 
     @property
     def backbone_name(self) -> str:

@@ -96,12 +96,13 @@ def test_the_schedule_warms_up_and_falls_to_nothing():
     assert rate(750) == pytest.approx(3e-5, rel=1e-3), "the rate of a step does not depend on what was asked before"
 
 
-def test_epochs_are_counted_in_steps_of_all_ranks_unless_nothing_is_trained(squares_config, monkeypatch):
+def test_epochs_are_counted_in_steps_of_all_ranks_unless_nothing_is_trained(squares_config, monkeypatch, capsys):
     images = len(Segmentation(load("-cfg", squares_config))._build_dataset("train_dataset"))
     monkeypatch.setattr(segmentation, "world_size", lambda: 3)
     flags = ("-cfg", squares_config, "-epochs", 5, "-batch_size", 2, "-accum_iter", 2)
     task = Segmentation(load(*flags))
     assert task.config.iters == math.ceil(5 * images / 12)
+    assert capsys.readouterr().out == f"EPOCHS 5 sets iters to {task.config.iters}, instead of 8\n"
     assert "EPOCHS" not in CONFIG.dump(task.config)
     assert Segmentation(load(*flags, "-eval", "-pretrained", "x")).config.iters == 8
 
