@@ -21,7 +21,8 @@ from common.training.log import TrainingLog
 from common.training.optimizer import build_optimizer, warmup_cosine
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from image_classification.config import CONFIG, check_token_labels, model_title
-from image_classification.datasets import Dataset, build_dataset
+from image_classification.dataset_types import Dataset
+from image_classification.datasets import build_dataset
 from image_classification.evaluation import evaluate
 from image_classification.label_map_alignment import TOKEN_STRIDE
 from image_classification.label_maps import LabelMaps

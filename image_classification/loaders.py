@@ -13,7 +13,7 @@ from common.errors import UserError, one_line
 from common.runtime.distributed import rank, world_size
 from common.training.loader import Loader
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
-from image_classification.datasets import Dataset
+from image_classification.dataset_types import Dataset
 from image_classification.label_map_alignment import TOKEN_STRIDE, Geometry, sampling_weights
 from image_classification.label_maps import LabelMaps
 from image_classification.transforms import EvalTransform, TrainTransform
