@@ -36,6 +36,7 @@ from image_classification.token_labeling import (
     token_label_loss,
     token_targets,
 )
+from image_classification.valid_labels import read_valid_labels
 
 __all__ = ["Classification"]
 
@@ -91,8 +92,12 @@ class Classification(Task):
 
     def build_evaluation(self, checkpoint: Checkpoint) -> tuple[nn.Layer, Evaluator]:
         num_classes = self.config.MODEL.NUM_CLASSES or checkpoint.num_classes
-        val_set = self._build_dataset("val", num_classes, checkpoint.class_names)
+        # Without names, the numbers of the classes may still be those of folders.
+        class_names = checkpoint.class_names or [str(number) for number in range(num_classes or 0)]
+        val_set = self._build_dataset("val", num_classes, class_names)
         num_classes = num_classes or val_set.num_classes
+        if self.config.DATA.LABELS_JSON:
+            val_set.valid_labels = read_valid_labels(Path(self.config.DATA.LABELS_JSON), val_set)
         model = build_model(self.config, num_classes)
         return model, ClassificationEvaluator(self.config, val_set, num_classes, self.log)
 
@@ -163,7 +168,8 @@ class ClassificationEvaluator(Evaluator):
 
     def __init__(self, config: CfgNode, dataset: Dataset, num_classes: int, log: TrainingLog):
         self.class_names, self.data_hash = dataset.class_names, _hash_data(dataset)
-        self.data_set = _data_title(config, len(dataset), num_classes)
+        self._classes = np.unique(dataset.labels) if config.DATA.CLASS_SUBSET else None
+        self.data_set = _data_title(config, len(dataset), num_classes, self._classes)
         self.metric_suffix = "_token_labels" if config.TOKEN_LABEL.MAPS else ""
         self._config, self._log = config, log
         self._loader = build_eval_loader(config, dataset)
@@ -172,7 +178,7 @@ class ClassificationEvaluator(Evaluator):
         config = self._config
         draw = functools.partial(self._draw, kind, step) if self._log.has_visualdl and config.PICTURES else None
         batches = self._log.batches(self._loader, kind)
-        return EvaluationResult(evaluate(model, batches, config.TRAIN.AMP, draw))
+        return EvaluationResult(evaluate(model, batches, config.TRAIN.AMP, draw, self._classes))
 
     def _draw(self, kind: str, step: int, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
         """Log the first images of this rank's shard with their labels and predictions."""
@@ -206,16 +212,23 @@ def _list_names(names: Sequence[str]) -> str:
 
 
 def _hash_data(dataset: Dataset) -> str:
-    return data_hash(dataset.class_names or (), dataset.names(), dataset.labels)
+    further = () if dataset.valid_labels is None else (dataset.valid_labels,)
+    return data_hash(dataset.class_names or (), dataset.names(), dataset.labels, *further)
 
 
-def _data_title(config: CfgNode, images: int, num_classes: int) -> str:
+def _data_title(config: CfgNode, images: int, num_classes: int, classes: np.ndarray | None) -> str:
     """What to call the validation data in a table of results."""
     data = config.DATA
     if data.DATASET in ("imagenet2012", "list") and (images, num_classes) == (50_000, 1000):
-        return "ImageNet-1K"
-    folder = Path(data.DATA_PATH).name if data.DATASET in ("imagenet2012", "list", "folder", "idx") else ""
-    return f"{data.DATASET} {folder}".strip()
+        title = "ImageNet-1K"
+    else:
+        folder = Path(data.DATA_PATH).name if data.DATASET in ("imagenet2012", "list", "folder", "idx") else ""
+        title = f"{data.DATASET} {folder}".strip()
+    if classes is not None:
+        title += f", only its {len(classes)} classes compete"
+    if data.LABELS_JSON:
+        title += f", labels of {Path(data.LABELS_JSON).name}"
+    return title
 
 
 def _draw_row(config: CfgNode, images: paddle.Tensor, titles: Sequence[str]) -> np.ndarray:

@@ -27,6 +27,8 @@ def default_config() -> CfgNode:
     config.DATA.INTERPOLATION = "bicubic"
     config.DATA.MEAN = [0.485, 0.456, 0.406]
     config.DATA.STD = [0.229, 0.224, 0.225]
+    config.DATA.CLASS_SUBSET = False  # with EVAL: of the model's classes, only those that the data has compete
+    config.DATA.LABELS_JSON = ""  # with EVAL: file with the valid labels of each image, such as ReaL's real.json
     config.DATA.SKIP_BROKEN = False  # count and replace unreadable images instead of stopping
 
     config.AUG = CfgNode()
@@ -124,6 +126,9 @@ def _check(config: CfgNode) -> None:
         lambda value: value >= -1,
         "must be an epoch, or -1 to continue where the checkpoint is",
     )
+    for key in ("CLASS_SUBSET", "LABELS_JSON"):
+        if config.DATA[key] and not config.EVAL:
+            raise UserError(f"DATA.{key} is {config.DATA[key]}; it needs -eval")
     if config.TRAIN.LAST_EPOCH >= 0 and not config.RESUME:
         raise UserError("-last_epoch selects the epoch to continue after; it needs -resume")
 
@@ -148,9 +153,9 @@ CONFIG = TaskConfig(
     flags=_FLAGS,
     check=_check,
     free_keys=frozenset(_FREE_KEYS.split()),
-    invocation_keys=frozenset({"TRAIN.LAST_EPOCH"}),
+    invocation_keys=frozenset({"TRAIN.LAST_EPOCH", "DATA.CLASS_SUBSET", "DATA.LABELS_JSON"}),
     allowed=ALLOWED,
-    machine_keys=frozenset({"DATA.DATA_PATH", "TOKEN_LABEL.MAPS"}),
+    machine_keys=frozenset({"DATA.DATA_PATH", "DATA.LABELS_JSON", "TOKEN_LABEL.MAPS"}),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from abc import ABC, abstractmethod
@@ -27,7 +28,11 @@ class Dataset(ABC):
         labels: int64 [n].
         class_names: list of str, or None if the source has no class names.
         num_classes: at least ``labels.max() + 1``.
+        valid_labels: int64 [n, m], what counts as right in an evaluation instead of ``labels``, see
+            :func:`image_classification.valid_labels.read_valid_labels`; or None.
     """
+
+    valid_labels: np.ndarray | None = None
 
     def __init__(self, labels: np.ndarray, class_names: list[str] | None, num_classes: int):
         self.labels = labels
@@ -96,6 +101,14 @@ class FileDataset(Dataset):
     def path(self, index: int) -> Path:
         return self._root / os.fsdecode(bytes(self._names[index]))
 
+    def source(self, index: int) -> Path | io.BytesIO:
+        """Return the path of an image, or its content where it is no file of its own.
+
+        Raises:
+            UserError: the content cannot be read.
+        """
+        return self.path(index)
+
     def describe(self, index: int) -> str:
         if self._list_name is None:
             return str(self.path(index))
@@ -107,7 +120,7 @@ class FileDataset(Dataset):
 
     def load(self, index: int, min_size: int | None = None) -> Image.Image:
         try:
-            return load_rgb(self.path(index), min_size)
+            return load_rgb(self.source(index), min_size)
         except FileNotFoundError as error:
             raise self._missing(index) from error
         except UserError as error:
@@ -117,10 +130,12 @@ class FileDataset(Dataset):
         """Look for images of more than 8 bits per channel among up to 100."""
         sample = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(int))
         deep = []
-        for path in map(self.path, sample):
-            with suppress(OSError, UserError), open_image(path) as image:  # they are reported when they are used
-                if stored_bits(path, image) > 8:
-                    deep.append(path)
+        for index in sample:
+            with suppress(OSError, UserError):  # they are reported when they are used
+                source = self.source(index)
+                with open_image(source) as image:
+                    if stored_bits(source, image) > 8:
+                        deep.append(self.describe(index))
         if not deep:
             return []
         return [

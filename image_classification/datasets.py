@@ -50,16 +50,19 @@ def build_dataset(
         path: folder of the data, may begin with ``~``; only ``mnist5k`` has a default (None).
         split: ``"train"`` or ``"val"``.
         num_classes: classes of the model; None takes the number of the data set.
-        class_names: of the model. They number the class folders, of which a split may lack some.
+        class_names: of the model. They number the class folders, of which a split may lack some; so do folders whose
+            names are all numbers of these classes.
 
     Kinds:
         imagenet2012, list: ``train_list.txt`` and ``val_list.txt`` in the folder, with lines
             ``relative/path.jpg LABEL``; empty lines and lines that begin with ``#`` are skipped. ``class_names.txt`` or
             ``label_list.txt``, one name per line, is optional.
         folder: ``train/CLASS/*`` and ``val/CLASS/*``, with subfolders; see ``SPLIT_FOLDERS`` for other names.
-            The classes are the folders of ``train`` (or of ``val``, without ``train``), sorted by name. With neither
-            folder, ``CLASS/*`` is split: a fixed random 20 % of each class is the validation split, at least one image
-            of a class with two or more.
+            The classes are the folders of ``train`` (or of ``val``, without ``train``), sorted by name. Without one of
+            these folders, or with no class folder in it, archives take its place: ``train.tar``, ``train-*.tar`` or
+            ``train/*.tar``, or ``.zip``, see :class:`image_classification.archives.ArchiveTree`. With neither,
+            ``CLASS/*`` is split: a fixed random 20 % of each class is the validation split, at least one image of a
+            class with two or more.
         idx, mnist, fashion_mnist: ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
             ``t10k-``, each plain or ``.gz``.
         mnist5k: 4,000 training and 1,000 validation digits, downloaded on first use; see

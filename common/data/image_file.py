@@ -11,6 +11,7 @@ the header, see :func:`open_image`: a small file can state a size that fills the
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -84,18 +85,22 @@ def list_images(folder: str | Path) -> list[str]:
 
 
 @contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
+def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
     """Open an image with Pillow, which reads the header only.
+
+    Args:
+        source: path of an image file, or its content.
 
     Raises:
         OSError: the file cannot be opened.
         UserError: it is no image of a supported format, or :func:`check_size` refuses it. The message does not name the
             file.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (of a pipe, opening it would wait for ever)
+    # Opening a pipe would wait for ever.
+    if not isinstance(source, io.BytesIO) and not stat.S_ISREG(os.stat(source).st_mode):  # noqa: PTH116
         raise UserError("it is not a regular file; replace or remove it")
     try:
-        image = Image.open(path, formats=_FORMATS)
+        image = Image.open(source, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise UserError(f"its content is none of {', '.join(_FORMATS)}; replace or remove it") from error
     except Image.DecompressionBombError as error:
@@ -162,11 +167,11 @@ def _unreadable(path: str, error: Exception) -> UserError:
     return UserError(f"image {path} is damaged ({one_line(error)}); replace it, or remove it from the data")
 
 
-def load_rgb(path: str | Path, min_size: int | None = None) -> Image.Image:
+def load_rgb(source: str | Path | io.BytesIO, min_size: int | None = None) -> Image.Image:
     """Decode an image with Pillow.
 
     Args:
-        path: of the image file.
+        source: path of the image file, or its content.
         min_size: in pixels; a JPEG may then be decoded at a half, quarter or eighth of its size, as long as both sides
             keep so many. This is faster and changes the pixels.
 
@@ -178,7 +183,7 @@ def load_rgb(path: str | Path, min_size: int | None = None) -> Image.Image:
         UserError: the file cannot be decoded, see :func:`open_image`. The message does not name the file.
     """
     try:
-        with open_image(path) as image:
+        with open_image(source) as image:
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
             turn = None if image.format == "TIFF" else _TURNS.get(exif_orientation(image))  # Pillow turns TIFF files
@@ -302,10 +307,10 @@ def exif_orientation(image: Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
-def stored_bits(path: str | Path, image: Image.Image) -> int:
+def stored_bits(source: str | Path | io.BytesIO, image: Image.Image) -> int:
     """Bits per channel in the file; Pillow opens some 16-bit files with 8 bits."""
     if image.format == "PNG":
-        with Path(path).open("rb") as file:
+        with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(source).open("rb") as file:
             return file.read(25)[24]  # in the header chunk (PNG specification, 11.2.1)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))

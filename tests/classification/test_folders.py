@@ -74,6 +74,16 @@ def test_the_classes_of_the_weights_number_the_folders(trees):
     fails(["class folder horse is not in the classes of the weights"], "folder", trees, "val", 3, known)
 
 
+def test_folders_may_have_the_numbers_of_the_classes_as_names(tmp_path):
+    known = [f"n{number:08d}" for number in range(12)]
+    for number in (0, 2, 10, 11):
+        save_image(tmp_path / "val" / str(number) / "1.png")
+    dataset = build_dataset("folder", tmp_path, "val", 12, known)
+    assert (dataset.class_names, dataset.labels.tolist()) == (known, [0, 2, 10, 11])
+    save_image(tmp_path / "val" / "12" / "1.png")  # a number that is no class: the names are just names
+    fails(["names 5 classes", "the model has 12"], "folder", tmp_path, "val", 12, known)
+
+
 def test_folder_without_splits_holds_out_a_fixed_fifth_of_each_class(tmp_path):
     for name, count in (("many", 20), ("two", 2), ("one", 1)):
         for number in range(count):
