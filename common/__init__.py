@@ -7,13 +7,25 @@ from typing import Any
 import numpy  # noqa: F401  (before paddle: the zlib that paddle 2.6 loads breaks Pillow's PNG reader otherwise)
 
 __version__ = "0.2.0"
-__all__ = ["PSAttention", "PaleTransformer", "__version__", "create_model", "list_models"]
+__all__ = [
+    "PSAttention",
+    "PaleFeatures",
+    "PaleTransformer",
+    "__version__",
+    "create_model",
+    "list_models",
+    "register_model",
+    "transforms_for",
+]
 
 _MODULES = {
     "PSAttention": "pale_attention",
+    "PaleFeatures": "pale_transformer",
     "PaleTransformer": "pale_transformer",
     "create_model": "pale_transformer",
-    "list_models": "pale_transformer",
+    "list_models": "model_names",
+    "register_model": "layers.variants",
+    "transforms_for": "inference.transforms",
 }
 
 

@@ -6,9 +6,8 @@ The marks [P], [R], [U], [C], [A] tell how sure a fact of the paper is; ``docs/p
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,19 +18,23 @@ from paddle import Tensor, nn
 
 from .ablation import vary
 from .checkpoints.loading import load_pretrained, read_checkpoint
-from .checkpoints.released import list_weights
+from .data.preprocessing import Preprocessing
 from .fuse import fuse
 from .layers.channels_last import Linear
 from .layers.drop_path import DropPath
+from .layers.freezing import freeze
 from .layers.position_encoding import ConditionalPositionEncoding
 from .layers.recompute import run_recomputed
 from .layers.variants import VARIANTS
+from .model_names import list_models, variant_settings
 from .pale_attention import PSAttention
+from .timm_interface import TimmInterface, places_of
 
 __all__ = [
     "STRIDE",
     "VARIANTS",
     "PaleBlock",
+    "PaleFeatures",
     "PaleTransformer",
     "build_variant",
     "create_model",
@@ -117,7 +120,7 @@ class PaleStage(nn.Layer):
         return x
 
 
-class PaleTransformer(nn.Layer):
+class PaleTransformer(TimmInterface):
     """A hierarchical backbone of four stages with a classification head.
 
     Args:
@@ -134,9 +137,13 @@ class PaleTransformer(nn.Layer):
         position_encoding: ``cpe`` [U, C], or one of the ablations (``common.ablation.POSITION_ENCODINGS``).
         image_size: side, or height and width, of the training images; only learned position encodings need it.
         stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; none in [U].
+        drop_rate: dropout of the pooled features before the classifier.
+        global_pool: ``avg``, or, without a head, an empty text: ``forward`` then returns the normalized last map.
 
     Attributes:
         out_channels, out_strides: of the feature maps of the four stages.
+        preprocessing: of images in evaluation (:class:`common.data.preprocessing.Preprocessing`): ImageNet's, or that
+            of the weights that :func:`create_model` has loaded.
         attention_settings: settings that cannot be inferred from a state dict; checkpoints store them.
 
     Raises:
@@ -161,19 +168,26 @@ class PaleTransformer(nn.Layer):
         position_encoding: str = "cpe",
         image_size: int | tuple[int, int] | None = None,
         stage_norms: bool = True,
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
     ):
         super().__init__()
         _require_positive(embed_dim=embed_dim, mlp_ratio=mlp_ratio, in_channels=in_channels)
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate is {drop_path_rate}; it must be in [0, 1)")
+        for name, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
+            _require_number(name, rate)
+            if not 0.0 <= rate < 1.0:
+                raise ValueError(f"{name} is {rate}; it must be in [0, 1)")
         for name, values in (("depths", depths), ("num_heads", num_heads)):
-            if len(values) != 4:
+            if not isinstance(values, Sequence) or len(values) != 4:
                 raise ValueError(f"{name} is {values!r}; give one number for each of the four stages")
-        _require_positive(depths=min(depths), num_heads=min(num_heads))
+            for value in values:
+                _require_positive(**{name: value})
 
         self.out_channels = tuple(embed_dim * 2**stage for stage in range(4))
         self.out_strides = (4, 8, 16, 32)
         self.depths = tuple(depths)
+        self.in_channels = in_channels
+        self.preprocessing = Preprocessing(image_size) if isinstance(image_size, int) else Preprocessing()
         sizes = _sizes_of_stages(pale_size)
         drop_rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
         self.stages = nn.LayerList()
@@ -188,6 +202,8 @@ class PaleTransformer(nn.Layer):
             ]
             self.stages.append(PaleStage(merging, blocks))
         self.norm = nn.LayerNorm(self.out_channels[-1]) if stage_norms else nn.Identity()
+        self.global_pool = global_pool
+        self.dropout = nn.Dropout(drop_rate)
         self.head = nn.Identity()  # until reset_head
         self._recompute = False
         if (attention, parallel, position_encoding) != ("pale", True, "cpe"):
@@ -201,12 +217,16 @@ class PaleTransformer(nn.Layer):
         self.reset_head(num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
-        x = self._stage_outputs(images)[-1]
-        return self.head(self.norm(x).mean([1, 2]))
+        """Map images ``[B, C, H, W]``, H and W from 32 up, to logits ``[B, num_classes]``.
+
+        For 0 classes, these are the pooled features, ``[B, num_features]``, or, without pooling, the NCHW last map.
+        """
+        return self.head_outputs(self._stage_outputs(images)[-1])
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
         """Map images ``[B, C, H, W]``, H and W from 32 up, to the outputs of the four stages.
+
+        timm's ``forward_features`` returns the last map alone, after the final LayerNorm.
 
         Returns:
             Four NCHW maps with ``out_channels`` channels at ``out_strides``; a side that a stride does not divide is
@@ -214,10 +234,20 @@ class PaleTransformer(nn.Layer):
         """
         return [x.transpose([0, 3, 1, 2]) for x in self._stage_outputs(images)]
 
+    def head_outputs(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map the last map, ``[B, h, w, C]``, to logits or, with ``pre_logits``, to what the classifier is given."""
+        x = self.norm(x)
+        x = self.dropout(x.mean([1, 2])) if self.global_pool else x.transpose([0, 3, 1, 2])
+        return x if pre_logits else self.head(x)
+
     def _stage_outputs(self, images: Tensor) -> list[Tensor]:
         """The ``[B, H, W, C]`` map of each stage."""
-        if paddle.in_dynamic_mode() and min(images.shape[2:]) < STRIDE:
-            raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the model needs at least 32x32")
+        if paddle.in_dynamic_mode():
+            if images.ndim != 4 or images.shape[1] != self.in_channels:
+                wanted = f"[B, {self.in_channels}, H, W]"
+                raise ValueError(f"images have the shape {list(images.shape)}; the model needs {wanted}")
+            if min(images.shape[2:]) < STRIDE:
+                raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the model needs at least 32x32")
         x = images.transpose([0, 2, 3, 1])
         maps = []  # a list: Paddle does not trace code that a generator calls
         for stage in self.stages:
@@ -227,8 +257,11 @@ class PaleTransformer(nn.Layer):
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the head by a newly initialized one for ``num_classes`` classes (0: none)."""
+        _require_number("num_classes", num_classes)
         if num_classes < 0:
             raise ValueError(f"num_classes is {num_classes}; it must be 0 (no head) or more")
+        if self.global_pool not in ("avg", "") or (num_classes and not self.global_pool):
+            raise ValueError(f"global_pool is {self.global_pool!r}; it must be 'avg' or, without a classifier, ''")
         self.num_classes = num_classes
         self.head = self.build_head()
 
@@ -241,6 +274,17 @@ class PaleTransformer(nn.Layer):
     def set_recompute(self, enabled: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing its activations (gradient checkpointing)."""
         self._recompute = enabled
+
+    def freeze(self, *patterns: str) -> None:
+        """Keep parts as they are in training, such as ``model.freeze("stem", "stages.0")``.
+
+        Args:
+            patterns: see :func:`common.layers.freezing.freeze`; call this before an optimizer is built.
+
+        Raises:
+            ValueError: a pattern matches nothing, or freezes only one of the weight and the bias of a BatchNorm.
+        """
+        freeze(self, patterns)
 
     def fuse(self) -> None:
         """Make the model cheaper for inference, equal to 1e-5; see :func:`common.fuse.fuse`."""
@@ -278,32 +322,60 @@ class PaleTransformer(nn.Layer):
         return blocks_before + 1 + int(parts[3])
 
 
-def list_models(pattern: str = "*", pretrained: str | bool = False) -> list[str]:
-    """Names of the variants that :func:`create_model` builds, smallest first.
+class PaleFeatures(PaleTransformer):
+    """The stages of :class:`PaleTransformer`, under the same names, with normalized maps as outputs.
+
+    It has no classifier and no final norm, but ``out_norms``, a LayerNorm for each output [A: Swin's and CSWin's
+    dense-task code]. It has no stages after the last output, so that every parameter is used. ``out_channels`` and
+    ``out_strides`` describe the maps of all four stages.
 
     Args:
-        pattern: shell pattern, such as ``"pale_s*"``.
-        pretrained: ``True`` for the variants with released weights, a tag for those with weights of that data set; see
-            :func:`common.checkpoints.released.list_weights`.
-    """
-    names = fnmatch.filter(VARIANTS, pattern)
-    if pretrained is False:
-        return names
-    with_weights = {row.model for row in list_weights() if pretrained in (True, row.tag)}
-    return [name for name in names if name in with_weights]
-
-
-def variant_settings(name: str, **overrides: Any) -> dict[str, Any]:
-    """Arguments of :class:`PaleTransformer` for a variant, with overrides; an override of None changes nothing.
+        out_indices: the stages whose maps are outputs, rising, 0 to 3 or, from the end, -4 to -1.
+        arguments: those of :class:`PaleTransformer`, by name, but ``num_classes``.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: an argument is out of range; the message names it.
     """
-    if name not in VARIANTS:
-        close = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.75)
-        meant = f"did you mean {close[0]}? Available:" if close else "choose one of"
-        raise ValueError(f"unknown model {name!r}; {meant} {', '.join(list_models())}")
-    return {**VARIANTS[name], **{key: value for key, value in overrides.items() if value is not None}}
+
+    head_prefixes = ("out_norms.",)
+
+    def __init__(self, out_indices: Sequence[int] = (0, 1, 2, 3), **arguments: Any):
+        super().__init__(num_classes=0, **arguments)
+        self.out_indices = places_of(out_indices, 4, "out_indices")
+        built = self.out_indices[-1] + 1
+        del self.norm, self.stages[built:]
+        self.depths = (*self.depths[:built], *[0] * (4 - built))
+        self.left_out_prefixes = tuple(f"stages.{stage}." for stage in range(built, 4))
+        # A stage that is no output keeps its place, so that the norm of each stage has one name in every model.
+        self.out_norms = nn.LayerList(
+            [
+                nn.LayerNorm(channels) if stage in self.out_indices else nn.Identity()
+                for stage, channels in enumerate(self.out_channels)
+            ]
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See :meth:`output_maps`."""
+        return self.output_maps(images)
+
+    def output_maps(self, images: Tensor) -> list[Tensor]:
+        """Map images ``[B, C, H, W]``, H and W from 32 up, to the normalized NCHW maps of ``out_indices``.
+
+        Returns:
+            Maps with ``out_channels`` channels at ``out_strides``; a side that a stride does not divide is rounded up.
+        """
+        maps = self._stage_outputs(images)
+        return [self.out_norms[stage](maps[stage]).transpose([0, 3, 1, 2]) for stage in self.out_indices]
+
+    def reset_head(self, num_classes: int) -> None:
+        """Refuse: the head belongs to the model around the backbone.
+
+        Raises:
+            ValueError: ``num_classes`` is not 0.
+        """
+        if num_classes:
+            raise ValueError(f"num_classes is {num_classes}; a backbone of dense models has no classifier")
+        super().reset_head(num_classes)
 
 
 _Model = TypeVar("_Model", bound=PaleTransformer)
@@ -327,7 +399,12 @@ def build_variant(kind: type[_Model], name: str, **overrides: Any) -> _Model:
 
 
 def create_model(
-    name: str, num_classes: int | None = None, pretrained: str | Path | bool = False, **overrides: Any
+    name: str,
+    num_classes: int | None = None,
+    pretrained: str | Path | bool = False,
+    features_only: bool = False,
+    in_chans: int | None = None,
+    **overrides: Any,
 ) -> PaleTransformer:
     """Build a variant.
 
@@ -336,20 +413,31 @@ def create_model(
         num_classes: outputs of the head; 0 for no head. ``None`` takes the number of the pretrained head, or 1000.
         pretrained: weights to load: the tag of released ones (``common.checkpoints.released.list_weights``), a file, or
             ``https://...#sha256=...``; ``True`` for ImageNet weights. A pretrained head for another number of classes
-            is not loaded; the printed report says so.
-        overrides: arguments of :class:`PaleTransformer` that replace the variant's.
+            is not loaded, and the first convolution is adapted to ``in_channels``; the printed report says so.
+        features_only: build a :class:`PaleFeatures`, a backbone that returns the maps of ``out_indices``.
+        in_chans: ``in_channels``, as timm calls it.
+        overrides: arguments of the class, :class:`PaleTransformer` or :class:`PaleFeatures`, that replace the
+            variant's.
 
     Raises:
         ValueError: unknown name or argument, or a value out of range.
         common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
     variant_settings(name)  # an unknown name is an error before its weights are looked for
+    if in_chans is not None and overrides.setdefault("in_channels", in_chans) != in_chans:
+        raise ValueError(f"in_chans is {in_chans} and in_channels {overrides['in_channels']}; give one of them")
+    if features_only and num_classes:
+        raise ValueError(f"num_classes is {num_classes}; a model with features_only has no classifier")
     checkpoint = read_checkpoint(pretrained, name) if pretrained else None
-    if num_classes is None:
-        num_classes = (checkpoint.num_classes if checkpoint else None) or 1000
-    model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
+    if features_only:
+        model: PaleTransformer = build_variant(PaleFeatures, name, **overrides)
+    else:
+        if num_classes is None:
+            num_classes = (checkpoint.num_classes if checkpoint else None) or 1000
+        model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
     if checkpoint:
         load_pretrained(model, checkpoint)
+        model.preprocessing = checkpoint.preprocessing or model.preprocessing
     return model
 
 
@@ -370,5 +458,12 @@ def _sizes_of_stages(pale_size: int | Sequence[Any]) -> list[int | list[int]]:
 
 def _require_positive(**values: float) -> None:
     for name, value in values.items():
+        _require_number(name, value)
         if value <= 0:
             raise ValueError(f"{name} is {value}; it must be positive")
+
+
+def _require_number(name: str, value: Any) -> None:
+    """Refuse what a yaml file easily has in place of a number, such as ``"3"``."""
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}; it must be a number")

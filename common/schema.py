@@ -19,6 +19,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 from .errors import UserError, one_line, printable
+from .runtime.regular_file import open_regular
 
 __all__ = ["Count", "Range", "Text", "check_value", "hints_of", "read_json"]
 
@@ -178,12 +179,10 @@ def read_json(path: Path, source: str, max_bytes: int = _MAX_BYTES) -> Any:
         max_bytes: longer files are refused.
 
     Raises:
-        UserError: it is too long, is not JSON, or is a named pipe.
-        OSError: it cannot be read.
+        UserError: it is too long, or is not JSON.
+        OSError: it cannot be read, see :func:`common.runtime.regular_file.open_regular`.
     """
-    if path.is_fifo():  # opening it would wait for a writer
-        raise UserError(f"{source} is a named pipe; give a file")
-    with path.open("rb") as file:
+    with open_regular(path, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise UserError(f"{source} has more than {max_bytes:,} bytes; give another file")

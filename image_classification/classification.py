@@ -14,12 +14,14 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
+from common.data.class_names import list_names
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
 from common.training.data_hash import data_hash
 from common.training.log import TrainingLog
 from common.training.optimizer import build_optimizer, warmup_cosine
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
+from image_classification.class_balance import class_weights, describe_weights, weighted_cross_entropy
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.dataset_types import Dataset
 from image_classification.datasets import build_dataset
@@ -39,8 +41,6 @@ from image_classification.token_labeling import (
 from image_classification.valid_labels import read_valid_labels
 
 __all__ = ["Classification"]
-
-_NAMES_SHOWN = 10  # classes in the description of the data
 
 
 class Classification(Task):
@@ -69,15 +69,26 @@ class Classification(Task):
         maps = LabelMaps(config.TOKEN_LABEL.MAPS, train_set, num_classes) if config.TOKEN_LABEL.MAPS else None
         loader, sampler = build_train_loader(config, train_set, maps)
         model = build_model(config, num_classes, token_labels=maps is not None)
-        description = _describe_data(train_set, val_set, num_classes)
+        self.freeze(model)
+        description = _describe_data({"training": train_set, "validation": val_set}, num_classes)
+        weights = None
+        if kind := config.DATA.CLASS_WEIGHTS:
+            values = class_weights(train_set.labels, num_classes, kind)
+            description += f"\n{describe_weights(values, _names(train_set, num_classes), kind)}"
+            weights = paddle.to_tensor(values)
+        if config.DATA.BALANCED_SAMPLING:
+            present = len(np.unique(train_set.labels))
+            description += f"\nbalanced sampling: an epoch has 1/{present} of its images from each of {present} classes"
         evaluator = ClassificationEvaluator(config, val_set, num_classes, self.log)
         data_hashes = {"training data": _hash_data(train_set), "validation data": evaluator.data_hash}
         if maps:
-            description += f"\nlabel maps: {maps.info}"
+            description += "\n  other name: ".join([f"\nlabel maps: {maps.info}", *maps.renamed])
             data_hashes["label maps"] = str(maps.info)
         return Training(
             model=model,
-            compute_loss=functools.partial(self._token_label_loss if maps else self._loss, num_classes=num_classes),
+            compute_loss=functools.partial(self._token_label_loss, num_classes=num_classes)
+            if maps
+            else functools.partial(self._loss, num_classes=num_classes, weights=weights),
             loader=loader,
             sampler=sampler,
             optimizer=self._build_optimizer(model),
@@ -96,6 +107,7 @@ class Classification(Task):
         class_names = checkpoint.class_names or [str(number) for number in range(num_classes or 0)]
         val_set = self._build_dataset("val", num_classes, class_names)
         num_classes = num_classes or val_set.num_classes
+        self.log.line(_describe_data({"validation": val_set}, num_classes))
         if self.config.DATA.LABELS_JSON:
             val_set.valid_labels = read_valid_labels(Path(self.config.DATA.LABELS_JSON), val_set)
         model = build_model(self.config, num_classes)
@@ -127,10 +139,20 @@ class Classification(Task):
             end_lr=train.END_LR * scale,
         )
 
-    def _loss(self, model: nn.Layer, batch: dict[str, Any], rng: np.random.Generator, num_classes: int) -> BatchResult:
-        images, targets = mixup_or_cutmix(batch["images"], batch["labels"], num_classes, rng, self.config.AUG)
+    def _loss(
+        self,
+        model: nn.Layer,
+        batch: dict[str, Any],
+        rng: np.random.Generator,
+        num_classes: int,
+        weights: paddle.Tensor | None = None,
+    ) -> BatchResult:
+        images, targets = mixup_or_cutmix(batch["images"], batch["labels"], num_classes, rng, self.config.AUG, weights)
         logits = model(images).astype("float32")
-        loss = F.cross_entropy(logits, targets, soft_label=True)
+        if weights is None:
+            loss = F.cross_entropy(logits, targets, soft_label=True)
+        else:
+            loss = weighted_cross_entropy(logits, targets)
         top1 = 100.0 * (logits.argmax(-1) == batch["labels"]).astype("float32").mean()
         return BatchResult(loss, len(images), {"top1": top1}, count_errors(batch))
 
@@ -193,22 +215,21 @@ class ClassificationEvaluator(Evaluator):
         self._log.picture(f"{kind}/images", step, _draw_row(self._config, batch["images"], titles))
 
 
-def _describe_data(train_set: Dataset, val_set: Dataset, num_classes: int) -> str:
-    """The counts, the names of the classes, and a warning for classes without images in one split."""
-    names = train_set.class_names or [str(number) for number in range(num_classes)]
-    lines = [
-        f"data: {len(train_set)} training and {len(val_set)} validation images of {num_classes} classes: "
-        + _list_names(names)
-    ]
-    for split, dataset in (("training", train_set), ("validation", val_set)):
-        counts = np.bincount(dataset.labels, minlength=num_classes)
-        if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
-            lines.append(f"warning: no {split} images of {len(empty)} classes: {_list_names(empty)}")
+def _describe_data(splits: Mapping[str, Dataset], num_classes: int) -> str:
+    """The counts, the names of the classes, and a warning for classes without images in a split."""
+    names = _names(next(iter(splits.values())), num_classes)
+    counts = " and ".join(f"{len(dataset)} {split}" for split, dataset in splits.items())
+    lines = [f"data: {counts} images of {num_classes} classes: {list_names(names)}"]
+    for split, dataset in splits.items():
+        images = np.bincount(dataset.labels, minlength=num_classes)
+        if empty := [names[number] for number in np.flatnonzero(images == 0)]:
+            lines.append(f"warning: no {split} images of {len(empty)} classes: {list_names(empty)}")
     return "\n".join(lines)
 
 
-def _list_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
+def _names(dataset: Dataset, num_classes: int) -> Sequence[str]:
+    """The names of the classes, or else their numbers."""
+    return dataset.class_names or [str(number) for number in range(num_classes)]
 
 
 def _hash_data(dataset: Dataset) -> str:

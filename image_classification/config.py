@@ -6,12 +6,15 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from common.data.preprocessing import Preprocessing
 from common.errors import UserError
 from common.training.allowed import Kind, integer, list_of, number
 from common.training.config import MAX_SIDE, Flag, TaskConfig, require, shared_config
 from image_classification.label_map_alignment import TOKEN_STRIDE
 
-__all__ = ["ALLOWED", "CONFIG", "check_token_labels", "default_config", "model_title"]
+__all__ = ["ALLOWED", "CLASS_WEIGHTS", "CONFIG", "check_token_labels", "default_config", "model_title"]
+
+CLASS_WEIGHTS = ("", "balanced", "effective")  # choices of DATA.CLASS_WEIGHTS
 
 
 def default_config() -> CfgNode:
@@ -22,11 +25,14 @@ def default_config() -> CfgNode:
     config.DATA.DATA_PATH = ""  # may be empty for mnist5k, which comes with the set-up
     config.DATA.BATCH_SIZE = 128  # images per batch and rank
     config.DATA.BATCH_SIZE_EVAL = 128
-    config.DATA.IMAGE_SIZE = 224
-    config.DATA.CROP_PCT = 0.875  # evaluation: side of the center crop / shorter side of the resized image
-    config.DATA.INTERPOLATION = "bicubic"
-    config.DATA.MEAN = [0.485, 0.456, 0.406]
-    config.DATA.STD = [0.229, 0.224, 0.225]
+    imagenet = Preprocessing()
+    config.DATA.IMAGE_SIZE = imagenet.image_size
+    config.DATA.CROP_PCT = imagenet.crop_pct  # evaluation: side of the center crop / shorter side of the resized image
+    config.DATA.INTERPOLATION = imagenet.interpolation
+    config.DATA.MEAN = imagenet.mean
+    config.DATA.STD = imagenet.std
+    config.DATA.CLASS_WEIGHTS = ""  # in the loss: balanced (1 / images), effective (1 / effective number), or none
+    config.DATA.BALANCED_SAMPLING = False  # every class has equally many images in an epoch, some of them repeated
     config.DATA.CLASS_SUBSET = False  # with EVAL: of the model's classes, only those that the data has compete
     config.DATA.LABELS_JSON = ""  # with EVAL: file with the valid labels of each image, such as ReaL's real.json
     config.DATA.SKIP_BROKEN = False  # count and replace unreadable images instead of stopping
@@ -90,6 +96,15 @@ _FLAGS = {
     "image_size": Flag(("DATA.IMAGE_SIZE",), int, "side of the square input in pixels", "data"),
     "batch_size": Flag(("DATA.BATCH_SIZE",), int, "training images per batch and rank", "data"),
     "batch_size_eval": Flag(("DATA.BATCH_SIZE_EVAL",), int, "evaluation images per batch and rank", "data"),
+    "num_classes": Flag(("MODEL.NUM_CLASSES",), int, "number of classes (default: that of the data)", "data"),
+    "epochs": Flag(("TRAIN.EPOCHS",), int, "number of epochs", "training"),
+    "lr": Flag(
+        ("TRAIN.BASE_LR",),
+        float,
+        "highest learning rate; scaled with the batch if TRAIN.LINEAR_SCALED_LR is set",
+        "training",
+        "RATE",
+    ),
     "label_maps": Flag(
         ("TOKEN_LABEL.MAPS",), str, "folder of label maps, to train with token labels", "training", "FOLDER"
     ),
@@ -118,6 +133,9 @@ def _check(config: CfgNode) -> None:
     require(config, "TRAIN.BETAS", lambda value: all(0 <= beta < 1 for beta in value), "must be two numbers in [0, 1)")
     require(config, "MODEL.PALE_SIZE", lambda sizes: len(sizes) in (0, 1, 4), "must be a list of one number or of four")
     require(config, "MODEL.NUM_HEADS", lambda heads: len(heads) in (0, 4), "must be a list of four numbers")
+    require(config, "DATA.CLASS_WEIGHTS", lambda value: value in CLASS_WEIGHTS, "must be balanced, effective or ''")
+    if config.DATA.CLASS_WEIGHTS and config.DATA.BALANCED_SAMPLING:
+        raise UserError("DATA.CLASS_WEIGHTS and DATA.BALANCED_SAMPLING would balance the classes twice; choose one")
     sides = f"must be at least 32, the largest stride, and at most {MAX_SIDE}"
     require(config, "DATA.IMAGE_SIZE", lambda value: 32 <= value <= MAX_SIDE, sides)
     require(
@@ -163,9 +181,11 @@ def check_token_labels(config: CfgNode) -> None:
     """Check the settings for training with token labels; evaluation and prediction do not need this.
 
     Raises:
-        UserError: Mixup or CutMix is on, or tokens would not divide the image evenly.
+        UserError: Mixup, CutMix or class weights are on, or tokens would not divide the image evenly.
     """
     require(config, "AUG.MIXUP AUG.CUTMIX", lambda value: value == 0, "must be 0: MixToken takes its place")
+    unweighted = "must be '' with token labels, whose classes are those of the maps; DATA.BALANCED_SAMPLING works"
+    require(config, "DATA.CLASS_WEIGHTS", lambda value: not value, unweighted)
     whole = f"must be a multiple of {TOKEN_STRIDE} with token labels, so that tokens divide the image evenly"
     require(config, "DATA.IMAGE_SIZE", lambda value: value % TOKEN_STRIDE == 0, whole)
 

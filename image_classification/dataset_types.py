@@ -7,18 +7,15 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from common.data.image_file import load_rgb, open_image, stored_bits
+from common.data.image_file import deep_image_warning, load_rgb
 from common.errors import UserError, missing_hint
 
 __all__ = ["ArrayDataset", "Dataset", "FileDataset", "check_labels", "class_count"]
-
-_LOOKED_AT = 100  # images whose headers are read before training
 
 
 class Dataset(ABC):
@@ -128,20 +125,8 @@ class FileDataset(Dataset):
 
     def warnings(self) -> list[str]:
         """Look for images of more than 8 bits per channel among up to 100."""
-        sample = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(int))
-        deep = []
-        for index in sample:
-            with suppress(OSError, UserError):  # they are reported when they are used
-                source = self.source(index)
-                with open_image(source) as image:
-                    if stored_bits(source, image) > 8:
-                        deep.append(self.describe(index))
-        if not deep:
-            return []
-        return [
-            f"{len(deep)} of {len(sample)} inspected images have more than 8 bits per channel, such as {deep[0]}: 0 is "
-            "read as black and 65535 as white; if they use a smaller range, convert them to 8 bits yourself"
-        ]
+        warning = deep_image_warning(len(self), self.source, self.describe)
+        return [warning] if warning else []
 
     def check_exist(self) -> None:
         """Check that the first, the last and some random files exist; to check all takes long on network disks.

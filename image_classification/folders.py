@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.class_names import check_class_names
+from common.data.class_names import check_class_names, composed
 from common.data.image_file import is_ignored, list_images
 from common.errors import UserError
 from image_classification.archives import ArchiveTree, compressed_hint, list_archives
@@ -66,9 +66,9 @@ def build_folder(
     for label, folder in enumerate(numbered):
         if folder not in folders:
             continue
-        files = tree.files(folder)
+        files = tree.files(folders[folder].name)
         if not files and (split == "train" or not trees):
-            raise UserError(f"class folder {tree.path / folder} has no images: fill or remove it")
+            raise UserError(f"class folder {folders[folder]} has no images: fill or remove it")
         if not trees:
             files = _select_split(files, split)
         names += files
@@ -102,24 +102,33 @@ def _find_splits(path: Path) -> dict[str, FolderTree | ArchiveTree]:
     return trees
 
 
-def _class_folders(tree: FolderTree | ArchiveTree) -> list[str]:
-    folders = tree.class_names()
+def _class_folders(tree: FolderTree | ArchiveTree) -> dict[str, Path]:
+    """The class folders by their composed names, sorted by these."""
+    folders: dict[str, Path] = {}
+    for folder in tree.class_names():
+        name = composed(folder)
+        if name in folders:
+            raise UserError(
+                f"{tree.path} has two class folders {name!r} that differ only in their Unicode form, "
+                f"{folders[name].name!a} and {folder!a}: rename or merge them"
+            )
+        folders[name] = tree.path / folder
     if not folders:
         raise UserError(
             f"{tree.path} has no class folders: put the images in one folder per class, or check -data_path"
             f"{compressed_hint(tree.path)}"
         )
-    check_class_names(folders, tree.path)
-    return folders
+    check_class_names(list(folders), tree.path)
+    return dict(sorted(folders.items()))
 
 
 def _number_classes(
-    folders: Sequence[str], train_tree: FolderTree | ArchiveTree, known_classes: Sequence[str] | None
+    folders: dict[str, Path], train_tree: FolderTree | ArchiveTree, known_classes: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
     """Number the classes as the model does, if it knows one of the folders, or if all are numbers of its classes.
 
     Args:
-        folders: of the classes in a split.
+        folders: of the classes in a split, by name.
         train_tree: the class folders of the training split, or of this one if there is none.
         known_classes: class names of the model.
 
@@ -135,10 +144,10 @@ def _number_classes(
     if not set(folders) & set(class_names):
         if set(folders) <= set(numbers):
             return numbers, class_names
-        class_names, source = _class_folders(train_tree), str(train_tree.path)
+        class_names, source = list(_class_folders(train_tree)), str(train_tree.path)
     unknown = [name for name in folders if name not in class_names]
     if unknown:
-        raise UserError(f"class folder {unknown[0]} is not in {source}: rename or remove it")
+        raise UserError(f"class folder {folders[unknown[0]]} is not in {source}: rename or remove it")
     if len(class_names) == 1:
         only = train_tree.path / class_names[0]
         raise UserError(

@@ -11,6 +11,7 @@ from paddle import Tensor
 from PIL import Image
 from yacs.config import CfgNode
 
+from common.data.preprocessing import FILTERS, Normalize
 from common.pale_transformer import PaleTransformer
 from common.training.loader import Loader
 from common.training.log import TrainingLog
@@ -18,7 +19,7 @@ from common.training.sampler import ShardedEvalSampler
 from image_classification.dataset_types import Dataset
 from image_classification.label_maps import LabelMapInfo, create_label_maps
 from image_classification.loaders import IGNORED_LABEL, TransformedDataset, collate
-from image_classification.transforms import Normalize, interpolation
+from image_classification.transforms import preprocessing_of
 
 __all__ = ["WholeImage", "annotate", "token_logits"]
 
@@ -33,8 +34,9 @@ class WholeImage:
     """
 
     def __init__(self, config: CfgNode):
-        self._size = config.DATA.IMAGE_SIZE
-        self._interpolation, self._normalize = interpolation(config), Normalize(config)
+        settings = preprocessing_of(config)
+        self._size, self._interpolation = settings.image_size, FILTERS[settings.interpolation]
+        self._normalize = Normalize(settings.mean, settings.std)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
         """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used."""

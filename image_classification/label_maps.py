@@ -24,8 +24,9 @@ from typing import Annotated
 
 import numpy as np
 
-from common.data.class_names import check_class_order
+from common.data.class_names import check_class_order, renamed_classes
 from common.errors import UserError, one_line
+from common.runtime.regular_file import open_regular
 from common.schema import Count, Range, Text, check_value, read_json
 from common.training.config import MAX_SIDE
 from image_classification.dataset_types import Dataset
@@ -142,6 +143,7 @@ class LabelMaps:
 
     Attributes:
         info: the metadata.
+        renamed: from :func:`common.data.class_names.renamed_classes`.
 
     Raises:
         UserError: a file is missing or damaged, an image has no map, or the classes differ.
@@ -156,6 +158,7 @@ class LabelMaps:
                 "them with a model for the same classes"
             )
         check_class_order(dataset.class_names, self.info.class_names, "the training data", str(self._folder))
+        self.renamed = renamed_classes(dataset.class_names, self.info.class_names, "the label maps")
         names = _read_array(self._folder, "images", np.dtype("S"), (self.info.images,))
         if names.dtype.itemsize > _LONGEST_NAME:
             raise UserError(f"{self._folder}: images.npy has names of {names.dtype.itemsize} bytes; {_AGAIN}")
@@ -214,7 +217,8 @@ def _read_array(folder: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]
     """Map a file into memory, which the reading processes of a machine share."""
     path = folder / f"{name}.npy"
     try:
-        array = np.lib.format.open_memmap(path, "r")  # refuses pickled objects
+        with open_regular(path, "rb"):
+            array = np.lib.format.open_memmap(path, "r")  # refuses pickled objects
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); {_AGAIN}") from error
     except Exception as error:  # NumPy raises nearly any type on damaged headers

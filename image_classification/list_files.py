@@ -9,6 +9,7 @@ import numpy as np
 
 from common.data.class_names import read_class_names
 from common.errors import UserError
+from common.runtime.regular_file import read_lines
 from image_classification.dataset_types import Dataset, FileDataset, check_labels, class_count
 
 __all__ = ["build_list"]
@@ -31,23 +32,18 @@ def _read_list(list_file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     names, labels, lines = [], [], []
     try:
         # A byte order mark is skipped; file names need not be UTF-8.
-        with list_file.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            for number, line in enumerate(file, 1):
-                line = line.strip()
-                if not line or line.startswith("#"):
-                    continue
-                name, *label = line.rsplit(maxsplit=1)
-                if not label:
-                    raise UserError(
-                        f'{list_file} line {number}: {name!r} has no label; write "relative/path.jpg LABEL"'
-                    )
-                if not re.fullmatch(r"-?[0-9]{1,18}", label[0]):
-                    raise UserError(
-                        f"{list_file} line {number}: label {label[0]!r} is not an integer: write 0, 1, 2, ..."
-                    )
-                names.append(name)
-                labels.append(int(label[0]))
-                lines.append(number)
+        for number, line in enumerate(read_lines(list_file, "utf-8-sig", "surrogateescape"), 1):
+            line = line.strip()
+            if not line or line.startswith("#"):
+                continue
+            name, *label = line.rsplit(maxsplit=1)
+            if not label:
+                raise UserError(f'{list_file} line {number}: {name!r} has no label; write "relative/path.jpg LABEL"')
+            if not re.fullmatch(r"-?[0-9]{1,18}", label[0]):
+                raise UserError(f"{list_file} line {number}: label {label[0]!r} is not an integer: write 0, 1, 2, ...")
+            names.append(name)
+            labels.append(int(label[0]))
+            lines.append(number)
     except OSError as error:
         raise UserError(
             f"cannot read the list file {list_file} ({error.strerror}): it must have lines "

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from common.errors import UserError, one_line
 from common.runtime.distributed import rank, world_size
 from common.training.loader import Loader
-from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
+from common.training.sampler import BalancedTrainSampler, SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from image_classification.dataset_types import Dataset
 from image_classification.label_map_alignment import TOKEN_STRIDE, Geometry, sampling_weights
 from image_classification.label_maps import LabelMaps
@@ -129,8 +129,11 @@ def build_train_loader(
     Raises:
         UserError: the data set is too small for one step.
     """
+    build, options = ShardedTrainSampler, {}
+    if config.DATA.BALANCED_SAMPLING:
+        build, options = BalancedTrainSampler, {"labels": dataset.labels}
     try:
-        sampler = ShardedTrainSampler(
+        sampler = build(
             len(dataset),
             config.DATA.BATCH_SIZE,
             config.SEED,
@@ -138,6 +141,7 @@ def build_train_loader(
             world_size(),
             config.TRAIN.ACCUM_ITER,
             config.AUG.REPEATS,
+            **options,
         )
     except ValueError as error:
         raise UserError(f"{error}; lower one of them") from error

@@ -39,7 +39,12 @@ def cutmix_box(
 
 
 def mixup_or_cutmix(
-    images: paddle.Tensor, labels: paddle.Tensor, num_classes: int, rng: np.random.Generator, aug: CfgNode
+    images: paddle.Tensor,
+    labels: paddle.Tensor,
+    num_classes: int,
+    rng: np.random.Generator,
+    aug: CfgNode,
+    class_weights: paddle.Tensor | None = None,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Mix every image of a batch with the one before it, by Mixup or by CutMix, with one lambda for the batch.
 
@@ -52,11 +57,16 @@ def mixup_or_cutmix(
         rng: generator of all random numbers.
         aug: ``MIXUP`` and ``CUTMIX`` (lambda ~ Beta(alpha, alpha); 0 disables the method), ``MIX_PROB`` (probability
             that the batch is mixed), ``MIX_SWITCH_PROB`` (of CutMix if both are enabled), ``LABEL_SMOOTHING``.
+        class_weights: float32 [num_classes]; the smoothed target of an image is multiplied by the weight of its class
+            before it is mixed, so that smoothing does not favor classes of a large weight.
 
     Returns:
-        images, float32 [batch, 3, height, width]; targets, float32 [batch, num_classes].
+        images, float32 [batch, 3, height, width]; targets, float32 [batch, num_classes], whose rows sum to 1 without
+        weights.
     """
     targets = smooth_one_hot(labels, num_classes, aug.LABEL_SMOOTHING)
+    if class_weights is not None:
+        targets = targets * class_weights[labels].unsqueeze(-1)
     if (aug.MIXUP == 0 and aug.CUTMIX == 0) or rng.random() >= aug.MIX_PROB:
         return images, targets
 

@@ -15,52 +15,30 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from yacs.config import CfgNode
 
+from common.data import preprocessing
+from common.data.preprocessing import FILTERS, Color, Normalize, Preprocessing
 from common.errors import UserError
 from common.training.config import require
 from image_classification.label_map_alignment import Geometry
 
-__all__ = ["RAND_AUGMENT_OPS", "EvalTransform", "Normalize", "RandAugment", "TrainTransform", "interpolation"]
+__all__ = ["RAND_AUGMENT_OPS", "EvalTransform", "RandAugment", "TrainTransform", "preprocessing_of"]
 
-Color = tuple[int, int, int]
 Matrix = Sequence[Sequence[float]]  # [2][3], see _warp
 # (image, magnitude from 0 to 10, rng, color of pixels from outside the image, record of the geometry) -> image
 AugmentOp = Callable[[Image.Image, float, np.random.Generator, Color, Geometry], Image.Image]
 
 
-def interpolation(config: CfgNode) -> Image.Resampling:
-    """Return Pillow's filter for ``DATA.INTERPOLATION``.
+def preprocessing_of(config: CfgNode) -> Preprocessing:
+    """Return ``DATA.IMAGE_SIZE``, ``CROP_PCT``, ``INTERPOLATION``, ``MEAN`` and ``STD``.
 
     Raises:
-        UserError: the name is unknown.
+        UserError: a value is invalid.
     """
-    filters = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
-    require(config, "DATA.INTERPOLATION", lambda name: name in filters, f"must be one of {', '.join(filters)}")
-    return filters[config.DATA.INTERPOLATION]
-
-
-class Normalize:
-    """``(image / 255 - mean) / std`` per channel, as one multiplication and one addition.
-
-    Args:
-        config: ``DATA.MEAN`` and ``DATA.STD``.
-
-    Raises:
-        UserError: a value of ``DATA.STD`` is not positive.
-    """
-
-    def __init__(self, config: CfgNode):
-        require(config, "DATA.STD", lambda std: min(std) > 0, "must be positive")
-        mean, std = np.array(config.DATA.MEAN), np.array(config.DATA.STD)
-        self._factor = (1 / (255 * std)).astype(np.float32).reshape(3, 1, 1)
-        self._offset = (-mean / std).astype(np.float32).reshape(3, 1, 1)
-        self.mean_color: Color = tuple(int(level) for level in np.clip(np.round(255 * mean), 0, 255))
-
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """Normalize an RGB image to a contiguous float32 [3, height, width]."""
-        array = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
-        array *= self._factor
-        array += self._offset
-        return array
+    require(config, "DATA.CROP_PCT", lambda value: 0 < value <= 1, "must be greater than 0 and at most 1")
+    require(config, "DATA.INTERPOLATION", lambda name: name in FILTERS, f"must be one of {', '.join(FILTERS)}")
+    require(config, "DATA.STD", lambda std: min(std) > 0, "must be positive")
+    data = config.DATA
+    return Preprocessing(data.IMAGE_SIZE, data.CROP_PCT, data.INTERPOLATION, data.MEAN, data.STD)
 
 
 # ---- geometry
@@ -284,7 +262,8 @@ class TrainTransform:
         for key, limit in (("AUG.CROP_SCALE", 1), ("AUG.CROP_RATIO", math.inf)):
             rule = f"must be [low, high] with 0 < low <= high <= {limit}"
             require(config, key, lambda pair, limit=limit: 0 < pair[0] <= pair[1] <= limit, rule)
-        self._interpolation, self._normalize = interpolation(config), Normalize(config)
+        settings = preprocessing_of(config)
+        self._interpolation, self._normalize = FILTERS[settings.interpolation], Normalize(settings.mean, settings.std)
         recipe = config.AUG.RAND_AUGMENT
         self._rand_augment = RandAugment(recipe, self._normalize.mean_color) if recipe else None
 
@@ -316,8 +295,8 @@ class TrainTransform:
         return array
 
 
-class EvalTransform:
-    """Resize the shorter side to ``DATA.IMAGE_SIZE / CROP_PCT``, crop the center, normalize.
+class EvalTransform(preprocessing.EvalTransform):
+    """The evaluation transform of a configuration.
 
     Args:
         config: ``DATA.IMAGE_SIZE``, ``CROP_PCT``, ``INTERPOLATION``, ``MEAN`` and ``STD``.
@@ -327,14 +306,4 @@ class EvalTransform:
     """
 
     def __init__(self, config: CfgNode):
-        require(config, "DATA.CROP_PCT", lambda value: 0 < value <= 1, "must be greater than 0 and at most 1")
-        self._size = config.DATA.IMAGE_SIZE
-        self._shorter_side = round(self._size / config.DATA.CROP_PCT)
-        self._interpolation, self._normalize = interpolation(config), Normalize(config)
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used."""
-        width, height = (side * self._shorter_side // min(image.size) for side in image.size)
-        image = image.resize((width, height), self._interpolation)
-        left, top = round((width - self._size) / 2), round((height - self._size) / 2)
-        return self._normalize(image.crop((left, top, left + self._size, top + self._size)))
+        super().__init__(preprocessing_of(config))

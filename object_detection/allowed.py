@@ -131,7 +131,7 @@ _ARCHITECTURES: dict[str, dict[str, Kind]] = {
 _COMPONENTS: dict[str, dict[str, Kind]] = {
     **_ARCHITECTURES,
     **_PARTS,
-    "PaleTransformer": {**BACKBONE, "out_indices": list_of(integer(0, 3), 4)},
+    "PaleTransformer": {**BACKBONE, "out_indices": list_of(integer(-4, 3), 4)},
     "FPN": {
         "out_channel": _WIDTH,
         "spatial_scales": list_of(_SHARE, 8),

@@ -80,7 +80,7 @@ PROBLEMS = {
         "boxes differ from the extent of their polygons", "kept", "write bbox as [x, y, width, height] of the polygons"
     ),
     "BOX_FORMAT": Problem(
-        "boxes, the majority, differ from the extent of their polygons",
+        "boxes, the majority, differ from the extent of their polygons, or fit polygons or image better as two corners",
         ERROR,
         "write bbox as [x, y, width, height], not as two corners, nor with the center in place of the corner",
     ),
@@ -293,12 +293,16 @@ class _AnnotationCheck:
         self.new_ids = itertools.count(max(0, *(annotation["id"] for annotation in coco["annotations"])) + 1)
         self.seen_ids: set[int] = set()
         self.with_polygons, self.beside_polygons = 0, []  # boxes to compare, and examples of those that differ
+        self.compared, self.corners = 0, []  # boxes in the format of most, and examples of those that are two corners
 
     def run(self) -> list[Annotation]:
         """The annotations to use; problems are added to the report."""
         checked = [self._check(annotation) for annotation in self.annotations]
-        kind = "BOX_FORMAT" if 2 * len(self.beside_polygons) > self.with_polygons else "BOX_BESIDE_MASK"
-        for example in self.beside_polygons:
+        if 2 * len(self.beside_polygons) > self.with_polygons or 2 * len(self.corners) > self.compared:
+            kind, examples = "BOX_FORMAT", [*dict.fromkeys([*self.beside_polygons, *self.corners])]
+        else:
+            kind, examples = "BOX_BESIDE_MASK", self.beside_polygons
+        for example in examples:
             self.report.add(kind, example)
         return [annotation for annotation in checked if annotation is not None]
 
@@ -336,21 +340,39 @@ class _AnnotationCheck:
             annotation["iscrowd"] = 1
         height, width = int(image["height"]), int(image["width"])
         is_usable = self._check_box(annotation, height, width, found)
-        mask = annotation.get("segmentation")
-        if (
-            not kinds
-            and mask
-            and isinstance(mask, list)
-            and all(_is_polygon(part, height, width) and len(part) >= 6 for part in mask)
-        ):
-            self.with_polygons += 1
-            if _differs(original["bbox"], extent := _extent(mask)):
-                self.beside_polygons.append(f"{name} has the box {original['bbox']} and polygons in {extent}")
+        if not set(kinds) - {"BOX_OUTSIDE"}:  # two corners, taken for a corner and a size, often reach out
+            self._compare_box(original, name, height, width, is_outside=bool(kinds))
         if is_usable and self.masks:
             is_usable = self._check_mask(annotation, height, width, found)
         if is_usable:
             is_usable = self._fill_fields(annotation, height, width, found)
         return annotation if is_usable else None
+
+    def _compare_box(self, annotation: Annotation, name: str, height: int, width: int, is_outside: bool) -> None:
+        """Compare a box, and the same numbers as two corners, with its polygons or, without any, with the image."""
+        (left, top, right, bottom), mask = annotation["bbox"], annotation.get("segmentation")
+        corners = [left, top, right - left, bottom - top]
+        example = f"{name} has the box {annotation['bbox']}"
+        self.compared += 1
+        if (
+            mask
+            and isinstance(mask, list)
+            and all(_is_polygon(part, height, width) and len(part) >= 6 for part in mask)
+        ):
+            extent = _extent(mask)
+            example += f" and polygons in {extent}"
+            overlap = _overlap(annotation["bbox"], extent)
+            is_corners = min(corners[2:]) > 0 and _overlap(corners, extent) > overlap
+            if not is_outside:
+                self.with_polygons += 1
+                if overlap < _OVERLAP:
+                    self.beside_polygons.append(example)
+        else:
+            example += f" in {width}x{height} pixels"
+            in_image = right <= width + _TOLERANCE and bottom <= height + _TOLERANCE
+            is_corners = is_outside and min(left, top) >= 0 and min(corners[2:]) > 0 and in_image
+        if is_corners:
+            self.corners.append(example)
 
     def _check_box(self, annotation: Annotation, height: int, width: int, found: Callable[[str, str], bool]) -> bool:
         box = annotation.get("bbox")
@@ -461,14 +483,14 @@ def _extent(polygons: Sequence[Sequence[float]]) -> list[float]:
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
-def _differs(box: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two boxes overlap by less than ``_OVERLAP``, not counting a pixel around each."""
+def _overlap(box: Sequence[float], other: Sequence[float]) -> float:
+    """The intersection over union of two boxes, [x, y, width, height], each enlarged by a pixel on every side."""
     (x, y, width, height), (x2, y2, width2, height2) = box, other
     common = max(0, min(x + width, x2 + width2) - max(x, x2) + 2) * max(
         0, min(y + height, y2 + height2) - max(y, y2) + 2
     )
     union = (width + 2) * (height + 2) + (width2 + 2) * (height2 + 2) - common
-    return common < _OVERLAP * union
+    return common / union
 
 
 def _decode_runs(counts: str) -> list[int] | None:

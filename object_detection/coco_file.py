@@ -12,7 +12,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from common.data.class_names import check_class_names
+from common.data.class_names import check_class_names, composed
 from common.data.image_file import check_size
 from common.errors import UserError, missing_hint
 from common.schema import read_json
@@ -82,6 +82,8 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: {path} has no list of {key}; give a file in COCO format")
         if not coco[key]:
             raise UserError(f"{where}: {path}: the list of {key} is empty; there is nothing to train on or to evaluate")
+        if key == "categories":
+            coco[key] = [_with_composed_name(entry) for entry in coco[key]]
         _check_entries(coco[key], key, f"{where}: {path}")
     for number, image in enumerate(coco["images"]):
         try:
@@ -90,6 +92,11 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: {path}: images[{number}]: {error}") from error
     check_class_names([category["name"] for category in coco["categories"]], f"{where}: {path}")
     return coco
+
+
+def _with_composed_name(category: Any) -> Any:
+    name = category.get("name") if isinstance(category, dict) else None
+    return {**category, "name": composed(name)} if isinstance(name, str) else category
 
 
 def _check_entries(entries: list[Any], key: str, where: str) -> None:

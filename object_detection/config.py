@@ -55,6 +55,7 @@ _FLAGS = {
     "batch_size": Flag(("TrainReader.batch_size",), int, "training images per batch and rank", "data"),
     "num_classes": Flag(("num_classes",), int, "number of classes (default: number of categories)", "data"),
     "epochs": Flag(("epoch",), int, "number of epochs", "training"),
+    "lr": Flag(("LearningRate.base_lr",), float, "highest learning rate", "training", "RATE"),
     "strict": Flag(("STRICT_DATA",), bool, "treat every problem of the annotations and images as an error", "data"),
     "check_data": Flag(("CHECK_DATA",), bool, "only check all annotations and images", "instead of training"),
 }

@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 
 from common.checkpoints.download import sha256_of
 from common.checkpoints.loading import Checkpoint
+from common.data.class_names import list_names
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
 from common.pictures.drawing import denormalize, side_by_side
@@ -89,6 +90,7 @@ class Detection(Task):
         num_classes = self._count_classes(annotations)
         class_names = _class_names(annotations, num_classes)
         model = build_model(config, num_classes, load_pretrained=not resumed)
+        self.freeze(model)
         optimizer = build_optimizer(optimizer_section(config), model, config.TRAIN.LAYER_DECAY, OPTIMIZER_SECTION)
         transforms, batch_transforms = build_transforms(config, "TrainReader", num_classes)
         evaluator = self._build_evaluator(val_data, val_annotations, model)
@@ -121,7 +123,8 @@ class Detection(Task):
             total_steps=sampler.steps_per_epoch * config.epoch,
             evaluator=evaluator,
             class_names=class_names,
-            description=f"data: {len(records)} training and {val_images} validation images, {num_classes} classes",
+            description=f"data: {len(records)} training and {val_images} validation images of {num_classes} classes: "
+            + list_names(class_names),
             data_hashes={
                 "training annotations": sha256_of(data.file),
                 "validation annotations": evaluator.data_hash,
@@ -286,7 +289,7 @@ class DetectionEvaluator(Evaluator):
                 model.train()
 
     def _write_results(self, kind: str, results: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Write COCO's result files, ``val_bbox.json`` and the like."""
+        """Write COCO's result files, ``val_bbox.json`` and the like, or ``eval_bbox.json`` outside of a run."""
         folder = Path(self._config.OUTPUT)
         for name, rows in results.items():
             write_text(folder / f"{kind}_{name}.json", json.dumps(rows))

@@ -15,8 +15,8 @@ from ppdet.core.workspace import global_config, register, serializable
 from ppdet.modeling.shape_spec import ShapeSpec
 
 from common.checkpoints.loading import load_pretrained, read_checkpoint
-from common.pale_features import PaleFeatures
-from common.pale_transformer import variant_settings
+from common.model_names import variant_settings
+from common.pale_transformer import PaleFeatures
 
 __all__ = ["PaleTransformer"]
 
@@ -34,7 +34,7 @@ class PaleTransformer(PaleFeatures):
     Args:
         variant, drop_path_rate, pretrained, in_channels, recompute: see
             :func:`common.pale_features.create_features`.
-        out_indices: the stages whose maps the neck reads, see :class:`common.pale_features.PaleFeatures`.
+        out_indices: the stages whose maps the neck reads, see :class:`common.pale_transformer.PaleFeatures`.
         num_heads, pale_size, attention, parallel, position_encoding, image_size, stage_norms: see
             :class:`common.pale_transformer.PaleTransformer`; None for the variant's.
 

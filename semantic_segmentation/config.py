@@ -27,6 +27,7 @@ def default_config() -> CfgNode:
     config = shared_config()
     config.batch_size = 2  # images per batch and rank
     config.iters = 160000  # optimizer steps
+    config.EPOCHS = 0  # passes over the training data, from which iters is computed; 0 takes iters as it is
     for section in _SECTIONS:
         config[section] = CfgNode()
 
@@ -46,6 +47,8 @@ _FLAGS = {
     ),
     "batch_size": Flag(("batch_size",), int, "training images per batch and rank", "data"),
     "iters": Flag(("iters",), int, "optimizer steps", "training"),
+    "epochs": Flag(("EPOCHS",), int, "passes over the training data, in place of -iters", "training"),
+    "lr": Flag(("lr_scheduler.learning_rate",), float, "highest learning rate", "training", "RATE"),
     "num_classes": Flag(
         ("model.num_classes", "train_dataset.num_classes", "val_dataset.num_classes"),
         int,
@@ -79,6 +82,7 @@ def require_transforms(section: Mapping[str, Any], name: str) -> None:
 def _check(config: CfgNode) -> None:
     """Reject impossible values; PaddleSeg's components check their own."""
     require(config, "batch_size iters", lambda value: value > 0, "must be greater than 0")
+    require(config, "EPOCHS", lambda value: value >= 0, "must not be negative")
     require(config, "ABSENT_CLASSES", lambda value: value in ABSENT_CLASSES, f"must be {' or '.join(ABSENT_CLASSES)}")
     for section in ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler"):
         if not isinstance(config[section].get("type"), str):
@@ -94,7 +98,7 @@ CONFIG = TaskConfig(
     flags=_FLAGS,
     check=_check,
     free_keys=frozenset(_FREE_KEYS.split()),
-    invocation_keys=frozenset({"CHECK_DATA"}),
+    invocation_keys=frozenset({"CHECK_DATA", "EPOCHS"}),
     open_sections=frozenset(_SECTIONS),
     allowed=ALLOWED,
 )

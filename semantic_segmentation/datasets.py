@@ -30,6 +30,7 @@ from common.data.class_names import read_class_names
 from common.data.image_file import check_header, check_name, is_ignored
 from common.demo_data import folders as demo_folders
 from common.errors import UserError, missing_hint, one_line
+from common.runtime.regular_file import read_lines
 from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
 from semantic_segmentation.components import build_component, check_arguments, find_component
@@ -145,10 +146,11 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     component = find_component(section, name, manager.DATASETS)
     kind, where = section["type"], f"{name} ({section['type']})"
     arguments = {key: value for key, value in section.items() if key != "type"}
-    if "num_classes" in arguments and hasattr(component, "NUM_CLASSES"):
+    fixed = getattr(component, "NUM_CLASSES", None)
+    if fixed is not None and arguments.pop("num_classes", fixed) != fixed:
         raise UserError(
-            f"{name}.num_classes is {arguments['num_classes']!r}, but {kind} always has {component.NUM_CLASSES} "
-            "classes; leave num_classes (or -num_classes) out, or give a -cfg with data of type Dataset"
+            f"{name}.num_classes is {section['num_classes']!r}, but {kind} always has {fixed} classes; leave "
+            "num_classes (or -num_classes) out, or give a -cfg with data of type Dataset"
         )
     mode = check_arguments(component, arguments, where).get("mode", "train")
     if mode not in (_TRAIN_MODES if training else ("val",)):
@@ -197,7 +199,7 @@ def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> N
                 path = given if given.is_file() else path
             elif given.is_file() and not given.samefile(path):
                 raise UserError(f"{name}.{key} is {given}, which exists here and as {path}; give an absolute path")
-            if path.is_file():
+            if path.exists():
                 _check_list(path, arguments.get("separator", " "))
             arguments[key] = str(path)
 
@@ -205,15 +207,18 @@ def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> N
 def _check_list(path: Path, separator: str | None) -> None:
     """Check that PaddleSeg can read the list, and say which line it cannot read."""
     try:
-        lines = path.read_text().splitlines()
+        for number, line in enumerate(read_lines(path), 1):
+            if line.startswith("\ufeff"):  # PaddleSeg would take it for a part of the first name
+                raise UserError(f"{path} begins with a byte order mark; save it as UTF-8 without one")
+            if len(line.strip().split(separator)) != 2:
+                raise UserError(
+                    f"{path} line {number}: {line.strip()!r} does not have two columns; write IMAGE MASK, separated by "
+                    f"{separator!r} (or set separator), and leave no line empty"
+                )
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read the list {path} ({error}); save it as UTF-8") from error
-    for number, line in enumerate(lines, 1):
-        if len(line.strip().split(separator)) != 2:
-            raise UserError(
-                f"{path} line {number}: {line.strip()!r} does not have two columns; write IMAGE MASK, separated by "
-                f"{separator!r} (or set separator), and leave no line empty"
-            )
+    except OSError as error:
+        raise UserError(f"cannot read the list {path} ({error.strerror}); give a file of lines IMAGE MASK") from error
 
 
 def _build_transform(item: Any, where: str, training: bool, ignore_index: int) -> Callable[[dict], dict]:

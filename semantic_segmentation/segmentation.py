@@ -7,6 +7,7 @@ a pass over the data, stop all ranks at one step, accumulate gradients, or evalu
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from paddleseg.utils import logger
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
+from common.data.class_names import list_names
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain
@@ -59,6 +61,12 @@ class Segmentation(Task):
     def __init__(self, config: CfgNode):
         super().__init__(config)
         logger.log_level = 0  # PaddleSeg prints every section that it builds otherwise
+        if config.EPOCHS and not (config.EVAL or config.CHECK_DATA):
+            images_per_step = config.batch_size * world_size() * config.TRAIN.ACCUM_ITER
+            self.config = config.clone()
+            self.config.defrost()
+            self.config.iters = math.ceil(config.EPOCHS * len(self._build_dataset("train_dataset")) / images_per_step)
+            self.config.freeze()
 
     @property
     def backbone_name(self) -> str:
@@ -85,10 +93,11 @@ class Segmentation(Task):
             rank(),
             world_size(),
             config.TRAIN.ACCUM_ITER,
-            steps=config.iters,
+            steps=config.iters + config.TRAIN.COOLDOWN,
         )
         evaluator = SegmentationEvaluator(config, val_set, self.log)
         model = build_model(config, classes, load_pretrained=not resumed)
+        self.freeze(model)
         losses = build_losses(config, train_set.ignore_index)
         learning_rate = build_schedule(config)
         return Training(
@@ -101,7 +110,8 @@ class Segmentation(Task):
             total_steps=config.iters,
             evaluator=evaluator,
             class_names=train_set.class_names,
-            description=f"data: {len(train_set)} training and {len(val_set)} validation images, {classes} classes",
+            description=f"data: {len(train_set)} training and {len(val_set)} validation images of {classes} classes: "
+            + list_names(train_set.class_names),
             data_hashes={"training data": _hash_data(train_set), "validation data": evaluator.data_hash},
             draw_samples=functools.partial(self._draw_samples, dataset=val_set),
         )

@@ -115,7 +115,7 @@ class PaleUPerNet(nn.Layer):
             :func:`common.checkpoints.loading.load_pretrained`. Classifiers for another number of classes are skipped.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range; the message names it.
         common.errors.UserError: the weights cannot be found or downloaded, are unsafe or damaged, or do not fit.
     """
 
@@ -135,6 +135,11 @@ class PaleUPerNet(nn.Layer):
     ):
         super().__init__()
         widths = getattr(backbone, "feat_channels", None) or backbone.out_channels
+        for name, value in (("num_classes", num_classes), ("channels", channels), ("aux_channels", aux_channels)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a positive integer")
+        if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+            raise ValueError(f"dropout is {dropout!r}; it must be a number in [0, 1]")
         if not 0 <= aux_in_index < len(widths):
             raise ValueError(f"aux_in_index is {aux_in_index}; the maps are 0 to {len(widths) - 1}")
         self.num_classes, self.aux_in_index, self.align_corners = num_classes, aux_in_index, align_corners

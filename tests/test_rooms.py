@@ -12,11 +12,21 @@ from tests.helpers.programs import ROOT
 
 TASKS = {"image_classification", "semantic_segmentation", "object_detection"}
 FOUNDATION = {"errors", "runtime"}
-MODEL = {"layers", "pale_attention", "ablation", "fuse", "pale_transformer", "pale_features", "flops"}
+MODEL = {
+    "layers",
+    "pale_attention",
+    "ablation",
+    "fuse",
+    "timm_interface",
+    "model_names",
+    "pale_transformer",
+    "pale_features",
+    "flops",
+}
 # What each room of common may import besides itself.
 ALLOWED = {
     "errors": set(),
-    "schema": {"errors"},
+    "schema": FOUNDATION,
     "layers": set(),
     "runtime": {"errors", "version"},
     "tasks": set(),
@@ -27,7 +37,7 @@ ALLOWED = {
     "toolkits": FOUNDATION,
     "training": {*FOUNDATION, *MODEL, "schema", "checkpoints", "data", "pictures", "tasks", "version"},
     "inference": {*FOUNDATION, *MODEL, "schema", "checkpoints", "data", "pictures", "training", "version"},
-    **{module: {*FOUNDATION, *MODEL, "checkpoints"} for module in MODEL - {"layers"}},
+    **{module: {*FOUNDATION, *MODEL, "data", "checkpoints"} for module in MODEL - {"layers"}},
 }
 
 

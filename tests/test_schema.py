@@ -85,7 +85,7 @@ def test_json_that_cannot_be_read_is_named(tmp_path, text):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.json")
-    with pytest.raises(UserError, match="is a named pipe"):
+    with pytest.raises(OSError, match="Not a regular file"):
         read_json(tmp_path / "a.json", "the file")
 
 

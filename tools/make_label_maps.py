@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"-top is {arguments.top}; it must be at least 1")
 
     from common.checkpoints.loading import read_checkpoint
-    from common.data.class_names import check_class_order
+    from common.data.class_names import check_class_order, renamed_classes
     from common.runtime.distributed import world_size
     from common.training.log import TrainingLog
     from image_classification.datasets import build_dataset
@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> None:
         image_size=config.DATA.IMAGE_SIZE,
     )
     log = TrainingLog()
+    for line in renamed_classes(dataset.class_names, checkpoint.class_names):
+        log.line(f"other name: {line}")
     top1 = annotate(annotator.model, config, dataset, arguments.out, info, log)
     log.line(f"{arguments.out}: {info}; its top-1 on these images is {top1:.2f}")
 

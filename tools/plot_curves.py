@@ -15,9 +15,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ is
 
-from common.errors import UserError  # noqa: E402
+from common.errors import UserError, one_line, printable  # noqa: E402
 from common.runtime.atomic_file import replace_file  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.regular_file import read_lines  # noqa: E402
 from common.schema import check_value  # noqa: E402
 
 # The metric that selects the best weights of a task -> the unit of the horizontal axis, and its title.
@@ -32,7 +33,7 @@ def read_records(folder: Path, kind: str) -> list[dict]:
     """
     file = folder / "log.jsonl"
     try:
-        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in read_lines(file)]
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; give the -output folder of a run") from error
     except (ValueError, RecursionError) as error:
@@ -66,11 +67,14 @@ def main(argv: Sequence[str]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    matplotlib.rcParams["text.parse_math"] = False  # names of folders may have dollar signs
+
     figure, (loss_axes, metric_axes) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for folder, train, val in data:
-        loss_axes.plot(*zip(*_points(train, unit, "loss"), strict=True), label=folder.name)
+        name = printable(folder.name)
+        loss_axes.plot(*zip(*_points(train, unit, "loss"), strict=True), label=name)
         points = _points(val, unit, criterion)
-        label = f"{folder.name}: {max(y for _, y in points):.2f} %"
+        label = f"{name}: {max(y for _, y in points):.2f} %"
         metric_axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
     loss_axes.set(xlabel=unit, ylabel="training loss")
     metric_axes.set(xlabel=unit, ylabel=f"validation {title} in %")
@@ -80,8 +84,8 @@ def main(argv: Sequence[str]) -> None:
     try:
         with replace_file(arguments.out) as file:
             figure.savefig(file, dpi=110, format=arguments.out.suffix[1:] or "png")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {arguments.out}: {error}") from error
+    except Exception as error:  # matplotlib raises any type, of formats and of values too large for an axis
+        raise UserError(f"cannot write {arguments.out}: {one_line(error)}") from error
     print(f"wrote {arguments.out}")
 
 

@@ -38,12 +38,15 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= arguments.threshold <= 1:
         raise UserError(f"-threshold is {arguments.threshold:g}; it must be between 0 and 1")
 
+    from common.data.image_file import deep_image_warning
     from common.inference.exported_model import find_exported
     from common.inference.predictor import PredictOptions, find_images
 
     files = find_images(arguments.images, arguments.out)
     exported = find_exported(arguments.pretrained)
     predictor = _open_exported(exported, arguments) if exported else open_weights(arguments)[1]
+    if warning := deep_image_warning(len(files), files.__getitem__, files.__getitem__):
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     options = PredictOptions(arguments.top, arguments.threshold, arguments.out)
     results, errors = [], []
     for result in tqdm(
@@ -123,7 +126,8 @@ def _task_of_config(cfg: str | None) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        __doc__, "0 success, 2 invalid input (the other images are still predicted), 1 other errors"
+        __doc__,
+        "0 success, 2 invalid input (if an image cannot be read, the others are still predicted), 1 other errors",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
     add_weights_flags(parser)

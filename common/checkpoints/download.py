@@ -53,7 +53,7 @@ def _is_secure(address: str) -> bool:
 
 class _SecureRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if not _is_secure(newurl):
+        if not _is_secure(newurl) or (req.type == "https" and urlsplit(newurl).scheme != "https"):
             raise UserError(f"{req.full_url} redirects to {newurl}: only https addresses are supported")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -45,6 +45,8 @@ def locate_file(path: str | Path) -> Path:
     for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):
         if candidate.is_file():
             return candidate
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a file in it, such as {path / 'best.pdparams'}")
     raise UserError(
         f"checkpoint {path} does not exist; give the path of a {' or '.join(SUFFIXES)} file{missing_hint(path)}"
     )

@@ -12,13 +12,16 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ..data.class_names import MAX_CLASSES, check_class_order, printable_names
+from ..data.class_names import MAX_CLASSES, check_class_order, printable_names, renamed_classes
+from ..data.preprocessing import Preprocessing
 from ..errors import UserError, printable
 from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
+from ..runtime.yaml_text import read_yaml
 from ..schema import Text, check_value, hints_of
 from .download import sha256_of
 from .file_format import float32_of_bfloat16, load_file
+from .first_convolution import adapt_channels, is_for_other_channels
 from .released import local_path, resolve_weights
 from .renames import rename_keys, reorder_statistics
 from .report import LoadReport, any_starts_with, likely_cause
@@ -155,6 +158,19 @@ class Checkpoint:
         head = self.weights.get("head.weight")
         return head.shape[1] if head is not None and head.ndim == 2 else None
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How the images of the training were preprocessed for evaluation, or None if these are not of a classifier.
+
+        Raises:
+            UserError: the configuration is damaged.
+        """
+        source = f"the configuration of {self.source}"
+        data = read_yaml(self.config, source).get("DATA") if self.config else None
+        if not isinstance(data, dict) or "CROP_PCT" not in data:
+            return None
+        return check_value({str(key).lower(): value for key, value in data.items()}, Preprocessing, source)
+
 
 def has_average(state: Mapping[str, Any]) -> bool:
     """Whether the content of a file has weights and their average."""
@@ -219,17 +235,19 @@ def load_weights(
 ) -> LoadReport:
     """Copy weights into a model: all of them or, on an error, none.
 
-    Learned positions for other map sizes are interpolated. Parts that only training uses are left out where the model
-    does not have them.
+    Learned positions for other map sizes are interpolated. Parts that only training uses, and the stages in
+    ``model.left_out_prefixes``, are skipped where the model does not have them.
 
     Args:
         fine_tune: the weights are a start for training. The model may then keep a new head (``model.head_prefixes``)
             if the weights have another one or none; the backbone may be loaded from a whole segmentation or detection
-            model, and the backbone of a whole model from a classifier; another attention is noted in the report.
-            Otherwise the weights are used as they are, and have to fit entirely.
+            model, and the backbone of a whole model from a classifier; the first convolution is adapted to images with
+            another number of channels (:func:`common.checkpoints.first_convolution.adapt_channels`); another attention
+            is noted in the report. Otherwise the weights are used as they are, and have to fit entirely.
         strict: False loads what fits and leaves the rest of the model as it is.
         task: folder of the task that uses the weights; without ``fine_tune``, others' weights are refused.
-        class_names: of the data; without ``fine_tune``, weights with another order of the classes are refused.
+        class_names: of the data; without ``fine_tune``, weights with another order of the classes are refused,
+            and classes with another name are listed in the report.
 
     Raises:
         UserError: the weights do not fit or are refused; the message names the reason.
@@ -248,14 +266,15 @@ def load_weights(
         weights = {name[9:]: array for name, array in weights.items() if name.startswith("backbone.")}
     if (of_whole_model or any_starts_with(weights, "out_norms.")) != any_starts_with(own, "out_norms."):
         head = (*_AFTER_THE_STAGES, *_training_only(model))
-    unused = tuple(
-        part for part in _training_only(model) if any_starts_with(weights, part) and not any_starts_with(own, part)
-    )
+    optional = (*_training_only(model), *getattr(model, "left_out_prefixes", ()))
+    unused = tuple(part for part in optional if any_starts_with(weights, part) and not any_starts_with(own, part))
     weights = {name: array for name, array in weights.items() if not name.startswith(unused)}
 
-    fitting, report = _fit(own, weights, source)
+    fitting, report = _fit(own, weights, source, fine_tune)
     report.left_out = [part.rstrip(".") for part in unused]
     report.note = _compare_attention(model, checkpoint)
+    if not fine_tune:
+        report.renamed = renamed_classes(class_names, checkpoint.class_names)
     if report.wrong and fine_tune and all(name.startswith(head) for name in report.wrong):
         new = tuple(part for part in head if any_starts_with(report.missing + report.mismatched, part))
         fitting = {name: array for name, array in fitting.items() if not name.startswith(new)}
@@ -305,7 +324,7 @@ def load_pretrained(
 
 
 def _fit(
-    own: Mapping[str, paddle.Tensor], weights: Mapping[str, np.ndarray], source: str
+    own: Mapping[str, paddle.Tensor], weights: Mapping[str, np.ndarray], source: str, fine_tune: bool
 ) -> tuple[dict[str, np.ndarray], LoadReport]:
     """The arrays that can be copied into the tensors of a model, and a report of the others."""
     fitting, report = {}, LoadReport(source)
@@ -316,6 +335,9 @@ def _fit(
         elif _is_table_of_another_size(name, array, tensor):
             report.interpolated.append(f"{name} {array.shape} to {tuple(tensor.shape)}")
             fitting[name] = resample(paddle.to_tensor(array), *tensor.shape[1:]).numpy()
+        elif fine_tune and is_for_other_channels(name, array, tensor):
+            report.adapted.append(f"{name} {array.shape} to {tuple(tensor.shape)}")
+            fitting[name] = adapt_channels(array, tensor.shape[1])
         elif tuple(array.shape) != tuple(tensor.shape):
             report.mismatched.append(f"{name} {tuple(array.shape)} for {tuple(tensor.shape)}")
         elif array.dtype.kind != "f" and tensor.is_floating_point():

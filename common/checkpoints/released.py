@@ -81,8 +81,11 @@ def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | P
     if str(pretrained) in rows:
         return _locate(rows[str(pretrained)])
     text = str(pretrained)
-    if os.sep in text or "." in text or any(Path(text + suffix).is_file() for suffix in ("", *SUFFIXES)):
+    if os.sep in text or "." in text or any(Path(text + suffix).exists() for suffix in ("", *SUFFIXES)):
         return pretrained if isinstance(pretrained, Path) else text
+    others = [row.model for row in list_weights() if row.tag == text]
+    if others:
+        raise UserError(f"the released weights {text!r} are for {' and '.join(others)}, not {model}; {_offer(rows)}")
     raise UserError(f"{str(pretrained)!r} is neither a file nor a tag of released weights; {_offer(rows)}")
 
 
@@ -111,7 +114,7 @@ def _offer(rows: dict[str, ReleasedWeights]) -> str:
 def _read_registry(file: str) -> list[ReleasedWeights]:
     if not file:
         return []
-    path = Path(file).expanduser().resolve()
+    path = Path(os.path.realpath(Path(file).expanduser()))  # resolve() raises for a link to itself
     source = f"the registry {path} ($PALE_WEIGHTS)"
     try:
         content = read_json(path, source)

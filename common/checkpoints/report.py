@@ -28,7 +28,10 @@ class LoadReport:
         mismatched: ``name (shape of the weights) for (shape in the model)``.
         new_parts: parts such as ``head`` that keep their initial values.
         interpolated: ``name (shape of the weights) to (shape in the model)`` of resized position tables.
-        left_out: parts of the weights that are only used in training and that the model does not have.
+        renamed: classes of another name in the data, one line each.
+        adapted: ``name (shape of the weights) to (shape in the model)`` of the first convolution, where images have
+            another number of channels.
+        left_out: parts of the weights that the model does without: those that only training uses, and stages.
         note: a further remark.
     """
 
@@ -39,6 +42,8 @@ class LoadReport:
     mismatched: list[str] = field(default_factory=list)
     new_parts: list[str] = field(default_factory=list)
     interpolated: list[str] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     note: str = ""
 
@@ -61,6 +66,8 @@ class LoadReport:
             ("unexpected", self.unexpected),
             ("other shape", self.mismatched),
             ("interpolated", self.interpolated),
+            ("other name", self.renamed),
+            ("adapted to the channels of the images", self.adapted),
         ):
             lines += [f"  {kind}: {name}" for name in names[:_SHOWN]]
             if len(names) > _SHOWN:
@@ -68,7 +75,7 @@ class LoadReport:
         if self.new_parts:
             lines.append(f"  new {', '.join(self.new_parts)}: train it before use")
         if self.left_out:
-            lines.append(f"  skipped {', '.join(self.left_out)}: only used in training")
+            lines.append(f"  skipped {', '.join(self.left_out)}: not used by this model")
         if self.note:
             lines.append(f"  {self.note}")
         return "\n".join(lines)
@@ -83,6 +90,8 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
     backbone = getattr(model, "backbone", model)
     if backbone is not model and not any_starts_with(weights, "backbone.") and any_starts_with(weights, "stages."):
         return "the file contains only a classifier or a backbone; give the weights of a whole model"
+    if backbone is not model and not any_starts_with(report.wrong, "backbone."):
+        return f"its backbone fits, but the rest is of another model or task: the first difference is {report.wrong[0]}"
     weights = {name.removeprefix("backbone."): array for name, array in weights.items()}
     stem = weights.get("stages.0.merging.conv.bias")
     if stem is None or stem.ndim != 1:

@@ -8,35 +8,58 @@ from pathlib import Path
 
 from ..errors import UserError, printable
 
-__all__ = ["MAX_CLASSES", "check_class_names", "check_class_order", "printable_names", "read_class_names"]
+__all__ = [
+    "MAX_CLASSES",
+    "check_class_names",
+    "check_class_order",
+    "composed",
+    "list_names",
+    "printable_names",
+    "read_class_names",
+    "renamed_classes",
+]
 
 MAX_CLASSES = 2**16
 _MAX_LENGTH = 200  # characters
+_NAMES_SHOWN = 10
+
+
+def composed(name: str) -> str:
+    """The composed form (NFC) of a name: macOS and Linux may write the same umlaut or accent in different forms."""
+    return unicodedata.normalize("NFC", name)
 
 
 def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Path] | None:
-    """Read the first of the files that exists: one name per line, empty lines are skipped.
+    """Read the class names of a folder: one name per line, empty lines are skipped.
 
     Lines ``NUMBER NAME``, as PaddleClas writes them, are sorted by their numbers if these are 0 to n - 1.
 
     Args:
         folder: where the files are.
-        files: their names. They are read as UTF-8, with or without a byte order mark; invalid bytes become U+FFFD.
+        files: their names. They are read as UTF-8, with or without a byte order mark.
 
     Returns:
-        The names and the path of the file, or None if no file exists.
+        The :func:`composed` names and the path of the first file, or None if no file exists.
 
     Raises:
-        UserError: as :func:`check_class_names`.
+        UserError: a file is not UTF-8, two files have different names, or as :func:`check_class_names`.
     """
-    for path in (folder / file for file in files):
-        if path.is_file():
-            with path.open(encoding="utf-8-sig", errors="replace") as file:
-                text = file.read(MAX_CLASSES * _MAX_LENGTH)
-            names = [line.strip() for line in text.splitlines() if line.strip()]
-            check_class_names(names, path)
-            return _in_order(names), path
-    return None
+    found = [(_read_names(path), path) for path in (folder / file for file in files) if path.is_file()]
+    for names, path in found[1:]:
+        if names != found[0][0]:
+            raise UserError(f"{found[0][1]} and {path} have different class names; remove or correct one of them")
+    return found[0] if found else None
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_CLASSES * _MAX_LENGTH)
+    except UnicodeDecodeError as error:
+        raise UserError(f"the class names in {path} are not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    names = [composed(line.strip()) for line in text.splitlines() if line.strip()]
+    check_class_names(names, path)
+    return _in_order(names)
 
 
 def _in_order(lines: list[str]) -> list[str]:
@@ -48,8 +71,13 @@ def _in_order(lines: list[str]) -> list[str]:
 
 
 def printable_names(names: Iterable[str]) -> list[str]:
-    """Make class names that come with weights safe to print; see :func:`common.errors.printable`."""
-    return [printable(name, _MAX_LENGTH) for name in names]
+    """Make class names that come with weights safe to print, and compose them; see :func:`common.errors.printable`."""
+    return [printable(composed(name), _MAX_LENGTH) for name in names]
+
+
+def list_names(names: Sequence[str]) -> str:
+    """The first ten class names in one line."""
+    return ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
 
 
 def check_class_names(names: Sequence[str], source: str | Path) -> None:
@@ -88,3 +116,20 @@ def check_class_order(names: Sequence[str] | None, learned: Sequence[str] | None
                 f"class {number} is {name!r} in {data} and {other!r} in {source}; use the same order of "
                 "classes as in training"
             )
+
+
+def renamed_classes(
+    names: Sequence[str] | None, learned: Sequence[str] | None, source: str = "the weights"
+) -> list[str]:
+    """The classes that the data and ``source`` call by different names; see :func:`check_class_order`.
+
+    Returns:
+        A line for each of the first ten and, if there are more, their number.
+    """
+    lines = [
+        f"class {number} is {name!r} in the data and {other!r} in {source}"
+        for number, (name, other) in enumerate(zip(names or (), learned or (), strict=False))
+        if name != other
+    ]
+    more = len(lines) - _NAMES_SHOWN
+    return [*lines[:_NAMES_SHOWN], f"and {more:,} more classes"] if more > 0 else lines

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -32,6 +33,7 @@ __all__ = [
     "check_header",
     "check_name",
     "check_size",
+    "deep_image_warning",
     "exif_orientation",
     "is_ignored",
     "list_images",
@@ -50,6 +52,8 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs G
 MAX_PIXELS = 2**28  # 805 MB as 8-bit RGB
 _MAX_RATIO = 32  # of the sides: transforms scale the shorter one to some hundred pixels
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
+_LOOKED_AT = 100  # images whose headers are read for deep_image_warning
+_MAX_HEADER = 4096  # bytes of a PPM file, whose header Pillow reads byte by byte
 _TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -99,6 +103,8 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
     # Opening a pipe would wait for ever.
     if not isinstance(source, io.BytesIO) and not stat.S_ISREG(os.stat(source).st_mode):  # noqa: PTH116
         raise UserError("it is not a regular file; replace or remove it")
+    with _open(source) as file:
+        _check_header_of_ppm(file.read(_MAX_HEADER))
     try:
         image = Image.open(source, formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -112,6 +118,18 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
     with image:
         check_size(*image.size)
         yield image
+
+
+def _check_header_of_ppm(head: bytes) -> None:
+    """Refuse a PPM, PGM or PBM file with a comment or blanks that take Pillow minutes; ``head`` is its beginning."""
+    if re.match(rb"P[0-6fy]", head) and len(head) == _MAX_HEADER:
+        fields = 3 if head[:2] in (b"P1", b"P4") else 4  # the magic, width, height and, but in a PBM, the maximum
+        if len(re.sub(rb"#[^\r\n]*[\r\n]?", b"", head).split()) < fields:  # Pillow joins what a comment splits
+            raise UserError(f"its header has more than {_MAX_HEADER:,} bytes; save it again")
+
+
+def _open(source: str | Path | io.BytesIO) -> BinaryIO:
+    return io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(source).open("rb")
 
 
 def check_size(width: int, height: int) -> None:
@@ -136,8 +154,8 @@ def check_header(path: str) -> None:
     """
     try:
         with open_image(path) as image:
-            if image.format == "PNG" and "icc_profile" in image.info:
-                _check_profile_name(path)
+            if image.format == "PNG":
+                _check_chunks(path)
     except FileNotFoundError as error:
         raise UserError(
             f"image {path} does not exist; restore it, or remove it from the data{missing_hint(path)}"
@@ -148,14 +166,22 @@ def check_header(path: str) -> None:
         raise _unreadable(path, error) from error
 
 
-def _check_profile_name(path: str) -> None:
-    """Refuse a PNG whose color profile has an unprintable name: libpng, which OpenCV uses, prints it in warnings."""
+def _check_chunks(path: str) -> None:
+    """Refuse what OpenCV does not check in a PNG.
+
+    It allocates a chunk of any length that is stated, up to 4 GiB, and libpng prints the name of a color profile in
+    warnings.
+    """
     with Path(path).open("rb") as file:
-        file.seek(8)
-        while (head := file.read(8))[4:] not in (b"iCCP", b""):
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-        if not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
-            raise UserError("the name of its color profile cannot be printed; remove the profile")
+        end, size, kind = 8, os.fstat(file.fileno()).st_size, b""
+        while end < size and kind != b"IEND":
+            file.seek(end)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            end += length + 12  # its length, kind and checksum
+            if end > size:
+                raise UserError("it is damaged (a chunk is longer than the file); replace or remove it")
+            if kind == b"iCCP" and not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
+                raise UserError("the name of its color profile cannot be printed; remove the profile")
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
@@ -307,10 +333,39 @@ def exif_orientation(image: Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
+def deep_image_warning(
+    count: int, source: Callable[[int], str | Path | io.BytesIO], describe: Callable[[int], str]
+) -> str | None:
+    """What to say about images of more than 8 bits per channel, looked for among up to 100.
+
+    Args:
+        count: number of images.
+        source: returns the path or the content of an image.
+        describe: returns its name for the message.
+
+    Returns:
+        A line, or None if there are none.
+    """
+    sample = np.unique(np.linspace(0, count - 1, _LOOKED_AT).astype(int))
+    deep = []
+    for index in sample:
+        with suppress(OSError, UserError):  # they are reported when they are used
+            content = source(index)
+            with open_image(content) as image:
+                if stored_bits(content, image) > 8:
+                    deep.append(describe(index))
+    if not deep:
+        return None
+    return (
+        f"{len(deep)} of {len(sample)} inspected images have more than 8 bits per channel, such as {deep[0]}: 0 is "
+        "read as black and 65535 as white; if they use a smaller range, convert them to 8 bits yourself"
+    )
+
+
 def stored_bits(source: str | Path | io.BytesIO, image: Image.Image) -> int:
     """Bits per channel in the file; Pillow opens some 16-bit files with 8 bits."""
     if image.format == "PNG":
-        with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(source).open("rb") as file:
+        with _open(source) as file:
             return file.read(25)[24]  # in the header chunk (PNG specification, 11.2.1)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))

@@ -25,6 +25,7 @@ from ..checkpoints.download import sha256_of
 from ..checkpoints.released import list_weights
 from ..data.class_names import printable_names
 from ..errors import UserError, one_line
+from ..runtime.regular_file import read_lines
 from ..schema import Range, check_value, read_json
 from .export_formats import FORMATS
 
@@ -87,7 +88,10 @@ def find_exported(source: str) -> Path | None:
         for name in names:
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"{source} contains no exported model ({' or '.join(names)}); create one with tools/export.py")
+        raise UserError(
+            f"{source} contains no exported model ({' or '.join(names)}); create one with tools/export.py, or give "
+            "a file of weights, such as best.pdparams"
+        )
     return path if path.name in names or path.suffix == ".onnx" else None
 
 
@@ -155,7 +159,7 @@ class ExportedModel:
         self.file = file
         self.card = self._read_card()
         self._check_files()
-        self.config, self.class_names = self._read(CONFIG), self._read_labels()
+        self.config, self.class_names = "\n".join(self._read_lines(CONFIG)), self._read_labels()
         self._run = FORMATS["onnx" if file.suffix == ".onnx" else "paddle"].open(file, device)
 
     def require(self, *outputs: str) -> None:
@@ -196,10 +200,10 @@ class ExportedModel:
         if len(found) != len(shape) or any(want not in (None, side) for side, want in zip(found, shape, strict=True)):
             raise UserError(f"{self.file}: {name} has the shape {found}, not {list(shape)}; export the model again")
 
-    def _read(self, name: str) -> str:
+    def _read_lines(self, name: str) -> list[str]:
         path = self.file.parent / name
         try:
-            return path.read_text(encoding="utf-8")
+            return list(read_lines(path))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"cannot read {path} of {self.file.name}: {reason}; export the model again") from error
@@ -219,7 +223,7 @@ class ExportedModel:
                 raise UserError(f"{path} is not the file that {CARD} describes; export the model again")
 
     def _read_labels(self) -> list[str]:
-        labels = self._read(LABELS).removesuffix("\n").split("\n")  # splitlines would split at other characters, too
+        labels = self._read_lines(LABELS)
         if len(labels) != self.card.classes:
             raise UserError(
                 f"{self.file.parent / LABELS} has {len(labels)} lines and the model {self.card.classes} classes; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint, load_weights
 from ..data.image_file import IMAGE_SUFFIXES, list_images, read_image
-from ..errors import UserError, missing_hint
+from ..errors import UserError, missing_hint, one_line
 from ..fuse import fuse
 from ..pictures.picture_folder import CannotWrite, PictureFolder
 
@@ -40,7 +41,8 @@ def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
     for path in map(Path, paths):
         if path.is_dir():
             images = list_images(path)
-            found = [file for file in images if out is None or not Path(file).resolve().is_relative_to(out.resolve())]
+            written = None if out is None else os.path.realpath(out)  # Path.resolve raises for a link to itself
+            found = [file for file in images if not written or not Path(os.path.realpath(file)).is_relative_to(written)]
             if images and not found:
                 raise UserError(f"all images of {path} are in the output folder {out}; give another -out")
             if not found:
@@ -156,6 +158,10 @@ class PicturePredictor(Predictor):
             except MemoryError:
                 size = f"{image.shape[1]}x{image.shape[0]}"
                 result = {"error": f"image {file} of {size} pixels takes too much memory; cut it into parts"}
+            except Exception as error:  # weights may describe a model whose layers do not fit together
+                raise UserError(
+                    f"the model fails on image {file}: {one_line(error)}; check the weights (-debug shows where)"
+                ) from error
             yield {"image": file, **result}
 
     def preprocess(self, file: str) -> tuple[Tensor, np.ndarray]:

@@ -47,7 +47,7 @@ def _random_numbers_from(state: list[Any]) -> Iterator[None]:
 @contextmanager
 def _frozen_statistics(layer: nn.Layer) -> Iterator[None]:
     """Normalize by the batch without updating the running statistics."""
-    norms = [sublayer for sublayer in layer.sublayers() if isinstance(sublayer, nn.BatchNorm2D)]
+    norms = [layer for layer in layer.sublayers() if isinstance(layer, (nn.BatchNorm2D, nn.SyncBatchNorm))]
     momenta = [norm._momentum for norm in norms]
     for norm in norms:
         norm._momentum = 1.0

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["ATTENTIONS", "POSITION_ENCODINGS", "VARIANTS"]
+__all__ = ["ATTENTIONS", "POSITION_ENCODINGS", "VARIANTS", "register_model"]
 
 ATTENTIONS = ("pale", "axial", "cross", "window", "global")
 POSITION_ENCODINGS = ("cpe", "absolute", "relative", "none")
@@ -23,3 +24,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # 85.3M, 15.53G. Channels [C], heads [U].
     "pale_base": {"embed_dim": 128, "depths": (2, 2, 16, 2), "num_heads": (4, 8, 16, 32), "pale_size": 7},
 }
+
+
+def register_model(name: str, embed_dim: int, depths: Sequence[int], num_heads: Sequence[int], **settings: Any) -> None:
+    """Add a variant of your own, for ``create_model``, ``list_models`` and, in this process, ``MODEL.NAME``.
+
+    Args:
+        name: for :func:`common.pale_transformer.create_model`.
+        embed_dim, depths, num_heads, settings: arguments of :class:`common.pale_transformer.PaleTransformer`.
+
+    Raises:
+        ValueError: there is another variant of this name.
+    """
+    row = {"embed_dim": embed_dim, "depths": tuple(depths), "num_heads": tuple(num_heads), **settings}
+    if VARIANTS.setdefault(name, row) != row:
+        raise ValueError(f"there is a variant {name!r} with other settings; give another name")

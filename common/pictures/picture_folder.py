@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from ..errors import UserError
 from ..runtime.atomic_file import replace_file
 
 __all__ = ["CannotWrite", "PictureFolder"]
+
+_LONGEST_NAME = 200  # bytes
 
 
 class CannotWrite(UserError):
@@ -23,7 +26,7 @@ class PictureFolder:
 
     Existing files of these names are replaced, so that a second run with the same images gives the same files. Input
     images, and pictures written before in this run, are never overwritten: ``NAME_2_KIND.png``, ``NAME_3_KIND.png``,
-    ... is written instead.
+    ... is written instead. A NAME of more than 200 bytes is shortened, because file systems allow 255 in all.
 
     Args:
         folder: created if it does not exist.
@@ -55,8 +58,11 @@ class PictureFolder:
             CannotWrite: the operating system refuses it.
         """
         paths: dict[str, Path] = {}
+        stem = Path(image).stem
+        if len(os.fsencode(stem)) > _LONGEST_NAME:
+            stem = os.fsencode(stem)[:_LONGEST_NAME].decode(errors="ignore")
         for number in itertools.count(1):
-            name = Path(image).stem + (f"_{number}" if number > 1 else "")
+            name = stem + (f"_{number}" if number > 1 else "")
             paths = {kind: self.folder / f"{name}_{kind}.png" for kind in pictures}
             if self._protected.isdisjoint(map(_file_id, paths.values())):
                 break

@@ -75,7 +75,10 @@ class ArgumentParser(argparse.ArgumentParser):
         examples = [f"examples:\n{part}" for part in paragraphs if part.startswith("    ")]
         notes = [part for part in paragraphs if not part.startswith("    ")]
         epilog = [*examples, *notes, "Flags may be written with two dashes as well.", f"Exit codes: {exit_codes}."]
-        super().__init__(description=summary, epilog="\n\n".join(epilog), formatter_class=_HelpFormatter, **options)
+        super().__init__(
+            description=summary, epilog="\n\n".join(epilog), formatter_class=_HelpFormatter, add_help=False, **options
+        )
+        self.add_argument("-h", "-help", "--help", action="help", help="show this message and exit")
         self.add_flag("debug", action="store_true", help="show the traceback of an error")
 
     def add_flag(self, name: str, group: argparse._ArgumentGroup | None = None, **options: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 from ..errors import UserError
+from .regular_file import open_regular
 
 __all__ = ["append_rows", "read_table"]
 
@@ -26,11 +27,12 @@ def read_table(file: Path, kind: type[Row]) -> list[Row]:
 
     Raises:
         UserError: the file has other columns, or a line is damaged; the message names the line.
+        OSError: it cannot be read.
     """
     if not file.exists():
         return []
     columns, types = _columns(kind), get_type_hints(kind)
-    with file.open(encoding="utf-8", newline="") as text:
+    with open_regular(file, encoding="utf-8", newline="") as text:
         lines = csv.reader(text)
         try:
             if next(lines, None) != columns:

@@ -147,7 +147,7 @@ def _not_listed(name: Any, where: str) -> NotAllowedError:
 
 # The arguments of our backbone in both toolkits.
 BACKBONE: dict[str, Kind] = {
-    "variant": word(*VARIANTS),
+    "variant": lambda value, where: word(*VARIANTS)(value, where),  # those that are registered then
     "drop_path_rate": number(0, 1),
     "pretrained": not_read,  # the weights of the file take its place
     "in_channels": integer(1, 16),

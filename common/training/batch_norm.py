@@ -17,9 +17,9 @@ def average_statistics(model: nn.Layer) -> None:
     if world_size() == 1:
         return
     for tensor in _statistics(model):
-        mean = tensor.detach().clone()
-        dist.all_reduce(mean)
-        tensor.set_value(mean / world_size())
+        total = tensor.astype("float64")  # exact, so that equal statistics, such as frozen ones, stay bitwise equal
+        dist.all_reduce(total)
+        tensor.set_value((total / world_size()).astype(tensor.dtype))
 
 
 def get_statistics(model: nn.Layer) -> np.ndarray:

@@ -7,6 +7,7 @@ All tasks share the keys of :func:`shared_config` and their flags. Each task des
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +19,14 @@ from yacs.config import CfgNode
 from ..checkpoints.released import list_weights
 from ..errors import UserError
 from ..runtime.command_line import ArgumentParser, expand_home
+from ..runtime.yaml_text import parse, read_yaml
 from .allowed import Kind, NotAllowedError
 from .config_values import (
     coerce,
     find,
     keys_of,
     merge_open,
-    parse,
     plain,
-    read_yaml,
     read_yaml_with_bases,
     set_open,
     similar,
@@ -69,7 +69,11 @@ def shared_config() -> CfgNode:
     config.TRAIN.ACCUM_ITER = 1  # batches per optimizer step
     config.TRAIN.AMP = ""  # float16, bfloat16 or empty for float32
     config.TRAIN.EMA_DECAY = 0.0  # 0 is off
+    config.TRAIN.SYNC_BN = False  # BatchNorm normalizes by the batches of all ranks
+    config.TRAIN.FREEZE = ()  # stem, stages.0, backbone, norm_eval, or other names: see common/layers/freezing.py
     config.TRAIN.SKIP_NONFINITE = 0  # consecutive steps with a NaN or infinite loss to skip before training stops
+    config.TRAIN.EARLY_STOP = 0  # validations in a row without a better result after which training ends; 0 is off
+    config.TRAIN.COOLDOWN = 0  # epochs or steps, as the length of the run, at a constant low rate after the schedule
 
     config.VALIDATE_EVERY = 1  # epochs or steps, as the length of the run, between two validations
     config.CHECKPOINT_EVERY = 1  # epochs or steps between two numbered checkpoints
@@ -177,7 +181,7 @@ _FREE_KEYS = {
     *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "PICTURES", "HISTOGRAMS", "DATA.NUM_WORKERS"),
     *("MODEL.PRETRAINED", "MODEL.WEIGHTS"),
     *("VALIDATE_EVERY", "CHECKPOINT_EVERY", "LATEST_EVERY", "KEEP_CHECKPOINTS"),
-    *("TRAIN.ACCUM_ITER", "SEED"),
+    *("TRAIN.ACCUM_ITER", "TRAIN.EARLY_STOP", "TRAIN.COOLDOWN", "SEED"),
 }
 
 # Last parts of the keys that may differ between machines: paths and their resources.
@@ -276,7 +280,7 @@ class TaskConfig:
         """The names of the data: its kind and its folder, so far as the configuration has them."""
         flags = [self.flags[name] for name in ("dataset", "data_path") if name in self.flags]
         values = [find(config, flag.keys[0]) for flag in flags]
-        return [Path(str(value)).expanduser().resolve().name for value in values if value]
+        return [Path(os.path.realpath(Path(str(value)).expanduser())).name for value in values if value]
 
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.
@@ -471,7 +475,10 @@ def check_keys(section: Mapping[str, Any], known: Iterable[str], name: str) -> N
 def _check_shared(config: CfgNode) -> None:
     positive = "TRAIN.ACCUM_ITER TRAIN.LAYER_DECAY LOG_INTERVAL VALIDATE_EVERY CHECKPOINT_EVERY"
     require(config, positive, lambda value: value > 0, "must be greater than 0")
-    not_negative = "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS LATEST_EVERY TRAIN.SKIP_NONFINITE SEED PICTURES"
+    not_negative = (
+        "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS LATEST_EVERY TRAIN.SKIP_NONFINITE TRAIN.EARLY_STOP "
+        "TRAIN.COOLDOWN SEED PICTURES"
+    )
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")

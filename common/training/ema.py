@@ -37,6 +37,7 @@ class ModelEma:
         current = model.state_dict()
         for name, average in self.model.state_dict().items():
             if average.is_floating_point():
-                average.set_value(average * decay + current[name] * (1.0 - decay))
+                # In this form an average of equal weights, such as frozen ones, stays bitwise equal.
+                average.set_value(average + (current[name] - average) * (1.0 - decay))
             else:
                 average.set_value(current[name])

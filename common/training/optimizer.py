@@ -13,7 +13,15 @@ from paddle import nn
 from ..errors import UserError, one_line
 from .config import check_keys
 
-__all__ = ["OPTIMIZERS", "build_optimizer", "clip_gradients", "parameter_groups", "schedule_function", "warmup_cosine"]
+__all__ = [
+    "OPTIMIZERS",
+    "build_optimizer",
+    "clip_gradients",
+    "parameter_groups",
+    "schedule_function",
+    "warmup_cosine",
+    "with_cooldown",
+]
 
 # Of all tasks: the class, and the arguments that a configuration may set, with their upper limits (exclusive).
 OPTIMIZERS: dict[str, tuple[Callable[..., paddle.optimizer.Optimizer], dict[str, float]]] = {
@@ -61,6 +69,23 @@ def schedule_function(scheduler: paddle.optimizer.lr.LRScheduler, steps: int, na
         if not 0 <= rate < math.inf:
             raise UserError(f"{name} has the learning rate {rate} at step {step}; it must be a number >= 0")
     return learning_rate
+
+
+def with_cooldown(learning_rate: Callable[[int], float], steps: int) -> Callable[[int], float]:
+    """Continue a schedule with a constant rate: the one that it ends with [A: timm's ``cooldown_epochs``].
+
+    PaddleSeg's and PaddleDetection's schedules often end at 0, where nothing would be trained. If a schedule ends below
+    a thousandth of its highest rate, the constant rate is a hundredth of that [A: ours; 1e-3 to 1e-5 in the
+    classification recipe].
+
+    Args:
+        learning_rate: maps an optimizer step, from 0, to its rate.
+        steps: length of the schedule.
+    """
+    peak, constant = max(learning_rate(steps * part // 100) for part in range(100)), learning_rate(steps)
+    if constant < peak / 1000:
+        constant = peak / 100
+    return lambda step: learning_rate(step) if step < steps else constant
 
 
 def parameter_groups(model: nn.Layer, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:

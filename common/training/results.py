@@ -23,7 +23,7 @@ class Result:
     """A row of a table. Unknown values are empty.
 
     Attributes:
-        value: in percent.
+        value: in percent, with six digits.
         checkpoint_sha256: of the evaluated file; empty for the last weights of a training run.
         command: what was run, in the project's folder.
         code_version: see :func:`common.runtime.machine.code_version`.
@@ -34,7 +34,7 @@ class Result:
     model: str
     data_set: str
     metric: str
-    value: str
+    value: float
     checkpoint_sha256: str
     command: str
     code_version: str
@@ -72,7 +72,7 @@ def make_results(
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
     }
     return [
-        Result(metric=f"{metric}{suffix}", value=f"{value:.6g}", **common)
+        Result(metric=f"{metric}{suffix}", value=float(f"{value:.6g}"), **common)
         for metric, value in metrics.items()
         if metric not in _NO_RESULTS
     ]

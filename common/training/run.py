@@ -11,12 +11,14 @@ import paddle
 from paddle import nn
 
 from ..checkpoints.loading import Checkpoint, load_weights, read_checkpoint, read_state
+from ..checkpoints.released import local_path
 from ..errors import UserError
 from ..flops import params
 from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
 from .config import WEIGHTS
 from .data_hash import code_hash, data_hash
+from .optimizer import with_cooldown
 from .results import Result, make_results
 from .run_folder import RunFolder
 from .state import SavedState
@@ -25,6 +27,7 @@ from .trainer import Trainer
 
 __all__ = ["run_task"]
 
+_JUMP = 2.0  # factor by which a resumed run may raise the learning rate without a warning
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -44,6 +47,8 @@ def _train(task: Task) -> dict[str, Any]:
     config, log = task.config, task.log
 
     # Find what to resume, and build what to train.
+    if config.RESUME not in ("", "auto"):
+        local_path(config.RESUME)  # a wrong path is an error of its own, not that the folder holds another run
     folder = RunFolder(Path(config.OUTPUT), config.KEEP_CHECKPOINTS, task.unit)
     folder.claim(config.RESUME, config.OVERWRITE, log.line, config.MODEL.PRETRAINED)
     resumed = _find_training_state(task, folder)
@@ -60,6 +65,10 @@ def _train(task: Task) -> dict[str, Any]:
     if report:
         log.line(str(report))
     _warn_if_rate_still_rises(task, training)
+    if config.TRAIN.COOLDOWN:
+        training.learning_rate = with_cooldown(training.learning_rate, training.total_steps)
+        steps_per_unit = training.sampler.steps_per_epoch if task.unit == "epoch" else 1
+        training.total_steps += config.TRAIN.COOLDOWN * steps_per_unit
 
     # Restore the state, check the run, and only then write into the folder.
     trainer = Trainer(task, training, folder)
@@ -71,7 +80,13 @@ def _train(task: Task) -> dict[str, Any]:
     best = trainer.run()
     log.close()
     folder.require_intact()
-    _print_next_commands(task, folder, best)
+    stopped_early = trainer.stops_early and trainer.state.step < trainer.total_steps
+    if stopped_early:
+        log.line(
+            f"stopped early after {trainer.progress}: {trainer.state.validations_since_best} validations in a row had "
+            f"no better {task.criterion} (TRAIN.EARLY_STOP)"
+        )
+    _print_next_commands(task, folder, best, stopped_early)
     return best
 
 
@@ -89,9 +104,9 @@ def _evaluate(task: Task) -> dict[str, Any]:
     _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
     report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
     _log_header(task, model)
-    if report.left_out:
+    if report.left_out or report.renamed:
         log.line(str(report))
-    metrics, details = evaluator.evaluate(model)
+    metrics, details = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run
     log.line(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
     if details:
         log.line(details)
@@ -149,10 +164,19 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
     if trainer.state.step > trainer.total_steps:
         raise UserError(
             f"{source} is at step {trainer.state.step}, but this run ends at step {trainer.total_steps}; "
-            f"raise {task.length_key}"
+            f"raise {task.length_key} or TRAIN.COOLDOWN"
         )
     if trainer.state.step == trainer.total_steps:
-        log.line(f"the run is already complete ({trainer.progress}); raise {task.length_key} to train longer")
+        log.line(f"the run is already complete ({trainer.progress}); raise TRAIN.COOLDOWN to train longer")
+        return
+    # Both are of the last step that was trained, so a rate that only follows its schedule is no jump.
+    before = SavedState.from_dict(saved, str(source)).learning_rate
+    step, rate = trainer.state.step, trainer.training.learning_rate
+    if before and step and rate(step - 1) > _JUMP * before:
+        log.line(
+            f"warning: the learning rate jumps from {before:.2e} to {rate(step):.2e}, so the {task.criterion} may fall "
+            f"at first; to continue at a low rate, leave {task.length_key} as it was and raise TRAIN.COOLDOWN"
+        )
 
 
 def _require_equal_ranks(own: Mapping[str, str]) -> None:
@@ -189,7 +213,7 @@ def _log_header(task: Task, model: nn.Layer) -> None:
         task.log.line("mixed precision has no effect on CPUs: everything is computed in float32")
 
 
-def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any]) -> None:
+def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any], stopped_early: bool) -> None:
     config_file, best_file, latest_file = (
         shlex.quote(str(path)) for path in (folder.config_file, folder.best, folder.latest)
     )
@@ -207,7 +231,15 @@ def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any])
     line(f"best: {task.criterion} {best[task.criterion]:.2f} after {best['at']} ({best['weights']})")
     line(f"evaluate:  python {program} -eval -pretrained {best_file}")
     line(f"predict:   python {_program('tools/predict.py')} IMAGE... -pretrained {best_file}")
-    line(f"resume:    {launcher} {program} -resume {latest_file} -opts {task.length_key} {2 * length}")
+    resume = f"resume:    {launcher} {program} -resume {latest_file} -opts"
+    if stopped_early:
+        line(f"{resume} TRAIN.EARLY_STOP 0")
+        return
+    line(f"{resume} TRAIN.COOLDOWN {task.config.TRAIN.COOLDOWN + max(1, length // 2)}")
+    line(
+        f"           (at a low, constant learning rate; a larger {task.length_key} instead would raise the rate again, "
+        f"and the {task.criterion} may fall at first)"
+    )
 
 
 def _program(name: str) -> str:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..runtime.atomic_file import copy_file, write_text
 from ..runtime.distributed import is_main_process
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "numbered_states"]
 
 # Files of a run, relative to its folder. Deleting them in this order, a process that is killed between two leaves no
 # weights without the log, by which the rest is recognized as a run.
@@ -31,7 +31,7 @@ _SUBFOLDERS = "visualdl", "pictures"
 _SIGNS_OF_A_RUN = re.compile(r"(latest|(epoch|step)_\d{4,})\.pdparams|log\.jsonl")
 # What may be in the folder of a new run: results of data checks and evaluations, logs of Paddle's launcher.
 _HARMLESS = re.compile(
-    r"\..*|data_check\.json|(val|val_ema)_\w+\.json|(workerlog|envlog)\.\d+|backup_env\.\d+\.json|default\..*\.log"
+    r"\..*|data_check\.json|(val|val_ema|eval)_\w+\.json|(workerlog|envlog)\.\d+|backup_env\.\d+\.json|default\..*\.log"
 )
 _TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # what atomic_file.py calls the temporary file of a name
 
@@ -101,7 +101,7 @@ class RunFolder:
                 there are only weights, which a new run would replace.
         """
         damage = None
-        for path in (self.latest, *reversed(self._numbered().values())):
+        for path in (self.latest, *reversed(numbered_states(self.folder, self.unit).values())):
             if os.path.lexists(path):
                 try:
                     state = read_state(path)
@@ -155,22 +155,27 @@ class RunFolder:
     def save_latest(self, state: Mapping[str, Any]) -> None:
         self._save(state, self.latest)
 
+    def save_numbered(self, state: Mapping[str, Any], number: int) -> None:
+        """Save a state under a number, then as the latest; delete all but the last ``keep`` up to this number.
+
+        Larger numbers, of a run that went back, stay. In this order, a run that is killed in between loses neither: it
+        resumes from the older ``latest``, and comes here again.
+        """
+        if not self.keep:
+            return self.save_latest(state)
+        numbered = self.folder / f"{self.unit}_{number:04d}{SUFFIXES[0]}"
+        self._save(state, numbered)
+        if is_main_process():
+            copy_file(numbered, self.latest)
+            done = [path for other, path in numbered_states(self.folder, self.unit).items() if other <= number]
+            for old in done[: -self.keep]:
+                old.unlink()
+
     def save_best(self, weights: Mapping[str, Any]) -> None:
         self._save(weights, self.best)
 
     def save_last(self, weights: Mapping[str, Any]) -> None:
         self._save(weights, self.folder / f"last{SUFFIXES[0]}")
-
-    def keep_latest(self, number: int) -> None:
-        """Keep the latest state under a number, too, and delete all but the last ``keep`` up to this number.
-
-        Larger numbers, of a run that went back, stay.
-        """
-        if self.keep and is_main_process():
-            copy_file(self.latest, self.folder / f"{self.unit}_{number:04d}{SUFFIXES[0]}")
-            done = [path for other, path in self._numbered().items() if other <= number]
-            for old in done[: -self.keep]:
-                old.unlink()
 
     # ---- the files
 
@@ -180,13 +185,8 @@ class RunFolder:
             save_file(state, path)
 
     def _contains(self, file: str) -> bool:
-        return bool(file) and Path(file).expanduser().resolve().parent == self.folder.resolve()
-
-    def _numbered(self) -> dict[int, Path]:
-        """The numbered states in the order of their numbers."""
-        pattern = re.compile(rf"{self.unit}_(\d{{4,}}){re.escape(SUFFIXES[0])}")
-        found = ((pattern.fullmatch(path.name), path) for path in self.folder.glob("*"))
-        return dict(sorted((int(match[1]), path) for match, path in found if match))
+        real = os.path.realpath(Path(file).expanduser())
+        return bool(file) and Path(real).parent == Path(os.path.realpath(self.folder))
 
     def _is_run(self) -> bool:
         return any(_SIGNS_OF_A_RUN.fullmatch(path.name) for path in self.folder.iterdir())
@@ -231,6 +231,18 @@ class RunFolder:
         self._lock_file.truncate(0)
         self._lock_file.write(f"host {socket.gethostname()}, process {os.getpid()}: {shlex.join(sys.argv)}\n")
         self._lock_file.flush()
+
+
+def numbered_states(folder: Path, unit: str = "(?:epoch|step)") -> dict[int, Path]:
+    """The numbered training states of a run, in the order of their numbers.
+
+    Args:
+        folder: of the run.
+        unit: what the numbers count, ``epoch`` or ``step``; by default either, since a run has only one of them.
+    """
+    pattern = re.compile(rf"{unit}_(\d{{4,}}){re.escape(SUFFIXES[0])}")
+    found = ((pattern.fullmatch(path.name), path) for path in folder.glob("*"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def _is_harmless(path: Path) -> bool:

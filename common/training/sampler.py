@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["IterationSampler", "SampleKey", "ShardedEvalSampler", "ShardedTrainSampler", "TrainSampler"]
+__all__ = [
+    "BalancedTrainSampler",
+    "IterationSampler",
+    "SampleKey",
+    "ShardedEvalSampler",
+    "ShardedTrainSampler",
+    "TrainSampler",
+]
 
 
 class SampleKey(NamedTuple):
@@ -94,12 +101,42 @@ class ShardedTrainSampler(TrainSampler):
         return self.num_samples // step * self.group
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
-        order = np.repeat(order, self.repeats)[: self.num_samples]
+        order = np.repeat(self._order(np.random.default_rng([self.seed, self.epoch])), self.repeats)[: self.num_samples]
         positions = np.arange(self.rank, self.num_batches * self.batch_size * self.world_size, self.world_size)
         for batch in range(self.first_batch, self.end):
             own = positions[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [SampleKey(int(order[position]), self.epoch, int(position)) for position in own]
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        """The samples of an epoch, as many as the data set has: int64 ``[num_samples]``."""
+        return rng.permutation(self.num_samples)
+
+
+@dataclass(eq=False)
+class BalancedTrainSampler(ShardedTrainSampler):
+    """An epoch has equally many samples of every class that has any, up to one, and as many as the data set in all.
+
+    A small class repeats all its samples equally often, up to once; a large class gives a random part of its samples.
+
+    Args:
+        labels: the class of each sample, int64 ``[num_samples]``.
+    """
+
+    labels: np.ndarray = field(kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        _, first = np.unique(np.sort(self.labels), return_index=True)
+        self._classes = np.split(np.argsort(self.labels, kind="stable"), first[1:])
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        share, rest = divmod(self.num_samples, len(self._classes))
+        parts = []
+        for place, number in enumerate(rng.permutation(len(self._classes))):
+            members, wanted = self._classes[number], share + (place < rest)
+            copies = np.tile(members, (-(-wanted // len(members)), 1))
+            parts.append(rng.permuted(copies, axis=1).ravel()[:wanted])
+        return rng.permutation(np.concatenate(parts))
 
 
 @dataclass(eq=False)

@@ -55,6 +55,8 @@ class SavedState:
     scaler: _SavedScaler | None = None
     nonfinite: Count = 0
     ema_updates: Count = 0
+    validations_since_best: Count = 0  # 0.1.0 did not count them
+    learning_rate: float | None = None  # nor save this
     rank_statistics: list[np.ndarray] = field(default_factory=list)
     config: Text | None = None
 
@@ -96,6 +98,7 @@ class TrainingState:
         step: optimizer steps done.
         last_saved_step: the last step whose validation and checkpoint are done.
         nonfinite_steps: consecutive steps that were skipped because the loss or the gradient was not finite.
+        validations_since_best: validations in a row that were not better than ``best``.
         best: metrics of the best validation so far, with ``at`` (such as ``epoch 3/16``) and ``weights``.
         metadata: plain values to save in every checkpoint.
     """
@@ -105,7 +108,7 @@ class TrainingState:
         self.model, self.optimizer = training.model, training.optimizer
         self.ema = ModelEma(self.model, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY else None
         self.scaler = paddle.amp.GradScaler(enable=config.TRAIN.AMP == "float16", init_loss_scaling=2.0**16)
-        self.step = self.last_saved_step = self.nonfinite_steps = 0
+        self.step = self.last_saved_step = self.nonfinite_steps = self.validations_since_best = 0
         self.best: dict[str, Any] = {}
         self._class_names = None if training.class_names is None else list(training.class_names)
         self.metadata = {
@@ -136,6 +139,8 @@ class TrainingState:
             "steps_per_epoch": self._sampler.steps_per_epoch,
             "last_saved_step": self.last_saved_step,
             "nonfinite": self.nonfinite_steps,
+            "validations_since_best": self.validations_since_best,
+            "learning_rate": float(self.optimizer.get_lr()),  # of the last step
             "best": dict(self.best),
             "conditions": self._conditions(),
             **self.metadata,
@@ -161,21 +166,25 @@ class TrainingState:
             UserError: it is not a training state, or is another model's; this state must not be used then.
         """
         state = SavedState.from_dict(saved, source)
-        best = {name: value for name, value in state.best.items() if value is not None}  # None was NaN
-        for name in (self._task.criterion, *({"loss"} & set(best))) if best else ():
-            check_value(best.get(name), float, source, f"best.{name}")
         differences = [
             f"{name} was {state.conditions.get(name)}, is {value}"
             for name, value in self._conditions().items()
             if state.conditions.get(name, value) != value
         ]
         differences += self._restore_weights(saved, state, source)
+        best = {name: value for name, value in state.best.items() if value is not None}  # None was NaN
+        for name in (self._task.criterion, *({"loss"} & set(best))) if best else ():
+            check_value(best.get(name), float, source, f"best.{name}")
+        if best and any(difference.startswith("validation ") for difference in differences):
+            value = f"{self._task.criterion} {best[self._task.criterion]:.2f}"
+            differences.append(f"the best result so far, {value}, is of the other validation data")
         load_optimizer_state(self.optimizer, self.model, state.optimizer, source)
         if state.scaler:
             self.scaler.load_state_dict(dict(vars(state.scaler)))
         if last_epoch is None:
             self.step = self._same_position(state)
             self.last_saved_step = self.step if state.last_saved_step == state.step else 0
+            self.validations_since_best = state.validations_since_best
         else:
             self.step = self.last_saved_step = last_epoch * self._sampler.steps_per_epoch
         self.nonfinite_steps = state.nonfinite
@@ -204,6 +213,7 @@ class TrainingState:
                 f"{source} was trained with token labels ({', '.join(report.left_out)}); resume with the same "
                 "-label_maps"
             )
+        differences += report.renamed
         if self.ema:
             if "model_ema" not in saved:
                 differences.append("the state has no EMA weights, the average starts from the present weights")

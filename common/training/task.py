@@ -16,6 +16,9 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint
+from ..errors import UserError
+from ..flops import params
+from ..layers.freezing import freeze
 from ..runtime.device import select_device
 from .config import TaskConfig
 from .loader import Loader
@@ -74,7 +77,8 @@ class Evaluator(ABC):
         """Evaluate a model on the whole split; a collective operation.
 
         Args:
-            kind: prefix of what is logged, ``val`` or ``val_ema`` (the averaged weights).
+            kind: prefix of what is logged and written: ``val`` or ``val_ema`` (the averaged weights) in a run, ``eval``
+                outside of one.
             step: the optimizer step to log pictures under.
             last: no other evaluation of this run follows, so details are wanted.
         """
@@ -170,6 +174,24 @@ class Task(ABC):
         Args:
             resumed: all weights will come from a training state, so no others need be loaded.
         """
+
+    def freeze(self, model: nn.Layer) -> None:
+        """Freeze what ``TRAIN.FREEZE`` names; call it before the optimizer is built.
+
+        Raises:
+            UserError: an entry matches nothing, or nothing would train.
+        """
+        patterns = self.config.TRAIN.FREEZE
+        if not patterns:
+            return
+        total = params(model)
+        try:
+            freeze(model, patterns)
+        except ValueError as error:
+            raise UserError(f"TRAIN.FREEZE: {error}") from error
+        if not params(model):
+            raise UserError(f"TRAIN.FREEZE is {list(patterns)}: every parameter is frozen; leave some out")
+        self.log.line(f"TRAIN.FREEZE: {params(model):,} of {total:,} parameters train")
 
     @abstractmethod
     def build_evaluation(self, checkpoint: Checkpoint) -> tuple[nn.Layer, Evaluator]:

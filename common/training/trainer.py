@@ -23,6 +23,7 @@ from .optimizer import clip_gradients
 from .run_folder import RunFolder
 from .running_means import RunningMeans
 from .state import TrainingState
+from .sync_batch_norm import synchronize_batch_norm
 from .task import BatchResult, Task, Training
 
 __all__ = ["Trainer"]
@@ -47,6 +48,8 @@ class Trainer:
         self.task, self.training, self.folder = task, training, folder
         self.config, self.log = task.config, task.log
         self.model, self.sampler = training.model, training.sampler
+        if self.config.TRAIN.SYNC_BN:
+            synchronize_batch_norm(self.model)
         # DataParallel copies rank 0's weights to all ranks, so it comes before the state's average of the weights.
         self.parallel_model = _parallel(self.model, training.find_unused_parameters) if world_size() > 1 else self.model
         self.state = TrainingState(task, training)
@@ -65,6 +68,11 @@ class Trainer:
         return f"{self.task.unit} {self.state.step // self._steps_per_unit}/{self.total_steps // self._steps_per_unit}"
 
     @property
+    def stops_early(self) -> bool:
+        """Whether ``TRAIN.EARLY_STOP`` validations in a row were not better; equal on all ranks, as the metrics are."""
+        return 0 < self.config.TRAIN.EARLY_STOP <= self.state.validations_since_best
+
+    @property
     def position(self) -> Position:
         """How far the run has come."""
         state = self.state
@@ -73,7 +81,7 @@ class Trainer:
     # ---- the loop
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step, and return the metrics of the best validation.
+        """Train to the last step or an early stop, and return the metrics of the best validation.
 
         Raises:
             StoppedBySignal: SIGTERM, SIGINT or SIGHUP arrived; ``latest`` contains the present state.
@@ -85,7 +93,7 @@ class Trainer:
         ):
             self._bar.update(self.state.step)
             self._validate_and_save()  # due if the run was interrupted between a step and its validation
-            while self.state.step < self.total_steps:
+            while self.state.step < self.total_steps and not self.stops_early:
                 self._train_until_due()
                 self._validate_and_save()
         return self.state.best
@@ -233,10 +241,10 @@ class Trainer:
                 average_statistics(model)
             self._validate()
         state.last_saved_step = step
-        saved = state.as_dict()
-        self.folder.save_latest(saved)
         if checkpoint_due:
-            self.folder.keep_latest(step // self._steps_per_unit)
+            self.folder.save_numbered(state.as_dict(), step // self._steps_per_unit)
+        else:
+            self.folder.save_latest(state.as_dict())
         if step < self.total_steps:
             self._stop_if_signaled(int(gather_rows([self._stop_request.signal_number]).max()))
 
@@ -263,8 +271,11 @@ class Trainer:
             figures = {**metrics, "at": self.progress, "weights": weights}
             if self._score(figures) >= self._score(last):
                 last, last_model = figures, model
+        state.validations_since_best += 1
         if last_model is None:  # no metric was finite
             return
+        if self._score(last) > self._score(state.best):
+            state.validations_since_best = 0
         saved = {"model": deployed_state(last_model), "figures": last, **state.metadata}
         self.folder.save_last(saved)
         if self._score(last) >= self._score(state.best):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from common.checkpoints.download import download, split_hash
+from common.checkpoints.download import _SecureRedirects, download, split_hash
 from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import read_checkpoint
 from common.errors import UserError
@@ -131,6 +132,12 @@ def test_a_redirect_to_an_address_without_encryption_is_refused(server, tmp_path
     server.redirect = location
     with pytest.raises(UserError, match=r"redirects to .*: only https"):
         download(server.url, tmp_path)
+
+
+def test_a_redirect_from_an_encrypted_address_to_this_machine_is_refused():
+    request = urllib.request.Request("https://host/x")
+    with pytest.raises(UserError, match=r"redirects to http://localhost/x: only https"):
+        _SecureRedirects().redirect_request(request, None, 302, "Found", {}, "http://localhost/x")
 
 
 def test_a_file_that_is_longer_than_the_registry_says_is_refused_and_deleted(server, tmp_path):

@@ -269,6 +269,32 @@ def test_another_task_and_another_order_of_classes_are_refused_for_evaluation():
     load_weights(model, checkpoint, fine_tune=True, task="object_detection", class_names=["dog", "cat", "eel"])
 
 
+def test_classes_of_another_name_are_reported():
+    model = make_model()
+    state = {"model": numpy_state(model), "class_names": ["cat", "dog", "e\u0301el"]}
+    checkpoint = Checkpoint.from_state(state, "file")
+    report = load_weights(model, checkpoint, class_names=["cat", "wolf", "\xe9el"])
+    assert report.renamed == ["class 1 is 'wolf' in the data and 'dog' in the weights"]
+    assert "other name: class 1 is 'wolf'" in str(report)
+
+
+def test_weights_of_another_whole_model_are_not_called_weights_of_a_backbone():
+    model = nn.Sequential()
+    model.backbone, model.neck = make_model(0), nn.Linear(2, 3)
+    weights = {**numpy_state(model), "decode_head.weight": np.zeros(3, np.float32)}
+    del weights["neck.weight"]
+    with pytest.raises(UserError, match="its backbone fits, but the rest is of another model or task"):
+        load_weights(model, Checkpoint("file", weights), fine_tune=True)
+
+
+def test_a_folder_is_not_called_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for name in ("run", str(tmp_path / "run")):
+        with pytest.raises(UserError, match=r"run is a folder; give a file in it, such as .*run/best\.pdparams"):
+            read_checkpoint(name)
+
+
 # ---- heads
 
 

@@ -20,6 +20,9 @@ def test_unknown_tags_and_imagenet_weights_are_refused():
     with pytest.raises(UserError, match="mnist5k, fashion_mnist"):
         create_model("pale_nano", pretrained="mnist6k")
 
+    with pytest.raises(UserError, match="the released weights 'mnist5k' are for pale_nano, not pale_tiny; give"):
+        create_model("pale_tiny", pretrained="mnist5k")
+
 
 @pytest.mark.parametrize("row", list_weights(), ids=lambda row: row.tag)
 def test_released_weights_load_with_the_classes_they_were_trained_on(row, capsys):

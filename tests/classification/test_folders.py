@@ -1,6 +1,7 @@
 """Class folders, and one case for each kind of mistake in them."""
 
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_folder_trees(trees, monkeypatch):
 
 def test_folder_mistakes(trees, tmp_path):
     save_image(trees / "val" / "horse" / "1.png")
-    fails(["class folder horse", str(trees / "train")], "folder", trees, "val")
+    fails([f"class folder {trees / 'val' / 'horse'}", str(trees / "train")], "folder", trees, "val")
     (trees / "train" / "emu").mkdir()
     fails(str(trees / "train" / "emu"), "folder", trees, "train")
     (tmp_path / "flat").mkdir()
@@ -65,13 +66,25 @@ def test_links_are_followed_and_files_of_the_system_ignored(tmp_path):
     assert dataset.names().tolist() == [b"cat/linked/1.png", b"dog/1.png"]
 
 
+def test_class_folders_of_both_unicode_forms_are_one_class(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "grün") for form in ("NFC", "NFD"))
+    for name in (f"train/{decomposed}", "train/gru", f"val/{composed}"):
+        save_image(tmp_path / name / "1.png")
+    train, val = (build_dataset("folder", tmp_path, split) for split in ("train", "val"))
+    assert train.class_names == val.class_names == ["gru", composed]
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 1], [1])
+    assert train.load(1).size == (8, 6)
+    save_image(tmp_path / "train" / composed / "1.png")
+    fails(["two class folders", "Unicode form"], "folder", tmp_path, "train")
+
+
 def test_the_classes_of_the_weights_number_the_folders(trees):
     known = ["dog", "emu", "cat"]
     (trees / "val" / "emu").mkdir()  # an empty folder of a known class
     dataset = build_dataset("folder", trees, "val", 3, known)
     assert (dataset.class_names, dataset.labels.tolist()) == (known, [0])
     save_image(trees / "val" / "horse" / "1.png")
-    fails(["class folder horse is not in the classes of the weights"], "folder", trees, "val", 3, known)
+    fails(["horse is not in the classes of the weights"], "folder", trees, "val", 3, known)
 
 
 def test_folders_may_have_the_numbers_of_the_classes_as_names(tmp_path):

@@ -97,8 +97,11 @@ def test_classes_must_be_those_of_the_model(maps, dataset, tmp_path):
     write(tmp_path / "other", dataset.names(), make_info(class_names=["red", "green", "blue"]))
     with pytest.raises(UserError, match=r"class 0 is 'blue' in the training data and 'red' in .*other"):
         LabelMaps(tmp_path / "other", dataset, CLASSES)
+    write(tmp_path / "renamed", dataset.names(), make_info(class_names=["blue", "lime", "red"]))
+    renamed = LabelMaps(tmp_path / "renamed", dataset, CLASSES).renamed
+    assert renamed == ["class 1 is 'green' in the data and 'lime' in the label maps"]
     write(tmp_path / "nameless", dataset.names(), make_info(class_names=None))
-    LabelMaps(tmp_path / "nameless", dataset, CLASSES)
+    assert LabelMaps(tmp_path / "nameless", dataset, CLASSES).renamed == []
 
 
 def replace_info(**changes):

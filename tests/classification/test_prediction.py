@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import paddle
 import pytest
 from PIL import Image
@@ -53,3 +54,14 @@ def test_names_with_control_characters_are_printed_as_escapes(tmp_path, capsys, 
     (row,) = json.loads(shown)
     assert row["image"] == str(file)
     assert "not finite" in row["error"]
+
+
+def test_images_of_16_bits_give_a_warning_beside_the_result(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "a.png"
+    Image.fromarray(np.full((32, 32), 4095, np.uint16)).save(file)
+    classifier = Classifier(lambda images: paddle.zeros([len(images), 2]), make_config(), ["a", "b"])
+    monkeypatch.setattr(predict, "open_weights", lambda arguments: (None, classifier, None))
+    predict.main([str(file), "-pretrained", "mnist5k", "-json"])
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)[0]["image"] == str(file)
+    assert shown.err.startswith(f"warning: 1 of 1 inspected images have more than 8 bits per channel, such as {file}")

@@ -167,7 +167,7 @@ def test_the_evaluated_model_is_the_plain_one(model):
     assert set(numpy_state(model)) - set(numpy_state(plain)) == {"aux_head.weight", "aux_head.bias"}
     assert deployed_state(model).keys() == numpy_state(plain).keys()
     report = load_weights(plain, Checkpoint("training state", numpy_state(model)))
-    assert "skipped aux_head: only used in training" in str(report)
+    assert "skipped aux_head: not used by this model" in str(report)
     assert not report.unexpected
     plain.eval()
     np.testing.assert_array_equal(plain(make_images()).numpy(), model(make_images()).numpy())
@@ -325,7 +325,7 @@ def test_train_make_maps_train_with_them_resume_and_evaluate(tmp_path, shapes_co
     evaluated = train(student / "config.yaml", "-eval", "-pretrained", student / "best.pdparams")
     assert float(re.search(r"best.pdparams: top1 (\S+)", evaluated)[1]) == pytest.approx(float(best[1]), abs=0.01)
     evaluated = train(shapes_config, "-eval", "-pretrained", student / "latest.pdparams", "-image_size", "64")
-    assert "skipped aux_head: only used in training" in evaluated
+    assert "skipped aux_head: not used by this model" in evaluated
 
     message = fails(LAUNCHER, "-cfg", shapes_config, "-resume", student / "latest.pdparams", cwd=tmp_path)
     assert "was trained with token labels (aux_head); resume with the same -label_maps" in message

@@ -1,15 +1,38 @@
 """Class names of a file or of folders: what is read, and what no table could show."""
 
+import unicodedata
+
 import pytest
 
-from common.data.class_names import check_class_names, read_class_names
+from common.data.class_names import check_class_names, read_class_names, renamed_classes
 from common.errors import UserError
 
 
-def test_names_are_lines_and_the_first_file_counts(tmp_path):
+def test_names_are_lines_of_one_file(tmp_path):
     assert read_class_names(tmp_path, ["a.txt", "b.txt"]) is None
     (tmp_path / "b.txt").write_bytes("\ufeffred\r\n\n weiß\u00a0天\u3000空 \n".encode())
     assert read_class_names(tmp_path, ["a.txt", "b.txt"]) == (["red", "weiß\u00a0天\u3000空"], tmp_path / "b.txt")
+
+
+def test_two_files_must_have_the_same_names(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("red\nblue\n")
+    assert read_class_names(tmp_path, ["a.txt", "b.txt"]) == (["red", "blue"], tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_text("blue\nred\n")
+    with pytest.raises(UserError, match=r"a\.txt and .*b\.txt have different class names; remove or correct one"):
+        read_class_names(tmp_path, ["a.txt", "b.txt"])
+
+
+def test_names_of_another_encoding_are_refused(tmp_path):
+    (tmp_path / "names.txt").write_bytes("röt\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"the class names in .*names\.txt are not UTF-8 .*; save the file as UTF-8"):
+        read_class_names(tmp_path, ["names.txt"])
+
+
+def test_names_are_composed(tmp_path):
+    (tmp_path / "names.txt").write_text(unicodedata.normalize("NFD", "grün"), encoding="utf-8")
+    names, _ = read_class_names(tmp_path, ["names.txt"])
+    assert names == ["gr\u00fcn"]
 
 
 @pytest.mark.parametrize(
@@ -32,3 +55,11 @@ def test_a_file_of_any_size_is_refused_in_one_short_line(tmp_path):
     (tmp_path / "names.txt").write_text("x" * 2 * 10**7)
     with pytest.raises(UserError, match="has 13,107,200 characters"):
         read_class_names(tmp_path, ["names.txt"])
+
+
+def test_ten_renamed_classes_are_listed_and_the_others_counted():
+    numbers = [str(number) for number in range(12)]
+    assert renamed_classes(numbers, [*numbers[:11], "x"]) == ["class 11 is '11' in the data and 'x' in the weights"]
+    lines = renamed_classes(numbers, ["x"] * 12, "maps")
+    assert (lines[9], lines[10:]) == ("class 9 is '9' in the data and 'x' in maps", ["and 2 more classes"])
+    assert renamed_classes(None, numbers) == renamed_classes(numbers, None) == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
+import time
 import unicodedata
 import zlib
 from zlib import crc32
@@ -186,6 +188,33 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     for read in (load_rgb, read_image):
         with pytest.raises(UserError, match="it is not a regular file"):
             read(str(tmp_path / "a.png"))
+
+
+def test_a_header_that_takes_minutes_is_refused(tmp_path):
+    path = tmp_path / "a.ppm"
+    for start, is_refused in (
+        (b"P6\n#" + b"x" * 10**7 + b"\n", True),
+        (b"P6 " + b" " * 10**7, True),
+        (b"P6 4#\n#" + b"1 2 3 4 " * 10**6 + b"\n 4 255\n", True),
+        (b"P6\n# a comment\n# another #\n", False),
+    ):
+        path.write_bytes(start + b"40 40 255\n" + bytes(4800))
+        began = time.perf_counter()
+        if is_refused:
+            with pytest.raises(UserError, match="its header has more than 4,096 bytes"):
+                load_rgb(path)
+        else:
+            assert load_rgb(path).size == (40, 40)
+        assert time.perf_counter() - began < 1
+
+
+def test_memory_is_not_allocated_for_a_chunk_that_is_longer_than_the_file(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("L", (40, 30)).save(path)
+    path.write_bytes(re.sub(rb".{4}IDAT", b"\xff\0\0\0IDAT", path.read_bytes(), flags=re.DOTALL))  # of 4 GiB
+    for read in (read_image, check_header):
+        with pytest.raises(UserError, match="a chunk is longer than the file"):
+            read(str(path))
 
 
 def test_the_name_of_a_color_profile_cannot_reach_the_terminal(tmp_path, capfd):

@@ -155,3 +155,10 @@ def test_pictures_replace_those_of_the_last_run_but_no_input_and_none_of_this_ru
         paths = [folder.save(str(file), picture)["labels"] for file in inputs[:3]]
         assert paths == [str(tmp_path / f"{name}_labels.png") for name in ("a", "a_2", "b_2")]
     assert [file.read_bytes() for file in inputs] == before
+
+
+def test_the_pictures_of_an_image_with_the_longest_name_have_shorter_ones(tmp_path):
+    folder = PictureFolder(tmp_path, [])
+    for number in ("", "_2"):  # images that differ in the last letter only
+        paths = folder.save("天" * 83 + "a.png", {"receptive_field": Image.new("L", (1, 1))})
+        assert paths == {"receptive_field": str(tmp_path / f"{'天' * 66}{number}_receptive_field.png")}

@@ -218,6 +218,32 @@ def test_boxes_that_mostly_differ_from_their_polygons_are_an_error(coco, folder)
     assert report.counts == {"BOX_FORMAT": 3}
 
 
+@pytest.mark.parametrize(
+    ("corners", "polygons", "counts"),
+    [
+        ([20, 10, 35, 25], [[20, 10, 35, 10, 35, 25, 20, 25]], {"BOX_OUTSIDE": 5, "BOX_FORMAT": 5}),
+        ([20, 10, 35, 25], None, {"BOX_OUTSIDE": 5, "BOX_FORMAT": 5}),
+        ([4, 3, 24, 19], [[4, 3, 24, 3, 24, 19, 4, 19]], {"BOX_FORMAT": 5}),
+    ],
+    ids=["out of the image", "without polygons", "overlapping"],
+)
+def test_two_corners_are_an_error_wherever_the_objects_are(coco, folder, corners, polygons, counts):
+    """Taken for a corner and a size, corners in the lower right reach out, and those in the upper left overlap."""
+    for annotation in coco["annotations"][:5]:
+        annotation["bbox"], annotation["segmentation"] = corners, polygons
+    _, report = check(coco, folder, masks=False, raise_errors=False)
+    assert report.counts == counts
+    assert_told(lambda: check(coco, folder, masks=False), f"the box {corners}", "two corners")
+
+
+def test_few_boxes_out_of_their_images_are_no_corners(coco, folder):
+    for annotation in coco["annotations"][:2]:
+        annotation["bbox"] = [20, 10, 35, 25]
+        del annotation["segmentation"]
+    _, report = check(coco, folder, masks=False)
+    assert report.counts == {"BOX_OUTSIDE": 2}
+
+
 def test_ignored_objects_are_crowds_in_training_and_evaluation(coco, folder):
     for annotation in coco["annotations"][:2]:
         annotation["ignore"] = 1
@@ -372,6 +398,13 @@ def test_reading(coco, tmp_path):
         read_annotations(path, "TrainDataset")
     path.write_text(json.dumps(coco))
     assert read_annotations(path, "TrainDataset") == coco
+
+
+def test_categories_have_one_unicode_form(coco, tmp_path):
+    path = tmp_path / "anns.json"
+    coco["categories"][0]["name"] = "gru\u0308n"
+    path.write_text(json.dumps(coco))
+    assert read_annotations(path, "TrainDataset")["categories"][0]["name"] == "gr\u00fcn"
 
 
 def test_training_and_validation_have_the_same_categories(coco):

@@ -76,10 +76,10 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert CONFIG.from_text(state["config"], "best") == CONFIG.from_text((folder / "config.yaml").read_text(), "file")
 
     commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
-    for result in ("bbox", "segm"):
-        (folder / f"val_{result}.json").unlink()
+    of_run = {path: path.read_bytes() for path in folder.glob("val_*.json")}
     evaluated = run_program(*commands["evaluate"].split(), cwd=tmp_path).stdout
-    assert re.search(rf"box_AP {best:.6g} .*\nval, {table}", evaluated), evaluated
+    assert re.search(rf"box_AP {best:.6g} .*\neval, {table}", evaluated), evaluated
+    assert {path: path.read_bytes() for path in folder.glob("val_*.json")} == of_run, "those of the run stay"
     assert len(records(folder, "val")) == 2, "an evaluation is no part of the run"
 
     image = boxes / "val" / "val_1.png"
@@ -89,7 +89,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     )
     (entry,) = json.loads(predicted.stdout)
     assert entry["detections"]
-    rows = [row for row in json.loads((folder / "val_bbox.json").read_text()) if row["image_id"] == 101]
+    rows = [row for row in json.loads((folder / "eval_bbox.json").read_text()) if row["image_id"] == 101]
     for row, ours in zip(rows, entry["detections"], strict=True):
         x1, y1, x2, y2 = ours["box"]
         assert row["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.01)
@@ -99,19 +99,20 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     shorter = fails(LAUNCHER, "-cfg", boxes_config, "-resume", "auto", "-epochs", "1", cwd=tmp_path)
     assert "is at step 4, but this run ends at step 2; raise epoch" in shorter
     resumed = run_program(*commands["resume"].split(), cwd=tmp_path).stdout
-    assert "after epoch 2/4" in resumed, resumed
-    assert "step 5/8" in resumed
+    assert "after epoch 2/3" in resumed, resumed
+    assert "step 5/6" in resumed
     assert not re.search(r"^(RESUME|EVAL|CHECK_DATA):", (folder / "config.yaml").read_text(), re.MULTILINE)
-    assert "length of the run was 4, is 8" in resumed
+    assert "length of the run was 4, is 6" in resumed
 
 
-def test_flags_reach_the_run(tmp_path, boxes, boxes_config):
+def test_flags_reach_the_run(tmp_path, boxes, boxes_config, capsys):
     shutil.move(boxes, tmp_path / "moved")
     shutil.copytree(tmp_path / "moved" / "train", tmp_path / "more" / "train")  # a folder of other images
     flags = ("-data_path", tmp_path / "moved", "-batch_size", 1, "-accum_iter", 2, "-epochs", 1, "-num_classes", 4)
     options = ("-opts", "PaleTransformer.recompute", "true", "TRAIN.LAYER_DECAY", "0.5", "TRAIN.EMA_DECAY", "0.5")
     best = run(boxes_config, *flags, "-seed", "5", "-amp", "bfloat16", "-output", tmp_path / "flags", *options)
     assert best["images"] == 3
+    assert "validation images of 4 classes: red, green, blue, 3\n" in capsys.readouterr().out
     assert [record["step"] for record in records(tmp_path / "flags", "train")] == [1, 2]
     state = load_file(tmp_path / "flags" / "latest")
     assert state["class_names"] == ["red", "green", "blue", "3"]

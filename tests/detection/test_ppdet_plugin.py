@@ -167,7 +167,7 @@ def test_a_yaml_file_names_pretrained_weights(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"out_indices": [0, 1]}, ["out_indices is [0, 1]", "with 3 among them"]),
+        ({"out_indices": [1, 0]}, ["out_indices is [1, 0]", "rising numbers"]),
         ({"pretrained": "no/such/file.pdparams"}, ["no/such/file.pdparams does not exist"]),
     ],
 )

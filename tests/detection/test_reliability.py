@@ -65,6 +65,7 @@ def test_reading_processes_pass_on_images_without_objects(boxes_config):
 @pytest.mark.slow
 def test_a_killed_run_of_two_ranks_resumes_to_identical_weights(tmp_path, boxes_config):
     flags = ("-cfg", boxes_config, "-epochs", "8", *OPTIONS, "DATA.NUM_WORKERS", "0", "LATEST_EVERY", "3")
+    flags += ("TRAIN.SYNC_BN", "True")
     run(boxes_config, "-output", tmp_path / "a", *flags[2:], ranks=2)
     process = start_program(LAUNCHER, "-output", tmp_path / "b", *flags, ranks=2, cwd=tmp_path)
     wait_for_steps(process, tmp_path / "b", 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import paddle
@@ -11,8 +12,9 @@ from paddle import nn
 
 from common.checkpoints.loading import Checkpoint, load_weights, numpy_state
 from common.errors import UserError
-from common.pale_features import PaleFeatures, create_features
-from common.pale_transformer import PaleTransformer, create_model
+from common.flops import params
+from common.pale_features import create_features
+from common.pale_transformer import PaleFeatures, PaleTransformer, create_model
 from common.training.optimizer import parameter_groups
 from tests.helpers.small_models import SMALL, evaluating, random_images, small_model
 
@@ -73,6 +75,37 @@ def test_chosen_outputs_have_the_values_and_the_names_that_they_have_among_all()
     assert {name for name, parameter in some.named_parameters() if parameter.grad is not None} == trainable(some)
 
 
+SUBSETS = [subset for size in range(1, 5) for subset in combinations(range(4), size)]
+
+
+@pytest.mark.parametrize("stages", SUBSETS, ids=str)
+def test_every_subset_of_the_stages_is_what_the_classifier_has_there(stages):
+    classifier, images = make_classifier(1), random_images(2, 33, 64)
+    model = make_features(2, out_indices=stages)
+    report = load_weights(model, Checkpoint("file", numpy_state(classifier)), fine_tune=True)
+    assert report.left_out == [f"stages.{stage}" for stage in range(stages[-1] + 1, 4)]
+    maps, expected = model(images), classifier.forward_features(images)
+    for x, stage in zip(maps, stages, strict=True):
+        same = model.out_norms[stage](expected[stage].transpose([0, 2, 3, 1])).transpose([0, 3, 1, 2])
+        np.testing.assert_array_equal(x.numpy(), same.numpy())
+    sum((x * x).mean() for x in maps).backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trainable(model)
+    assert model.num_layers == 2 + sum(SMALL["depths"][: stages[-1] + 1])
+    assert {model.layer_id(name) for name in trainable(model)} == set(range(model.num_layers))
+
+
+def test_stages_that_are_not_needed_are_not_in_the_model():
+    whole = create_model("pale_nano", features_only=True)
+    early = create_model("pale_nano", features_only=True, out_indices=(-3,), pretrained="mnist5k")
+    assert [x.shape for x in early(random_images(1, 64))] == [[1, 40, 8, 8]]
+    assert not [name for name in early.state_dict() if name.startswith(("stages.2", "stages.3"))]
+    assert params(early) < params(whole) / 5
+
+
+def test_negative_indices_count_from_the_last_stage():
+    assert make_features(out_indices=(-4, 1, -1)).out_indices == (0, 1, 3)
+
+
 def test_it_differs_from_the_classifier_in_the_norms_alone():
     names, classifier = set(make_features().state_dict()), set(make_classifier().state_dict())
     assert names - classifier == norms_of(names)
@@ -103,10 +136,13 @@ def test_arguments_reach_the_model():
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        ({"num_classes": 3}, "'num_classes'"),
+        ({"num_classes": 3}, "num_classes is 3"),
         ({"drop_path_rate": 1.5}, "drop_path_rate is 1.5"),
-        ({"out_indices": [0, 1]}, r"out_indices is \[0, 1\].*with 3 among them"),
+        ({"out_indices": [0, 4]}, r"out_indices is \[0, 4\].*from 0 to 3"),
+        ({"out_indices": [-5]}, r"out_indices is \[-5\].*from -4"),
+        ({"out_indices": []}, r"out_indices is \[\]"),
         ({"out_indices": [3, 3]}, r"out_indices is \[3, 3\]"),
+        ({"out_indices": 3}, "out_indices is 3; give rising numbers"),
     ],
 )
 def test_invalid_arguments_are_named(overrides, part):

@@ -122,6 +122,13 @@ def test_images_below_32_pixels_are_refused(height, width):
             run(random_images(1, height, width))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (1, 64, 64, 3), (3, 64, 64)])
+def test_images_of_another_shape_are_refused(shape):
+    model = evaluating(small_model())
+    with pytest.raises(ValueError, match=r"shape \[.*\]; the model needs \[B, 3, H, W\]"):
+        model(paddle.zeros(shape))
+
+
 def test_logits_do_not_depend_on_the_rest_of_the_batch():
     model = evaluating(randomize(small_model(drop_path_rate=0.5), 0.3))
     images = random_images(4, 48, 40)
@@ -184,12 +191,29 @@ def test_reset_head():
         model.reset_head(-1)
 
 
+def test_dropout_before_the_classifier_is_for_training():
+    model = randomize(small_model(drop_rate=0.5), 0.3)
+    last = model.forward_features(random_images(2, 32))[-1]
+    dropped = (model.forward_head(last, pre_logits=True) == 0).astype("float32").mean()
+    assert 0.2 < float(dropped) < 0.8
+    model.eval()
+    assert bool((model.forward_head(last, pre_logits=True) != 0).all())
+
+
 # ---- variants
 
 
 def test_a_mistyped_name_is_told():
     with pytest.raises(ValueError, match=r"unknown model 'pale_tniy'; did you mean pale_tiny\?"):
         create_model("pale_tniy")
+
+
+def test_the_channels_of_the_images_have_two_spellings():
+    model = create_model("pale_nano", in_chans=5)
+    assert model.default_cfg["input_size"] == (5, 224, 224)
+    assert model(paddle.rand([1, 5, 32, 32])).shape == [1, 1000]
+    with pytest.raises(ValueError, match="in_chans is 5 and in_channels 4"):
+        create_model("pale_nano", in_chans=5, in_channels=4)
 
 
 def test_list_models_filters():
@@ -220,6 +244,10 @@ def test_create_model_overrides_a_variant():
         ("pale_nano", {"drop_path_rate": 1.0}, ["drop_path_rate is 1.0", "[0, 1)"]),
         ("pale_nano", {"embed_dim": 0}, ["embed_dim is 0", "positive"]),
         ("pale_nano", {"num_classes": -1}, ["num_classes is -1", "0"]),
+        ("pale_nano", {"in_channels": "3"}, ["in_channels is '3'", "number"]),
+        ("pale_nano", {"num_classes": "3"}, ["num_classes is '3'", "number"]),
+        ("pale_nano", {"drop_path_rate": "0.1"}, ["drop_path_rate is '0.1'", "number"]),
+        ("pale_nano", {"depths": 3}, ["depths is 3", "four"]),
         ("pale_nano", {"pale_size": [7, 7, 0, 7]}, ["pale_size is 0", "positive"]),
         ("pale_nano", {"heads": 4}, ["pale_nano", "'heads'"]),
     ],

@@ -99,6 +99,8 @@ def test_class_names_come_from_a_file_beside_the_data(folder):
     (folder / "class_names.txt").write_text("ground\n two words \nsky\n\n")
     assert build(train_section(folder)).class_names == ["ground", "two words", "sky"]
     (folder / "labels.txt").write_text("ground\nsky\n")
+    assert_error(lambda: build(train_section(folder)), ["labels.txt and", "class_names.txt have different class names"])
+    (folder / "class_names.txt").unlink()
     assert_error(lambda: build(train_section(folder)), ["labels.txt names 2 classes", "num_classes is 3"])
 
 
@@ -171,6 +173,10 @@ def test_a_list_is_looked_for_in_the_folder_of_the_data_first(folder, tmp_path, 
 
 LISTS = [
     (b"", ["train_dataset (Dataset) finds no images"]),
+    (
+        "\ufeffimages/0.png masks/0.png\n".encode(),
+        ["train.txt begins with a byte order mark; save it as UTF-8 without"],
+    ),
     (b"images/0.png masks/0.png\nimages/1.png\n", ["train.txt line 2: 'images/1.png' does not have two columns"]),
     (b"images/0.png masks/0.png\n\n", ["line 2: ''", "leave no line empty"]),
     (b"images/\xff.png masks/0.png\n", ["cannot read the list", "train.txt"]),
@@ -288,8 +294,8 @@ def lengthen(path):
 DAMAGES = {
     "{}/images/2.png does not exist": lambda folder: (folder / "images/2.png").unlink(),
     "{}/masks/2.png does not exist": lambda folder: (folder / "masks/2.png").unlink(),
-    "cannot read image {0}/images/2.png with mask {0}/masks/2.png (": lambda folder: damage(folder / "images/2.png"),
-    "with mask {0}/masks/2.png (image file is truncated": lambda folder: damage(folder / "masks/2.png"),
+    "cannot read image {}/images/2.png: it is damaged": lambda folder: damage(folder / "images/2.png"),
+    "cannot read image {}/masks/2.png: it is damaged": lambda folder: damage(folder / "masks/2.png"),
     "{}/images/2.png: it has 65500x1 pixels": lambda folder: lengthen(folder / "images/2.png"),
     "{}/masks/2.png: it has 65500x1 pixels": lambda folder: lengthen(folder / "masks/2.png"),
 }

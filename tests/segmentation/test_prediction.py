@@ -59,6 +59,10 @@ def test_the_output_folder_is_left_out_of_a_folder_and_files_that_are_named_are_
     assert find_images([str(tmp_path)]) == [str(image), str(picture)]
     assert find_images([str(tmp_path), str(picture)], tmp_path / "out") == [str(image), str(picture)]
     assert find_images([str(tmp_path)], tmp_path / "out") == [str(image)]
+    loop = image.with_name("loop.png")
+    loop.symlink_to(loop.name)  # is reported when it is read
+    assert find_images([str(tmp_path)], tmp_path / "out") == sorted([str(image), str(loop)])
+    loop.unlink()
     with pytest.raises(UserError, match=r"are in the output folder .*; give another -out"):
         find_images([str(tmp_path)], tmp_path)
     with pytest.raises(UserError, match=r"no such image or folder: .*none\.png"):
@@ -145,6 +149,14 @@ def test_an_image_that_takes_too_much_memory_is_one_line_and_the_others_are_labe
     large, other = predict(segmenter, tmp_path / "large.png", tmp_path / "a.png", out=tmp_path / "out")
     assert large["error"] == f"image {tmp_path}/large.png of 30x41 pixels takes too much memory; cut it into parts"
     assert "labels" in other
+
+
+def test_a_model_whose_layers_do_not_fit_together_is_an_error_of_the_user(tmp_path, build, monkeypatch):
+    random_image().save(tmp_path / "a.png")
+    segmenter = build()
+    monkeypatch.setattr(segmenter, "predict_image", lambda *_: paddle.ones([2, 3]) @ paddle.ones([2, 3]))
+    with pytest.raises(UserError, match=r"the model fails on image .*a\.png: .*; check the weights"):
+        predict(segmenter, tmp_path / "a.png", out=tmp_path / "out")
 
 
 def test_a_long_image_does_not_change_how_the_next_is_resized(build):

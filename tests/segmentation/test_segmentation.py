@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import shutil
 from argparse import Namespace
@@ -61,6 +62,13 @@ def train(config: Path, *flags: object, ranks: int = 0) -> str:
     return result.stdout
 
 
+def test_frozen_parts_stay_bitwise_while_the_rest_trains(tmp_path, squares_config, best):
+    run(Segmentation, squares_config, "-iters", "2", "-pretrained", best, "-opts", "TRAIN.FREEZE", "[backbone]")
+    before, after = (load_file(path)["model"] for path in (best, tmp_path / "out" / "latest.pdparams"))
+    moved = {name for name in before if after[name].tobytes() != before[name].tobytes()}
+    assert moved == {name for name in before if not name.startswith("backbone.stages.")}
+
+
 # ---- configurations
 
 
@@ -86,6 +94,29 @@ def test_the_schedule_warms_up_and_falls_to_nothing():
     assert rate(1500 + 158500 // 2) == pytest.approx(3e-5, rel=1e-3)
     assert rate(160000) == 0.0
     assert rate(750) == pytest.approx(3e-5, rel=1e-3), "the rate of a step does not depend on what was asked before"
+
+
+def test_epochs_are_counted_in_steps_of_all_ranks_unless_nothing_is_trained(squares_config, monkeypatch):
+    images = len(Segmentation(load("-cfg", squares_config))._build_dataset("train_dataset"))
+    monkeypatch.setattr(segmentation, "world_size", lambda: 3)
+    flags = ("-cfg", squares_config, "-epochs", 5, "-batch_size", 2, "-accum_iter", 2)
+    task = Segmentation(load(*flags))
+    assert task.config.iters == math.ceil(5 * images / 12)
+    assert "EPOCHS" not in CONFIG.dump(task.config)
+    assert Segmentation(load(*flags, "-eval", "-pretrained", "x")).config.iters == 8
+
+
+def test_a_cooldown_trains_on_new_samples(squares_config):
+    task = Segmentation(load("-cfg", squares_config, "-opts", "TRAIN.COOLDOWN", 3))
+    sampler = task.build_training(resumed=False).sampler
+    assert sampler.steps_per_epoch == 8 + 3
+
+
+def test_the_number_of_classes_of_data_that_always_has_as_many_may_be_given():
+    config = load("-num_classes", 2)
+    assert Segmentation(config)._build_dataset("val_dataset").num_classes == 2
+    with pytest.raises(UserError, match="num_classes is 3, but Nuclei always has 2 classes"):
+        Segmentation(load("-num_classes", 3))._build_dataset("val_dataset")
 
 
 def test_layer_decay_and_weight_decay_reach_the_backbone():
@@ -149,10 +180,10 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     shorter = fails(LAUNCHER, "-cfg", squares_config, "-resume", "auto", "-iters", "5", cwd=tmp_path)
     assert "is at step 8, but this run ends at step 5; raise iters" in shorter
     resumed = run_program(*commands["resume"].split(), cwd=tmp_path)
-    assert "after step 8/16" in resumed.stdout, resumed.stdout
-    assert "step 9/16" in resumed.stdout
+    assert "after step 8/12" in resumed.stdout, resumed.stdout
+    assert "step 9/12" in resumed.stdout
     assert not re.search(r"^(RESUME|EVAL|CHECK_DATA):", (folder / "config.yaml").read_text(), re.MULTILINE)
-    assert "length of the run was 8, is 16" in resumed.stdout
+    assert "length of the run was 8, is 12" in resumed.stdout
 
 
 def test_windows_scales_and_flips_are_options_of_an_evaluation(squares_config, best):
@@ -176,7 +207,9 @@ def test_training_starts_from_a_classifier_or_a_segmenter_of_other_classes(tmp_p
     (squares / "labels.txt").write_text("background\nred\ngreen\nblue\n")
     run(Segmentation, squares_config, "-pretrained", best, "-num_classes", "4", "-iters", "1", "-output",
         tmp_path / "tuned", "-opts", "TRAIN.LAYER_DECAY", "0.8")  # fmt: skip
-    assert "new decode_head.cls, auxiliary_head.cls" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "new decode_head.cls, auxiliary_head.cls" in shown
+    assert "validation images of 4 classes: background, red, green, blue\n" in shown
     assert load_file(tmp_path / "tuned" / "best")["model"]["decode_head.cls.weight"].shape[0] == 4
 
 

@@ -132,9 +132,18 @@ def test_every_parameter_gets_a_gradient_from_the_two_losses():
 # ---- arguments and initial values
 
 
-def test_invalid_arguments_are_named():
-    with pytest.raises(ValueError, match="aux_in_index is 4; the maps are 0 to 3"):
-        make_model(aux_in_index=4)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"aux_in_index": 4}, "aux_in_index is 4; the maps are 0 to 3"),
+        ({"channels": 0}, "channels is 0; it must be a positive integer"),
+        ({"num_classes": "3"}, "num_classes is '3'; it must be a positive integer"),
+        ({"dropout": 1.5}, r"dropout is 1.5; it must be a number in \[0, 1\]"),
+    ],
+)
+def test_invalid_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**arguments)
 
 
 def test_initial_values():

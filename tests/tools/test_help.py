@@ -27,6 +27,13 @@ def test_help_explains_every_flag_the_exit_codes_and_has_valid_examples(program)
     assert all(check_command(example) for example in examples)
 
 
+@pytest.mark.parametrize("flag", ["-h", "-help", "--help"])
+def test_help_is_a_flag_with_one_dash_or_two(flag, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parser_of("predict").parse_args([flag])
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
 def test_a_launcher_shows_the_values_of_the_default_file():
     shown = " ".join(parser_of("image_classification").format_help().split())
     assert "[DATA.BATCH_SIZE = 64]" in shown

@@ -55,7 +55,7 @@ def recorded(monkeypatch):
 
     def add(model, data_set, metric, value, **changes):
         fields = {"checkpoint_sha256": "", "date": "2026-01-01T00:00Z", **changes}
-        values = {"model": model, "data_set": data_set, "metric": metric, "value": value}
+        values = {"model": model, "data_set": data_set, "metric": metric, "value": float(value)}
         results.append(type(template)(**{**vars(template), **values, **fields}))
 
     monkeypatch.setattr(paper_figures, "recorded", lambda task: results)
@@ -95,7 +95,7 @@ def test_recorded_results_of_trainings_are_in_the_document():
         assert found
         for result in found:
             if not result.checkpoint_sha256:
-                assert result.value in text
+                assert f"{result.value:.6g}" in text
                 assert result.command in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -28,6 +29,13 @@ def test_values_that_were_not_finite_are_left_out(tmp_path):
     plot(tmp_path, lines(TRAIN, without_loss, {**TRAIN, "epoch": 0.7}, VAL))
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > picture.height
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    run = tmp_path / os.fsdecode(b"$\\frac$ \xff\x1b\n")
+    run.mkdir()
+    plot(run, lines(TRAIN, VAL))
+    assert (run / "curves.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import pytest
 
 from common.errors import UserError
 from common.runtime.command_line import ArgumentParser, expand_home
+from common.tasks import TASKS
 from common.training.config import add_weights_flags
+from common.training.config_values import find
 from image_classification.classification import Classification
 from image_classification.config import CONFIG
 from image_classification.pale_backbone import build_model
@@ -49,6 +51,21 @@ def test_a_list_of_any_length_takes_another_length_in_place_of_a_files(tmp_path)
     path = write(tmp_path / "own.yaml", "MODEL: {PALE_SIZE: [3], NUM_HEADS: [2, 2, 2, 2]}")
     model = load("-cfg", path, "-opts", "MODEL.PALE_SIZE", "[2, 2, 4, 4]", "MODEL.NUM_HEADS", "[]").MODEL
     assert (model.PALE_SIZE, model.NUM_HEADS) == ([2, 2, 4, 4], [])
+
+
+@pytest.mark.parametrize(
+    ("task", "keys"),
+    [
+        ("image_classification", {"lr": "TRAIN.BASE_LR", "epochs": "TRAIN.EPOCHS", "num_classes": "MODEL.NUM_CLASSES"}),
+        ("semantic_segmentation", {"lr": "lr_scheduler.learning_rate", "epochs": "EPOCHS",
+                                   "num_classes": "model.num_classes"}),
+        ("object_detection", {"lr": "LearningRate.base_lr", "epochs": "epoch", "num_classes": "num_classes"}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("flag", "value"), [("lr", 0.25), ("epochs", 7), ("num_classes", 3)])
+def test_every_task_has_flags_for_rate_epochs_and_classes(task, keys, flag, value):
+    config = tiny_runs.load(TASKS[task].config(), f"-{flag}", value)
+    assert find(config, keys[flag]) == value
 
 
 @pytest.mark.parametrize(
@@ -136,6 +153,7 @@ def test_opts_may_be_said_twice_to_the_tools():
         (["-opts", "AUG.CROP_SCALE", "[0.1]"], "AUG.CROP_SCALE is [0.1]"),
         (["-opts", "MODEL.PALE_SIZE", "7"], "MODEL.PALE_SIZE is 7; it must be a list of whole numbers"),
         (["-opts", "MODEL.NUM_HEADS", "[2, 4]"], "MODEL.NUM_HEADS is [2, 4]; it must be a list of four numbers"),
+        (["-opts", "TRAIN.FREEZE", "stem"], "TRAIN.FREEZE is 'stem'; it must be a list of names"),
         (["-batch_size", "0"], "DATA.BATCH_SIZE is 0"),
         (["-opts", "TRAIN.EMA_DECAY", "1.0"], "TRAIN.EMA_DECAY is 1.0"),
         (["-seed", str(2**32)], "SEED is 4294967296; it must be less than 2**32"),

@@ -59,3 +59,13 @@ def test_formula_with_warm_up_for_weights_and_statistics(decay, used):
             np.testing.assert_allclose(averaged[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
         np.testing.assert_array_equal(averaged["calls"], current["calls"])
     assert ema.updates == len(used)
+
+
+def test_weights_that_stand_still_have_themselves_as_average():
+    model = Model()
+    move(model, 0)
+    ema = ModelEma(model, 0.9)
+    for _ in range(3):
+        ema.update(model)
+    for name, value in values(model).items():
+        np.testing.assert_array_equal(values(ema.model)[name], value, err_msg=name)

@@ -1,5 +1,6 @@
 """AdamW's groups, seen in the weights after a step, the learning rate of a step, and clipping."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,9 +9,16 @@ import pytest
 
 from common.errors import UserError
 from common.pale_transformer import PaleTransformer
-from common.training.optimizer import build_optimizer, clip_gradients, parameter_groups, warmup_cosine
+from common.training.optimizer import (
+    build_optimizer,
+    clip_gradients,
+    parameter_groups,
+    warmup_cosine,
+    with_cooldown,
+)
 
 LR, DECAY, LAYER_DECAY = 0.01, 0.5, 0.7
+COSINE = {"total_steps": 101, "warmup_steps": 21, "base_lr": 1.0, "warmup_lr": 0.1}
 
 
 def make_model():
@@ -55,6 +63,19 @@ def test_the_rate_rises_linearly_then_falls_along_a_cosine():
 def test_the_rate_without_warm_up_begins_at_its_base():
     assert [warmup_cosine(step, 11, 0, 1.0, 0.1, 0.01) for step in (0, 5, 10)] == pytest.approx([1.0, 0.505, 0.01])
     assert warmup_cosine(0, 1, 0, 1.0, 0.1, 0.01) == 1.0
+
+
+def test_a_cooldown_keeps_the_rate_that_the_schedule_ends_with():
+    schedule = functools.partial(warmup_cosine, **COSINE, end_lr=0.01)
+    rate = with_cooldown(schedule, 101)
+    assert [rate(step) for step in (0, 60, 100)] == [schedule(step) for step in (0, 60, 100)]
+    assert [rate(step) for step in (101, 500)] == pytest.approx([0.01, 0.01])
+
+
+def test_a_schedule_that_ends_at_zero_is_followed_by_a_hundredth_of_its_highest_rate():
+    rate = with_cooldown(functools.partial(warmup_cosine, **COSINE, end_lr=0.0), 101)
+    assert rate(100) == pytest.approx(0.0)
+    assert rate(101) == pytest.approx(0.01, rel=0.01)
 
 
 # ---- groups

@@ -29,7 +29,7 @@ from tests.helpers.programs import run_program
 from tests.helpers.tiny_runs import load, run
 
 COLUMNS = [field.name for field in dataclasses.fields(Result)]
-RESULT = Result("pale_nano", "mnist5k", "top1", "97.4", "", 'python "a, b"\n', "0.1.0", "AMD EPYC, 2 cores", "")
+RESULT = Result("pale_nano", "mnist5k", "top1", 97.4, "", 'python "a, b"\n', "0.1.0", "AMD EPYC, 2 cores", "")
 
 
 # ---- the file
@@ -50,7 +50,8 @@ def test_rows_are_appended_and_read_back(tmp_path):
     ("text", "message"),
     [
         ("model,value\na,1\n", "has other columns than model,data_set"),
-        (",".join(COLUMNS) + '\n,,,,,"two\nlines",,,\na,b,c\n', "line 4 is damaged"),
+        (",".join(COLUMNS) + '\n,,,1,,"two\nlines",,,\na,b,c\n', "line 4 is damaged"),
+        (",".join(COLUMNS) + "\n,,,high,,,,,\n", "line 2 is damaged .*'high'"),
     ],
 )
 def test_other_or_damaged_tables_are_refused_and_unchanged(tmp_path, text, message):
@@ -116,7 +117,7 @@ def test_an_evaluation_is_recorded_by_rank_0_alone(tmp_path, shapes_config, weig
     metrics = run(Classification, shapes_config, *flags)
     (top1,) = read_table(file, Result)  # with 3 classes, there is no top-5
     assert (top1.model, top1.data_set, top1.metric) == ("pale_nano", "folder shapes", "top1")
-    assert float(top1.value) == pytest.approx(metrics["top1"], rel=1e-5)
+    assert top1.value == pytest.approx(metrics["top1"], rel=1e-5)
     assert top1.checkpoint_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert re.fullmatch(r".+, \d+ cores, Paddle \d+\.\d+\.\d+", top1.machine)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\dZ", top1.date)

@@ -1,5 +1,7 @@
 """What ranks must have in common, and what a resumed run compares."""
 
+import json
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +12,7 @@ from common.checkpoints.loading import numpy_state
 from common.errors import UserError
 from common.pale_transformer import create_model
 from common.runtime import distributed
+from common.tasks import TASKS
 from common.training import data_hash as hashes
 from common.training import run, run_folder, state
 from common.training.data_hash import code_hash, data_hash
@@ -92,6 +95,43 @@ def test_a_resumed_run_refuses_another_order_of_classes_and_reports_other_images
         tiny_runs.run(Classification, shapes_config, "-resume", "auto", *run_flags, 3)
 
 
+def test_classes_of_another_name_are_named_by_resumed_runs_and_evaluations(tmp_path, shapes, shapes_config, capsys):
+    tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
+    for split in ("train", "val"):
+        (shapes / split / "blue").rename(shapes / split / "azure")
+    renamed = "class 0 is 'azure' in the data and 'blue' in the weights"
+    tiny_runs.run(Classification, shapes_config, "-resume", "auto", "-opts", "TRAIN.EPOCHS", 2)
+    shown = capsys.readouterr().out
+    assert f"differs from the interrupted run: {renamed}" in shown
+    assert re.search(r"the best result so far, top1 [\d.]+, is of the other validation data", shown)
+    listed = tmp_path / "listed"
+    listed.mkdir()
+    (listed / "class_names.txt").write_text("azure\ncyan\nred\n")
+    (listed / "val_list.txt").write_text(f"{next((shapes / 'val' / 'red').iterdir())} 2\n")
+    flags = ("-eval", "-pretrained", tmp_path / "out" / "best.pdparams", "-dataset", "list", "-data_path", listed)
+    tiny_runs.run(Classification, shapes_config, *flags)
+    shown = capsys.readouterr().out
+    assert "other name: class 1 is 'cyan' in the data and 'green' in the weights" in shown
+    assert "data: 1 validation images of 3 classes: azure, cyan, red" in shown
+    assert "warning: no validation images of 2 classes: azure, cyan" in shown
+
+
+def test_what_resume_names_is_looked_for_before_the_folder(tmp_path, shapes_config):
+    tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
+    with pytest.raises(UserError, match="checkpoint Auto does not exist"):
+        tiny_runs.run(Classification, shapes_config, "-resume", "Auto")
+
+
+def test_a_state_of_another_task_is_named_so(tmp_path, shapes_config):
+    tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
+    latest = tmp_path / "out" / "latest.pdparams"
+    state = load_file(latest)
+    best = {"mIoU": state["best"].pop("top1"), **state["best"]}
+    save_file({**state, "task": "semantic_segmentation", "best": best}, latest)
+    with pytest.raises(UserError, match="was trained for 'semantic_segmentation', not for image_classification"):
+        tiny_runs.run(Classification, shapes_config, "-resume", latest, "-opts", "TRAIN.EPOCHS", 2)
+
+
 def test_ranks_with_copies_of_other_weights_are_refused(tmp_path, shapes_config, monkeypatch):
     """Two machines may have files of one name, of two runs that came equally far."""
     tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
@@ -121,3 +161,35 @@ def test_training_and_evaluation_refuse_ranks_with_other_data(tmp_path, shapes, 
         tasks = [Classification(load(CONFIG, *flags, data)) for data in (shapes, other)]
         found = run_ranks(monkeypatch, [run, run_folder], lambda: start(tasks[distributed.rank()]), 2)  # noqa: B023
         assert all("rank 1 was started with other" in message and " data is " in message for message in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "fixture", "length", "longer", "more"),
+    [
+        ("image_classification", "shapes_config", "TRAIN.EPOCHS", 4, 1),
+        ("semantic_segmentation", "squares_config", "iters", 16, 3),
+        ("object_detection", "boxes_config", "epoch", 4, 1),
+    ],
+)
+def test_a_cooldown_continues_a_finished_run_exactly_and_a_longer_schedule_warns(
+    tmp_path, request, capsys, name, fixture, length, longer, more
+):
+    config, task = request.getfixturevalue(fixture), TASKS[name].task()
+    cooldown = ("-opts", "TRAIN.COOLDOWN", more)
+    tiny_runs.run(task, config, "-output", tmp_path / "a", *cooldown)
+    tiny_runs.run(task, config, "-output", tmp_path / "b")
+    output = capsys.readouterr().out
+    hint = rf"^resume: .*b/latest\.pdparams -opts TRAIN\.COOLDOWN \d+\n.*larger {length} "
+    assert re.search(hint, output, re.MULTILINE)
+    state = tmp_path / "b" / "latest.pdparams"
+    tiny_runs.run(task, config, "-output", tmp_path / "c", "-resume", state, "-opts", length, longer)
+    assert re.search(r"warning: the learning rate jumps from \S+ to \S+, so the", capsys.readouterr().out)
+    tiny_runs.run(task, config, "-output", tmp_path / "b", "-resume", state, *cooldown)
+    assert "jumps" not in capsys.readouterr().out
+    a, b = (load_file(tmp_path / folder / "latest.pdparams") for folder in ("a", "b"))
+    for part in ("model", "optimizer"):
+        assert all(a[part][name].tobytes() == array.tobytes() for name, array in b[part].items())
+    assert a["step"] == b["step"]
+    rates = [json.loads(line).get("lr") for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
+    assert [rate for rate in rates if rate][-1] > 1e-6

@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from common.checkpoints import safe_pickle
 from common.checkpoints.file_format import load_file, save_file
 from common.errors import UserError
+from common.training import run_folder
 from common.training.run_folder import RunFolder
 from common.training.task import EvaluationResult
 from common.training.trainer import Trainer
@@ -156,29 +158,39 @@ def test_the_folder_keeps_latest_best_and_the_last_numbered_states(tmp_path):
     for epoch in (1, 2, 9, 10, 11):
         folder.save_best(state(epoch))
         folder.save_last(state(epoch))
-        folder.save_latest(state(epoch))
-        folder.keep_latest(epoch)
+        folder.save_numbered(state(epoch), epoch)
     names = ("best", "epoch_0010", "epoch_0011", "last", "latest")
     assert files(tmp_path) == {"config.yaml", "log.jsonl", *(f"{name}.pdparams" for name in names)}
     assert [load_file(tmp_path / name)["step"] for name in names] == [11, 10, 11, 11, 11]
     assert folder.latest.samefile(tmp_path / "epoch_0011.pdparams")  # not twice on the disk
     for epoch in (4, 5, 6):  # of a run that went back
-        folder.save_latest(state(epoch))
-        folder.keep_latest(epoch)
+        folder.save_numbered(state(epoch), epoch)
     assert files(tmp_path) >= {"epoch_0005.pdparams", "epoch_0006.pdparams", "epoch_0010.pdparams"}
     assert "epoch_0004.pdparams" not in files(tmp_path)
 
 
 def test_the_folder_may_keep_no_numbered_states_and_only_rank_0_writes(tmp_path, monkeypatch):
-    claim(tmp_path, keep=0).keep_latest(1)
+    without = claim(tmp_path / "without", keep=0)
+    without.begin("config")
+    without.save_numbered(state(1), 1)
+    assert files(tmp_path / "without") == {"config.yaml", "latest.pdparams", "log.jsonl"}
     monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
     folder = claim(tmp_path / "none")
     folder.begin("config")
     folder.save_best({})
-    folder.save_latest({})
-    folder.keep_latest(1)
+    folder.save_numbered({}, 1)
     folder.require_intact()
-    assert files(tmp_path) == set()
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_is_killed_between_the_numbered_and_the_latest_state_loses_neither(tmp_path, monkeypatch):
+    folder = claim(tmp_path)
+    folder.begin("config")
+    folder.save_latest(state(1))
+    monkeypatch.setattr(run_folder, "copy_file", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        folder.save_numbered(state(2), 2)
+    assert [load_file(tmp_path / name)["step"] for name in ("epoch_0002", "latest")] == [2, 1]
 
 
 def test_the_newest_state_has_the_largest_number_whatever_the_clock_said(tmp_path):

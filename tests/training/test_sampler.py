@@ -1,8 +1,15 @@
 """The order of the samples, on any number of ranks."""
 
+import numpy as np
 import pytest
 
-from common.training.sampler import IterationSampler, SampleKey, ShardedEvalSampler, ShardedTrainSampler
+from common.training.sampler import (
+    BalancedTrainSampler,
+    IterationSampler,
+    SampleKey,
+    ShardedEvalSampler,
+    ShardedTrainSampler,
+)
 
 
 def epoch_of(*args, epoch=0, first_batch=0, **kwargs):
@@ -82,6 +89,35 @@ def test_repeats_stand_in_a_row_one_per_rank(world_size):
     assert len({group[0] for group in copies}) == 8
     if world_size == 3:
         assert len({tuple(indices(batches)) for batches in ranks}) == 1
+
+
+LABELS = np.repeat([4, 0, 2], [20, 7, 3])  # classes 1 and 3 have no sample
+
+
+def balanced(epoch=0, batch_size=5, rank=0, world_size=1):
+    sampler = BalancedTrainSampler(30, batch_size, 0, rank, world_size, labels=LABELS)
+    sampler.set_range(epoch)
+    return list(sampler)
+
+
+def test_a_balanced_epoch_has_equally_many_samples_of_every_class_that_has_any():
+    for epoch in range(5):
+        order = indices(balanced(epoch))
+        assert np.bincount(LABELS[order]).tolist() == [10, 0, 10, 0, 10]
+        counts = np.bincount(order, minlength=30)
+        assert counts[LABELS == 4].max() == 1  # a random half of the large class
+        assert set(counts[LABELS == 0]) == {1, 2}
+        assert set(counts[LABELS == 2]) == {3, 4}
+    uneven = BalancedTrainSampler(29, 29, 0, labels=LABELS[:-1])
+    assert sorted(np.bincount(LABELS[indices(list(uneven))]))[-3:] == [9, 10, 10]
+
+
+def test_a_balanced_order_depends_on_seed_and_epoch_and_not_on_the_ranks():
+    assert indices(balanced(0)) != indices(balanced(1))
+    assert balanced(3) == balanced(3)
+    shards = [balanced(3, 5, rank, 2) for rank in range(2)]
+    alone = balanced(3, 10)
+    assert [sorted((*a, *b)) for a, b in zip(*shards, strict=True)] == [sorted(batch) for batch in alone]
 
 
 def test_accumulation_leaves_whole_optimizer_steps():

@@ -208,5 +208,5 @@ def demo_results(task: str) -> dict[tuple[str, str], dict[str, list[float]]]:
         small = result.data_set != TABLES[task].data_set and not result.checkpoint_sha256
         if small and result.metric in TABLES[task].demo_metrics:
             metrics = runs.setdefault((result.model, result.data_set), {})
-            metrics.setdefault(result.metric, []).append(float(result.value))
+            metrics.setdefault(result.metric, []).append(result.value)
     return runs

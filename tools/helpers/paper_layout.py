@@ -99,7 +99,7 @@ def compare(task: str) -> str:
             ours, digits = getattr(_counted(task, model), metric), 2
             origin = "counted" if figure.agrees(ours) else "counted, too far from the paper's"
         elif result := measured(task, TABLES[task].model.format(model), metric):
-            ours, digits, origin = float(result.value), 1, f"measured {result.date[:10]}"
+            ours, digits, origin = result.value, 1, f"measured {result.date[:10]}"
         else:
             ours, digits, origin = None, 1, _not_run(task, configuration(task, model))
         numbers = ["-", "-"] if ours is None else [f"{ours:.{digits}f}", f"{ours - float(figure.text):+.{digits}f}"]
@@ -112,7 +112,7 @@ def ablations() -> str:
     task, rows = "image_classification", []
     for file in tqdm(ABLATIONS, "ablations", disable=None, leave=False):
         result = measured(task, model_title(CONFIG.load(Namespace(cfg=file, opts=[]))), "top1")
-        top1 = f"{float(result.value):.1f}" if result else _not_run(task, file)
+        top1 = f"{result.value:.1f}" if result else _not_run(task, file)
         rows.append([file.stem, *(f"{figure:.2f}" for figure in count(task, file)), top1])
     return markdown_table(["row", *(METRICS[metric] for metric in (*COUNTED, "top1"))], rows, (1, 2, 3))
 
@@ -151,7 +151,7 @@ def model_table(task: str, folder: str) -> str:
         params, flops = _with_units(_counted(task, model))
         sizes = f"{params} ({figures[model, 'params'].text}M)", f"{flops} ({figures[model, 'flops'].text}G)"
         results = {metric: measured(task, table.model.format(model), metric) for metric in table.metrics}
-        ours = ", ".join(f"{_name(metric)} {float(found.value):.1f}" for metric, found in results.items() if found)
+        ours = ", ".join(f"{_name(metric)} {found.value:.1f}" for metric, found in results.items() if found)
         link = f"[`{model}`]({folder}/{table.configuration.format(model)})"
         rows.append([link, *sizes, *(figures[model, metric].text for metric in table.metrics), ours or "not run"])
     demo = []

@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from common.data.class_names import composed
 from common.data.image_file import read_image
 from common.errors import UserError
 from common.inference.exported_model import refuse_exported
@@ -128,8 +129,8 @@ def class_score(subject: Subject) -> tuple[str, Callable[[Tensor], Tensor]]:
 
 
 def _find_label(names: Sequence[str], chosen: str) -> int:
-    if chosen in names:
-        return list(names).index(chosen)
+    if composed(chosen) in names:
+        return list(names).index(composed(chosen))
     if chosen.isdecimal() and int(chosen) < len(names):
         return int(chosen)
     known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")

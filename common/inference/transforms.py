@@ -1,0 +1,23 @@
+"""The transform that makes an image the input of a model."""
+
+from __future__ import annotations
+
+from ..data.preprocessing import EvalTransform
+from ..pale_transformer import PaleTransformer
+
+__all__ = ["transforms_for"]
+
+
+def transforms_for(model: PaleTransformer) -> EvalTransform:
+    """The evaluation transform of the launchers, with the settings of ``model.default_cfg``.
+
+    Returns:
+        A function from a Pillow RGB image to float32 ``[3, size, size]``; ``paddle.to_tensor(array[None])`` is a batch
+        of one image.
+
+    Raises:
+        ValueError: the model does not take RGB images.
+    """
+    if model.in_channels != 3:
+        raise ValueError(f"in_channels is {model.in_channels}; the transform makes images of 3 channels")
+    return EvalTransform(model.preprocessing)

@@ -1,0 +1,69 @@
+"""The transform of a model is that of the launcher that trained it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import create_model, transforms_for
+from common.checkpoints.file_format import save_file
+from common.checkpoints.loading import numpy_state, read_checkpoint
+from common.errors import UserError
+from image_classification.config import CONFIG, default_config
+from image_classification.transforms import EvalTransform
+
+
+def make_image(width, height):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+IMAGE = make_image(301, 240)
+
+
+def test_without_weights_it_is_that_of_the_default_configuration():
+    model = create_model("pale_nano")
+    transform = EvalTransform(default_config())
+    np.testing.assert_array_equal(transforms_for(model)(IMAGE), transform(IMAGE))
+    data = default_config().DATA
+    cfg = {"crop_pct": data.CROP_PCT, "interpolation": data.INTERPOLATION, "mean": data.MEAN, "std": data.STD}
+    assert cfg.items() <= model.default_cfg.items()
+    assert transforms_for(create_model("pale_nano", image_size=64))(IMAGE).shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("tag", ["mnist5k", "fashion_mnist"])
+def test_with_released_weights_it_is_that_of_their_configuration(tag):
+    model = create_model("pale_nano", pretrained=tag)
+    config = CONFIG.from_text(read_checkpoint(tag).config, tag)
+    array = transforms_for(model)(IMAGE)
+    np.testing.assert_array_equal(array, EvalTransform(config)(IMAGE))
+    assert array.shape == model.default_cfg["input_size"] == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ("DATA: {CROP_PCT: 2}", "crop_pct is 2; it must be a finite number from 0.01 to 1"),
+        ("DATA: {CROP_PCT: 1, IMAGE_SIZE: 1000000}", "image_size is 1000000"),
+        ("DATA: {CROP_PCT: 1, INTERPOLATION: cubic}", "interpolation is 'cubic'; it must be one of nearest"),
+        ("DATA: {CROP_PCT: 1, STD: [1, 1]}", "give three numbers each"),
+        ("DATA: {CROP_PCT: 1, CROP_PCT: 1}", "the key 'CROP_PCT' appears twice"),
+    ],
+)
+def test_a_damaged_configuration_in_weights_is_told(tmp_path, config, part):
+    save_file({"model": numpy_state(create_model("pale_nano")), "config": config}, tmp_path / "best.pdparams")
+    with pytest.raises(UserError) as caught:
+        create_model("pale_nano", pretrained=tmp_path / "best.pdparams")
+    assert part in str(caught.value)
+
+
+def test_weights_of_other_tasks_say_nothing_about_classifiers(tmp_path):
+    state = {"model": numpy_state(create_model("pale_nano")), "config": "DATA: {}\nmodel: {type: PaleUPerNet}"}
+    save_file(state, tmp_path / "best.pdparams")
+    model = create_model("pale_nano", pretrained=tmp_path / "best.pdparams")
+    assert model.preprocessing == create_model("pale_nano").preprocessing
+
+
+def test_images_of_other_channels_have_no_transform():
+    with pytest.raises(ValueError, match="in_channels is 4"):
+        transforms_for(create_model("pale_nano", in_channels=4))

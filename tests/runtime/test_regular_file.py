@@ -1,0 +1,84 @@
+"""Nothing that is no regular file is read, and no line without end: neither a wait for ever nor a full memory."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from common.checkpoints.released import list_weights
+from common.errors import UserError
+from common.inference.exported_model import CONFIG, LABELS, ExportedModel
+from common.runtime.csv_table import append_rows
+from common.runtime.regular_file import open_regular, read_lines
+from common.training.results import Result
+from image_classification.config import CONFIG as CLASSIFICATION
+from image_classification.datasets import build_dataset
+from image_classification.label_maps import _read_array
+from object_detection.coco_file import read_annotations
+from semantic_segmentation.datasets import _find_files
+from tools.plot_curves import read_records
+
+
+def read_segmentation_list(path: Path) -> None:
+    _find_files("Dataset", {"dataset_root": str(path.parent), "train_path": path.name}, "train", "train_dataset")
+
+
+def read_registry(path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALE_WEIGHTS", str(path))
+        list_weights()
+
+
+READERS = {
+    "val_list.txt": lambda path: build_dataset("list", path.parent, "val"),
+    "train.txt": read_segmentation_list,
+    "train.json": lambda path: read_annotations(path, "TrainDataset"),
+    "config.yaml": lambda path: CLASSIFICATION.load(Namespace(cfg=str(path), opts=[])),
+    "log.jsonl": lambda path: read_records(path.parent, "train"),
+    "results.csv": lambda path: append_rows(path, Result, []),
+    "weights.json": read_registry,
+    "images.npy": lambda path: _read_array(path.parent, "images", "S", (1,)),
+}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+@pytest.mark.parametrize("name", READERS)
+def test_a_pipe_or_a_device_is_refused(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises((UserError, OSError), match=r"Not a regular file|do not exist"):
+        READERS[name](tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [LABELS, CONFIG])
+def test_an_export_with_a_pipe_is_refused(tmp_path, name):
+    exported = ExportedModel.__new__(ExportedModel)
+    exported.file = tmp_path / "model.onnx"
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="Not a regular file; export the model again"):
+        exported._read_lines(name)
+
+
+@pytest.mark.parametrize("name", ["val_list.txt", "train.txt", "log.jsonl"])
+def test_a_line_without_end_is_refused(tmp_path, name):
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 36)  # zeros that take no space on the disk
+    with pytest.raises((UserError, OSError), match="A line has more than 65,536 characters"):
+        READERS[name](tmp_path / name)
+
+
+def test_lines_are_read_as_python_reads_them(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_bytes("a\r\nb\u2028c\n\nd".encode())
+    assert list(read_lines(path)) == ["a", "b\u2028c", "", "d"]
+    with open_regular(path, "rb") as file:
+        assert file.read(2) == b"a\r"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "weights.json"])
+def test_a_link_to_itself_is_refused_in_one_line(tmp_path, name):
+    (tmp_path / name).symlink_to(name)
+    with pytest.raises(UserError, match="Too many levels of symbolic links"):
+        READERS[name](tmp_path / name)

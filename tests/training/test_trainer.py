@@ -1,0 +1,71 @@
+"""The end of a run: at its last step, or early."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from common.checkpoints.file_format import load_file, save_file
+from common.training.task import EvaluationResult
+from image_classification.classification import Classification, ClassificationEvaluator
+from tests.helpers.programs import run_program
+from tests.helpers.tiny_runs import assert_same_training, run
+
+STOPPED = "stopped early after epoch {}: {} validations in a row had no better top1"
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """The top-1 of each validation, by epoch of three steps: better until the second, then equal or not finite."""
+    found = {1: 10.0, 2: 50.0, 3: 50.0, 4: float("nan"), 5: 40.0}
+
+    def evaluate(self, model, kind, step, last):
+        return EvaluationResult({"top1": found[step // 3], "loss": 1.0})
+
+    monkeypatch.setattr(ClassificationEvaluator, "evaluate", evaluate)
+
+
+def test_a_run_stops_early_and_ends_like_a_finished_one(tmp_path, shapes_config, scores, capsys):
+    options = ("-batch_size", 12, "-epochs", 5, "-opts", "TRAIN.EARLY_STOP")
+    run(Classification, shapes_config, *options, 2)
+    output = capsys.readouterr().out
+    assert STOPPED.format("4/5", 2) in output
+    assert "best: top1 50.00 after epoch 3/5" in output  # of equal results the later one is kept, but it is not better
+    assert re.search(r"^resume: .*latest\.pdparams -opts TRAIN\.EARLY_STOP 0$", output, re.MULTILINE)
+
+    run(Classification, shapes_config, "-resume", "auto", *options, 2)
+    output = capsys.readouterr().out
+    assert STOPPED.format("4/5", 2) in output
+    assert "epoch 5/5" not in output
+    run(Classification, shapes_config, "-resume", "auto", *options, 0)
+    output = capsys.readouterr().out
+    assert "epoch 5/5 val" in output
+    assert "stopped early" not in output
+    assert "differs" not in output
+
+
+@pytest.mark.slow
+def test_the_count_is_resumed_and_begins_anew_in_a_state_without_it(tmp_path, shapes_config, scores, capsys):
+    keep = ("CHECKPOINT_EVERY", 1, "KEEP_CHECKPOINTS", 9)
+    options = ("-batch_size", 12, "-epochs", 5, "-opts", *keep, "TRAIN.EARLY_STOP")
+    run(Classification, shapes_config, *options, 2)
+    state = load_file(tmp_path / "out" / "epoch_0003.pdparams")
+    assert state["validations_since_best"] == 1
+    save_file(state, tmp_path / "new.pdparams")
+    del state["validations_since_best"]  # as in version 0.1.0
+    save_file(state, tmp_path / "old.pdparams")
+    for name, end in (("new", "4/5"), ("old", "5/5")):
+        run(Classification, shapes_config, "-output", tmp_path / name, "-resume", tmp_path / f"{name}.pdparams",
+            *options, 2)  # fmt: skip
+        assert f"epoch {end} val" in capsys.readouterr().out
+    assert_same_training(tmp_path / "out", tmp_path / "new")
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_early_together(tmp_path, shapes_config):
+    flags = ("-cfg", shapes_config, "-lr", 0.05, "-epochs", 40, "-batch_size", 3, "-opts", "TRAIN.EARLY_STOP", 2)
+    result = run_program("image_classification/main_multi_gpu.py", *flags, ranks=2, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    assert re.search(r"stopped early after epoch \d+/40: 2 validations", result.stdout), result.stdout
+    assert "evaluate:  python" in result.stdout
