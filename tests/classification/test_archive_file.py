@@ -9,6 +9,7 @@ import tarfile
 import tracemalloc
 import zipfile
 import zlib
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def read_all(path: Path) -> dict[str, bytes]:
 
 
 def refused(path: Path, *parts: str) -> None:
-    assert_refused(lambda: list(list_archive(path)), str(path), *parts)
+    assert_refused(lambda: list(islice(list_archive(path), 1000)), str(path), *parts)
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.zip", "A.ZIP"])
@@ -140,7 +141,7 @@ def test_links_in_a_zip_are_refused(tmp_path):
 def test_a_compressed_tar_is_refused_whatever_its_name(tmp_path, mode):
     with tarfile.open(tmp_path / "a.tar", mode):
         pass
-    refused(tmp_path / "a.tar", "an uncompressed tar, as tar cf makes it")
+    refused(tmp_path / "a.tar", "an intact and uncompressed tar, as tar cf makes it")
 
 
 def test_an_encrypted_zip_and_other_compression_are_named(tmp_path):
@@ -166,7 +167,7 @@ def base256(number: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "size", [base256(-1024), base256(2**62), b"7" * 11, b"4000"], ids=["negative", "huge", "octal", "beyond"]
+    "size", [base256(-512), base256(2**62), b"7" * 11, b"4000"], ids=["back to the header", "huge", "octal", "beyond"]
 )
 @pytest.mark.parametrize("kind", [b"0", b"7", b"L", b"x", b"Z"])
 def test_a_size_beyond_the_tar_is_refused_without_memory(tmp_path, size, kind):
