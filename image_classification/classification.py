@@ -14,10 +14,12 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
-from common.data.class_names import list_names
+from common.data.class_names import distinct_names, list_names
+from common.errors import UserError
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
 from common.training.data_hash import data_hash
+from common.training.evaluation_report import class_files, confusion_files
 from common.training.log import TrainingLog
 from common.training.optimizer import build_optimizer, warmup_cosine
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
@@ -25,7 +27,7 @@ from image_classification.class_balance import class_weights, describe_weights, 
 from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.dataset_types import Dataset
 from image_classification.datasets import build_dataset
-from image_classification.evaluation import evaluate
+from image_classification.evaluation import MAX_CONFUSED, class_columns, evaluate, per_class_tables
 from image_classification.label_map_alignment import TOKEN_STRIDE
 from image_classification.label_maps import LabelMaps
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, count_errors
@@ -107,6 +109,12 @@ class Classification(Task):
         class_names = checkpoint.class_names or [str(number) for number in range(num_classes or 0)]
         val_set = self._build_dataset("val", num_classes, class_names)
         num_classes = num_classes or val_set.num_classes
+        if self.config.REPORT and num_classes > MAX_CONFUSED:
+            raise UserError(f"-report takes at most {MAX_CONFUSED:,} classes, not {num_classes:,}; leave it out")
+        if self.config.REPORT and self.config.DATA.LABELS_JSON:
+            raise UserError(
+                "-report needs one true class for each image, so not DATA.LABELS_JSON; leave one of them out"
+            )
         self.log.line(_describe_data({"validation": val_set}, num_classes))
         if self.config.DATA.LABELS_JSON:
             val_set.valid_labels = read_valid_labels(Path(self.config.DATA.LABELS_JSON), val_set)
@@ -193,14 +201,21 @@ class ClassificationEvaluator(Evaluator):
         self._classes = np.unique(dataset.labels) if config.DATA.CLASS_SUBSET else None
         self.data_set = _data_title(config, len(dataset), num_classes, self._classes)
         self.metric_suffix = "_token_labels" if config.TOKEN_LABEL.MAPS else ""
-        self._config, self._log = config, log
+        self._config, self._log, self._num_classes = config, log, num_classes
         self._loader = build_eval_loader(config, dataset)
 
     def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         config = self._config
         draw = functools.partial(self._draw, kind, step) if self._log.has_visualdl and config.PICTURES else None
         batches = self._log.batches(self._loader, kind)
-        return EvaluationResult(evaluate(model, batches, config.TRAIN.AMP, draw, self._classes))
+        # A confusion needs one true class.
+        confusion = last and self._num_classes <= MAX_CONFUSED and not config.DATA.LABELS_JSON
+        metrics, matrix = evaluate(model, batches, config.TRAIN.AMP, draw, confusion, self._classes)
+        if matrix is None:
+            return EvaluationResult(metrics)
+        names = distinct_names(self.class_names, self._num_classes)
+        files = {**class_files(names, class_columns(matrix)), **confusion_files(names, matrix)}
+        return EvaluationResult(metrics, per_class_tables(names, matrix, kind), files)
 
     def _draw(self, kind: str, step: int, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
         """Log the first images of this rank's shard with their labels and predictions."""

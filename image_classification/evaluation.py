@@ -1,9 +1,9 @@
-"""Top-1 and top-5 accuracy, counted over all ranks and divided once."""
+"""Metrics of image classification, counted over all ranks and divided once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,17 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from common.data.class_table import class_table, worst_table
+from common.data.confusion import class_figures, count_pairs, list_confusions
 from common.errors import UserError
 from common.runtime.distributed import sum_over_ranks
+from image_classification.calibration import BINS, bin_confidences, calibration_error
 from image_classification.loaders import IGNORED_LABEL, count_errors
 
-__all__ = ["evaluate"]
+__all__ = ["MAX_CONFUSED", "class_columns", "evaluate", "per_class_tables"]
+
+MAX_CONFUSED = 4096  # classes of a confusion matrix, which then takes 128 MiB
+_MOST_CONFUSIONS = 10  # lines
 
 
 @paddle.no_grad()
@@ -24,8 +30,9 @@ def evaluate(
     loader: Iterable[Mapping[str, Any]],
     amp: str = "",
     on_batch: Callable[[int, Mapping[str, Any], paddle.Tensor], None] | None = None,
+    confusion: bool = False,
     classes: np.ndarray | None = None,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], np.ndarray | None]:
     """Evaluate this rank's share of the images, and sum the counts of all ranks.
 
     Args:
@@ -34,12 +41,15 @@ def evaluate(
         amp: ``"float16"``, ``"bfloat16"`` or empty.
         on_batch: called with the position of the batch in this rank's loader, the batch, and the logits, float32
             ``[B, classes]``.
+        confusion: also count the confusion matrix.
         classes: the numbers of the classes that compete; the logits of others become -inf. None is all.
 
     Returns:
-        ``top1`` and, with more than 5 classes, ``top5`` in percent, ``loss`` (mean cross-entropy), ``images``, and
-        ``skipped`` if images were skipped. Where batches have ``valid_labels``, any of them is right, images without
-        one do not count, and there is no loss.
+        ``top1`` and, with more than 5 classes, ``top5`` in percent, ``loss`` (mean cross-entropy), ``ece`` (expected
+        calibration error, see :mod:`image_classification.calibration`) in percent, ``images``, and ``skipped`` if
+        images were skipped; and the confusion matrix of all images, int64 [classes, classes], or None.
+        Where batches have ``valid_labels``, any of them is right, images without one do not count, and there is no
+        loss.
 
     Raises:
         UserError: an image could not be read, or none could.
@@ -48,6 +58,8 @@ def evaluate(
     model.eval()
     correct1 = correct5 = loss = paddle.zeros([], "float64")
     images = skipped = 0
+    bins = np.zeros([3, BINS])
+    pairs: list[np.ndarray] = []
     for place, batch in enumerate(loader):
         skipped += count_errors(batch)
         labels = batch["labels"]
@@ -68,10 +80,14 @@ def evaluate(
         correct5 = correct5 + hits.any(-1).astype("float64").sum()
         loss = loss + losses.astype("float64").sum()
         images += int(counted.sum())
+        confidences = F.softmax(logits, axis=-1).max(-1)
+        bins += bin_confidences(confidences[counted].numpy(), hits[:, 0][counted].numpy())
+        if confusion:
+            pairs.append(paddle.stack([labels, top5[:, 0]])[:, counted].numpy())
     if training:
         model.train()
-    sums = sum_over_ranks([float(correct1), float(correct5), float(loss), images, skipped])
-    correct1, correct5, loss, images, skipped = sums.tolist()
+    sums = sum_over_ranks([float(correct1), float(correct5), float(loss), images, skipped, *bins.ravel()])
+    (correct1, correct5, loss, images, skipped), bins = sums[:5].tolist(), sums[5:].reshape(bins.shape)
     if not images:
         raise UserError(f"none of the {int(skipped)} images could be read; check DATA.DATA_PATH")
     figures = {"top1": 100.0 * correct1 / images}
@@ -79,4 +95,37 @@ def evaluate(
         figures["top5"] = 100.0 * correct5 / images
     if "valid_labels" not in batch:
         figures["loss"] = loss / images
-    return figures | {"images": int(images)} | ({"skipped": int(skipped)} if skipped else {})
+    figures |= {"ece": calibration_error(bins), "images": int(images)}
+    figures |= {"skipped": int(skipped)} if skipped else {}
+    if not confusion:
+        return figures, None
+    matrix = count_pairs(*np.concatenate(pairs, axis=1), logits.shape[-1])
+    return figures, sum_over_ranks(matrix).astype(np.int64)
+
+
+def class_columns(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a table of the classes: the number of images, int64 [classes]; metrics in percent, float64 [classes].
+
+    Args:
+        matrix: from :func:`evaluate`.
+    """
+    figures = class_figures(matrix)
+    return {"images": matrix.sum(axis=1), **{name: figures[name] for name in ("recall", "precision", "F1")}}
+
+
+def per_class_tables(names: Sequence[str], matrix: np.ndarray, title: str) -> str:
+    """Format the metrics of each class in percent, and the ten most frequent confusions, if any.
+
+    Args:
+        names: of the classes.
+        matrix: from :func:`evaluate`.
+        title: what was evaluated; the first line of both tables begins with it.
+    """
+    tables = [worst_table(names, class_columns(matrix), "F1", f"{title}, each class, in percent")]
+    pairs = list_confusions(matrix, correct=False)
+    if pairs.count.size:
+        lines = [f"{names[i]} -> {names[j]}" for i, j in zip(pairs.label, pairs.prediction, strict=True)]
+        columns = {"images": pairs.count[:_MOST_CONFUSIONS], "share": pairs.share[:_MOST_CONFUSIONS]}
+        title = f"{title}, largest confusions, share in percent of the true class"
+        tables.append(class_table(lines[:_MOST_CONFUSIONS], columns, title, "true -> predicted"))
+    return "\n".join(tables)

@@ -19,13 +19,16 @@ from yacs.config import CfgNode
 
 from common.checkpoints.download import sha256_of
 from common.checkpoints.loading import Checkpoint
-from common.data.class_names import list_names
+from common.data.class_names import distinct_names, list_names
 from common.data.image_file import read_image
 from common.errors import UserError, one_line
+from common.pictures.charts import draw_precision_recall
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.atomic_file import write_text
+from common.runtime.csv_table import write_columns
 from common.runtime.distributed import is_main_process, rank, world_size
 from common.training.dry_run import dry_run_loss
+from common.training.evaluation_report import class_files
 from common.training.loader import Loader
 from common.training.log import TrainingLog
 from common.training.optimizer import build_optimizer
@@ -55,7 +58,15 @@ from object_detection.datasets import (
     find_normalization,
     read_records,
 )
-from object_detection.evaluation import Detections, annotated_objects, detect, evaluate, per_class_table
+from object_detection.evaluation import (
+    Detections,
+    annotated_objects,
+    class_columns,
+    curve_columns,
+    detect,
+    evaluate,
+    per_class_table,
+)
 from object_detection.pictures import detections_beside_truth, draw_detections
 
 __all__ = ["Detection"]
@@ -266,7 +277,19 @@ class DetectionEvaluator(Evaluator):
         if not is_main_process():
             return EvaluationResult(found.metrics)
         self._write_results(kind, found.results)
-        return EvaluationResult(found.metrics, per_class_table(self._truth, found.per_class, kind) if last else "")
+        if not last:
+            return EvaluationResult(found.metrics)
+        categories = [category["name"] for category in self._truth.dataset["categories"]]
+        names = distinct_names(categories, len(categories))
+        precision = {name: curve.precision for name, curve in found.curves.items()}
+        files = {
+            **class_files(names, class_columns(self._truth, found.per_class)),
+            "precision_recall.csv": functools.partial(write_columns, columns=curve_columns(found.curves, names)),
+            "precision_recall.png": functools.partial(
+                draw_precision_recall, recall=found.curves["box"].recall, precision=precision, names=names
+            ),
+        }
+        return EvaluationResult(found.metrics, per_class_table(self._truth, found.per_class, kind), files)
 
     def dry_run(self, model: nn.Layer) -> None:
         """Detect on the first image.

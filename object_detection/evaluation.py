@@ -18,7 +18,17 @@ from common.data.class_table import class_table
 from common.errors import UserError
 from common.runtime.distributed import gather_objects, is_main_process, sum_over_ranks
 
-__all__ = ["CocoMetrics", "Detections", "annotated_objects", "detect", "evaluate", "per_class_table"]
+__all__ = [
+    "CocoMetrics",
+    "Curves",
+    "Detections",
+    "annotated_objects",
+    "class_columns",
+    "curve_columns",
+    "detect",
+    "evaluate",
+    "per_class_table",
+]
 
 _KINDS = {"bbox": "box", "segm": "mask"}  # pycocotools' name: ours
 _STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first six of COCOeval's
@@ -96,6 +106,22 @@ def coco_results(detections: Detections, image_id: int, category_ids: Sequence[i
 
 
 @dataclass
+class Curves:
+    """Precision-recall curves at IoU 0.5, of objects of all sizes.
+
+    Attributes:
+        recall: 0 to 100 percent, float64 [101].
+        precision: the largest at this recall or a higher one, in percent, float64 [101, classes]; 0 beyond the highest
+            recall of the class, NaN for a class without objects. Its mean over the recalls is AP50.
+        score: the lowest score of the detections that reach the recall, float64 [101, classes]; NaN where none do.
+    """
+
+    recall: np.ndarray
+    precision: np.ndarray
+    score: np.ndarray
+
+
+@dataclass
 class CocoMetrics:
     """The outcome of an evaluation.
 
@@ -104,11 +130,13 @@ class CocoMetrics:
             ...), the same for ``mask_``, in percent, without those of sizes that no object has; and ``images``.
         per_class: for ``box`` and ``mask``, AP of each class in percent, float64 [classes], NaN for a class without
             objects; on rank 0 only.
+        curves: for ``box`` and ``mask``; on rank 0 only.
         results: of all images in the format of COCO's result files, ``bbox`` and ``segm``; on rank 0 only.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, np.ndarray]
+    curves: dict[str, Curves]
     results: dict[str, list[dict[str, Any]]]
 
 
@@ -149,24 +177,24 @@ def evaluate(
         model.train()
     parts = gather_objects([image_ids, results])
     image_ids = sorted(image_id for ids, _ in parts for image_id in ids)
-    statistics, per_class = np.zeros(len(results) * len(_STATISTICS)), {}
+    statistics, per_class, curves = np.zeros(len(results) * len(_STATISTICS)), {}, {}
     if is_main_process():
         for number, kind in enumerate(results):
             results[kind] = sorted((row for _, rows in parts for row in rows[kind]), key=lambda row: row["image_id"])
-            values, per_class[_KINDS[kind]] = _average_precision(coco, results[kind], kind, image_ids)
+            evaluator = _run_cocoeval(coco, results[kind], kind, image_ids)
+            values = evaluator.stats[: len(_STATISTICS)]
+            per_class[_KINDS[kind]], curves[_KINDS[kind]] = _class_precision(evaluator, coco.getCatIds())
             statistics[number * len(_STATISTICS) :][: len(_STATISTICS)] = values
     statistics = sum_over_ranks(statistics)  # broadcasts rank 0's
     if statistics[0] < 0:
         raise UserError("the validation data has no object; check EvalDataset")
     names = [f"{_KINDS[kind]}_{statistic}" for kind in results for statistic in _STATISTICS]
     metrics = {name: 100.0 * value for name, value in zip(names, statistics.tolist(), strict=True) if value >= 0}
-    return CocoMetrics(metrics | {"images": len(image_ids)}, per_class, results)
+    return CocoMetrics(metrics | {"images": len(image_ids)}, per_class, curves, results)
 
 
-def _average_precision(
-    coco: COCO, results: list[dict[str, Any]], kind: str, image_ids: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """COCOeval's first six statistics, 0 to 1, or -1 if there is no object; and the AP of each class in percent."""
+def _run_cocoeval(coco: COCO, results: list[dict[str, Any]], kind: str, image_ids: list[int]) -> COCOeval:
+    """Its ``stats`` are 0 to 1, or -1 if there is no object."""
     with contextlib.redirect_stdout(io.StringIO()):
         found = coco.loadRes([dict(row) for row in results]) if results else COCO()  # loadRes changes its rows
         evaluator = COCOeval(coco, found, kind)
@@ -174,22 +202,55 @@ def _average_precision(
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    classes = np.searchsorted(evaluator.params.catIds, coco.getCatIds())  # COCOeval sorts the ids
-    precision = evaluator.eval["precision"][:, :, classes, 0, -1]  # all sizes, up to 100 objects
-    # All values of a class without objects are -1.
-    per_class = [100.0 * values.mean() if (values > -1).any() else np.nan for values in precision.transpose(2, 0, 1)]
-    return evaluator.stats[: len(_STATISTICS)], np.array(per_class)
+    return evaluator
 
 
-def per_class_table(coco: COCO, per_class: Mapping[str, np.ndarray], title: str) -> str:
-    """A text table of each class's number of objects and AP in percent, ``-`` if it has no object.
+def _class_precision(evaluator: COCOeval, category_ids: Sequence[int]) -> tuple[np.ndarray, Curves]:
+    """The AP of each class in percent, and the curves."""
+    classes = np.searchsorted(evaluator.params.catIds, category_ids)  # COCOeval sorts the ids
+    # [IoUs, recalls, classes] of all sizes, with up to 100 objects of an image.
+    precision, scores = (evaluator.eval[name][:, :, classes, 0, -1] for name in ("precision", "scores"))
+    precision = np.where(precision > -1, 100.0 * precision, np.nan)  # all values of a class without objects are -1
+    at_half = int(np.flatnonzero(np.isclose(evaluator.params.iouThrs, 0.5))[0])
+    reached = np.where(precision[at_half] > 0, scores[at_half], np.nan)
+    return precision.mean(axis=(0, 1)), Curves(100.0 * evaluator.params.recThrs, precision[at_half], reached)
+
+
+def curve_columns(curves: Mapping[str, Curves], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Columns of a table of precision-recall curves: of each class with objects, then their mean, without a class.
+
+    Args:
+        curves: of boxes and of masks, see :class:`CocoMetrics`.
+        names: of the classes.
+    """
+    rows: list[tuple[str, str, float, float, float]] = []
+    for kind, curve in curves.items():
+        present = np.flatnonzero(~np.isnan(curve.precision[0]))
+        for number in present:
+            points = zip(curve.recall, curve.precision[:, number], curve.score[:, number], strict=True)
+            rows += [(kind, names[number], *point) for point in points]
+        mean = curve.precision[:, present].mean(axis=1)
+        rows += [(kind, "", *point, np.nan) for point in zip(curve.recall, mean, strict=True)]
+    return dict(zip(("kind", "class", "recall", "precision", "score"), map(list, zip(*rows, strict=True)), strict=True))
+
+
+def class_columns(coco: COCO, per_class: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Columns of a table of the classes: the number of objects, and AP in percent.
 
     Args:
         coco: the ground truth.
         per_class: AP of boxes and of masks, see :class:`CocoMetrics`.
-        title: name of the evaluation; the first line begins with it.
     """
     objects = [len(coco.getAnnIds(catIds=[category], iscrowd=False)) for category in coco.getCatIds()]
-    columns = {"objects": objects, **{f"{kind} AP": values for kind, values in per_class.items()}}
+    return {"objects": objects, **{f"{kind} AP": values for kind, values in per_class.items()}}
+
+
+def per_class_table(coco: COCO, per_class: Mapping[str, np.ndarray], title: str) -> str:
+    """A text table of :func:`class_columns`, with ``-`` for a class without objects.
+
+    Args:
+        coco, per_class: see :func:`class_columns`.
+        title: name of the evaluation; the first line begins with it.
+    """
     names = [category["name"] for category in coco.dataset["categories"]]
-    return class_table(names, columns, f"{title}, each class, AP in percent")
+    return class_table(names, class_columns(coco, per_class), f"{title}, each class, AP in percent")

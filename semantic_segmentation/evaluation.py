@@ -10,11 +10,12 @@ import paddle
 from paddle import nn
 
 from common.data.class_table import class_table
+from common.data.confusion import class_figures, count_pairs
 from common.errors import UserError
 from common.runtime.distributed import sum_over_ranks
 from semantic_segmentation.inference import InferenceSettings, predict_labels
 
-__all__ = ["class_figures", "confusion_matrix", "evaluate", "mean_figures", "per_class_table"]
+__all__ = ["class_columns", "confusion_matrix", "evaluate", "mean_figures", "per_class_table"]
 
 
 def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_index: int) -> np.ndarray:
@@ -44,27 +45,7 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
             f"the label has a pixel of class {wrong[0]}, but there are {num_classes} classes, and {ignore_index} is "
             "ignored; correct the label or the number of classes"
         )
-    pairs = np.bincount(label * num_classes + prediction, minlength=num_classes**2)
-    return pairs.reshape(num_classes, num_classes)
-
-
-def class_figures(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute metrics of each class in percent: float64 [classes].
-
-    ``IoU`` and ``Dice`` are NaN for a class that neither labels nor predictions have, ``Acc`` (recall) for a class that
-    the labels do not have, ``share`` (of the labeled pixels) for an empty matrix.
-
-    Args:
-        matrix: from :func:`confusion_matrix`.
-    """
-    correct, labeled, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        return {
-            "IoU": 100.0 * correct / (labeled + predicted - correct),
-            "Acc": 100.0 * correct / labeled,
-            "Dice": 200.0 * correct / (labeled + predicted),
-            "share": 100.0 * labeled / labeled.sum(),
-        }
+    return count_pairs(label, prediction, num_classes)
 
 
 def mean_figures(matrix: np.ndarray, absent_classes: str = "exclude") -> dict[str, float]:
@@ -72,8 +53,8 @@ def mean_figures(matrix: np.ndarray, absent_classes: str = "exclude") -> dict[st
 
     Args:
         matrix: from :func:`confusion_matrix`.
-        absent_classes: classes that are NaN in :func:`class_figures` are left out of a mean (``"exclude"``), as in
-            mmsegmentation, or count as 0 (``"zero"``), as in PaddleSeg's ``mean_iou``.
+        absent_classes: classes that are NaN in :func:`common.data.confusion.class_figures` are left out of a mean
+            (``"exclude"``), as in mmsegmentation, or count as 0 (``"zero"``), as in PaddleSeg's ``mean_iou``.
 
     Raises:
         UserError: the matrix is empty.
@@ -85,22 +66,36 @@ def mean_figures(matrix: np.ndarray, absent_classes: str = "exclude") -> dict[st
     return {
         "mIoU": float(mean(classes["IoU"])),
         "aAcc": float(100.0 * np.trace(matrix) / matrix.sum()),
-        "mAcc": float(mean(classes["Acc"])),
-        "mDice": float(mean(classes["Dice"])),
+        "mAcc": float(mean(classes["recall"])),
+        "mDice": float(mean(classes["F1"])),
+    }
+
+
+def class_columns(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a table of the classes: metrics and the share of the labeled pixels in percent, float64 [classes].
+
+    Args:
+        matrix: from :func:`confusion_matrix`.
+    """
+    figures = class_figures(matrix)
+    return {
+        "IoU": figures["IoU"],
+        "Acc": figures["recall"],
+        "precision": figures["precision"],
+        "Dice": figures["F1"],
+        "pixels": figures["share"],
     }
 
 
 def per_class_table(names: Sequence[str], matrix: np.ndarray, title: str) -> str:
-    """Format IoU, accuracy and share of the labeled pixels of each class in percent, with ``-`` for NaN.
+    """Format :func:`class_columns`, with ``-`` for NaN.
 
     Args:
         names: of the classes.
         matrix: from :func:`confusion_matrix`.
         title: what was evaluated; the first line begins with it.
     """
-    figures = class_figures(matrix)
-    columns = {"IoU": figures["IoU"], "Acc": figures["Acc"], "pixels": figures["share"]}
-    return class_table(names, columns, f"{title}, each class, in percent")
+    return class_table(names, class_columns(matrix), f"{title}, each class, in percent")
 
 
 @paddle.no_grad()

@@ -21,12 +21,13 @@ from paddleseg.utils import logger
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
-from common.data.class_names import list_names
+from common.data.class_names import distinct_names, list_names
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain
 from common.training.data_hash import data_hash
 from common.training.dry_run import dry_run_loss
+from common.training.evaluation_report import class_files, confusion_files
 from common.training.loader import Loader
 from common.training.log import TrainingLog
 from common.training.optimizer import build_optimizer
@@ -42,7 +43,7 @@ from semantic_segmentation.datasets import (
     collate_eval,
     collate_train,
 )
-from semantic_segmentation.evaluation import evaluate, per_class_table
+from semantic_segmentation.evaluation import class_columns, evaluate, per_class_table
 from semantic_segmentation.inference import InferenceSettings
 from semantic_segmentation.pictures import labeled_images, original_image, prediction_beside_truth
 
@@ -216,7 +217,11 @@ class SegmentationEvaluator(Evaluator):
             config.ABSENT_CLASSES,
             functools.partial(self._draw, kind, step, sampler.indices) if self._log.has_visualdl else None,
         )
-        return EvaluationResult(metrics, per_class_table(dataset.class_names, matrix, kind) if last else "")
+        if not last:
+            return EvaluationResult(metrics)
+        names = distinct_names(dataset.class_names, dataset.num_classes)
+        files = {**class_files(names, class_columns(matrix)), **confusion_files(names, matrix)}
+        return EvaluationResult(metrics, per_class_table(names, matrix, kind), files)
 
     def _draw(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ __all__ = [
     "check_class_names",
     "check_class_order",
     "composed",
+    "distinct_names",
     "list_names",
     "printable_names",
     "read_class_names",
@@ -78,6 +80,17 @@ def printable_names(names: Iterable[str]) -> list[str]:
 def list_names(names: Sequence[str]) -> str:
     """The first ten class names in one line."""
     return ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
+
+
+def distinct_names(names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Printable names of all classes, of which no two are equal.
+
+    A class without a name has its number. Classes of one name, such as the two cranes of ImageNet, get it appended.
+    """
+    printed = printable_names(names or ())
+    printed += [str(number) for number in range(len(printed), num_classes)]
+    counts = Counter(printed)
+    return [f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(printed)]
 
 
 def check_class_names(names: Sequence[str], source: str | Path) -> None:

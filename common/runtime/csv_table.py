@@ -1,17 +1,19 @@
-"""CSV files with one dataclass per row."""
+"""CSV files: tables with one dataclass per row, and named columns."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+import io
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, get_type_hints
 
 from ..errors import UserError
 from .regular_file import open_regular
 
-__all__ = ["append_rows", "read_table"]
+__all__ = ["append_rows", "read_table", "write_columns"]
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -61,6 +63,21 @@ def append_rows(file: Path, kind: type[Row], rows: Iterable[Row]) -> None:
         if not text.tell():
             writer.writerow(_columns(kind))
         writer.writerows(map(astuple, rows))
+
+
+def write_columns(file: BinaryIO, columns: Mapping[str, Iterable[Any]]) -> None:
+    """Write columns of one length below their headings, in UTF-8; floats get six digits, NaN an empty cell."""
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(list(map(_cell, row)) for row in zip(*columns.values(), strict=True))
+    text.detach()  # writes what is buffered, and leaves the file open
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):  # NumPy's float64 is one
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return str(value)
 
 
 def _columns(kind: type[Row]) -> list[str]:

@@ -87,6 +87,7 @@ def shared_config() -> CfgNode:
     config.RESUME = ""  # a training state (latest.pdparams), or auto for that in OUTPUT if there is one
     config.EVAL = False  # only evaluate
     config.RECORD = ""  # CSV file to append the metrics of an evaluation to
+    config.REPORT = ""  # folder for tables and pictures of what an evaluation gets wrong
     config.SEED = 0
     config.DEVICE = ""  # cpu, gpu, gpu:N, or empty for a GPU if there is one
     return config
@@ -160,6 +161,13 @@ _SHARED_FLAGS = {
     "overwrite": Flag(("OVERWRITE",), bool, "replace another run in -output", "weights and output"),
     "device": Flag(("DEVICE",), str, "cpu, gpu or gpu:N (default: a GPU if there is one)", "training", "DEVICE"),
     "eval": Flag(("EVAL",), bool, "only evaluate -pretrained (or -resume)", "instead of training"),
+    "report": Flag(
+        ("REPORT",),
+        str,
+        "with -eval: write metrics of each class, confusions or precision-recall curves as CSV and pictures to FOLDER",
+        "instead of training",
+        "FOLDER",
+    ),
     "amp": Flag(
         ("TRAIN.AMP",),
         str,
@@ -171,10 +179,10 @@ _SHARED_FLAGS = {
 }
 
 # Files and devices of the run that trained weights; inside weights they are ignored.
-_MACHINE_KEYS = {"MODEL.PRETRAINED", "MODEL.WEIGHTS", "OUTPUT", "RESUME", "RECORD", "DEVICE"}
+_MACHINE_KEYS = {"MODEL.PRETRAINED", "MODEL.WEIGHTS", "OUTPUT", "RESUME", "RECORD", "REPORT", "DEVICE"}
 
 # Keys that say what one command does; they are not part of a run.
-_INVOCATION_KEYS = {"RESUME", "OVERWRITE", "EVAL", "RECORD"}
+_INVOCATION_KEYS = {"RESUME", "OVERWRITE", "EVAL", "RECORD", "REPORT"}
 
 # Keys that a resumed run may change and still reach identical weights; the trainer compares those of the last line.
 _FREE_KEYS = {
@@ -186,7 +194,7 @@ _FREE_KEYS = {
 
 # Last parts of the keys that may differ between machines: paths and their resources.
 _LOCAL_NAMES = {
-    *("BASE", "OUTPUT", "DEVICE", "NUM_WORKERS", "RECORD"),
+    *("BASE", "OUTPUT", "DEVICE", "NUM_WORKERS", "RECORD", "REPORT"),
     *("PRETRAINED", "pretrained", "DATA_PATH", "LABELS_JSON", "MAPS", "dataset_root", "dataset_dir"),
 }
 
@@ -486,3 +494,5 @@ def _check_shared(config: CfgNode) -> None:
     require(config, "SEED", lambda value: value < 2**32, "must be less than 2**32, which libraries take")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")
+    if config.REPORT and not config.EVAL:
+        raise UserError("-report writes the errors of an evaluation; it needs -eval")

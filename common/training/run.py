@@ -18,6 +18,7 @@ from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
 from .config import WEIGHTS
 from .data_hash import code_hash, data_hash
+from .evaluation_report import prepare_report, write_report
 from .optimizer import with_cooldown
 from .results import Result, make_results
 from .run_folder import RunFolder
@@ -99,6 +100,9 @@ def _evaluate(task: Task) -> dict[str, Any]:
     record = Path(config.RECORD) if config.RECORD and is_main_process() else None
     if record:
         append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
+    report_folder = Path(config.REPORT) if config.REPORT and is_main_process() else None
+    if report_folder:
+        prepare_report(report_folder)
     checkpoint = read_checkpoint(name, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
     model, evaluator = task.build_evaluation(checkpoint)
     _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
@@ -106,7 +110,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     _log_header(task, model)
     if report.left_out or report.renamed:
         log.line(str(report))
-    metrics, details = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run
+    metrics, details, files = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run
     log.line(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
     if details:
         log.line(details)
@@ -116,6 +120,9 @@ def _evaluate(task: Task) -> dict[str, Any]:
         )
         append_rows(record, Result, results)
         log.line(f"recorded in {record}")
+    if report_folder:
+        write_report(report_folder, files)
+        log.line(f"wrote {', '.join(files)} to {report_folder}")
     return dict(metrics)
 
 
@@ -142,6 +149,8 @@ def _find_training_state(task: Task, folder: RunFolder) -> tuple[Path | str, dic
     found = folder.find_latest(log.line) if source == "auto" else (source, read_state(source))
     if not found:
         log.line(f"no training state in {folder.folder}: starting a new run")
+    if world_size() == 1:
+        return found
     step = SavedState.from_dict(found[1], str(found[0])).step if found else -1
     weights = Checkpoint.from_state(found[1], str(found[0]), ema=False).weights if found else {}
     steps, hashes = gather_rows([step, int(data_hash(weights, *weights.values()), 16)]).T  # below 2**53, so exact

@@ -16,6 +16,7 @@ from ..checkpoints.loading import read_state
 from ..errors import UserError
 from ..runtime.atomic_file import copy_file, write_text
 from ..runtime.distributed import is_main_process
+from ..runtime.folders import refuse_other_files
 
 __all__ = ["RunFolder", "numbered_states"]
 
@@ -194,10 +195,7 @@ class RunFolder:
     def _refuse_other_files(self) -> None:
         if not self.folder.is_dir() or self._is_run():
             return
-        others = sorted(path.name for path in self.folder.iterdir() if not _is_harmless(path))
-        if others:
-            names = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-            raise UserError(f"{self.folder} holds other files than those of a run ({names}); give another -output")
+        refuse_other_files(self.folder, _is_harmless, "those of a run", "-output")
 
     def _delete(self, pattern: str, temporary: bool = False) -> None:
         """Delete the files whose path relative to the folder matches, or their temporary files."""

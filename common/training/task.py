@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..flops import params
 from ..layers.freezing import freeze
 from ..runtime.device import select_device
 from .config import TaskConfig
+from .evaluation_report import ReportFiles
 from .loader import Loader
 from .log import TrainingLog
 from .sampler import TrainSampler
@@ -50,11 +52,13 @@ class EvaluationResult(NamedTuple):
 
     Attributes:
         metrics: to log.
-        details: a table to print below them, or empty.
+        details: tables to print below them, or empty.
+        files: of a ``-report``; on rank 0, with details.
     """
 
     metrics: Mapping[str, float]
     details: str = ""
+    files: ReportFiles = MappingProxyType({})
 
 
 class Evaluator(ABC):

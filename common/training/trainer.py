@@ -259,7 +259,7 @@ class Trainer:
         for weights, kind, title, model in candidates:
             began = time.perf_counter()
             is_final = state.step == self.total_steps
-            metrics, details = self.training.evaluator.evaluate(model, kind, state.step, is_final)
+            metrics, details, _ = self.training.evaluator.evaluate(model, kind, state.step, is_final)
             shown = "  ".join(
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                 for name, value in metrics.items()

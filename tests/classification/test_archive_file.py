@@ -171,7 +171,9 @@ def base256(number: int) -> bytes:
 )
 @pytest.mark.parametrize("kind", [b"0", b"7", b"L", b"x", b"Z"])
 def test_a_size_beyond_the_tar_is_refused_without_memory(tmp_path, size, kind):
-    (tmp_path / "a.tar").write_bytes(tar_header(b"cat/1.jpg", size, kind) + bytes(1024))
+    (tmp_path / "a.tar").write_bytes(
+        tar_header(b"cat/0.jpg", b"0") + tar_header(b"cat/1.jpg", size, kind) + bytes(1024)
+    )
     tracemalloc.start()
     try:
         refused(tmp_path / "a.tar")

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from common.data.class_names import check_class_names, read_class_names, renamed_classes
+from common.data.class_names import check_class_names, distinct_names, read_class_names, renamed_classes
 from common.errors import UserError
 
 
@@ -55,6 +55,11 @@ def test_a_file_of_any_size_is_refused_in_one_short_line(tmp_path):
     (tmp_path / "names.txt").write_text("x" * 2 * 10**7)
     with pytest.raises(UserError, match="has 13,107,200 characters"):
         read_class_names(tmp_path, ["names.txt"])
+
+
+def test_distinct_names_are_printable_and_number_what_has_no_name_or_that_of_another():
+    assert distinct_names(["crane", "a\x1bb", "crane"], 4) == ["crane (0)", "a\\x1bb", "crane (2)", "3"]
+    assert distinct_names(None, 2) == ["0", "1"]
 
 
 def test_ten_renamed_classes_are_listed_and_the_others_counted():

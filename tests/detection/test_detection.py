@@ -147,7 +147,10 @@ def test_the_other_models_train_evaluate_and_predict(tmp_path, boxes, boxes_conf
     best = run(path, "-epochs", "1")
     assert all(f"{kind}_AP" in best for kind in kinds)
     assert ("mask_AP" in best) == ("mask" in kinds)
-    assert run(path, "-eval", "-pretrained", tmp_path / "out" / "best")["box_AP"] == best["box_AP"]
+    report = tmp_path / "report"
+    evaluate = ("-eval", "-pretrained", tmp_path / "out" / "best", "-report", report)
+    assert run(path, *evaluate)["box_AP"] == best["box_AP"]
+    assert {file.name for file in report.iterdir()} == {"classes.csv", "precision_recall.csv", "precision_recall.png"}
     state = read_checkpoint(tmp_path / "out" / "best.pdparams")
     detector = Detector.from_checkpoint(state, CONFIG.of_weights(state.config, "best", Namespace(cfg=None, opts=[])))
     options = PredictOptions(threshold=0.0, out=tmp_path / "found")
@@ -263,7 +266,10 @@ ONE_MILESTONE = "[{name: PiecewiseDecay, milestones: 1.5}, {name: LinearWarmup, 
         (["-opts", "MaskRCN", "{neck: FPN}"], ["no component MaskRCN; did you mean MaskRCNN?"]),
         (["-opts", "MaskRCNN.nek", "FPN"], ["MaskRCNN has no nek; did you mean neck?", "rpn_head"]),
         (["-opts", "PaleTransformer.drop_path_rate", "abc"], ["PaleTransformer.drop_path_rate is 'abc'", "a number"]),
-        (["-opts", "PaleTransformer.in_channels", "4"], ["the first training step fails", "channels"]),
+        (
+            ["-opts", "PaleTransformer.in_channels", "4"],
+            ["the first training step fails", "the model needs [B, 4, H, W]"],
+        ),
         (["-opts", "BBoxPostProcess.nms.keep_topk", "1"], ["nms (MultiClassNMS) has no keep_topk", "keep_top_k"]),
         (["-opts", "MaskPostProcess.binary_thresh", "0.2"], ["binary_thresh is 0.2", "from 0.5"]),
         (["-opts", "TrainDataset.name", "VOCDataSet"], ["TrainDataset.name is 'VOCDataSet'", "COCODataSet"]),

@@ -18,7 +18,7 @@ from common.runtime import distributed
 from common.training.sampler import ShardedEvalSampler
 from object_detection import evaluation
 from object_detection.coco_file import index_annotations
-from object_detection.evaluation import detect, evaluate, per_class_table
+from object_detection.evaluation import curve_columns, detect, evaluate, per_class_table
 from tests.helpers.thread_ranks import run_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
@@ -149,6 +149,32 @@ def test_the_ap_of_a_class_is_that_of_its_objects_alone(world):
     assert whole.metrics["mask_AP"] == pytest.approx(np.nanmean(whole.per_class["mask"]))
 
 
+def test_the_curve_of_a_class_has_its_ap50_as_mean_and_its_scores_as_thresholds(world):
+    annotations, found = world
+    whole = run_evaluate(world)
+    for number, category in enumerate(CATEGORIES[:3]):
+        alone = [entry for entry in annotations["annotations"] if entry["category_id"] == category["id"]]
+        metrics = run_evaluate(({**annotations, "annotations": alone}, found)).metrics
+        for kind in ("box", "mask"):
+            assert whole.curves[kind].precision[:, number].mean() == pytest.approx(metrics[f"{kind}_AP50"])
+    curve = whole.curves["box"]
+    assert curve.recall.tolist() == pytest.approx(list(range(101)))
+    assert np.isnan(curve.precision[:, 3]).all(), "a class without objects"
+    np.testing.assert_array_equal(np.isnan(curve.score[:, :3]), curve.precision[:, :3] == 0)
+    scores = {round(float(row[1]), 5) for rows, _ in found.values() for row in rows}
+    assert set(curve.score[~np.isnan(curve.score)]) <= scores
+
+
+def test_the_table_of_curves_has_every_class_with_objects_and_the_mean(world):
+    whole = run_evaluate(world)
+    columns = curve_columns(whole.curves, [category["name"] for category in CATEGORIES])
+    rows = list(zip(*columns.values(), strict=True))
+    assert list(columns) == ["kind", "class", "recall", "precision", "score"]
+    shown = [(kind, name) for kind in ("box", "mask") for name in ("red", "green", "blue", "")]
+    assert [row[:2] for row in rows[::101]] == shown
+    assert np.mean([row[3] for row in rows if row[:2] == ("mask", "")]) == pytest.approx(whole.metrics["mask_AP50"])
+
+
 def test_a_model_without_masks_is_evaluated_by_its_boxes(world):
     boxes, both = run_evaluate(world, with_masks=False), run_evaluate(world)
     assert set(boxes.results) == {"bbox"}
@@ -179,6 +205,7 @@ def test_metrics_are_the_same_on_any_number_of_ranks(world, monkeypatch):
     assert all(result.metrics == expected.metrics for result in results)
     assert results[0].results == expected.results
     np.testing.assert_array_equal(results[0].per_class["box"], expected.per_class["box"])
+    np.testing.assert_array_equal(results[0].curves["mask"].precision, expected.curves["mask"].precision)
 
 
 def test_data_without_an_object_to_be_found_is_told(world):

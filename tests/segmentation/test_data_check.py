@@ -149,7 +149,12 @@ def test_a_name_that_is_not_utf8_is_reported_before_opencv_crashes(ade20k):
 # ---- bad data
 
 
-def damaged(path, end=60):
+def zeroed(png):
+    """A PNG whose header is intact, and whose pixels are not."""
+    return png[:45] + bytes(12) + png[57:]
+
+
+def damaged(path, end):
     path.write_bytes(path.read_bytes()[:end])
 
 
@@ -158,7 +163,7 @@ DAMAGES = {
     "cannot read image c.jpg: its content is none of BMP": lambda image, mask: image.write_text("<>"),
     "image c.jpg is damaged (image file is truncated": lambda image, mask: damaged(image, -30),
     "image c.png does not exist; restore it": lambda image, mask: mask.unlink(),
-    "mask c.png of image c.jpg cannot be read (": lambda image, mask: damaged(mask),
+    "mask c.png of image c.jpg cannot be read (": lambda image, mask: mask.write_bytes(zeroed(mask.read_bytes())),
     "image c.jpg has 30x20 pixels, its mask c.png 15x10; make": lambda image, mask: save_mask(mask, size=(15, 10)),
     "mask c.png is a PNG image of mode RGB; save it as": lambda image, mask: save_image(mask),
     "mask c.png is a PNG image of mode 1; save it as": lambda image, mask: save_mask(mask, dtype=bool),

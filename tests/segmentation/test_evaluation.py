@@ -10,12 +10,12 @@ import pytest
 from paddle import nn
 from paddleseg.utils import metrics
 
+from common.data.confusion import class_figures
 from common.errors import UserError
 from common.training.loader import Loader
 from common.training.sampler import ShardedEvalSampler
 from semantic_segmentation.datasets import collate_eval
 from semantic_segmentation.evaluation import (
-    class_figures,
     confusion_matrix,
     evaluate,
     mean_figures,
@@ -88,12 +88,12 @@ def test_table_is_aligned_also_with_chinese_names():
     text = per_class_table(["wall", "traffic light", "天空", "né", "x"], BY_HAND, "val")
     assert text.splitlines() == [
         "val, each class, in percent",
-        "class              IoU      Acc   pixels",
-        "wall             54.55    75.00    40.00",
-        "traffic light    66.67    80.00    50.00",
-        "天空              0.00     0.00    10.00",
-        "né                0.00        -     0.00",
-        "x                    -        -     0.00",
+        "class              IoU      Acc  precision     Dice   pixels",
+        "wall             54.55    75.00      66.67    70.59    40.00",
+        "traffic light    66.67    80.00      80.00    80.00    50.00",
+        "天空              0.00     0.00          -     0.00    10.00",
+        "né                0.00        -       0.00     0.00     0.00",
+        "x                    -        -          -        -     0.00",
     ]
 
 

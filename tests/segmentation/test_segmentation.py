@@ -152,7 +152,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert [record["step"] for record in records if record["kind"] == "val"] == [4, 8]
     best = max(record["mIoU"] for record in records if "mIoU" in record)
     assert f"best: mIoU {best:.2f} after step" in output
-    table = r"each class, in percent\nclass .*\nbackground +[\d.]+ +[\d.]+ +[\d.]+\n"
+    table = r"each class, in percent\nclass .*\nbackground( +[\d.]+){5}\n"
     assert re.search(rf"step 8/8 val +mIoU .*\nval, {table}", output), "the table of the classes below their mean"
     assert re.search(rf"step 8/8 EMA +mIoU .*\nval_ema, {table}", output)
     assert b"val/image 0" in next((folder / "visualdl").glob("vdlrecords.*")).read_bytes()
@@ -163,7 +163,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
 
     commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
     evaluated = run_program(*commands["evaluate"].split(), cwd=tmp_path)
-    assert re.search(rf"mIoU {best:.6g} .*\nval, {table}", evaluated.stdout), evaluated.stdout
+    assert re.search(rf"mIoU {best:.6g} .*\neval, {table}", evaluated.stdout), evaluated.stdout
 
     image = squares / "images" / "val1.png"
     flags = commands["predict"].partition(" IMAGE... ")[2].split()
@@ -186,7 +186,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert "length of the run was 8, is 12" in resumed.stdout
 
 
-def test_windows_scales_and_flips_are_options_of_an_evaluation(squares_config, best):
+def test_windows_scales_and_flips_are_options_of_an_evaluation(tmp_path, squares_config, best):
     flags = ("-eval", "-pretrained", best, "-opts", "test_config")
     settings = (
         "{}",
@@ -194,6 +194,8 @@ def test_windows_scales_and_flips_are_options_of_an_evaluation(squares_config, b
         "{aug_eval: true, scales: [0.75, 1.5], flip_horizontal: true}",
     )
     assert len({run(Segmentation, squares_config, *flags, setting)["mIoU"] for setting in settings}) == 3
+    run(Segmentation, squares_config, *flags[:3], "-report", tmp_path / "report")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"classes.csv", "confusion.csv", "confusion.png"}
     message = refusal(squares_config, *flags, "{is_slide: true}")
     assert "test_config" in message
     assert "crop_size" in message
@@ -399,7 +401,7 @@ def test_a_killed_run_resumes_to_identical_weights(tmp_path, squares_config, ran
 @pytest.mark.slow
 def test_evaluation_on_three_ranks_gives_exactly_the_metrics_of_one(squares_config, best):
     one, three = (
-        re.findall(r"^.*mIoU.*|^\w+ +[\d.]+ +[\d.]+ +[\d.]+$", output, re.MULTILINE)
+        re.findall(r"^.*mIoU.*|^\w+(?: +[\d.-]+){5}$", output, re.MULTILINE)
         for output in (train(squares_config, "-eval", "-pretrained", best, ranks=ranks) for ranks in (1, 3))
     )
     assert len(one) == 4

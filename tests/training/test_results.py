@@ -115,7 +115,8 @@ def test_an_evaluation_is_recorded_by_rank_0_alone(tmp_path, shapes_config, weig
     file = tmp_path / "results" / "mine.csv"
     flags = ("-eval", "-pretrained", weights, "-record", file)
     metrics = run(Classification, shapes_config, *flags)
-    (top1,) = read_table(file, Result)  # with 3 classes, there is no top-5
+    top1, ece = read_table(file, Result)  # with 3 classes, there is no top-5
+    assert (ece.metric, float(ece.value)) == ("ece", pytest.approx(metrics["ece"], rel=1e-5))
     assert (top1.model, top1.data_set, top1.metric) == ("pale_nano", "folder shapes", "top1")
     assert top1.value == pytest.approx(metrics["top1"], rel=1e-5)
     assert top1.checkpoint_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -123,7 +124,7 @@ def test_an_evaluation_is_recorded_by_rank_0_alone(tmp_path, shapes_config, weig
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\dZ", top1.date)
     monkeypatch.setattr(common_run, "is_main_process", lambda: False)
     run(Classification, shapes_config, *flags)
-    assert len(read_table(file, Result)) == 1
+    assert len(read_table(file, Result)) == 2
 
 
 def test_the_recorded_hash_is_that_of_the_evaluated_weights(tmp_path, shapes_config, weights, monkeypatch):
@@ -137,7 +138,7 @@ def test_the_recorded_hash_is_that_of_the_evaluated_weights(tmp_path, shapes_con
 
     monkeypatch.setattr(ClassificationEvaluator, "evaluate", replace_and_evaluate)
     run(Classification, shapes_config, "-eval", "-pretrained", weights, "-record", tmp_path / "results.csv")
-    assert [row.checkpoint_sha256 for row in read_table(tmp_path / "results.csv", Result)] == [sha256]
+    assert [row.checkpoint_sha256 for row in read_table(tmp_path / "results.csv", Result)] == [sha256, sha256]
 
 
 def test_a_table_with_other_columns_is_refused_before_the_evaluation(tmp_path, shapes_config, weights, monkeypatch):
@@ -159,7 +160,7 @@ def test_two_ranks_write_each_metric_once_with_the_command(tmp_path, shapes_conf
     flags = ("-cfg", shapes_config, "-eval", "-pretrained", weights, "-record")
     result = run_program("image_classification/main_multi_gpu.py", *flags, ranks=2, cwd=tmp_path)
     assert result.returncode == 0, result.stdout
-    (top1,) = read_table(tmp_path / "results" / "image_classification.csv", Result)
-    assert top1.metric == "top1"
+    top1, ece = read_table(tmp_path / "results" / "image_classification.csv", Result)
+    assert (top1.metric, ece.metric) == ("top1", "ece")
     command = "python -m paddle.distributed.launch image_classification/main_multi_gpu.py"
     assert top1.command == f"{command} -cfg {shapes_config} -eval -pretrained {weights} -record"
