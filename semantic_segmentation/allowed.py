@@ -4,6 +4,7 @@ The components are those of PaddleSeg 2.8.0 and ours. They load files named ``pr
 :func:`semantic_segmentation.components.build_model` leaves out.
 """
 
+from common.data.channel_image import MAX_CHANNELS
 from common.training.allowed import (
     BACKBONE,
     Kind,
@@ -70,7 +71,10 @@ _MODELS: dict[str, dict[str, Kind]] = {
     },
 }
 _TRANSFORMS: dict[str, dict[str, Kind]] = {
-    "Normalize": {"mean": list_of(number(-1000, 1000)), "std": list_of(number(1e-6, 1000))},
+    "Normalize": {
+        "mean": list_of(number(-1e6, 1e6), MAX_CHANNELS),
+        "std": list_of(number(1e-6, 1e6), MAX_CHANNELS),
+    },
     "Padding": {
         "target_size": _SIDES,
         "im_padding_value": number(-1000, 1000),

@@ -11,11 +11,12 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from common.data.channel_image import MAX_CHANNELS
 from common.errors import UserError
 from common.training.config import Flag, TaskConfig, check_sizes, require, shared_config
 from semantic_segmentation.allowed import ALLOWED
 
-__all__ = ["ABSENT_CLASSES", "CONFIG", "default_config", "require_transforms"]
+__all__ = ["ABSENT_CLASSES", "CONFIG", "default_config", "image_channels", "require_transforms"]
 
 ABSENT_CLASSES = ("exclude", "zero")  # how a class in neither labels nor predictions counts in a mean
 
@@ -79,6 +80,50 @@ def require_transforms(section: Mapping[str, Any], name: str) -> None:
         raise UserError(f"{name}.transforms is {section.get('transforms')!r}; give a list of PaddleSeg's transforms")
 
 
+def image_channels(config: CfgNode) -> int:
+    """Channels of the images that the model takes."""
+    return _stem(config)[1].get("in_channels", 3)
+
+
+def _stem(config: CfgNode) -> tuple[str, dict[str, Any]]:
+    """The section that has ``in_channels``, after its name: that of the backbone, or else of the model."""
+    backbone = config.model.get("backbone")
+    return ("model.backbone", backbone) if isinstance(backbone, dict) else ("model", config.model)
+
+
+def _set_channels(config: CfgNode) -> None:
+    """Complete the channels of the data and of the model, which have to be equal; so does PaddleSeg.
+
+    Raises:
+        UserError: they differ or are out of range, or ``Normalize`` is for another number.
+    """
+    stem, section = _stem(config)
+    places = [(stem, "in_channels", section)]
+    places += [(name, "img_channels", config[name]) for name in ("train_dataset", "val_dataset")]
+    given = [(f"{name}.{key}", values[key]) for name, key, values in places if key in values]
+    for where, value in given:
+        if type(value) is not int or not 1 <= value <= MAX_CHANNELS:
+            raise UserError(f"{where} is {value!r:.80}; give an integer from 1 to {MAX_CHANNELS}")
+        if value != given[0][1]:
+            raise UserError(
+                f"{where} is {value}, but {given[0][0]} is {given[0][1]}; make them equal: one of them is enough"
+            )
+    channels = given[0][1] if given else 3
+    if channels != 3:
+        for _, key, values in places:
+            values[key] = channels
+    for name in ("train_dataset", "val_dataset"):
+        for number, item in enumerate(config[name].transforms):
+            if isinstance(item, Mapping) and item.get("type") == "Normalize":
+                for key in ("mean", "std"):
+                    values = item.get(key)
+                    if isinstance(values, list | tuple) and len(values) not in (1, channels):
+                        raise UserError(
+                            f"{name}.transforms[{number}].{key} has {len(values)} numbers, but images have {channels} "
+                            "channels; give one for each, or correct img_channels"
+                        )
+
+
 def _check(config: CfgNode) -> None:
     """Reject impossible values; PaddleSeg's components check their own."""
     require(config, "batch_size iters", lambda value: value > 0, "must be greater than 0")
@@ -90,6 +135,7 @@ def _check(config: CfgNode) -> None:
     for section in ("train_dataset", "val_dataset"):
         require_transforms(config[section], section)
         check_sizes(config[section].transforms, f"{section}.transforms")
+    _set_channels(config)
 
 
 CONFIG = TaskConfig(

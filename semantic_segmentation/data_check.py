@@ -13,11 +13,13 @@ import numpy as np
 from paddleseg.datasets import ADE20K, Dataset
 
 from common.data import check_record
+from common.data.channel_image import look_at_channels
 from common.data.check_record import CheckRecord
 from common.data.class_table import class_table
-from common.data.image_file import check_header, check_name, exif_orientation, look_at_image, open_image
+from common.data.image_file import check_header, exif_orientation, open_image
 from common.errors import UserError, one_line
 from common.runtime.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
+from semantic_segmentation.images import EIGHT_BIT_TRANSFORMS
 
 __all__ = ["DataReport", "check_dataset", "check_once", "fingerprint"]
 
@@ -39,8 +41,9 @@ class DataReport:
         pixels: of each class: int64 [classes].
         images: that contain each class: int64 [classes].
         ignored: ignored pixels.
-        deep_images: images with more than 8 bits per channel.
+        deep_images: images with 16 bits per channel.
         turned_images: images with an EXIF orientation other than 1.
+        rounding: names of transforms that round to 8 bits.
         problems: one line for each pair that cannot be used.
     """
 
@@ -53,6 +56,7 @@ class DataReport:
     ignored: int
     deep_images: int = 0
     turned_images: int = 0
+    rounding: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
@@ -68,9 +72,12 @@ class DataReport:
             )
         if self.deep_images:
             lines.append(
-                f"{self.deep_images} images of the {self.split} data have 16 bits per channel, of which PaddleSeg "
-                "keeps the upper 8: convert them to 8 bits yourself unless they use the whole range"
+                f"{self.deep_images} images of the {self.split} data have 16 bits per channel, of which 65535 is 1 for "
+                "Normalize: if they use less of the range, set mean and std to theirs"
             )
+        if self.deep_images and self.rounding:
+            names = ", ".join(self.rounding)
+            lines.append(f"these transforms of the {self.split} data round 16 bits to 8: {names}; remove them")
         if self.turned_images:
             lines.append(
                 f"{self.turned_images} images of the {self.split} data are turned or mirrored by their EXIF "
@@ -93,7 +100,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
     """Check every pair of image and mask; a collective operation, in which each rank checks a share of them.
 
     Masks are decoded and all their values compared with the classes; images are checked by
-    :func:`common.data.image_file.look_at_image`.
+    :func:`common.data.channel_image.look_at_channels`.
 
     Args:
         dataset: from :func:`semantic_segmentation.datasets.build_dataset`.
@@ -139,6 +146,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
         ignored=int(totals[classes]),
         deep_images=int(totals[-2]),
         turned_images=int(totals[-1]),
+        rounding=[name for name in _transform_names(dataset) if name in EIGHT_BIT_TRANSFORMS],
         problems=problems,
     )
 
@@ -166,8 +174,13 @@ def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | 
 
 def fingerprint(dataset: Dataset) -> str:
     """Hash everything that the result of the check depends on: settings, paths, sizes and times of the files."""
-    rules = f"{type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index}"
+    names = " ".join(_transform_names(dataset))
+    rules = f"{type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index} {dataset.img_channels} {names}"
     return check_record.fingerprint(rules, (path for pair in dataset.file_list for path in pair))
+
+
+def _transform_names(dataset: Dataset) -> list[str]:
+    return [type(transform).__name__ for transform in dataset.transforms.transforms]
 
 
 # ---- one pair
@@ -182,8 +195,7 @@ def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
     """
     image, mask = pair
     try:
-        check_name(image)
-        width, height, is_deep, orientation = look_at_image(image)
+        width, height, is_deep, orientation = look_at_channels(image, dataset.img_channels)
         check_header(mask)
         pixels = _read_mask(mask, isinstance(dataset, ADE20K))
         if pixels.shape != (height, width):

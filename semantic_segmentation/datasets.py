@@ -27,13 +27,14 @@ from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
 from common.data.class_names import read_class_names
-from common.data.image_file import check_header, check_name, is_ignored
+from common.data.image_file import check_header, is_ignored
 from common.demo_data import folders as demo_folders
 from common.errors import UserError, missing_hint, one_line
 from common.runtime.regular_file import read_lines
 from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
 from semantic_segmentation.components import build_component, check_arguments, find_component
+from semantic_segmentation.images import EIGHT_BIT_TRANSFORMS, ReadAndCompose
 
 __all__ = [
     "EvalDataset",
@@ -137,7 +138,8 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     Returns:
         PaddleSeg's data set. Its ``file_list`` of (image, mask) is the same on all machines. Its ``class_names`` is a
         list of ``num_classes`` names: those of the benchmark, those of ``labels.txt`` or ``class_names.txt`` in
-        ``dataset_root``, one per line, or else the numbers.
+        ``dataset_root``, one per line, or else the numbers. Its transforms are a
+        :class:`semantic_segmentation.images.ReadAndCompose`.
 
     Raises:
         UserError: a value is invalid, or data is missing.
@@ -152,6 +154,11 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
             f"{name}.num_classes is {section['num_classes']!r}, but {kind} always has {fixed} classes; leave "
             "num_classes (or -num_classes) out, or give a -cfg with data of type Dataset"
         )
+    if "img_channels" in arguments and "img_channels" not in inspect.signature(component).parameters:
+        raise UserError(
+            f"{name}.img_channels or model.backbone.in_channels is {arguments['img_channels']}, but images of {kind} "
+            "have 3 channels; leave it out, or use data of type Dataset"
+        )
     mode = check_arguments(component, arguments, where).get("mode", "train")
     if mode not in (_TRAIN_MODES if training else ("val",)):
         raise UserError(f"{name}.mode is {mode!r}; write mode: {'train' if training else 'val'}")
@@ -163,11 +170,13 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     if not issubclass(component, _DemoDataset):
         _find_files(kind, arguments, mode, name)
     ignore_index = arguments.get("ignore_index", 255)
+    channels = arguments.pop("img_channels", 3)  # of which PaddleSeg accepts 1 and 3
     arguments["transforms"] = [
-        _build_transform(item, f"{name}.transforms[{number}]", training, ignore_index)
+        _build_transform(item, f"{name}.transforms[{number}]", training, ignore_index, channels)
         for number, item in enumerate(arguments["transforms"])
     ]
     dataset = build_component({"type": kind, **arguments}, name, manager.DATASETS)
+    dataset.img_channels, dataset.transforms = channels, ReadAndCompose(dataset.transforms.transforms, channels)
     if kind in _PAIRED_BY_ORDER:
         dataset.file_list = _pair_by_name(Path(dataset.dataset_root), kind, mode)
     elif kind == "ADE20K":
@@ -221,8 +230,12 @@ def _check_list(path: Path, separator: str | None) -> None:
         raise UserError(f"cannot read the list {path} ({error.strerror}); give a file of lines IMAGE MASK") from error
 
 
-def _build_transform(item: Any, where: str, training: bool, ignore_index: int) -> Callable[[dict], dict]:
+def _build_transform(item: Any, where: str, training: bool, ignore_index: int, channels: int) -> Callable[[dict], dict]:
     component = find_component(item, where, manager.TRANSFORMS)
+    if item["type"] in EIGHT_BIT_TRANSFORMS and channels not in (1, 3):
+        raise UserError(
+            f"{where} ({item['type']}) is for 8-bit gray or color images, but img_channels is {channels}; remove it"
+        )
     if component.__module__.startswith("paddleseg.") and not training and item["type"] not in _EVAL_TRANSFORMS:
         raise UserError(
             f"{where} ({item['type']}) cannot be reverted after prediction; use only {', '.join(_EVAL_TRANSFORMS)}"
@@ -269,7 +282,7 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
 class EvalDataset:
     """Samples of any size.
 
-    A sample is ``{"img": float32 [3, h, w], "label": int64 [H, W], "trans_info": list, "path": str}``.
+    A sample is ``{"img": float32 [channels, h, w], "label": int64 [H, W], "trans_info": list, "path": str}``.
     In mode ``val``, the mask keeps its size; ``trans_info`` tells ``paddleseg.core.infer`` how to undo the transforms
     of the image. Reading raises ``UserError`` if the image or the mask cannot be used.
 
@@ -289,8 +302,6 @@ class EvalDataset:
         dataset = copy.copy(self.dataset)
         dataset.transforms = copy.deepcopy(dataset.transforms)
         try:
-            check_name(image)
-            check_header(image)
             check_header(mask)
             data = dataset[key.index]
             img, label = np.asarray(data["img"], np.float32), np.asarray(data["label"], np.int64)
@@ -334,7 +345,7 @@ def collate_train(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Stack samples of :class:`SeededDataset`.
 
     Returns:
-        ``{"img": float32 [B, 3, h, w], "label": int64 [B, h, w]}``.
+        ``{"img": float32 [B, channels, h, w], "label": int64 [B, h, w]}``.
 
     Raises:
         UserError: the samples differ in size.
@@ -353,7 +364,7 @@ def collate_eval(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Make a batch of one sample of :class:`EvalDataset`; images differ in size, so that a batch has one.
 
     Returns:
-        ``{"img": float32 [1, 3, h, w], "label": int64 [1, H, W], "trans_info": list, "path": str}``.
+        ``{"img": float32 [1, channels, h, w], "label": int64 [1, H, W], "trans_info": list, "path": str}``.
     """
     (sample,) = samples
     return {**sample, **{key: sample[key][np.newaxis] for key in ("img", "label")}}

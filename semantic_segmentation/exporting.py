@@ -29,18 +29,24 @@ class _Logits(nn.Layer):
 def exportable(segmenter: Segmenter) -> Exportable:
     """Images, or windows of images, to logits of the same size."""
     normalize = next((item for item in segmenter.transforms if isinstance(item, Normalize)), None)
-    mean, std = (np.ravel(normalize.mean), np.ravel(normalize.std)) if normalize else (np.zeros(3), np.ones(3))
+    channels = segmenter.channels
+    mean, std = (
+        (np.ravel(normalize.mean), np.ravel(normalize.std)) if normalize else (np.zeros(channels), np.ones(channels))
+    )
+    divide_by = 255 if normalize else 1
     section = plain(segmenter.config.model)
     return Exportable(
         name=f"{section['type']} on {section['backbone'].get('variant', section['backbone']['type'])}",
         labels=segmenter.class_names,
         layer=_Logits(segmenter.model),
-        inputs={"images": [None, 3, None, None]},
+        inputs={"images": [None, channels, None, None]},
         outputs=[Output("logits", ["batch", len(segmenter.class_names), "height", "width"], "of each class and pixel")],
         inputs_of=lambda file: {"images": segmenter.preprocess(file)[0]},
         preprocessing={
-            "color_order": "RGB",
-            "divide_by": 255 if normalize else 1,
+            "color_order": "RGB" if channels == 3 else "as in the file",
+            "divide_by": divide_by,
+            "divide_16_bits_by": 257 * divide_by,
+            "divide_floats_by": divide_by / 255,
             "mean": mean.tolist(),
             "std": std.tolist(),
             "layout": "NCHW",

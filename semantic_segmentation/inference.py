@@ -87,7 +87,7 @@ def predict_labels(
 
     Args:
         model: ``model(images)`` returns a list whose first entry is the logits at the images' size; in evaluation mode.
-        image: float32 [1, 3, H, W].
+        image: float32 [1, channels, H, W].
         settings: of the inference.
         trans_info: record of resizing and padding by PaddleSeg's transforms, which are undone.
 
@@ -139,8 +139,8 @@ def predict_large(
 
     Args:
         model, settings: see :func:`predict_labels`.
-        image: RGB uint8 [H, W, 3].
-        transform: maps a part of the image, uint8 [h, w, 3], to the model's input, float32 [1, 3, h, w].
+        image: [H, W, channels].
+        transform: maps a part of the image, [h, w, channels], to the model's input, float32 [1, channels, h, w].
 
     Returns:
         [H, W], as :func:`predict_labels`.

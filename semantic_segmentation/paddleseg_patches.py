@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
+import cv2
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 import paddleseg
 from paddle import Tensor
 from paddleseg.models.losses import CrossEntropyLoss, cross_entropy_loss
-from paddleseg.transforms import RandomPaddingCrop
+from paddleseg.transforms import RandomPaddingCrop, functional, transforms
 from paddleseg.utils import metrics
 
 from common.toolkits.patches import apply, is_patched_version, minimize, namespace
@@ -51,6 +55,24 @@ def _crop_randomly(self: RandomPaddingCrop, data: dict[str, Any]) -> dict[str, A
     return data
 
 
+def _in_fours(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Apply a function of OpenCV to at most four channels at once.
+
+    Without it: cv2.error for five channels, in ``Padding``, ``RandomPaddingCrop``, ``RandomRotation`` and, with
+    ``interp: AREA``, ``Resize``. Paddle 2.6 and 3.
+    """
+
+    @functools.wraps(function)
+    def call(image: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+        if image.ndim == 2 or image.shape[2] <= 4:
+            return function(image, *args, **kwargs)
+        values = {key: value[:4] if key in ("value", "borderValue") else value for key, value in kwargs.items()}
+        groups = (np.ascontiguousarray(image[:, :, first : first + 4]) for first in range(0, image.shape[2], 4))
+        return np.dstack([function(group, *args, **values) for group in groups])
+
+    return call
+
+
 def _loss_computation(*args: Any, **kwargs: Any) -> list[Tensor]:
     """Compute the losses, each of shape [1].
 
@@ -67,6 +89,9 @@ if paddleseg.__version__ == _RELEASE:
     apply(CrossEntropyLoss, "_post_process_loss", _average_loss, ("3.",))
     apply(cross_entropy_loss, "F", namespace(F, one_hot=_one_hot), ("3.",))
     apply(RandomPaddingCrop, "__call__", _crop_randomly)
+    borders = {name: _in_fours(getattr(cv2, name)) for name in ("copyMakeBorder", "warpAffine")}
+    apply(transforms, "cv2", namespace(cv2, **borders))
+    apply(functional, "cv2", namespace(cv2, resize=_in_fours(cv2.resize)))
     # The others are for PaddleSeg's own training and evaluation.
     apply(_train, "loss_computation", _loss_computation)
     # Without it: ValueError in metrics.calculate_area, which concatenates tensors of shape []. Paddle 2.6 and 3.

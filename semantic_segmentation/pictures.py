@@ -8,7 +8,8 @@ import numpy as np
 import paddle
 from paddleseg.core import infer
 
-from common.pictures.drawing import denormalize, overlay, palette, present_classes, side_by_side, with_legend
+from common.pictures.drawing import overlay, palette, present_classes, side_by_side, with_legend
+from semantic_segmentation.images import as_picture
 
 __all__ = ["labeled_images", "original_image", "prediction_beside_truth"]
 
@@ -16,18 +17,19 @@ __all__ = ["labeled_images", "original_image", "prediction_beside_truth"]
 def original_image(
     image: paddle.Tensor, trans_info: Sequence, mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
-    """Undo PaddleSeg's resizing, padding and ``Normalize``.
+    """Undo PaddleSeg's resizing, padding and ``Normalize``, and make a picture of the image.
 
     Args:
-        image: float32 [1, 3, H, W].
+        image: float32 [1, channels, H, W].
         trans_info: record of resizing and padding by PaddleSeg's transforms.
         mean, std: of ``Normalize``.
 
     Returns:
-        RGB uint8 [h, w, 3].
+        RGB uint8 [h, w, 3], see :func:`semantic_segmentation.images.as_picture`.
     """
     image = infer.reverse_transform(image, trans_info, mode="bilinear")
-    return denormalize(image[0].numpy(), mean, std)
+    values = image[0].numpy().transpose(1, 2, 0) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    return as_picture(values)
 
 
 def prediction_beside_truth(

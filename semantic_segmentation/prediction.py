@@ -14,6 +14,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
+from common.data.channel_image import read_channels
 from common.errors import UserError, one_line
 from common.inference.exported_model import ExportedModel
 from common.inference.predictor import NOT_FINITE, PicturePredictor, PredictOptions
@@ -21,6 +22,8 @@ from common.pictures.drawing import color_map, index_png, overlay, palette, pres
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
 from semantic_segmentation.components import build_component, build_model
+from semantic_segmentation.config import image_channels
+from semantic_segmentation.images import as_picture, for_transforms
 from semantic_segmentation.inference import InferenceSettings, Model, predict_labels, predict_large
 
 __all__ = ["Segmenter"]
@@ -35,9 +38,11 @@ class Segmenter(PicturePredictor):
     only normalize.
     """
 
+    keeps_16_bits = True
+
     def __init__(self, model: Model, config: CfgNode, class_names: list[str]):
         super().__init__(model, config, class_names)
-        self.colors = palette(len(class_names))
+        self.colors, self.channels = palette(len(class_names)), image_channels(config)
         self.settings = InferenceSettings.from_test_config(plain(config.test_config))
         self.transforms = [
             build_component(item, f"val_dataset.transforms[{number}]")
@@ -83,7 +88,7 @@ class Segmenter(PicturePredictor):
         present = present_classes(labels, classes=len(self.class_names))
         legend = [self.class_names[number] for number in present], self.colors[present]
         drawn = {
-            "overlay": Image.fromarray(with_legend(overlay(image, labels, self.colors), *legend)),
+            "overlay": Image.fromarray(with_legend(overlay(self.picture(image), labels, self.colors), *legend)),
             "colors": Image.fromarray(with_legend(color_map(labels, self.colors), *legend)),
             "labels": index_png(labels, self.colors),
         }
@@ -95,7 +100,7 @@ class Segmenter(PicturePredictor):
         return {**pictures.save(file, drawn), "classes": classes}
 
     def label(self, image: np.ndarray) -> np.ndarray:
-        """Label an image, RGB uint8 [h, w, 3], of any size; the labels are integers [h, w].
+        """Label an image of :meth:`read`, of any size; the labels are integers [h, w].
 
         Raises:
             UserError: the transforms cannot take an image of this size, or the logits are not finite.
@@ -112,6 +117,13 @@ class Segmenter(PicturePredictor):
             raise UserError(NOT_FINITE)
         return [logits]
 
+    def read(self, file: str) -> np.ndarray:
+        """See :func:`common.data.channel_image.read_channels`."""
+        return read_channels(file, self.channels)
+
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        return image if image.dtype == np.uint8 and self.channels == 3 else as_picture(for_transforms(image) / 255)
+
     def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[paddle.Tensor, tuple[int, int]]:
         pixels, trans_info = self._transform(image)
         padded = next((sides for kind, sides in trans_info if kind == "padding"), None)
@@ -122,11 +134,12 @@ class Segmenter(PicturePredictor):
         return "\n".join([f"{result['image']} -> {result['overlay']}", *lines])
 
     def _transform(self, image: np.ndarray) -> tuple[paddle.Tensor, list]:
-        """Return float32 [1, 3, h, w] and PaddleSeg's record of resizing and padding."""
+        """Return float32 [1, channels, h, w] and PaddleSeg's record of resizing and padding."""
         # A copy, because a transform may change itself: after a long image, ResizeByShort makes all others smaller.
         transforms = copy.deepcopy(self.transforms)
         try:
-            data = Compose(transforms, to_rgb=False)({"img": image.astype(np.float32)})
+            compose = Compose(transforms, to_rgb=False, img_channels=self.channels)
+            data = compose({"img": for_transforms(image)})
         except Exception as error:
             height, width = image.shape[:2]
             raise UserError(

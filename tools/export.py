@@ -57,6 +57,9 @@ def main(argv: Sequence[str]) -> None:
     images = _find_images(arguments.images)
     task, predictor, checkpoint = open_weights(arguments, fused=False)
     exportable: Exportable = TASKS[task].exportable()(predictor)
+    channels = next(iter(exportable.inputs.values()))[1]
+    if channels != 3 and not arguments.images:
+        raise UserError(f"{exportable.name} takes images of {channels} channels; give some of them as -images")
     size = _fixed_size(arguments.size, exportable)
     inputs = {
         name: [*shape[:2], *size] if size and len(shape) == 4 else list(shape)

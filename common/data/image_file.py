@@ -1,17 +1,19 @@
-"""Which files are images, how large they may be, and the two ways in which they are read.
+"""Which files are images, how large they may be, and two of the three ways in which they are read.
 
 - :func:`list_images` lists the images of a folder, for all tasks.
 - :func:`load_rgb` reads with Pillow, for classification: 16-bit gray is scaled to 8 bits; alpha is dropped.
-- :func:`read_image` reads with OpenCV, for segmentation and detection, as PaddleSeg and PaddleDetection do: of 16 bits
-  the upper 8 are kept; alpha is dropped.
+- :func:`read_image` reads with OpenCV, for detection, as PaddleDetection does: of 16 bits the upper 8 are kept; alpha
+  is dropped.
+- :func:`common.data.channel_image.read_channels` reads any number of channels, for segmentation, and keeps 16 bits.
 
-The EXIF orientation of images is applied in all tasks, in training and in prediction. Both functions first look at
+The EXIF orientation of images is applied in all tasks, in training and in prediction. All functions first look at
 the header, see :func:`open_image`: a small file can state a size that fills the memory.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import stat
@@ -31,14 +33,16 @@ __all__ = [
     "MAX_PIXELS",
     "ImageInfo",
     "check_header",
-    "check_name",
+    "check_regular",
     "check_size",
+    "decode",
     "deep_image_warning",
     "exif_orientation",
     "is_ignored",
     "list_images",
     "load_rgb",
     "look_at_image",
+    "naming_the_file",
     "open_image",
     "read_image",
     "stored_bits",
@@ -52,6 +56,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs G
 MAX_PIXELS = 2**28  # 805 MB as 8-bit RGB
 _MAX_RATIO = 32  # of the sides: transforms scale the shorter one to some hundred pixels
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
+logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)  # it prints a line for each file it cannot read
 _LOOKED_AT = 100  # images whose headers are read for deep_image_warning
 _MAX_HEADER = 4096  # bytes of a PPM file, whose header Pillow reads byte by byte
 _TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
@@ -70,8 +75,8 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def list_images(folder: str | Path) -> list[str]:
-    """List the files in and below a folder whose names end in one of ``IMAGE_SUFFIXES``, sorted.
+def list_images(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+    """List the files in and below a folder whose names end in one of these suffixes, in lower case, sorted.
 
     Links to folders are followed. What :func:`is_ignored` names is left out.
     """
@@ -84,7 +89,7 @@ def list_images(folder: str | Path) -> list[str]:
         visited.add(real_parent)
         subfolders[:] = [name for name in subfolders if not is_ignored(name)]
         paths = (os.path.join(parent, name) for name in files if not is_ignored(name))  # noqa: PTH118
-        found += [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+        found += [path for path in paths if path.lower().endswith(suffixes)]
     return sorted(found)
 
 
@@ -100,9 +105,8 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
         UserError: it is no image of a supported format, or :func:`check_size` refuses it. The message does not name the
             file.
     """
-    # Opening a pipe would wait for ever.
-    if not isinstance(source, io.BytesIO) and not stat.S_ISREG(os.stat(source).st_mode):  # noqa: PTH116
-        raise UserError("it is not a regular file; replace or remove it")
+    if not isinstance(source, io.BytesIO):
+        check_regular(source)
     with _open(source) as file:
         _check_header_of_ppm(file.read(_MAX_HEADER))
     try:
@@ -118,6 +122,17 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
     with image:
         check_size(*image.size)
         yield image
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuse what is not a regular file: opening a pipe would wait for ever.
+
+    Raises:
+        OSError: there is no such file.
+        UserError: it is not a regular file. The message does not name it.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+        raise UserError("it is not a regular file; replace or remove it")
 
 
 def _check_header_of_ppm(head: bytes) -> None:
@@ -152,10 +167,16 @@ def check_header(path: str) -> None:
     Raises:
         UserError: the file does not exist, cannot be opened, or as :func:`open_image`; the message names the file.
     """
+    with naming_the_file(path), open_image(path) as image:
+        if image.format == "PNG":
+            _check_chunks(path)
+
+
+@contextmanager
+def naming_the_file(path: str) -> Iterator[None]:
+    """Turn the errors of reading an image into ``UserError`` that names the file."""
     try:
-        with open_image(path) as image:
-            if image.format == "PNG":
-                _check_chunks(path)
+        yield
     except FileNotFoundError as error:
         raise UserError(
             f"image {path} does not exist; restore it, or remove it from the data{missing_hint(path)}"
@@ -250,9 +271,24 @@ def read_image(path: str) -> np.ndarray:
     Raises:
         UserError: as :func:`check_header`, or OpenCV cannot decode the file.
     """
+    pixels = decode(path, cv2.IMREAD_COLOR)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3:  # a PFM file, which Pillow takes for a PPM file
+        raise UserError(f"cannot read image {path}: its pixels are floating-point numbers; save it with 8 bits")
+    return np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def decode(path: str, flags: int) -> np.ndarray:
+    """Decode an image as ``cv2.imread`` does with these flags, whatever its name.
+
+    Returns:
+        ``[h, w]`` or, in the order blue, green, red, ``[h, w, 3]``.
+
+    Raises:
+        UserError: as :func:`check_header`, or OpenCV cannot decode the file.
+    """
     check_header(path)
     try:
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), flags)
     except (OSError, cv2.error) as error:
         raise _unreadable(path, error) from error
     if pixels is None:
@@ -260,19 +296,7 @@ def read_image(path: str) -> np.ndarray:
             f"cannot read image {path}: it is damaged, or OpenCV cannot decode it; replace it with an intact PNG or "
             "JPEG, or remove it"
         )
-    if pixels.dtype != np.uint8 or pixels.ndim != 3:  # a PFM file, which Pillow takes for a PPM file
-        raise UserError(f"cannot read image {path}: its pixels are floating-point numbers; save it with 8 bits")
-    return np.ascontiguousarray(pixels[:, :, ::-1])
-
-
-def check_name(path: str) -> None:
-    """Refuse a file name that ``cv2.imread``, which PaddleSeg uses, cannot open or crashes on.
-
-    Raises:
-        UserError: the name is not UTF-8.
-    """
-    if path.encode(errors="replace") != os.fsencode(path):
-        raise UserError(f"image {path} has a name that is not UTF-8, which PaddleSeg cannot read; rename it")
+    return pixels
 
 
 class ImageInfo(NamedTuple):

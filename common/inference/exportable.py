@@ -37,7 +37,7 @@ class Exportable:
         name: of the model.
         labels: names of the classes.
         layer: takes the inputs in their order, and returns the outputs as a tensor or a list of tensors.
-        inputs: name and shape of each; the first are the images, ``[batch, 3, height, width]``. None is open.
+        inputs: name and shape of each; the first are the images, ``[batch, channels, height, width]``. None is open.
         outputs: in their order.
         inputs_of: turns an image file into inputs of these names.
         preprocessing: the steps of ``inputs_of`` in plain values.

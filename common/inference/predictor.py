@@ -16,6 +16,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint, load_weights
+from ..data.channel_image import ARRAY_SUFFIX
 from ..data.image_file import IMAGE_SUFFIXES, list_images, read_image
 from ..errors import UserError, missing_hint, one_line
 from ..fuse import fuse
@@ -34,13 +35,15 @@ _PADDING = 127  # gray, in pictures of the model's input
 def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
     """Replace each folder by the images in and below it, except those in and below the output folder ``out``.
 
+    If a folder has no images, its ``.npy`` files are taken.
+
     Raises:
         UserError: a path does not exist, or a folder has no images.
     """
     files = []
     for path in map(Path, paths):
         if path.is_dir():
-            images = list_images(path)
+            images = list_images(path) or list_images(path, (ARRAY_SUFFIX,))
             written = None if out is None else os.path.realpath(out)  # Path.resolve raises for a link to itself
             found = [file for file in images if not written or not Path(os.path.realpath(file)).is_relative_to(written)]
             if images and not found:
@@ -77,7 +80,10 @@ class Predictor(ABC):
         model: the model in evaluation mode, or an exported one that is called in the same way.
         config: the configuration it was trained with.
         class_names: of the model's outputs; their numbers, where the weights do not name them.
+        keeps_16_bits: whether images of 16 bits are not rounded to 8.
     """
+
+    keeps_16_bits = False
 
     def __init__(self, model: Any, config: CfgNode, class_names: list[str]):
         self.model, self.config, self.class_names = model, config, class_names
@@ -126,7 +132,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def preprocess(self, file: str) -> tuple[Tensor, np.ndarray]:
-        """The model's input for an image, float32 ``[1, 3, H, W]``, and the same as a picture, uint8 ``[H, W, 3]``.
+        """The model's input for an image, float32 ``[1, C, H, W]``, and the same as a picture, uint8 ``[H, W, 3]``.
 
         Raises:
             UserError: the file is not an image, or the transforms cannot take its size.
@@ -168,17 +174,20 @@ class PicturePredictor(Predictor):
         image = self.read(file)
         images, (height, width) = self.preprocess_pixels(file, image)
         picture = np.full((*images.shape[2:], 3), _PADDING, np.uint8)
-        picture[:height, :width] = Image.fromarray(image).resize((width, height))
+        picture[:height, :width] = Image.fromarray(self.picture(image)).resize((width, height))
         return images, picture
 
-    @staticmethod
-    def read(file: str) -> np.ndarray:
-        """The image of a file, RGB uint8 ``[h, w, 3]``; raises ``UserError``."""
+    def read(self, file: str) -> np.ndarray:
+        """The image of a file, by default RGB uint8 ``[h, w, 3]``; raises ``UserError``."""
         return read_image(file)
+
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        """An image of :meth:`read` as RGB uint8 ``[h, w, 3]``."""
+        return image
 
     @abstractmethod
     def preprocess_pixels(self, file: str, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """The model's input, float32 ``[1, 3, H, W]``, and the height and width of the image in it, without padding.
+        """The model's input, float32 ``[1, C, H, W]``, and the height and width of the image in it, without padding.
 
         Raises:
             UserError: the transforms cannot take its size.

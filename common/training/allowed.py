@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..data.channel_image import MAX_CHANNELS
 from ..layers.variants import ATTENTIONS, POSITION_ENCODINGS, VARIANTS
 
 __all__ = [
@@ -150,7 +151,7 @@ BACKBONE: dict[str, Kind] = {
     "variant": lambda value, where: word(*VARIANTS)(value, where),  # those that are registered then
     "drop_path_rate": number(0, 1),
     "pretrained": not_read,  # the weights of the file take its place
-    "in_channels": integer(1, 16),
+    "in_channels": integer(1, MAX_CHANNELS),
     "recompute": flag,
     "num_heads": either(nothing, list_of(integer(1, 256), 4)),
     "pale_size": either(nothing, integer(1, 64), list_of(either(integer(1, 64), list_of(integer(1, 64), 2)), 4)),

@@ -18,7 +18,6 @@ from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from common.data.image_file import (
     check_header,
-    check_name,
     list_images,
     load_rgb,
     look_at_image,
@@ -175,12 +174,6 @@ def test_modes_are_converted_to_rgb(mode):
 def test_floating_point_pixels_are_refused():
     with pytest.raises(ValueError, match="no defined range"):
         to_rgb(Image.new("F", (3, 3)))
-
-
-def test_names_that_paddleseg_cannot_read_are_refused():
-    check_name("天空.png")
-    with pytest.raises(UserError, match="is not UTF-8, which PaddleSeg cannot read; rename it"):
-        check_name(NOT_UTF8)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

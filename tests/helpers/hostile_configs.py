@@ -39,7 +39,8 @@ _PLACES = {
     """,
     "semantic_segmentation": """
         model model.type model.backbone model.backbone.type model.backbone.variant model.backbone.norm_layer
-        model.backbone.drop_path_rate model.channels model.pool_sizes model.norm model.decoder
+        model.backbone.drop_path_rate model.backbone.in_channels model.channels model.pool_sizes model.norm
+        model.decoder val_dataset.img_channels
         val_dataset.transforms val_dataset.transforms.0 val_dataset.transforms.0.type val_dataset.transforms.0.mean
         test_config test_config.crop_size test_config.stride test_config.scales
     """,

@@ -259,7 +259,6 @@ class FirstIsBroken:
     [
         (("loss.types.0.weight", "[1, 2, 3]"), "number of weights = 3"),
         (("train_dataset.transforms.1.crop_size", "[16, 16]"), "images are 16x16"),
-        (("model.backbone.in_channels", "4"), "the model needs [B, 4, H, W]"),
         (("loss.types", "[{type: CrossEntropyLoss}]", "loss.coef", "[1]"), "2 outputs in training, but loss has 1"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from paddleseg.core import evaluate, train
 from paddleseg.cvlibs import Config, SegBuilder, manager
+from paddleseg.utils import logger
 from PIL import Image
 
 from common.checkpoints.file_format import save_file
@@ -105,6 +106,7 @@ def test_the_documented_heads_are_the_papers_and_three_of_paddlesegs():
 @each_head
 def test_paddleseg_trains_and_evaluates_each_head_and_its_weights_are_loaded(tmp_path, monkeypatch, capsys, head):
     monkeypatch.setattr(sys.modules["paddleseg.core.train"].time, "sleep", lambda _: None)
+    monkeypatch.setattr(logger, "log_level", 2)  # PaddleSeg's own, which our training changes
     config = Config(str(write_config(make_images(tmp_path), head)))
     builder = SegBuilder(config)
     model, before = builder.model, numpy_state(builder.model)
