@@ -1,8 +1,10 @@
 """What all kinds of data sets share, and the digits."""
 
 import numpy as np
+import pytest
 
 from common.demo_data import wheels as demo_data
+from common.errors import UserError
 from image_classification.datasets import KINDS, build_dataset
 from tests.helpers.dataset_cases import fails
 
