@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
 from common.data.class_names import distinct_names, list_names
+from common.data.split_warnings import split_warnings
 from common.errors import UserError
 from common.pictures.drawing import denormalize, side_by_side
 from common.runtime.distributed import world_size
@@ -25,7 +26,8 @@ from common.training.optimizer import build_optimizer, warmup_cosine
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from image_classification.class_balance import class_weights, describe_weights, weighted_cross_entropy
 from image_classification.config import CONFIG, check_token_labels, model_title
-from image_classification.datasets import Dataset, build_dataset
+from image_classification.dataset_types import Dataset
+from image_classification.datasets import build_dataset
 from image_classification.evaluation import MAX_CONFUSED, class_columns, evaluate, per_class_tables
 from image_classification.label_map_alignment import TOKEN_STRIDE
 from image_classification.label_maps import LabelMaps
@@ -39,6 +41,7 @@ from image_classification.token_labeling import (
     token_label_loss,
     token_targets,
 )
+from image_classification.valid_labels import read_valid_labels
 
 __all__ = ["Classification"]
 
@@ -71,6 +74,8 @@ class Classification(Task):
         model = build_model(config, num_classes, token_labels=maps is not None)
         self.freeze(model)
         description = _describe_data({"training": train_set, "validation": val_set}, num_classes)
+        for line in split_warnings(train_set.class_names, train_set.names().tolist(), val_set.names().tolist()):
+            description += f"\nwarning: {line}"
         weights = None
         if kind := config.DATA.CLASS_WEIGHTS:
             values = class_weights(train_set.labels, num_classes, kind)
@@ -103,11 +108,19 @@ class Classification(Task):
 
     def build_evaluation(self, checkpoint: Checkpoint) -> tuple[nn.Layer, Evaluator]:
         num_classes = self.config.MODEL.NUM_CLASSES or checkpoint.num_classes
-        val_set = self._build_dataset("val", num_classes, checkpoint.class_names)
+        # Without names, the numbers of the classes may still be those of folders.
+        class_names = checkpoint.class_names or [str(number) for number in range(num_classes or 0)]
+        val_set = self._build_dataset("val", num_classes, class_names)
         num_classes = num_classes or val_set.num_classes
         if self.config.REPORT and num_classes > MAX_CONFUSED:
             raise UserError(f"-report takes at most {MAX_CONFUSED:,} classes, not {num_classes:,}; leave it out")
+        if self.config.REPORT and self.config.DATA.LABELS_JSON:
+            raise UserError(
+                "-report needs one true class for each image, so not DATA.LABELS_JSON; leave one of them out"
+            )
         self.log.line(_describe_data({"validation": val_set}, num_classes))
+        if self.config.DATA.LABELS_JSON:
+            val_set.valid_labels = read_valid_labels(Path(self.config.DATA.LABELS_JSON), val_set)
         model = build_model(self.config, num_classes)
         return model, ClassificationEvaluator(self.config, val_set, num_classes, self.log)
 
@@ -188,7 +201,8 @@ class ClassificationEvaluator(Evaluator):
 
     def __init__(self, config: CfgNode, dataset: Dataset, num_classes: int, log: TrainingLog):
         self.class_names, self.data_hash = dataset.class_names, _hash_data(dataset)
-        self.data_set = _data_title(config, len(dataset), num_classes)
+        self._classes = np.unique(dataset.labels) if config.DATA.CLASS_SUBSET else None
+        self.data_set = _data_title(config, len(dataset), num_classes, self._classes)
         self.metric_suffix = "_token_labels" if config.TOKEN_LABEL.MAPS else ""
         self._config, self._log, self._num_classes = config, log, num_classes
         self._loader = build_eval_loader(config, dataset)
@@ -197,7 +211,9 @@ class ClassificationEvaluator(Evaluator):
         config = self._config
         draw = functools.partial(self._draw, kind, step) if self._log.has_visualdl and config.PICTURES else None
         batches = self._log.batches(self._loader, kind)
-        metrics, matrix = evaluate(model, batches, config.TRAIN.AMP, draw, last and self._num_classes <= MAX_CONFUSED)
+        # A confusion needs one true class.
+        confusion = last and self._num_classes <= MAX_CONFUSED and not config.DATA.LABELS_JSON
+        metrics, matrix = evaluate(model, batches, config.TRAIN.AMP, draw, confusion, self._classes)
         if matrix is None:
             return EvaluationResult(metrics)
         names = distinct_names(self.class_names, self._num_classes)
@@ -235,16 +251,23 @@ def _names(dataset: Dataset, num_classes: int) -> Sequence[str]:
 
 
 def _hash_data(dataset: Dataset) -> str:
-    return data_hash(dataset.class_names or (), dataset.names(), dataset.labels)
+    further = () if dataset.valid_labels is None else (dataset.valid_labels,)
+    return data_hash(dataset.class_names or (), dataset.names(), dataset.labels, *further)
 
 
-def _data_title(config: CfgNode, images: int, num_classes: int) -> str:
+def _data_title(config: CfgNode, images: int, num_classes: int, classes: np.ndarray | None) -> str:
     """What to call the validation data in a table of results."""
     data = config.DATA
     if data.DATASET in ("imagenet2012", "list") and (images, num_classes) == (50_000, 1000):
-        return "ImageNet-1K"
-    folder = Path(data.DATA_PATH).name if data.DATASET in ("imagenet2012", "list", "folder", "idx") else ""
-    return f"{data.DATASET} {folder}".strip()
+        title = "ImageNet-1K"
+    else:
+        folder = Path(data.DATA_PATH).name if data.DATASET in ("imagenet2012", "list", "folder", "idx") else ""
+        title = f"{data.DATASET} {folder}".strip()
+    if classes is not None:
+        title += f", only its {len(classes)} classes compete"
+    if data.LABELS_JSON:
+        title += f", labels of {Path(data.LABELS_JSON).name}"
+    return title
 
 
 def _draw_row(config: CfgNode, images: paddle.Tensor, titles: Sequence[str]) -> np.ndarray:

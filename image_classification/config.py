@@ -33,6 +33,8 @@ def default_config() -> CfgNode:
     config.DATA.STD = imagenet.std
     config.DATA.CLASS_WEIGHTS = ""  # in the loss: balanced (1 / images), effective (1 / effective number), or none
     config.DATA.BALANCED_SAMPLING = False  # every class has equally many images in an epoch, some of them repeated
+    config.DATA.CLASS_SUBSET = False  # with EVAL: of the model's classes, only those that the data has compete
+    config.DATA.LABELS_JSON = ""  # with EVAL: file with the valid labels of each image, such as ReaL's real.json
     config.DATA.SKIP_BROKEN = False  # count and replace unreadable images instead of stopping
 
     config.AUG = CfgNode()
@@ -142,6 +144,9 @@ def _check(config: CfgNode) -> None:
         lambda value: value >= -1,
         "must be an epoch, or -1 to continue where the checkpoint is",
     )
+    for key in ("CLASS_SUBSET", "LABELS_JSON"):
+        if config.DATA[key] and not config.EVAL:
+            raise UserError(f"DATA.{key} is {config.DATA[key]}; it needs -eval")
     if config.TRAIN.LAST_EPOCH >= 0 and not config.RESUME:
         raise UserError("-last_epoch selects the epoch to continue after; it needs -resume")
 
@@ -166,9 +171,9 @@ CONFIG = TaskConfig(
     flags=_FLAGS,
     check=_check,
     free_keys=frozenset(_FREE_KEYS.split()),
-    invocation_keys=frozenset({"TRAIN.LAST_EPOCH"}),
+    invocation_keys=frozenset({"TRAIN.LAST_EPOCH", "DATA.CLASS_SUBSET", "DATA.LABELS_JSON"}),
     allowed=ALLOWED,
-    machine_keys=frozenset({"DATA.DATA_PATH", "TOKEN_LABEL.MAPS"}),
+    machine_keys=frozenset({"DATA.DATA_PATH", "DATA.LABELS_JSON", "TOKEN_LABEL.MAPS"}),
 )
 
 

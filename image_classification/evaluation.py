@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ def evaluate(
     amp: str = "",
     on_batch: Callable[[int, Mapping[str, Any], paddle.Tensor], None] | None = None,
     confusion: bool = False,
+    classes: np.ndarray | None = None,
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Evaluate this rank's share of the images, and sum the counts of all ranks.
 
@@ -40,11 +42,14 @@ def evaluate(
         on_batch: called with the position of the batch in this rank's loader, the batch, and the logits, float32
             ``[B, classes]``.
         confusion: also count the confusion matrix.
+        classes: the numbers of the classes that compete; the logits of others become -inf. None is all.
 
     Returns:
         ``top1`` and, with more than 5 classes, ``top5`` in percent, ``loss`` (mean cross-entropy), ``ece`` (expected
         calibration error, see :mod:`image_classification.calibration`) in percent, ``images``, and ``skipped`` if
         images were skipped; and the confusion matrix of all images, int64 [classes, classes], or None.
+        Where batches have ``valid_labels``, any of them is right, images without one do not count, and there is no
+        loss.
 
     Raises:
         UserError: an image could not be read, or none could.
@@ -61,14 +66,18 @@ def evaluate(
         with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
             logits = model(batch["images"])
         logits = logits.astype("float32")
+        if classes is not None:
+            competes = paddle.to_tensor(np.isin(np.arange(logits.shape[-1]), classes))
+            logits = paddle.where(competes, logits, paddle.full_like(logits, -math.inf))
         if on_batch:
             on_batch(place, batch, logits)
-        counted = labels != IGNORED_LABEL
+        valid = batch.get("valid_labels", labels.unsqueeze(-1))
+        counted = (valid != IGNORED_LABEL).any(-1)
         top5 = logits.topk(min(5, logits.shape[-1]), axis=-1)[1]
-        hits = top5 == labels.unsqueeze(-1)
+        hits = (top5.unsqueeze(-1) == valid.unsqueeze(1)).any(-1)
         losses = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
         correct1 = correct1 + hits[:, 0].astype("float64").sum()
-        correct5 = correct5 + hits.astype("float64").sum()
+        correct5 = correct5 + hits.any(-1).astype("float64").sum()
         loss = loss + losses.astype("float64").sum()
         images += int(counted.sum())
         confidences = F.softmax(logits, axis=-1).max(-1)
@@ -82,9 +91,11 @@ def evaluate(
     if not images:
         raise UserError(f"none of the {int(skipped)} images could be read; check DATA.DATA_PATH")
     figures = {"top1": 100.0 * correct1 / images}
-    if logits.shape[-1] > 5:  # with fewer classes it is always 100
+    if (logits.shape[-1] if classes is None else len(classes)) > 5:  # with fewer classes it is always 100
         figures["top5"] = 100.0 * correct5 / images
-    figures |= {"loss": loss / images, "ece": calibration_error(bins), "images": int(images)}
+    if "valid_labels" not in batch:
+        figures["loss"] = loss / images
+    figures |= {"ece": calibration_error(bins), "images": int(images)}
     figures |= {"skipped": int(skipped)} if skipped else {}
     if not confusion:
         return figures, None

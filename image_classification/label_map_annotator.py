@@ -16,7 +16,7 @@ from common.pale_transformer import PaleTransformer
 from common.training.loader import Loader
 from common.training.log import TrainingLog
 from common.training.sampler import ShardedEvalSampler
-from image_classification.datasets import Dataset
+from image_classification.dataset_types import Dataset
 from image_classification.label_maps import LabelMapInfo, create_label_maps
 from image_classification.loaders import IGNORED_LABEL, TransformedDataset, collate
 from image_classification.transforms import preprocessing_of

@@ -29,7 +29,7 @@ from common.errors import UserError, one_line
 from common.runtime.regular_file import open_regular
 from common.schema import Count, Range, Text, check_value, read_json
 from common.training.config import MAX_SIDE
-from image_classification.datasets import Dataset
+from image_classification.dataset_types import Dataset
 from image_classification.label_map_alignment import TOKEN_STRIDE
 
 __all__ = ["LabelMapInfo", "LabelMaps", "create_label_maps"]

@@ -13,7 +13,7 @@ from common.errors import UserError, one_line
 from common.runtime.distributed import rank, world_size
 from common.training.loader import Loader
 from common.training.sampler import BalancedTrainSampler, SampleKey, ShardedEvalSampler, ShardedTrainSampler
-from image_classification.datasets import Dataset
+from image_classification.dataset_types import Dataset
 from image_classification.label_map_alignment import TOKEN_STRIDE, Geometry, sampling_weights
 from image_classification.label_maps import LabelMaps
 from image_classification.transforms import EvalTransform, TrainTransform
@@ -51,7 +51,8 @@ class TransformedDataset:
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """Read a sample: ``images``, ``labels``, and ``errors``, the lines of the images that were left out.
+        """Read a sample: ``images``, ``labels``, and ``errors``, the lines of the images that were left out; and
+        ``valid_labels``, if the data set has them.
 
         Raises:
             UserError: an image cannot be read and must not be left out, or too many in a row were.
@@ -62,6 +63,8 @@ class TransformedDataset:
             index %= len(self.dataset)
             try:
                 arrays = self._read(index, rng)
+                if self.dataset.valid_labels is not None:
+                    arrays["valid_labels"] = self.dataset.valid_labels[index]
                 return {**arrays, "labels": int(self.dataset.labels[index]), "errors": "\n".join(errors)}
             except Exception as error:
                 message = str(error)
@@ -73,7 +76,10 @@ class TransformedDataset:
         if self._training:
             raise UserError(f"{_TRIES} consecutive images cannot be read; the last error: {errors[-1]}")
         blank = np.zeros((3, self.image_size, self.image_size), np.float32)
-        return {"images": blank, "labels": IGNORED_LABEL, "errors": "\n".join(errors)}
+        arrays = {"images": blank}
+        if self.dataset.valid_labels is not None:
+            arrays["valid_labels"] = np.full_like(self.dataset.valid_labels[0], IGNORED_LABEL)
+        return {**arrays, "labels": IGNORED_LABEL, "errors": "\n".join(errors)}
 
     def _read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"images": self.transform(self.dataset.load(index, self._min_size), rng)}

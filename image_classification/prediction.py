@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.inference.exported_model import ExportedModel
 from common.inference.predictor import NOT_FINITE, PredictOptions, Predictor
 from common.pictures.drawing import denormalize
-from image_classification.datasets import FileDataset
+from image_classification.dataset_types import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader
 from image_classification.pale_backbone import build_model
 from image_classification.transforms import EvalTransform

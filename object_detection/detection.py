@@ -21,6 +21,7 @@ from common.checkpoints.download import sha256_of
 from common.checkpoints.loading import Checkpoint
 from common.data.class_names import distinct_names, list_names
 from common.data.image_file import read_image
+from common.data.split_warnings import split_warnings
 from common.errors import UserError, one_line
 from common.pictures.charts import draw_precision_recall
 from common.pictures.drawing import denormalize, side_by_side
@@ -135,7 +136,9 @@ class Detection(Task):
             evaluator=evaluator,
             class_names=class_names,
             description=f"data: {len(records)} training and {val_images} validation images of {num_classes} classes: "
-            + list_names(class_names),
+            + "\nwarning: ".join(
+                [list_names(class_names), *_split_warnings((data, annotations), (val_data, val_annotations))]
+            ),
             data_hashes={
                 "training annotations": sha256_of(data.file),
                 "validation annotations": evaluator.data_hash,
@@ -165,6 +168,8 @@ class Detection(Task):
             data, annotations = self._read(name)
             splits.append((data, annotations))
             yield self._report(data, annotations, masks, raise_errors=False)[1]
+        for line in _split_warnings(*splits):
+            self.log.line(f"warning: {line}")
         (data, annotations), (val_data, val_annotations) = splits
         check_same_categories(annotations, val_annotations, (data.file, val_data.file))
 
@@ -338,6 +343,14 @@ def _data_title(config: CfgNode) -> str:
 
 def _has_masks(model: nn.Layer) -> bool:
     return getattr(model, "mask_head", None) is not None
+
+
+def _split_warnings(*splits: tuple[CocoData, Mapping[str, Any]]) -> list[str]:
+    """Images that both splits list; :func:`check_annotations` refuses categories of one name."""
+    images = (
+        [str(data.images / image["file_name"]) for image in annotations["images"]] for data, annotations in splits
+    )
+    return split_warnings(None, *images)
 
 
 def _class_names(annotations: Mapping[str, Any], num_classes: int) -> list[str]:

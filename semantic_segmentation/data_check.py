@@ -37,7 +37,7 @@ class DataReport:
         split: ``"train"`` or ``"val"``.
         class_names: of all classes.
         num_images: pairs of image and mask.
-        sizes: smallest and largest width and height, such as ``30x10 to 50x20``.
+        sizes: smallest and largest width and height, such as ``30x10 to 50x20``; empty if no pair is usable.
         pixels: of each class: int64 [classes].
         images: that contain each class: int64 [classes].
         ignored: ignored pixels.
@@ -63,7 +63,7 @@ class DataReport:
         """Return what looks wrong but may be intended."""
         lines = []
         absent = [f"{number} {self.class_names[number]}" for number in np.flatnonzero(self.pixels == 0)]
-        if absent:
+        if absent and self.pixels.any():  # otherwise no mask could be read, which is a problem of its own
             lines.append(f"no pixel of the {self.split} data is of class {_first(absent)}")
         if self.ignored and np.count_nonzero(self.pixels) == 1:
             lines.append(
@@ -86,11 +86,12 @@ class DataReport:
         return lines
 
     def __str__(self) -> str:
+        sizes = f"of {self.sizes} pixels" if self.sizes else "of which none can be used"
         total = max(int(self.pixels.sum()) + self.ignored, 1)
         table = class_table(
             [f"{number} {name}" for number, name in enumerate(self.class_names)],
             {"pixels": self.pixels, "share, %": 100.0 * self.pixels / total, "images": self.images},
-            f"{self.split} data: {self.num_images:,} images of {self.sizes} pixels, "
+            f"{self.split} data: {self.num_images:,} images {sizes}, "
             f"{100 * self.ignored / total:.2f} % of the pixels ignored",
         )
         return "\n".join([table, *(f"warning: {line}" for line in self.warnings()), *self.problems])
@@ -140,7 +141,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
         split=split,
         class_names=dataset.class_names,
         num_images=len(dataset.file_list),
-        sizes="{:.0f}x{:.0f} to {:.0f}x{:.0f}".format(*np.minimum(lows, highs), *highs),
+        sizes="{:.0f}x{:.0f} to {:.0f}x{:.0f}".format(*lows, *highs) if highs.any() else "",
         pixels=totals[:classes],
         images=totals[classes + 1 : -2],
         ignored=int(totals[classes]),

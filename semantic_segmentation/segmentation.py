@@ -22,6 +22,7 @@ from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
 from common.data.class_names import distinct_names, list_names
+from common.data.split_warnings import split_warnings
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
 from common.training.config import plain
@@ -68,6 +69,7 @@ class Segmentation(Task):
             self.config.defrost()
             self.config.iters = math.ceil(config.EPOCHS * len(self._build_dataset("train_dataset")) / images_per_step)
             self.config.freeze()
+            self.log.line(f"EPOCHS {config.EPOCHS} sets iters to {self.config.iters}, instead of {config.iters}")
 
     @property
     def backbone_name(self) -> str:
@@ -112,7 +114,7 @@ class Segmentation(Task):
             evaluator=evaluator,
             class_names=train_set.class_names,
             description=f"data: {len(train_set)} training and {len(val_set)} validation images of {classes} classes: "
-            + list_names(train_set.class_names),
+            + "\nwarning: ".join([list_names(train_set.class_names), *_split_warnings(train_set, val_set)]),
             data_hashes={"training data": _hash_data(train_set), "validation data": evaluator.data_hash},
             draw_samples=functools.partial(self._draw_samples, dataset=val_set),
         )
@@ -135,8 +137,10 @@ class Segmentation(Task):
                 self.log.line(f"warning: {line}")
 
     def check_data(self) -> Iterator[DataReport]:
-        for split, name in (("train", "train_dataset"), ("val", "val_dataset")):
-            dataset = self._build_dataset(name)
+        splits = {"train": self._build_dataset("train_dataset"), "val": self._build_dataset("val_dataset")}
+        for line in _split_warnings(*splits.values()):
+            self.log.line(f"warning: {line}")
+        for split, dataset in splits.items():
             with self.log.progress(len(dataset), split) as bar:
                 report = check_dataset(dataset, split, lambda done, total, bar=bar: bar.update(1), list_all=True)
             yield report
@@ -238,6 +242,11 @@ class SegmentationEvaluator(Evaluator):
             image = original_image(batch["img"], batch["trans_info"], *_mean_and_std(self.dataset))
             picture = prediction_beside_truth(image, label, prediction, self.dataset.class_names)
             self._log.picture(f"{kind}/image {indices[place]}", step, picture)
+
+
+def _split_warnings(train_set: datasets.Dataset, val_set: datasets.Dataset) -> list[str]:
+    images = ([image for image, _ in dataset.file_list] for dataset in (train_set, val_set))
+    return split_warnings(train_set.class_names, *images)
 
 
 def _hash_data(dataset: datasets.Dataset) -> str:

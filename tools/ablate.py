@@ -33,6 +33,7 @@ from common.errors import StoppedBySignal, UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.csv_table import append_rows, read_table  # noqa: E402
 from common.runtime.signals import stop_with_parent  # noqa: E402
+from common.training.config_values import find  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
 from tools.helpers.markdown import markdown_table, replace_section  # noqa: E402
 from tools.plot_curves import read_records  # noqa: E402
@@ -43,6 +44,11 @@ BASE = "base.yaml"  # shared by the configurations of a folder, and not one of t
 REFERENCE = "shape_pale"  # the row that the others are compared with; one of the default configurations
 SECTION = "ablation"  # the part of a document that the table replaces
 POLL_SECONDS = 0.2
+# What a resumed run may change, but not the runs of a table.
+SETTINGS_OF_A_RESULT = (
+    *("MODEL.PRETRAINED", "DATA.DATA_PATH", "DATA.BATCH_SIZE", "AUG.REPEATS"),
+    *("TRAIN.EPOCHS", "TRAIN.ACCUM_ITER", "TRAIN.COOLDOWN"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,27 @@ class Job:
     def log(self) -> Path:
         return self.folder.with_suffix(".log")
 
+    def require_same_settings(self, results: Path) -> None:
+        """Refuse a finished run of other settings, if its folder is still there.
+
+        Raises:
+            UserError: a setting that influences the result differs.
+        """
+        if not (self.folder / "config.yaml").is_file():
+            return
+        then = CONFIG.load(Namespace(cfg=str(self.folder / "config.yaml"), opts=[]))
+        differences = CONFIG.differences(then, self.config)
+        differences += [
+            f"{key} was {find(then, key)}, is {find(self.config, key)}"
+            for key in SETTINGS_OF_A_RESULT
+            if find(then, key) != find(self.config, key)
+        ]
+        if differences:
+            raise UserError(
+                f"{self} is finished with other settings: {differences[0]}; give another -output, or delete "
+                f"{self.folder} and its line in {results} to repeat it"
+            )
+
     def start(self, options: Sequence[str]) -> None:
         """Start the launcher, which resumes if the run was interrupted."""
         command = [sys.executable, str(LAUNCHER), "-cfg", str(self.file.resolve()), "-seed", str(self.seed)]
@@ -106,7 +133,6 @@ class Job:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
-                cwd=ROOT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -192,11 +218,14 @@ def train_all(arguments: Namespace, file: Path) -> None:
 
     configs = find_configs(arguments.configs or [DEFAULT_CONFIGS], arguments.opts)
     finished = {(result.row, result.seed) for result in read_table(file, Result)}
-    waiting = [
+    jobs = [
         Job(path.stem, path, config, seed, arguments.output / path.stem / f"seed{seed}")
         for seed, (path, config) in product(arguments.seeds, configs.items())
-        if (path.stem, seed) not in finished
     ]
+    waiting = [job for job in jobs if (job.row, job.seed) not in finished]
+    for job in jobs:
+        if job not in waiting:
+            job.require_same_settings(file)
     total = len(arguments.seeds) * len(configs)
     print(f"{total} runs: {total - len(waiting)} are finished, {len(waiting)} are left", flush=True)
     if not waiting:

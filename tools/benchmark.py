@@ -83,6 +83,8 @@ def _check(arguments: Namespace) -> None:
         values = getattr(arguments, name)
         if len(set(values)) < len(values):
             raise UserError(f"{name} {' '.join(map(str, values))}: duplicates are not allowed")
+    if arguments.csv and arguments.csv.exists():
+        raise UserError(f"{arguments.csv} exists already; give another -csv, or delete it")
     if arguments.into:
         read_section(arguments.into, SECTION)  # complains if there is none
 
@@ -254,7 +256,7 @@ def _parser() -> ArgumentParser:
     parser.add_flag("device", how, default="cpu", help="cpu, gpu or gpu:N (default: %(default)s)")
     parser.add_flag("amp", how, action="store_true", help="mixed precision in bfloat16, in eager and static")
     output = parser.add_argument_group("output")
-    parser.add_flag("csv", output, type=Path, metavar="FILE", help="write all figures to this file")
+    parser.add_flag("csv", output, type=Path, metavar="FILE", help="write all figures to this file; it must not exist")
     into = f"write the table into this document, between <!-- begin {SECTION} --> and <!-- end {SECTION} -->"
     parser.add_flag("into", output, type=Path, metavar="FILE", help=into)
     return parser

@@ -93,7 +93,11 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run")
     parser.add_flag(
-        "out", type=Path, required=True, metavar="FILE", help="image to write; its suffix determines the format"
+        "out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="image to write or replace; its suffix determines the format",
     )
     return parser
 

@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> None:
     files = find_images(arguments.images, arguments.out)
     exported = find_exported(arguments.pretrained)
     predictor = _open_exported(exported, arguments) if exported else open_weights(arguments)[1]
-    if not predictor.keeps_16_bits and (warning := deep_image_warning(files)):
+    if not predictor.keeps_16_bits and (
+        warning := deep_image_warning(len(files), files.__getitem__, files.__getitem__)
+    ):
         print(printable(f"warning: {warning}"), file=sys.stderr)
     options = PredictOptions(arguments.top, arguments.threshold, arguments.out)
     results, errors = [], []

@@ -246,8 +246,8 @@ def load_weights(
             is noted in the report. Otherwise the weights are used as they are, and have to fit entirely.
         strict: False loads what fits and leaves the rest of the model as it is.
         task: folder of the task that uses the weights; without ``fine_tune``, others' weights are refused.
-        class_names: of the data; without ``fine_tune``, weights with another order of the classes are refused,
-            and classes with another name are listed in the report.
+        class_names: of the data; without ``fine_tune``, weights with another order of the classes are refused. Classes
+            with another name are listed in the report, with ``fine_tune`` if the head of the same task is kept.
 
     Raises:
         UserError: the weights do not fit or are refused; the message names the reason.
@@ -273,8 +273,6 @@ def load_weights(
     fitting, report = _fit(own, weights, source, fine_tune)
     report.left_out = [part.rstrip(".") for part in unused]
     report.note = _compare_attention(model, checkpoint)
-    if not fine_tune:
-        report.renamed = renamed_classes(class_names, checkpoint.class_names)
     if report.wrong and fine_tune and all(name.startswith(head) for name in report.wrong):
         new = tuple(part for part in head if any_starts_with(report.missing + report.mismatched, part))
         fitting = {name: array for name, array in fitting.items() if not name.startswith(new)}
@@ -286,6 +284,8 @@ def load_weights(
             f"{source} does not fit the model: {report.note}; set MODEL.ATTENTION, MODEL.PALE_SIZE and MODEL.PARALLEL, "
             "or the backbone's arguments, to match"
         )
+    if not fine_tune or (checkpoint.task == task and not report.new_parts):
+        report.renamed = renamed_classes(class_names, checkpoint.class_names)
 
     for name, array in fitting.items():
         dtype = str(own[name].dtype).rpartition(".")[2]  # NumPy's name of it

@@ -17,12 +17,17 @@ _RENAMES = (
     (r"attention\.(query|key|value)\.pointwise\.", r"attention.qkv.\1."),
     (r"stages\.0\.position_embedding\.", r"stages.0.blocks.0.position_encoding."),
 )
+# Layers that only wrap a model name it in all parameters: DataParallel of PyTorch and of Paddle, and training loops.
+_WRAPPERS = ("module.", "_layers.", "model.")
 # 0.1.0: what is one layer with the channels of query, key and value one after the other.
 _JOINED = re.compile(r"attention\.(query|key|value)\.(depthwise|norm)\.")
 
 
 def rename_keys(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Give weights, or the accumulators of an optimizer, the parameter names of this version."""
+    for prefix in _WRAPPERS:
+        if arrays and all(isinstance(name, str) and name.startswith(prefix) for name in arrays):
+            arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
     renamed: dict[str, Any] = {}
     for name, array in arrays.items():
         if isinstance(name, str):

@@ -53,7 +53,9 @@ def load_arrays(file: BinaryIO, size: int) -> Any:
     except (UnsafePickleError, MemoryError, OSError):
         raise
     except Exception as error:  # a damaged stream fails anywhere in the reader, with almost any type
-        raise UnsafePickleError(f"it is damaged or not a pickle ({one_line(error)})") from error
+        raise UnsafePickleError(
+            f"it is damaged or not a pickle ({one_line(error)}); copy it again, or give weights that paddle.save wrote"
+        ) from error
 
 
 class _Bounded(io.RawIOBase):
@@ -309,7 +311,9 @@ _OWN_OPCODES = "REDUCE BUILD SETITEM SETITEMS DICT APPEND APPENDS BYTEARRAY8"
 def _refuse(opcode: int) -> Callable[[_Unpickler], None]:
     def load(self: _Unpickler) -> None:
         if not self.proto:  # a pickle begins with its protocol
-            raise UnsafePickleError("it is not a pickle file")
+            raise UnsafePickleError(
+                "it is not a pickle file; give weights that paddle.save wrote, or a .safetensors file"
+            )
         raise UnsafePickleError(f"it uses the pickle opcode {bytes([opcode])!r}, which is not allowed in weights")
 
     return load

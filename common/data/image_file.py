@@ -12,14 +12,15 @@ the header, see :func:`open_image`: a small file can state a size that fills the
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -93,19 +94,23 @@ def list_images(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) 
 
 
 @contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
+def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
     """Open an image with Pillow, which reads the header only.
+
+    Args:
+        source: path of an image file, or its content.
 
     Raises:
         OSError: the file cannot be opened.
         UserError: it is no image of a supported format, or :func:`check_size` refuses it. The message does not name the
             file.
     """
-    check_regular(path)
-    with Path(path).open("rb") as file:
+    if not isinstance(source, io.BytesIO):
+        check_regular(source)
+    with _open(source) as file:
         _check_header_of_ppm(file.read(_MAX_HEADER))
     try:
-        image = Image.open(path, formats=_FORMATS)
+        image = Image.open(source, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise UserError(f"its content is none of {', '.join(_FORMATS)}; replace or remove it") from error
     except Image.DecompressionBombError as error:
@@ -136,6 +141,10 @@ def _check_header_of_ppm(head: bytes) -> None:
         fields = 3 if head[:2] in (b"P1", b"P4") else 4  # the magic, width, height and, but in a PBM, the maximum
         if len(re.sub(rb"#[^\r\n]*[\r\n]?", b"", head).split()) < fields:  # Pillow joins what a comment splits
             raise UserError(f"its header has more than {_MAX_HEADER:,} bytes; save it again")
+
+
+def _open(source: str | Path | io.BytesIO) -> BinaryIO:
+    return io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(source).open("rb")
 
 
 def check_size(width: int, height: int) -> None:
@@ -205,11 +214,11 @@ def _unreadable(path: str, error: Exception) -> UserError:
     return UserError(f"image {path} is damaged ({one_line(error)}); replace it, or remove it from the data")
 
 
-def load_rgb(path: str | Path, min_size: int | None = None) -> Image.Image:
+def load_rgb(source: str | Path | io.BytesIO, min_size: int | None = None) -> Image.Image:
     """Decode an image with Pillow.
 
     Args:
-        path: of the image file.
+        source: path of the image file, or its content.
         min_size: in pixels; a JPEG may then be decoded at a half, quarter or eighth of its size, as long as both sides
             keep so many. This is faster and changes the pixels.
 
@@ -221,7 +230,7 @@ def load_rgb(path: str | Path, min_size: int | None = None) -> Image.Image:
         UserError: the file cannot be decoded, see :func:`open_image`. The message does not name the file.
     """
     try:
-        with open_image(path) as image:
+        with open_image(source) as image:
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
             turn = None if image.format == "TIFF" else _TURNS.get(exif_orientation(image))  # Pillow turns TIFF files
@@ -348,14 +357,27 @@ def exif_orientation(image: Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
-def deep_image_warning(paths: Sequence[str | Path]) -> str | None:
-    """What to say about images of more than 8 bits per channel, looked for among up to 100; None if there are none."""
-    sample = [paths[index] for index in np.unique(np.linspace(0, len(paths) - 1, _LOOKED_AT).astype(int))]
+def deep_image_warning(
+    count: int, source: Callable[[int], str | Path | io.BytesIO], describe: Callable[[int], str]
+) -> str | None:
+    """What to say about images of more than 8 bits per channel, looked for among up to 100.
+
+    Args:
+        count: number of images.
+        source: returns the path or the content of an image.
+        describe: returns its name for the message.
+
+    Returns:
+        A line, or None if there are none.
+    """
+    sample = np.unique(np.linspace(0, count - 1, _LOOKED_AT).astype(int))
     deep = []
-    for path in sample:
-        with suppress(OSError, UserError), open_image(path) as image:  # they are reported when they are used
-            if stored_bits(path, image) > 8:
-                deep.append(path)
+    for index in sample:
+        with suppress(OSError, UserError):  # they are reported when they are used
+            content = source(index)
+            with open_image(content) as image:
+                if stored_bits(content, image) > 8:
+                    deep.append(describe(index))
     if not deep:
         return None
     return (
@@ -364,10 +386,10 @@ def deep_image_warning(paths: Sequence[str | Path]) -> str | None:
     )
 
 
-def stored_bits(path: str | Path, image: Image.Image) -> int:
+def stored_bits(source: str | Path | io.BytesIO, image: Image.Image) -> int:
     """Bits per channel in the file; Pillow opens some 16-bit files with 8 bits."""
     if image.format == "PNG":
-        with Path(path).open("rb") as file:
+        with _open(source) as file:
             return file.read(25)[24]  # in the header chunk (PNG specification, 11.2.1)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))

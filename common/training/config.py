@@ -195,7 +195,7 @@ _FREE_KEYS = {
 # Last parts of the keys that may differ between machines: paths and their resources.
 _LOCAL_NAMES = {
     *("BASE", "OUTPUT", "DEVICE", "NUM_WORKERS", "RECORD", "REPORT"),
-    *("PRETRAINED", "pretrained", "DATA_PATH", "MAPS", "dataset_root", "dataset_dir"),
+    *("PRETRAINED", "pretrained", "DATA_PATH", "LABELS_JSON", "MAPS", "dataset_root", "dataset_dir"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +61,9 @@ def _train(task: Task) -> dict[str, Any]:
     report = None
     if config.MODEL.PRETRAINED and not resumed:
         checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
-        report = load_weights(training.model, checkpoint, fine_tune=True)
+        report = load_weights(
+            training.model, checkpoint, fine_tune=True, task=task.name, class_names=training.class_names
+        )
     _log_header(task, training.model)
     log.line(training.description)
     if report:
@@ -94,6 +97,11 @@ def _train(task: Task) -> dict[str, Any]:
 def _evaluate(task: Task) -> dict[str, Any]:
     """Evaluate ``MODEL.PRETRAINED`` (or ``RESUME``) on the validation split."""
     config, log = task.config, task.log
+    if config.MODEL.PRETRAINED and config.RESUME:
+        raise UserError(
+            f"-eval has two weights, MODEL.PRETRAINED {config.MODEL.PRETRAINED} and RESUME {config.RESUME}; leave out "
+            "-resume, and give the one to evaluate as -pretrained"
+        )
     name = config.MODEL.PRETRAINED or config.RESUME
     if name in ("", "auto"):
         raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
@@ -233,6 +241,8 @@ def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any],
     launcher = "python"
     if world_size() > 1:  # its log has the values of all environment variables, so it belongs to the run
         launcher = f"python -m paddle.distributed.launch --log_dir {shlex.quote(str(folder.folder / 'log'))}"
+        if task.device == "cpu":  # without it, the launcher starts one rank for each GPU, and a single one on CPUs
+            launcher += f" --nproc_per_node {os.environ.get('PADDLE_LOCAL_SIZE', world_size())}"
     line = task.log.line
     if not best:
         line(f"no validation gave a finite {task.criterion}")

@@ -175,7 +175,8 @@ def test_a_missing_file_is_named(tmp_path):
     [
         (pickle.dumps([1, 2], 4), "it is a list, not a dict of weights"),
         (pickle.dumps({"a": 1}, 4) + b"more", "damaged: 4 bytes follow the end"),
-        (b"not a checkpoint\n", "not a pickle file"),
+        (b"not a checkpoint\n", "not a pickle file; give weights that paddle.save wrote"),
+        (b"hello\n", "not a pickle (Memo value not found at index 101); copy it again, or give weights"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content, part):

@@ -41,3 +41,11 @@ def test_weights_and_optimizer_of_0_1_0_go_on_as_they_did_there(model):
             np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
     model.eval()
     np.testing.assert_allclose(model(images).numpy(), state["logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_layers.", "model."])
+def test_the_name_of_a_wrapper_is_removed_from_all_parameters(prefix):
+    weights = {"head.weight": np.ones(2, np.float32), "head.bias": np.zeros(1, np.float32)}
+    assert list(rename_keys({prefix + name: array for name, array in weights.items()})) == list(weights)
+    partly = {prefix + "head.weight": weights["head.weight"], "other": weights["head.bias"]}
+    assert list(rename_keys(partly)) == list(partly)

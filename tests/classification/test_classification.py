@@ -240,6 +240,82 @@ def test_wrong_data_is_one_line_that_names_the_file(shapes, shapes_config, spoil
     assert named in refusal(shapes_config, *flags)
 
 
+# ---- variants of a validation split
+
+
+@pytest.fixture
+def variant(tmp_path, best) -> Path:
+    """Two of the three classes in folders with their numbers: 5 green (1) and 4 red images (2)."""
+    make_shapes(tmp_path / "made", 5)
+    for name, number in (("green", 1), ("red", 2)):
+        shutil.copytree(tmp_path / "made" / name, tmp_path / "variant" / "val" / str(number))
+    (tmp_path / "variant" / "val" / "2" / "00.png").unlink()
+    for path in (tmp_path / "variant").rglob("*.png"):
+        path.rename(path.with_name(f"{path.parent.name}_{path.name}"))
+    return tmp_path / "variant"
+
+
+def only_blue(best: Path, path: Path) -> Path:
+    """Weights that find blue most probable, then red, whatever the image."""
+    state = load_file(best)
+    state["model"]["head.weight"] = 0 * state["model"]["head.weight"]
+    state["model"]["head.bias"] = np.array([3, 1, 2], "float32")
+    save_file(state, path)
+    return path
+
+
+@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_subset_of_the_classes_and_several_labels_are_evaluated_and_recorded(
+    tmp_path, shapes_config, best, variant, ranks
+):
+    weights, record = only_blue(best, tmp_path / "blue.pdparams"), tmp_path / "results.csv"
+    evaluate = ("-eval", "-pretrained", weights, "-data_path", variant, "-record", record)
+    labels = [[1], [0, 1], [2], [], [2, 1], [2], [0], [], [1]]  # of 1_00 to 1_04 and 2_01 to 2_04
+    (tmp_path / "real.json").write_text(json.dumps(labels))
+    real = ("DATA.LABELS_JSON", tmp_path / "real.json")
+    found = []
+    for options in ((), ("DATA.CLASS_SUBSET", "True"), real, (*real, "DATA.CLASS_SUBSET", "True")):
+        flags = (*evaluate, *(("-opts", *options) if options else ()))
+        if ranks:
+            figures = re.search(r"top1 (\S+) .*images (\d+)\n", train(shapes_config, *flags, ranks=ranks))
+            found.append((float(figures[1]), int(figures[2])))
+        else:
+            metrics = run(Classification, shapes_config, *flags)
+            found.append((metrics["top1"], metrics["images"]))
+    expected = [(0, 9), (400 / 9, 9), (200 / 7, 7), (300 / 7, 7)]
+    assert found == [(pytest.approx(top1, rel=1e-5), images) for top1, images in expected]
+    data_sets = [line.split(",top1,")[0] for line in record.read_text().splitlines() if ",top1," in line]
+    assert data_sets == [
+        "pale_nano,folder variant",
+        'pale_nano,"folder variant, only its 2 classes compete"',
+        'pale_nano,"folder variant, labels of real.json"',
+        'pale_nano,"folder variant, only its 2 classes compete, labels of real.json"',
+    ]
+
+
+def test_a_subset_and_several_labels_are_for_evaluation_only(shapes_config):
+    assert "DATA.CLASS_SUBSET is True; it needs -eval" in refusal(shapes_config, "-opts", "DATA.CLASS_SUBSET", "True")
+    assert "x.json; it needs -eval" in refusal(shapes_config, "-opts", "DATA.LABELS_JSON", "x.json")
+
+
+def test_a_report_of_several_valid_labels_is_refused(tmp_path, shapes_config, best):
+    options = ("-report", tmp_path / "report", "-opts", "DATA.LABELS_JSON", tmp_path / "real.json")
+    (tmp_path / "real.json").write_text(json.dumps([[0]] * 21))
+    for folder in (tmp_path / "shapes" / "val").iterdir():
+        for path in folder.iterdir():
+            path.rename(folder / f"{folder.name}{path.name}")
+    assert "leave one of them out" in refusal(shapes_config, "-eval", "-pretrained", best, *options)
+
+
+def test_weights_without_class_names_take_folders_with_numbers(tmp_path, shapes_config, best, variant):
+    state = load_file(only_blue(best, tmp_path / "blue.pdparams"))
+    state["model"]["head.bias"] = np.array([1, 3, 2], "float32")
+    del state["class_names"]
+    save_file(state, tmp_path / "nameless.pdparams")
+    metrics = run(Classification, shapes_config, "-eval", "-pretrained", tmp_path / "nameless", "-data_path", variant)
+    assert metrics["top1"] == pytest.approx(500 / 9)
+
+
 # ---- several ranks
 
 
@@ -313,3 +389,14 @@ def test_the_ranks_agree_on_batchnorm_statistics_when_they_evaluate(tmp_path, sh
     evaluated = train(shapes_config, "-eval", "-pretrained", tmp_path / "out" / "latest.pdparams")
     loss = [float(re.search(r"loss (\S+)", text)[1]) for text in (metrics, evaluated)]
     assert loss[0] == pytest.approx(loss[1], rel=1e-3)
+
+
+def test_images_of_both_splits_and_classes_of_one_name_are_named(tmp_path, shapes, shapes_config, capsys):
+    images = sorted(path.relative_to(shapes) for path in shapes.glob("train/*/*"))
+    for split in ("train", "val"):
+        (shapes / f"{split}_list.txt").write_text("".join(f"{path} {n % 2}\n" for n, path in enumerate(images)))
+    (shapes / "class_names.txt").write_text("cat\ncat\n")
+    run(Classification, shapes_config, "-dataset", "list", "-data_path", shapes, "-opts", "TRAIN.EPOCHS", "1")
+    output = capsys.readouterr().out
+    assert "\nwarning: classes 0, 1 are all called 'cat'\n" in output
+    assert "\nwarning: 36 images are both in the training and in the validation data, such as train/" in output

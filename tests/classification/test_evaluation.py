@@ -29,6 +29,32 @@ def test_top1_and_top5_of_six_classes():
     assert (figures["top1"], figures["top5"], figures["images"]) == (25, 50, 4)
 
 
+def test_only_the_given_classes_compete():
+    logits = [[9.0, 3.0, 8.0, 2.0, 7.0, 1.0], [9.0, 1.0, 8.0, 2.0, 7.0, 3.0]]
+    seen = []
+    figures, _ = evaluate(
+        Given(), [batch(logits, [1, 3])], on_batch=lambda *given: seen.append(given[2]), classes=np.array([1, 3, 5])
+    )
+    assert list(figures) == ["top1", "loss", "ece", "images"]  # three classes have no top-5
+    assert figures["top1"] == 50
+    first = np.log(np.exp([3, 2, 1]).sum()) - 3, np.log(np.exp([1, 2, 3]).sum()) - 2
+    assert figures["loss"] == pytest.approx(np.mean(first), rel=1e-6)
+    assert np.isneginf(seen[0].numpy()[:, ::2]).all()
+    figures, _ = evaluate(Given(), [batch(logits, [1, 3])], classes=np.arange(6))
+    assert (figures["top1"], figures["top5"]) == (0, 100)
+
+
+def test_any_valid_label_is_right_and_an_image_without_one_does_not_count():
+    ranking = [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]] * 5
+    given = batch(ranking, [1, 1, 0, 5, -1])
+    given["valid_labels"] = paddle.to_tensor([[3, 0], [4, 1], [-1, -1], [5, -1], [-1, -1]])
+    figures, _ = evaluate(Given(), [given])
+    assert list(figures) == ["top1", "top5", "ece", "images"]
+    assert figures["images"] == 3
+    assert figures["top1"] == pytest.approx(100 / 3)
+    assert figures["top5"] == pytest.approx(200 / 3)
+
+
 @pytest.mark.parametrize("classes", [2, 5])
 def test_there_is_no_top5_where_it_can_only_be_100(classes):
     figures, _ = evaluate(Given(), [batch(np.eye(classes, dtype="float32").tolist(), [0] * classes)])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from image_classification.datasets import ArrayDataset, build_dataset
+from image_classification.dataset_types import ArrayDataset
+from image_classification.datasets import build_dataset
 from image_classification.label_maps import LabelMapInfo, LabelMaps, create_label_maps
 
 CLASSES = 3

@@ -9,7 +9,8 @@ from PIL import Image
 from common.errors import UserError
 from common.training.loader import Loader
 from common.training.sampler import SampleKey
-from image_classification.datasets import FileDataset, build_dataset
+from image_classification.dataset_types import FileDataset
+from image_classification.datasets import build_dataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, count_errors
 from image_classification.transforms import EvalTransform, TrainTransform
 from tests.helpers.classification_config import make_config

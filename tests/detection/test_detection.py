@@ -236,7 +236,11 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
     output = capsys.readouterr().out
     assert "train data: 5 images of 48x48 to 64x64 pixels (1 without objects), 8 objects, 0 crowds" in output
     assert re.search(r"green +2 +2 +0 +0\n", output)
+    assert "are both in" not in output
     assert not (tmp_path / "out").exists()
+    same = ("EvalDataset.image_dir", "train", "EvalDataset.anno_path", "annotations/train.json")
+    run(boxes_config, "-check_data", "-opts", *same)
+    assert "warning: 5 images are both in the training and in the validation data" in capsys.readouterr().out
     names = [spoil(boxes) for spoil in (spoil_image, spoil_category)]
     assert_told(partial(run, boxes_config, "-check_data"), "the data has 2 problems")
     output = capsys.readouterr().out

@@ -259,3 +259,12 @@ def test_the_fingerprint_covers_files_and_classes(folder):
     (folder / "images/c.jpg").unlink()
     seen.append(fingerprint(build(folder)))
     assert len(set(seen)) == 4
+
+
+def test_unreadable_images_have_no_sizes(folder):
+    for image in (folder / "images").iterdir():
+        image.write_text("no image")
+    report = check_dataset(build(folder), "train", list_all=True)
+    assert str(report).startswith("train data: 7 images of which none can be used, ")
+    assert not report.warnings()
+    assert len(report.problems) == 7

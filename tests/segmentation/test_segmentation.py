@@ -96,12 +96,13 @@ def test_the_schedule_warms_up_and_falls_to_nothing():
     assert rate(750) == pytest.approx(3e-5, rel=1e-3), "the rate of a step does not depend on what was asked before"
 
 
-def test_epochs_are_counted_in_steps_of_all_ranks_unless_nothing_is_trained(squares_config, monkeypatch):
+def test_epochs_are_counted_in_steps_of_all_ranks_unless_nothing_is_trained(squares_config, monkeypatch, capsys):
     images = len(Segmentation(load("-cfg", squares_config))._build_dataset("train_dataset"))
     monkeypatch.setattr(segmentation, "world_size", lambda: 3)
     flags = ("-cfg", squares_config, "-epochs", 5, "-batch_size", 2, "-accum_iter", 2)
     task = Segmentation(load(*flags))
     assert task.config.iters == math.ceil(5 * images / 12)
+    assert capsys.readouterr().out == f"EPOCHS 5 sets iters to {task.config.iters}, instead of 8\n"
     assert "EPOCHS" not in CONFIG.dump(task.config)
     assert Segmentation(load(*flags, "-eval", "-pretrained", "x")).config.iters == 8
 
@@ -339,8 +340,11 @@ def test_settings_are_tried_before_the_data_is_checked(tmp_path, squares, square
 
 
 def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_path, squares, squares_config, capsys):
+    run(Segmentation, squares_config, "-check_data", "-opts", "val_dataset.val_path", "train.txt")
+    assert "warning: 5 images are both in the training and in the validation data" in capsys.readouterr().out
     run(Segmentation, squares_config, "-check_data")
     output = capsys.readouterr().out
+    assert "are both in" not in output
     assert re.search(r"train data: 5 images of 44x44 to 60x60 pixels", output), output
     assert re.search(r"1 +red +[67]\d\d ", output)
     assert not (tmp_path / "out").exists()

@@ -81,6 +81,22 @@ def test_each_row_is_run_with_each_seed_once(tmp_path, launcher):
     assert {path.parent.name for path in tmp_path.glob("out/*/*/started")} == {"seed1"}
 
 
+def test_a_finished_run_of_other_settings_is_refused(tmp_path, launcher):
+    file = config(tmp_path, "one")
+    ablation(tmp_path, file, "-seeds", 0)
+    (tmp_path / "out" / "one" / "seed0" / "config.yaml").write_text(file.read_text())
+    ablation(tmp_path, file, "-seeds", 0)
+    with pytest.raises(UserError, match=r"one seed 0 is finished with other settings: TRAIN\.EPOCHS was 2, is 3"):
+        ablation(tmp_path, file, "-seeds", 0, "-opts", "TRAIN.EPOCHS", 3)
+
+
+def test_runs_start_in_the_folder_of_the_user(tmp_path, launcher, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "launcher.py").write_text(LAUNCHER + "print('in', os.getcwd())\n")
+    ablation(tmp_path, config(tmp_path, "one"), "-seeds", 0)
+    assert f"in {tmp_path}\n" in (tmp_path / "out" / "one" / "seed0.log").read_text()
+
+
 def test_failed_runs_are_named_and_the_others_continue(tmp_path, launcher, capsys):
     files = [config(tmp_path, name) for name in ("broken", "good", "short")]
     with pytest.raises(UserError, match=r"2 runs failed \(broken seed 0, short seed 0\)"):

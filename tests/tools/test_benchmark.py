@@ -129,6 +129,7 @@ def test_the_names_of_the_runtimes_are_those_that_there_are():
         (["pale_nano", "-rounds", "0"], "-rounds is 0; it must be at least 1"),
         (["pale_nano", "pale_nano"], "duplicates are not allowed"),
         (["pale_nano", "-mode", "train", "-runtime", "onnxruntime"], "train and -amp need eager"),
+        (["pale_nano", "-csv", __file__], "exists already; give another -csv"),
         (["pale_nano", "-into", "missing.md"], r"cannot read missing\.md"),
     ],
 )

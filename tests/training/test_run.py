@@ -116,6 +116,39 @@ def test_classes_of_another_name_are_named_by_resumed_runs_and_evaluations(tmp_p
     assert "warning: no validation images of 2 classes: azure, cyan" in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "fixture", "length"),
+    [
+        ("image_classification", "shapes_config", "TRAIN.EPOCHS"),
+        pytest.param("semantic_segmentation", "squares_config", "iters", marks=pytest.mark.slow),
+        pytest.param("object_detection", "boxes_config", "epoch", marks=pytest.mark.slow),
+    ],
+)
+def test_fine_tuning_names_the_classes_of_a_head_that_it_keeps(tmp_path, request, capsys, name, fixture, length):
+    config, task = request.getfixturevalue(fixture), TASKS[name].task()
+    tiny_runs.run(task, config, "-output", tmp_path / "a", "-opts", length, 1)
+    weights = tmp_path / "a" / "best.pdparams"
+    assert "are both in the training" not in capsys.readouterr().out
+    state = load_file(weights)
+    first = state["class_names"][0]
+    state["class_names"][0] = "owl"
+    save_file(state, weights)
+    tiny_runs.run(task, config, "-output", tmp_path / "b", "-pretrained", weights, "-opts", length, 1)
+    assert f"\n  other name: class 0 is {first!r} in the data and 'owl' in the weights\n" in capsys.readouterr().out
+
+
+def test_an_evaluation_of_two_weights_is_refused(tmp_path, shapes_config):
+    with pytest.raises(UserError, match=r"PRETRAINED a\.pdparams and RESUME b\.pdparams; leave out -resume"):
+        tiny_runs.run(Classification, shapes_config, "-eval", "-pretrained", "a.pdparams", "-resume", "b.pdparams")
+
+
+def test_the_printed_command_resumes_on_as_many_cpus(tmp_path, shapes_config, monkeypatch, capsys):
+    task = Classification(load(CONFIG, "-cfg", shapes_config, "-device", "cpu"))
+    monkeypatch.setattr(run, "world_size", lambda: 3)
+    run._print_next_commands(task, RunFolder(tmp_path, 0), {"top1": 1.0, "at": "epoch 1", "weights": "model"}, False)
+    assert "--nproc_per_node 3 " in capsys.readouterr().out
+
+
 def test_what_resume_names_is_looked_for_before_the_folder(tmp_path, shapes_config):
     tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
     with pytest.raises(UserError, match="checkpoint Auto does not exist"):

@@ -1,0 +1,165 @@
+"""Class folders: ``train/CLASS/*`` and ``val/CLASS/*``, in archives or not; or ``CLASS/*`` with a part held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.data.class_names import check_class_names, composed
+from common.data.image_file import is_ignored, list_images
+from common.errors import UserError
+from image_classification.archives import ArchiveTree, compressed_hint, list_archives
+from image_classification.dataset_types import Dataset, FileDataset, class_count
+
+__all__ = ["build_folder"]
+
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}  # in any letter case
+_LAYOUTS = (
+    "train/CLASS/*.jpg and val/CLASS/*.jpg, train.tar and val.tar (or .zip) with CLASS/*.jpg, or CLASS/*.jpg, of which "
+    "20 % become the validation split"
+)
+HELD_OUT_FRACTION = 0.2
+
+
+class FolderTree:
+    """The class folders of a split.
+
+    Args:
+        root: folder of the data.
+        path: the folder that has the class folders.
+    """
+
+    def __init__(self, root: Path, path: Path):
+        self.path, self._root = path, root
+
+    def class_names(self) -> list[str]:
+        """The names of the class folders, sorted."""
+        return sorted(entry.name for entry in self.path.iterdir() if entry.is_dir() and not is_ignored(entry.name))
+
+    def files(self, class_name: str) -> list[str]:
+        """The images of a class, sorted; relative to the root."""
+        folder = self.path / class_name
+        return [f"{folder.relative_to(self._root)}{file[len(str(folder)) :]}" for file in list_images(folder)]
+
+    def dataset(
+        self, names: list[str], labels: np.ndarray, class_names: list[str] | None, num_classes: int
+    ) -> FileDataset:
+        """The data set of some of the images."""
+        return FileDataset(self._root, names, labels, class_names, num_classes)
+
+
+def build_folder(
+    path: Path, split: str, num_classes: int | None, known_classes: Sequence[str] | None = None
+) -> Dataset:
+    trees = _find_splits(path)
+    if trees and split not in trees:
+        raise UserError(
+            f"{path} has no {split} split: add {path / split} with one folder per class, or check -data_path. The "
+            f"layouts are {_LAYOUTS}{compressed_hint(path)}"
+        )
+    tree = trees.get(split) or FolderTree(path, path)
+    folders = _class_folders(tree)
+    numbered, class_names = _number_classes(folders, trees.get("train", tree), known_classes)
+    names, labels = [], []
+    for label, folder in enumerate(numbered):
+        if folder not in folders:
+            continue
+        files = tree.files(folders[folder].name)
+        if not files and (split == "train" or not trees):
+            raise UserError(f"class folder {folders[folder]} has no images: fill or remove it")
+        if not trees:
+            files = _select_split(files, split)
+        names += files
+        labels += [label] * len(files)
+    if not names:
+        raise UserError(f"{path} has too few images for the {split} split: each class needs at least two")
+    labels = np.array(labels, np.int64)
+    count = class_count(num_classes, class_names, labels, path)
+    return tree.dataset(names, labels, class_names, count)
+
+
+def _find_splits(path: Path) -> dict[str, FolderTree | ArchiveTree]:
+    """The splits of a folder, empty if it has none: folders of classes, or of archives, or else archives beside."""
+    trees: dict[str, FolderTree | ArchiveTree] = {}
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    for split, names in SPLIT_FOLDERS.items():
+        own = [folder for folder in folders if folder.name.lower() in names]
+        if len(own) > 1:
+            raise UserError(
+                f"{path} has two folders for the {split} split, {own[0].name} and {own[1].name}: rename or remove one"
+            )
+        if own:
+            folder = FolderTree(path, own[0])
+            archives = [] if folder.class_names() else list_archives(own[0])
+        else:
+            archives = list_archives(path, f"({'|'.join(names)})([-_.].*)?")
+        if archives:
+            trees[split] = ArchiveTree(path, own[0] if own else path / split, archives, names)
+        elif own:
+            trees[split] = folder
+    return trees
+
+
+def _class_folders(tree: FolderTree | ArchiveTree) -> dict[str, Path]:
+    """The class folders by their composed names, sorted by these."""
+    folders: dict[str, Path] = {}
+    for folder in tree.class_names():
+        name = composed(folder)
+        if name in folders:
+            raise UserError(
+                f"{tree.path} has two class folders {name!r} that differ only in their Unicode form, "
+                f"{folders[name].name!a} and {folder!a}: rename or merge them"
+            )
+        folders[name] = tree.path / folder
+    if not folders:
+        raise UserError(
+            f"{tree.path} has no class folders: put the images in one folder per class, or check -data_path"
+            f"{compressed_hint(tree.path)}"
+        )
+    check_class_names(list(folders), tree.path)
+    return dict(sorted(folders.items()))
+
+
+def _number_classes(
+    folders: dict[str, Path], train_tree: FolderTree | ArchiveTree, known_classes: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """Number the classes as the model does, if it knows one of the folders, or if all are numbers of its classes.
+
+    Args:
+        folders: of the classes in a split, by name.
+        train_tree: the class folders of the training split, or of this one if there is none.
+        known_classes: class names of the model.
+
+    Returns:
+        The names of the folders, and those of the classes, in the order of the classes' numbers.
+
+    Raises:
+        UserError: a folder is none of the classes, or there is only one class.
+    """
+    class_names = list(known_classes or ())
+    numbers = [str(number) for number in range(len(class_names))]
+    source = "the classes of the weights or of the training split"
+    if not set(folders) & set(class_names):
+        if set(folders) <= set(numbers):
+            return numbers, class_names
+        class_names, source = list(_class_folders(train_tree)), str(train_tree.path)
+    unknown = [name for name in folders if name not in class_names]
+    if unknown:
+        raise UserError(f"class folder {folders[unknown[0]]} is not in {source}: rename or remove it")
+    if len(class_names) == 1:
+        only = train_tree.path / class_names[0]
+        raise UserError(
+            f"{train_tree.path} has only one class folder, {only.name}. The layouts are {_LAYOUTS}. If {only} has the "
+            f"class folders, give -data_path {only}"
+        )
+    return class_names, class_names
+
+
+def _select_split(files: list[str], split: str) -> list[str]:
+    held_out = 0 if len(files) < 2 else max(1, round(HELD_OUT_FRACTION * len(files)))
+    # RandomState's streams are the same in every version of NumPy, so that the split never changes.
+    order = np.random.RandomState(0).permutation(len(files))
+    chosen = order[:held_out] if split == "val" else order[held_out:]
+    return [files[index] for index in np.sort(chosen)]
