@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -15,6 +16,7 @@ from .config import check_keys
 
 __all__ = [
     "OPTIMIZERS",
+    "OptimizerKind",
     "build_optimizer",
     "clip_gradients",
     "parameter_groups",
@@ -23,9 +25,36 @@ __all__ = [
     "with_cooldown",
 ]
 
-# Of all tasks: the class, and the arguments that a configuration may set, with their upper limits (exclusive).
-OPTIMIZERS: dict[str, tuple[Callable[..., paddle.optimizer.Optimizer], dict[str, float]]] = {
-    "AdamW": (paddle.optimizer.AdamW, {"weight_decay": math.inf, "beta1": 1.0, "beta2": 1.0}),
+_MAX = float(np.finfo(np.float32).max)
+
+
+class OptimizerKind(NamedTuple):
+    """An optimizer that a configuration may choose.
+
+    Attributes:
+        build: its class.
+        limits: of the arguments that a configuration may set: each is at least 0 and less than its limit.
+        accumulators: the arrays that it keeps for each parameter, with their least and greatest values; a training
+            state with others is refused. Those called ``..._pow_acc`` have one element, others the parameter's shape.
+    """
+
+    build: type[paddle.optimizer.Optimizer]
+    limits: dict[str, float]
+    accumulators: dict[str, tuple[float, float]]
+
+
+# Of all tasks.
+OPTIMIZERS = {
+    "AdamW": OptimizerKind(
+        paddle.optimizer.AdamW,
+        {"weight_decay": math.inf, "beta1": 1.0, "beta2": 1.0},
+        {
+            "moment1": (-_MAX, _MAX),
+            "moment2": (0.0, _MAX),
+            "beta1_pow_acc": (0.0, 1 - 2**-24),
+            "beta2_pow_acc": (0.0, 1 - 2**-24),
+        },
+    ),
 }
 
 
@@ -148,7 +177,7 @@ def build_optimizer(
     kind = section.get("type")
     if kind not in OPTIMIZERS:
         raise UserError(f"{name}.type is {kind!r}; choose one of {', '.join(OPTIMIZERS)}")
-    build, limits = OPTIMIZERS[kind]
+    build, limits, _ = OPTIMIZERS[kind]
     check_keys(section, ("type", *limits), name)
     arguments = {key: value for key, value in section.items() if key != "type"}
     for key, value in arguments.items():

@@ -20,19 +20,12 @@ from ..schema import Count, Range, Text, check_value
 from .batch_norm import gather_statistics, get_statistics, set_statistics
 from .data_hash import code_hash
 from .ema import ModelEma
+from .optimizer import OPTIMIZERS
 from .task import Task, Training
 
 __all__ = ["SavedState", "TrainingState", "load_optimizer_state", "optimizer_state"]
 
 _Positive = Annotated[int, Range(1, 2**53)]
-# What the optimizers of common/training/optimizer.py keep of a parameter, and its least and greatest values in float32.
-_MAX = float(np.finfo(np.float32).max)
-_ACCUMULATORS = {
-    "moment1": (-_MAX, _MAX),
-    "moment2": (0.0, _MAX),
-    "beta1_pow_acc": (0.0, 1 - 2**-24),
-    "beta2_pow_acc": (0.0, 1 - 2**-24),
-}
 _BATCH_FACTORS = ("batch size", "ranks", "accumulated batches")  # the conditions whose product is images per step
 
 
@@ -291,11 +284,16 @@ def load_optimizer_state(
         raise UserError(
             f"{source}: the optimizer's state does not fit the model's trainable parameters, for example {min(other)}"
         )
-    unknown = {key.rpartition("/")[2] for key in state} - set(_ACCUMULATORS)
+    title, accumulators = next(
+        (name, kind.accumulators) for name, kind in OPTIMIZERS.items() if isinstance(optimizer, kind.build)
+    )
+    unknown = {key.rpartition("/")[2] for key in state} - set(accumulators)
     if unknown:
-        raise UserError(f"{source}: the optimizer's state has {min(unknown)!r}, unknown to AdamW; use an older state")
+        raise UserError(
+            f"{source}: the optimizer's state has {min(unknown)!r}, unknown to {title}; use an older state"
+        )
     for name in {key.rpartition("/")[0] for key in state}:
-        for kind, (low, high) in _ACCUMULATORS.items():
+        for kind, (low, high) in accumulators.items():
             array, shape = state.get(f"{name}/{kind}"), [1] if kind.endswith("_pow_acc") else parameters[name].shape
             if array is None or array.dtype.kind != "f" or list(array.shape) != shape:
                 found = "missing" if array is None else f"{array.dtype} {list(array.shape)}, not float {shape}"
