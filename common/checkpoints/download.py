@@ -22,6 +22,7 @@ __all__ = ["download", "sha256_of", "split_hash"]
 
 _CHUNK = 1 << 18  # bytes
 _TIMEOUT = 30  # seconds without a byte
+_DIGITS = 32  # of the hash in the name of the copy; of fewer, somebody could find another file with the same ones
 _MAX_NAME = 100  # characters of a file name
 _MAX_SIZE = 1 << 32  # bytes, of a file whose size is not known; Pale-B's training state has a third of it
 
@@ -78,7 +79,7 @@ def download(url: str, folder: Path | None = None, size: int | None = None) -> P
     address, expected = split_hash(url)
     name = Path(urlsplit(address).path).name or "weights"
     folder = folder or Path(os.environ.get("PALE_HOME") or Path.home() / ".cache" / "pale_transformer")
-    target = folder / f"{expected[:12]}-{name[-_MAX_NAME:]}"
+    target = folder / f"{expected[:_DIGITS]}-{name[-_MAX_NAME:]}"
     partial = target.with_name(target.name + ".part")
     try:
         if target.is_file():
@@ -94,7 +95,8 @@ def download(url: str, folder: Path | None = None, size: int | None = None) -> P
                 return target
             partial.unlink()
     except urllib.error.HTTPError as error:
-        raise UserError(f"{address}: the server returned {error.code} {error.reason}; check the address") from error
+        status = " ".join(f"{error.code} {error.reason}".split())
+        raise UserError(f"{address}: the server returned {status}; check the address") from error
     except (OSError, http.client.HTTPException, ValueError) as error:  # the last of an address that cannot be encoded
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         reason = " ".join(str(reason).split()) or type(error).__name__

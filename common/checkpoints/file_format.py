@@ -157,9 +157,11 @@ def _join_slices(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, deserialize
+    from safetensors import SafetensorError, deserialize, safe_open
 
     try:
+        with safe_open(path, "numpy"):  # reads the header only
+            pass
         tensors = deserialize(path.read_bytes())
     except (SafetensorError, ValueError) as error:
         raise UnsafePickleError(f"it is damaged or not a safetensors file ({one_line(error)})") from error

@@ -213,9 +213,9 @@ def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bo
     """
     found = resolve_weights(model, source)
     path = local_path(found)
+    state = read_state(path)  # first, since a file of any length may be no weights
     sha256 = sha256_of(path)
     name = str(found if source is True else source)
-    state = read_state(path)
     if ema is None and has_average(state) and is_main_process():
         line = f"{name}: the averaged weights are taken (model_ema); -weights model, or ema=False, takes the others"
         print(printable(line), file=sys.stderr, flush=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import UserError, printable
+from ..runtime.regular_file import open_regular
 
 __all__ = [
     "MAX_CLASSES",
@@ -45,8 +47,9 @@ def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Pat
 
     Raises:
         UserError: a file is not UTF-8, two files have different names, or as :func:`check_class_names`.
+        OSError: a file cannot be read, see :func:`common.runtime.regular_file.open_regular`.
     """
-    found = [(_read_names(path), path) for path in (folder / file for file in files) if path.is_file()]
+    found = [(_read_names(path), path) for path in (folder / file for file in files) if os.path.lexists(path)]
     for names, path in found[1:]:
         if names != found[0][0]:
             raise UserError(f"{found[0][1]} and {path} have different class names; remove or correct one of them")
@@ -55,7 +58,7 @@ def read_class_names(folder: Path, files: Sequence[str]) -> tuple[list[str], Pat
 
 def _read_names(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with open_regular(path, encoding="utf-8-sig") as file:
             text = file.read(MAX_CLASSES * _MAX_LENGTH)
     except UnicodeDecodeError as error:
         raise UserError(f"the class names in {path} are not UTF-8 ({error.reason}); save the file as UTF-8") from error

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..schema import Range
+from .image_file import MAX_PIXELS
 
 __all__ = ["FILTERS", "Color", "EvalTransform", "Normalize", "Preprocessing"]
 
@@ -33,10 +34,10 @@ class Preprocessing:
         UserError: the interpolation is unknown, or there are not three means and deviations.
     """
 
-    image_size: Annotated[int, Range(1, 2**14)] = 224
+    image_size: Annotated[int, Range(1, 2**13)] = 224
     crop_pct: Annotated[float, Range(0.01, 1)] = 0.875
     interpolation: str = "bicubic"
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    mean: list[Annotated[float, Range(-1e6, 1e6)]] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[Annotated[float, Range(1e-6, 1e6)]] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
     def __post_init__(self) -> None:
@@ -85,8 +86,17 @@ class EvalTransform:
         self._normalize = Normalize(settings.mean, settings.std)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used."""
+        """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used.
+
+        Raises:
+            UserError: before it is cropped, the resized image would have more than 2**28 pixels.
+        """
         width, height = (side * self._shorter_side // min(image.size) for side in image.size)
+        if width * height > MAX_PIXELS:
+            raise UserError(
+                f"resized for this model, the image has {width}x{height} pixels, more than {MAX_PIXELS:,}; crop it, or "
+                "check image_size and crop_pct"
+            )
         image = image.resize((width, height), self._interpolation)
         left, top = round((width - self._size) / 2), round((height - self._size) / 2)
         return self._normalize(image.crop((left, top, left + self._size, top + self._size)))

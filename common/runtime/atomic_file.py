@@ -58,7 +58,10 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A name for a new file. In a container, a killed process may have had this number, and left a link to a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    return temporary
 
 
 def write_text(path: Path, text: str) -> None:

@@ -112,6 +112,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")  # while a model is traced
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = bool({"-debug", "--debug"} & set(argv))
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as by >&-; the next file would get its descriptor
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (stays open)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may have characters the terminal cannot print
     watch, exit_code = None, 0

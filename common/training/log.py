@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..errors import printable
 from ..runtime.atomic_file import replace_file, write_text
 from ..runtime.distributed import is_main_process
+from ..runtime.regular_file import open_regular
 from .loader import Loader
 
 __all__ = ["Position", "TrainingLog"]
@@ -83,8 +84,8 @@ class TrainingLog:
     and ``gradients/PARAMETER``.
 
     Attributes:
-        reader_is_gone: nobody reads the lines any more, because a program after ``|`` or the terminal has ended. After
-            :meth:`open`, when there is something to lose, this is no error.
+        reader_is_gone: nobody reads the lines any more, because a program after ``|`` or the terminal has ended, or the
+            disk of the file after ``>`` is full. After :meth:`open`, when there is something to lose, this is no error.
     """
 
     def __init__(self):
@@ -138,7 +139,7 @@ class TrainingLog:
         try:
             yield
         except OSError as error:
-            if self._file is None or error.errno not in (errno.EPIPE, errno.EIO):
+            if self._file is None or error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):
                 raise
             self.reader_is_gone = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -203,7 +204,10 @@ class TrainingLog:
 
 def _read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a ``log.jsonl``, without lines that this class has not written."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    text = ""
+    if path.exists():
+        with open_regular(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
     for line in text.splitlines():
         try:
             record = json.loads(line)

@@ -150,7 +150,7 @@ class RunFolder:
         if not intact or not self.config_file.exists():
             raise UserError(
                 f"the output folder {self.folder} was deleted or replaced while training, and what it contained is "
-                "lost; start the run again"
+                "lost; start the run again with another -output"
             )
 
     def save_latest(self, state: Mapping[str, Any]) -> None:

@@ -25,6 +25,14 @@ from .task import Task, Training
 __all__ = ["SavedState", "TrainingState", "load_optimizer_state", "optimizer_state"]
 
 _Positive = Annotated[int, Range(1, 2**53)]
+# What the optimizers of common/training/optimizer.py keep of a parameter, and its least and greatest values in float32.
+_MAX = float(np.finfo(np.float32).max)
+_ACCUMULATORS = {
+    "moment1": (-_MAX, _MAX),
+    "moment2": (0.0, _MAX),
+    "beta1_pow_acc": (0.0, 1 - 2**-24),
+    "beta2_pow_acc": (0.0, 1 - 2**-24),
+}
 _BATCH_FACTORS = ("batch size", "ranks", "accumulated batches")  # the conditions whose product is images per step
 
 
@@ -283,13 +291,19 @@ def load_optimizer_state(
         raise UserError(
             f"{source}: the optimizer's state does not fit the model's trainable parameters, for example {min(other)}"
         )
-    kinds = {key.rpartition("/")[2] for key in state}
+    unknown = {key.rpartition("/")[2] for key in state} - set(_ACCUMULATORS)
+    if unknown:
+        raise UserError(f"{source}: the optimizer's state has {min(unknown)!r}, unknown to AdamW; use an older state")
     for name in {key.rpartition("/")[0] for key in state}:
-        for kind in sorted(kinds):
+        for kind, (low, high) in _ACCUMULATORS.items():
             array, shape = state.get(f"{name}/{kind}"), [1] if kind.endswith("_pow_acc") else parameters[name].shape
             if array is None or array.dtype.kind != "f" or list(array.shape) != shape:
                 found = "missing" if array is None else f"{array.dtype} {list(array.shape)}, not float {shape}"
-                raise UserError(f"{source}: {kind} of {name} in the optimizer's state is {found}; use an older state")
+            elif not ((low <= array) & (array <= high)).all():  # neither is NaN
+                found = f"not between {low:g} and {high:g}"
+            else:
+                continue
+            raise UserError(f"{source}: {kind} of {name} in the optimizer's state is {found}; use an older state")
     present = _accumulator_keys(optimizer.state_dict(), model)
     own = {}
     for name, array in state.items():

@@ -194,3 +194,10 @@ def test_the_name_of_the_copy_is_short_enough_for_a_file_system(server, tmp_path
     path = download(f"{address}{'a' * 300}.pdparams#{fragment}", tmp_path)
     assert path.read_bytes() == CONTENT
     assert path.suffix == ".pdparams"
+
+
+def test_a_file_whose_hash_begins_alike_is_another(server, tmp_path):
+    address, _, fragment = server.url.partition("#")
+    download(server.url, tmp_path)
+    with pytest.raises(UserError, match="was expected"):
+        download(f"{address}#{fragment[:-44]}{'0' * 44}", tmp_path)

@@ -328,3 +328,12 @@ def test_weights_that_overflow_in_the_precision_of_the_model_are_refused():
     checkpoint.weights["norm.weight"] = np.full_like(checkpoint.weights["norm.weight"], 1e300, "f8")
     with pytest.raises(UserError, match=r"NaN or infinity in norm\.weight"):
         load_weights(make_model(), checkpoint)
+
+
+@pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])
+def test_a_long_file_that_is_no_weights_is_refused_before_all_of_it_is_read(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="refused to load"):
+        read_checkpoint(path)

@@ -1,5 +1,6 @@
 """Class names of a file or of folders: what is read, and what no table could show."""
 
+import os
 import unicodedata
 
 import pytest
@@ -68,3 +69,12 @@ def test_ten_renamed_classes_are_listed_and_the_others_counted():
     lines = renamed_classes(numbers, ["x"] * 12, "maps")
     assert (lines[9], lines[10:]) == ("class 9 is '9' in the data and 'x' in maps", ["and 2 more classes"])
     assert renamed_classes(None, numbers) == renamed_classes(numbers, None) == []
+
+
+def test_what_is_no_file_is_not_ignored(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nothing")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "link", "pipe"):
+        with pytest.raises(OSError, match=name):
+            read_class_names(tmp_path, [name])

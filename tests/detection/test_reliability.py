@@ -89,7 +89,7 @@ def test_evaluation_on_two_ranks_gives_exactly_the_figures_of_one(tmp_path, boxe
     assert alone["box_AP"] > 0
     assert f"box_AP {alone['box_AP']:.6g} " in output
     for kind in ("bbox", "segm"):
-        first, second = ((tmp_path / name / f"val_{kind}.json").read_text() for name in ("alone", "ranks"))
+        first, second = ((tmp_path / name / f"eval_{kind}.json").read_text() for name in ("alone", "ranks"))
         assert first == second
 
 

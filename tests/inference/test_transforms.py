@@ -9,6 +9,7 @@ from PIL import Image
 from common import create_model, transforms_for
 from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import numpy_state, read_checkpoint
+from common.data import preprocessing
 from common.errors import UserError
 from image_classification.config import CONFIG, default_config
 from image_classification.transforms import EvalTransform
@@ -47,6 +48,7 @@ def test_with_released_weights_it_is_that_of_their_configuration(tag):
         ("DATA: {CROP_PCT: 1, IMAGE_SIZE: 1000000}", "image_size is 1000000"),
         ("DATA: {CROP_PCT: 1, INTERPOLATION: cubic}", "interpolation is 'cubic'; it must be one of nearest"),
         ("DATA: {CROP_PCT: 1, STD: [1, 1]}", "give three numbers each"),
+        ("DATA: {CROP_PCT: 1, MEAN: [0, 0, 1.0e+300]}", "mean[2] is 1e+300; it must be a finite number from -1e+06"),
         ("DATA: {CROP_PCT: 1, CROP_PCT: 1}", "the key 'CROP_PCT' appears twice"),
     ],
 )
@@ -67,3 +69,10 @@ def test_weights_of_other_tasks_say_nothing_about_classifiers(tmp_path):
 def test_images_of_other_channels_have_no_transform():
     with pytest.raises(ValueError, match="in_channels is 4"):
         transforms_for(create_model("pale_nano", in_channels=4))
+
+
+@pytest.mark.parametrize(("crop_pct", "size"), [(0.01, (64, 64)), (0.1, (3200, 100))])
+def test_no_settings_of_weights_enlarge_an_image_beyond_memory(crop_pct, size):
+    transform = preprocessing.EvalTransform(preprocessing.Preprocessing(image_size=1024, crop_pct=crop_pct))
+    with pytest.raises(UserError, match="pixels, more than"):
+        transform(Image.new("RGB", size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -75,3 +76,14 @@ def test_a_disk_that_is_full_leaves_the_old_file(tmp_path, monkeypatch, write, n
         write(tmp_path)
     assert file.read_text() == "old"
     assert not [path for path in tmp_path.rglob(".*") if path.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize("write", [atomic_file.write_text, lambda path, text: atomic_file.copy_file(Path(text), path)])
+def test_a_link_that_a_process_of_the_same_number_left_keeps_its_file(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    numbered, new = Path("epoch_0001"), Path("new")
+    numbered.write_text("old")
+    new.write_text("new")
+    Path(f".latest.{os.getpid()}.tmp").hardlink_to(numbered)
+    write(Path("latest").absolute(), "new")
+    assert (numbered.read_text(), Path("latest").read_text()) == ("old", "new")

@@ -32,3 +32,24 @@ run(main, [])
     assert message in result.stderr
     assert "\x1b" not in result.stderr
     assert result.returncode == code
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_programs_run_without_standard_streams(tmp_path, closed):
+    program = f"""
+import sys
+from pathlib import Path
+from common.errors import UserError
+from common.runtime.command_line import run
+
+def main(argv):
+    sys.stderr.isatty()
+    with Path({str(tmp_path / "file")!r}).open("w") as file:
+        assert file.fileno() > 2
+    print("a line")
+    raise UserError("stop")
+
+run(main, [])
+"""
+    command = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, program]
+    assert subprocess.run(command, cwd=ROOT).returncode == 2

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -166,3 +169,19 @@ def test_all_tasks_have_one_layout(tmp_path, task, request):
     assert any(tag.startswith("val/image") for tag in found["image"])
     assert {tag.partition("/")[0] for tag in found["histogram"]} == {"weights", "gradients"}
     assert "train_samples.png" in {file.name for file in (tmp_path / "run" / "pictures").iterdir()}
+
+
+def test_a_full_disk_for_the_lines_ends_no_training(tmp_path, monkeypatch):
+    log = TrainingLog()
+    log._file = Mock()
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        log.line("a line")
+        log.line("another")
+    assert log.reader_is_gone
+
+
+def test_a_pipe_in_place_of_the_log_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(OSError, match="Not a regular file"):
+        TrainingLog().open(tmp_path)

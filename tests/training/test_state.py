@@ -108,3 +108,23 @@ def test_state_of_another_models_optimizer_names_the_parameter():
     train(other, optimizer, range(1))
     with pytest.raises(UserError, match=r"stages\.2\.blocks\.1\."):
         load_optimizer_state(make_optimizer(model), model, optimizer_state(optimizer, other))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "part"),
+    [
+        ("moment1", lambda array: array * np.nan, "not between"),
+        ("moment1", lambda array: np.full(array.shape, 1e300), "not between"),
+        ("moment2", lambda array: array - 1, "not between 0 and"),
+        ("beta1_pow_acc", lambda array: array * 0 + 1, "not between 0 and 1"),
+        ("momentum", lambda array: array, "'momentum', unknown to AdamW"),
+    ],
+)
+def test_an_optimizer_state_that_would_spoil_the_weights_is_refused(kind, change, part):
+    model = make_model()
+    optimizer = make_optimizer(model)
+    train(model, optimizer, range(1))
+    state = optimizer_state(optimizer, model)
+    old = state.pop("head.bias/moment1" if kind == "momentum" else f"head.bias/{kind}")
+    with pytest.raises(UserError, match=part):
+        load_optimizer_state(make_optimizer(model), model, {**state, f"head.bias/{kind}": change(old)})
