@@ -229,8 +229,9 @@ class PaleTransformer(TimmInterface):
         timm's ``forward_features`` returns the last map alone, after the final LayerNorm.
 
         Returns:
-            Four NCHW maps with ``out_channels`` channels at ``out_strides``; a side that a stride does not divide is
-            rounded up. The final LayerNorm belongs to the head and is not applied.
+            Four NCHW maps, or those of the stages that a :class:`PaleFeatures` has, with ``out_channels`` channels at
+            ``out_strides``; a side that a stride does not divide is rounded up. The final LayerNorm belongs to the head
+            and is not applied.
         """
         return [x.transpose([0, 3, 1, 2]) for x in self._stage_outputs(images)]
 
@@ -366,6 +367,14 @@ class PaleFeatures(PaleTransformer):
         """
         maps = self._stage_outputs(images)
         return [self.out_norms[stage](maps[stage]).transpose([0, 3, 1, 2]) for stage in self.out_indices]
+
+    def head_outputs(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Refuse: there is no head.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a model with features_only has no head; build it without features_only to get logits")
 
     def reset_head(self, num_classes: int) -> None:
         """Refuse: the head belongs to the model around the backbone.

@@ -29,7 +29,7 @@ class TimmInterface(nn.Layer):
     @property
     def num_features(self) -> int:
         """Channels of the last map, and so of the pooled features."""
-        return self.out_channels[-1]
+        return self.out_channels[len(self.stages) - 1]
 
     def get_classifier(self) -> nn.Layer:
         """The linear layer that gives the logits; the identity where there are no classes."""

@@ -12,9 +12,9 @@ from common.training.allowed import Kind, integer, list_of, number
 from common.training.config import MAX_SIDE, Flag, TaskConfig, require, shared_config
 from image_classification.label_map_alignment import TOKEN_STRIDE
 
-__all__ = ["ALLOWED", "CLASS_WEIGHTS", "CONFIG", "check_token_labels", "default_config", "model_title"]
+__all__ = ["ALLOWED", "CONFIG", "check_token_labels", "default_config", "model_title"]
 
-CLASS_WEIGHTS = ("", "balanced", "effective")  # choices of DATA.CLASS_WEIGHTS
+_CLASS_WEIGHTS = ("", "balanced", "effective")  # choices of DATA.CLASS_WEIGHTS
 
 
 def default_config() -> CfgNode:
@@ -133,7 +133,7 @@ def _check(config: CfgNode) -> None:
     require(config, "TRAIN.BETAS", lambda value: all(0 <= beta < 1 for beta in value), "must be two numbers in [0, 1)")
     require(config, "MODEL.PALE_SIZE", lambda sizes: len(sizes) in (0, 1, 4), "must be a list of one number or of four")
     require(config, "MODEL.NUM_HEADS", lambda heads: len(heads) in (0, 4), "must be a list of four numbers")
-    require(config, "DATA.CLASS_WEIGHTS", lambda value: value in CLASS_WEIGHTS, "must be balanced, effective or ''")
+    require(config, "DATA.CLASS_WEIGHTS", lambda value: value in _CLASS_WEIGHTS, "must be balanced, effective or ''")
     if config.DATA.CLASS_WEIGHTS and config.DATA.BALANCED_SAMPLING:
         raise UserError("DATA.CLASS_WEIGHTS and DATA.BALANCED_SAMPLING would balance the classes twice; choose one")
     sides = f"must be at least 32, the largest stride, and at most {MAX_SIDE}"

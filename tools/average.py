@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def average(files: Sequence[str | Path], ema: bool | None = None) -> dict[str, Any]:
-    """Average the weights of checkpoints, which may be anybody's files; one of them is in memory at a time.
+    """Average the weights of checkpoints, which may be anybody's files; two of them are in memory at a time.
 
     Floating-point arrays, also BatchNorm's running statistics, are averaged in float64 and rounded to their type;
     others, such as counters, are those of the last file.

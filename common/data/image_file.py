@@ -109,19 +109,20 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
         check_regular(source)
     with _open(source) as file:
         _check_header_of_ppm(file.read(_MAX_HEADER))
-    try:
-        image = Image.open(source, formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        raise UserError(f"its content is none of {', '.join(_FORMATS)}; replace or remove it") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"it has more than {MAX_PIXELS:,} pixels; crop or shrink it") from error
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # Pillow raises nearly any type on damaged headers
-        raise UserError(f"it is damaged ({one_line(error)}); replace or remove it") from error
-    with image:
-        check_size(*image.size)
-        yield image
+        file.seek(0)
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        except UnidentifiedImageError as error:
+            raise UserError(f"its content is none of {', '.join(_FORMATS)}; replace or remove it") from error
+        except Image.DecompressionBombError as error:
+            raise UserError(f"it has more than {MAX_PIXELS:,} pixels; crop or shrink it") from error
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # Pillow raises nearly any type on damaged headers
+            raise UserError(f"it is damaged ({one_line(error)}); replace or remove it") from error
+        with image:
+            check_size(*image.size)
+            yield image
 
 
 def check_regular(path: str | Path) -> None:

@@ -47,7 +47,8 @@ def _random_numbers_from(state: list[Any]) -> Iterator[None]:
 @contextmanager
 def _frozen_statistics(layer: nn.Layer) -> Iterator[None]:
     """Normalize by the batch without updating the running statistics."""
-    norms = [layer for layer in layer.sublayers() if isinstance(layer, (nn.BatchNorm2D, nn.SyncBatchNorm))]
+    kinds = (nn.BatchNorm2D, nn.SyncBatchNorm)
+    norms = [sublayer for sublayer in layer.sublayers() if isinstance(sublayer, kinds)]
     momenta = [norm._momentum for norm in norms]
     for norm in norms:
         norm._momentum = 1.0

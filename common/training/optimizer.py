@@ -111,7 +111,9 @@ def with_cooldown(learning_rate: Callable[[int], float], steps: int) -> Callable
         learning_rate: maps an optimizer step, from 0, to its rate.
         steps: length of the schedule.
     """
-    peak, constant = max(learning_rate(steps * part // 100) for part in range(100)), learning_rate(steps)
+    peak = max(learning_rate(steps * part // 100) for part in range(100))
+    # Some schedules reach their end only after the last step, and those with restarts begin anew there.
+    constant = min(learning_rate(steps - 1), learning_rate(steps))
     if constant < peak / 1000:
         constant = peak / 100
     return lambda step: learning_rate(step) if step < steps else constant

@@ -186,6 +186,8 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
     if trainer.state.step == trainer.total_steps:
         log.line(f"the run is already complete ({trainer.progress}); raise TRAIN.COOLDOWN to train longer")
         return
+    if last_epoch >= 0:  # the saved rate is of another epoch
+        return
     # Both are of the last step that was trained, so a rate that only follows its schedule is no jump.
     before = SavedState.from_dict(saved, str(source)).learning_rate
     step, rate = trainer.state.step, trainer.training.learning_rate

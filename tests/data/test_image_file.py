@@ -192,13 +192,13 @@ def test_a_header_that_takes_minutes_is_refused(tmp_path):
         (b"P6\n# a comment\n# another #\n", False),
     ):
         path.write_bytes(start + b"40 40 255\n" + bytes(4800))
-        began = time.perf_counter()
+        began = time.process_time()
         if is_refused:
             with pytest.raises(UserError, match="its header has more than 4,096 bytes"):
                 load_rgb(path)
         else:
             assert load_rgb(path).size == (40, 40)
-        assert time.perf_counter() - began < 1
+        assert time.process_time() - began < 1
 
 
 def test_memory_is_not_allocated_for_a_chunk_that_is_longer_than_the_file(tmp_path):

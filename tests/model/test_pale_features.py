@@ -102,6 +102,14 @@ def test_stages_that_are_not_needed_are_not_in_the_model():
     assert params(early) < params(whole) / 5
 
 
+def test_a_backbone_has_the_features_of_its_last_stage_and_no_head():
+    model = make_features(out_indices=(1,))
+    (*_, last) = model.forward_features(random_images(1, 64))
+    assert model.num_features == last.shape[1]
+    with pytest.raises(ValueError, match="has no head"):
+        model.forward_head(last)
+
+
 def test_negative_indices_count_from_the_last_stage():
     assert make_features(out_indices=(-4, 1, -1)).out_indices == (0, 1, 3)
 

@@ -78,6 +78,11 @@ def test_a_schedule_that_ends_at_zero_is_followed_by_a_hundredth_of_its_highest_
     assert rate(101) == pytest.approx(0.01, rel=0.01)
 
 
+def test_a_cooldown_is_no_restart_of_the_schedule():
+    rate = with_cooldown(lambda step: 1.0 - 0.1 * (step % 10), 20)
+    assert [rate(step) for step in (19, 20, 30)] == pytest.approx([0.1, 0.1, 0.1])
+
+
 # ---- groups
 
 

@@ -226,3 +226,12 @@ def test_a_cooldown_continues_a_finished_run_exactly_and_a_longer_schedule_warns
     assert a["step"] == b["step"]
     rates = [json.loads(line).get("lr") for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
     assert [rate for rate in rates if rate][-1] > 1e-6
+
+
+def test_the_rate_of_an_epoch_that_is_trained_again_is_no_jump(tmp_path, shapes_config, capsys):
+    task, state = TASKS["image_classification"].task(), tmp_path / "a" / "latest.pdparams"
+    tiny_runs.run(task, shapes_config, "-output", tmp_path / "a")
+    tiny_runs.run(task, shapes_config, "-output", tmp_path / "b", "-resume", state, "-last_epoch", 1)
+    output = capsys.readouterr().out
+    assert "after epoch 1/2" in output
+    assert "jumps" not in output
