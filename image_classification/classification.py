@@ -119,6 +119,8 @@ class Classification(Task):
                 "-report needs one true class for each image, so not DATA.LABELS_JSON; leave one of them out"
             )
         self.log.line(_describe_data({"validation": val_set}, num_classes))
+        if self.config.DATA.DATASET == "folder" and not checkpoint.class_names and val_set.class_names == class_names:
+            self.log.line("the weights name no classes: the names of the class folders are taken as class numbers")
         if self.config.DATA.LABELS_JSON:
             val_set.valid_labels = read_valid_labels(Path(self.config.DATA.LABELS_JSON), val_set)
         model = build_model(self.config, num_classes)

@@ -10,6 +10,7 @@ from typing import Any
 
 import paddle
 from paddle import nn
+from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint, load_weights, read_checkpoint, read_state
 from ..checkpoints.released import local_path
@@ -18,6 +19,7 @@ from ..flops import params
 from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
 from .config import WEIGHTS
+from .config_values import find, keys_of
 from .data_hash import code_hash, data_hash
 from .evaluation_report import prepare_report, write_report
 from .optimizer import with_cooldown
@@ -68,6 +70,8 @@ def _train(task: Task) -> dict[str, Any]:
     log.line(training.description)
     if report:
         log.line(str(report))
+    if not resumed and freezes_random_weights(config):
+        log.line("warning: TRAIN.FREEZE keeps random weights as they are; give weights with -pretrained")
     _warn_if_rate_still_rises(task, training)
     if config.TRAIN.COOLDOWN:
         training.learning_rate = with_cooldown(training.learning_rate, training.total_steps)
@@ -214,6 +218,12 @@ def _require_equal_ranks(own: Mapping[str, str]) -> None:
                 f"rank {number} was started with other settings, code or data than rank 0: {name} is "
                 f"{other.get(name)}, not {first.get(name)}{more}; use the same on all machines"
             )
+
+
+def freezes_random_weights(config: CfgNode) -> bool:
+    """Whether parts are frozen, but no section names weights: neither the task's nor those of a toolkit's models."""
+    keys = (key for key in keys_of(config) if key.rpartition(".")[2].lower() == "pretrained")
+    return bool(config.TRAIN.FREEZE) and not any(find(config, key) for key in keys)
 
 
 def _warn_if_rate_still_rises(task: Task, training: Training) -> None:

@@ -289,9 +289,7 @@ def load_optimizer_state(
     )
     unknown = {key.rpartition("/")[2] for key in state} - set(accumulators)
     if unknown:
-        raise UserError(
-            f"{source}: the optimizer's state has {min(unknown)!r}, unknown to {title}; use an older state"
-        )
+        raise UserError(f"{source}: the optimizer's state has {min(unknown)!r}, unknown to {title}; use an older state")
     for name in {key.rpartition("/")[0] for key in state}:
         for kind, (low, high) in accumulators.items():
             array, shape = state.get(f"{name}/{kind}"), [1] if kind.endswith("_pow_acc") else parameters[name].shape

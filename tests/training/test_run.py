@@ -235,3 +235,9 @@ def test_the_rate_of_an_epoch_that_is_trained_again_is_no_jump(tmp_path, shapes_
     output = capsys.readouterr().out
     assert "after epoch 1/2" in output
     assert "jumps" not in output
+
+
+@pytest.mark.parametrize(("pretrained", "warned"), [("", True), ("weights.pdparams", False)])
+def test_freezing_random_weights_is_warned_of(pretrained, warned):
+    config = load(CONFIG, "-pretrained", pretrained, "-opts", "TRAIN.FREEZE", "[stem]")
+    assert run.freezes_random_weights(config) == warned
