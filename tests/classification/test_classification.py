@@ -307,13 +307,14 @@ def test_a_report_of_several_valid_labels_is_refused(tmp_path, shapes_config, be
     assert "leave one of them out" in refusal(shapes_config, "-eval", "-pretrained", best, *options)
 
 
-def test_weights_without_class_names_take_folders_with_numbers(tmp_path, shapes_config, best, variant):
+def test_weights_without_class_names_take_folders_with_numbers(tmp_path, shapes_config, best, variant, capsys):
     state = load_file(only_blue(best, tmp_path / "blue.pdparams"))
     state["model"]["head.bias"] = np.array([1, 3, 2], "float32")
     del state["class_names"]
     save_file(state, tmp_path / "nameless.pdparams")
     metrics = run(Classification, shapes_config, "-eval", "-pretrained", tmp_path / "nameless", "-data_path", variant)
     assert metrics["top1"] == pytest.approx(500 / 9)
+    assert "the names of the class folders are taken as class numbers" in capsys.readouterr().out
 
 
 # ---- several ranks
