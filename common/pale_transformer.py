@@ -22,6 +22,7 @@ from .data.preprocessing import Preprocessing
 from .fuse import fuse
 from .layers.channels_last import Linear
 from .layers.drop_path import DropPath
+from .layers.dropout import add_dropout
 from .layers.freezing import freeze
 from .layers.position_encoding import ConditionalPositionEncoding
 from .layers.recompute import run_recomputed
@@ -138,6 +139,7 @@ class PaleTransformer(TimmInterface):
         image_size: side, or height and width, of the training images; only learned position encodings need it.
         stage_norms: LayerNorm after each patch merging and before the pooling [A: CSWin, CvT]; none in [U].
         drop_rate: dropout of the pooled features before the classifier.
+        attn_drop_rate, proj_drop_rate: dropout within the blocks, see :func:`common.layers.dropout.add_dropout`.
         global_pool: ``avg``, or, without a head, an empty text: ``forward`` then returns the normalized last map.
 
     Attributes:
@@ -169,11 +171,15 @@ class PaleTransformer(TimmInterface):
         image_size: int | tuple[int, int] | None = None,
         stage_norms: bool = True,
         drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
         global_pool: str = "avg",
     ):
         super().__init__()
         _require_positive(embed_dim=embed_dim, mlp_ratio=mlp_ratio, in_channels=in_channels)
-        for name, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
+        rates = {"drop_path_rate": drop_path_rate, "drop_rate": drop_rate}
+        rates |= {"attn_drop_rate": attn_drop_rate, "proj_drop_rate": proj_drop_rate}
+        for name, rate in rates.items():
             _require_number(name, rate)
             if not 0.0 <= rate < 1.0:
                 raise ValueError(f"{name} is {rate}; it must be in [0, 1)")
@@ -208,6 +214,8 @@ class PaleTransformer(TimmInterface):
         self._recompute = False
         if (attention, parallel, position_encoding) != ("pale", True, "cpe"):
             vary(self, attention, sizes, parallel, position_encoding, image_size)
+        if attn_drop_rate or proj_drop_rate:
+            add_dropout(self, attn_drop_rate, proj_drop_rate)
         self.attention_settings = {
             "attention": attention,
             "pale_size": sizes if attention in ("pale", "cross", "window") else [],

@@ -293,6 +293,8 @@ def load_weights(
             fitting[name] = array = array.astype(dtype, copy=False)  # float64 may overflow
         if not np.isfinite(array).all():
             raise UserError(f"{source} has NaN or infinity in {name}; give the weights of a run that did not diverge")
+        if name.endswith("._variance") and (array < 0).any():
+            raise UserError(f"{source} has a negative variance in {name}; give weights that are intact")
     for name, array in fitting.items():
         own[name].set_value(array)
     report.loaded = list(fitting)

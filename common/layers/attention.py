@@ -25,6 +25,7 @@ class ScaledDotProductAttention(nn.Layer):
         super().__init__()
         self.fused = fused
         self.softmax = nn.Softmax()
+        self.dropout_rate = 0.0  # of the weights in training
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map three ``[G, heads, L, D]`` tensors (G groups of L tokens) to one of the same shape and dtype.
@@ -35,11 +36,15 @@ class ScaledDotProductAttention(nn.Layer):
         """
         if bias is None and (_has_fused_kernel(query) if self.fused is None else self.fused):
             query, key, value = (t.transpose([0, 2, 1, 3]) for t in (query, key, value))
-            return F.scaled_dot_product_attention(query, key, value, training=self.training).transpose([0, 2, 1, 3])
+            x = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout_rate, training=self.training)
+            return x.transpose([0, 2, 1, 3])
         scores = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
         if bias is not None:
             scores = scores + bias.astype(scores.dtype)
-        return paddle.matmul(self.softmax(scores), value)
+        weights = self.softmax(scores)
+        if self.dropout_rate:
+            weights = F.dropout(weights, self.dropout_rate, training=self.training)
+        return paddle.matmul(weights, value)
 
 
 @paddle.jit.not_to_static

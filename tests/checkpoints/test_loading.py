@@ -169,6 +169,7 @@ def test_an_auxiliary_head_of_another_model_is_kept_and_loaded():
 
 
 FC2 = "stages.3.blocks.0.mlp.fc2.weight"
+VARIANCE = "stages.0.blocks.0.attention.qkv.norm._variance"
 
 
 @pytest.mark.parametrize(
@@ -182,8 +183,9 @@ FC2 = "stages.3.blocks.0.mlp.fc2.weight"
             lambda weights: {FC2: np.where(weights[FC2] == weights[FC2].max(), np.nan, weights[FC2])},
             [f"NaN or infinity in {FC2}"],
         ),
+        (lambda weights: {VARIANCE: -weights[VARIANCE]}, [f"a negative variance in {VARIANCE}"]),
     ],
-    ids=["shape", "integers", "missing", "unexpected", "NaN"],
+    ids=["shape", "integers", "missing", "unexpected", "NaN", "negative variance"],
 )
 def test_weights_that_do_not_fit_change_nothing(change, parts):
     weights, model = numpy_state(make_model(seed=1)), make_model(seed=2)

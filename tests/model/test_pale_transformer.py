@@ -200,6 +200,24 @@ def test_dropout_before_the_classifier_is_for_training():
     assert bool((model.forward_head(last, pre_logits=True) != 0).all())
 
 
+@pytest.mark.parametrize("attention", ["pale", "window"])
+@pytest.mark.parametrize("rate", ["attn_drop_rate", "proj_drop_rate"])
+def test_dropout_within_the_blocks_is_for_training(attention, rate):
+    model = randomize(small_model(attention=attention, **{rate: 0.5}), 0.3)
+    images = random_images(2, 64)
+    model.train()
+    for block in (block for stage in model.stages for block in stage.blocks):
+        x = paddle.rand([2, 14, 14, block.attention.dim])
+        assert float((block.attention(x) - block.attention(x)).abs().max()) > 0
+        dropped = (block.mlp(x) == 0).astype("float32").mean()
+        assert float(dropped) == pytest.approx(0.5 if rate == "proj_drop_rate" else 0, abs=0.1)
+    model.eval()
+    plain = small_model(attention=attention)
+    plain.set_state_dict(model.state_dict())
+    plain.eval()
+    assert bool((model(images) == plain(images)).all())
+
+
 # ---- variants
 
 
