@@ -137,12 +137,17 @@ def test_metrics_are_those_of_paddledetections_own_metric(world, tmp_path):
     assert "box_APl" not in metrics, "there is no large object"
 
 
-def test_the_ap_of_a_class_is_that_of_its_objects_alone(world):
+def metrics_of_one_class(world, category_id):
+    """The metrics if there were only the objects of this class."""
     annotations, found = world
+    alone = [entry for entry in annotations["annotations"] if entry["category_id"] == category_id]
+    return run_evaluate(({**annotations, "annotations": alone}, found)).metrics
+
+
+def test_the_ap_of_a_class_is_that_of_its_objects_alone(world):
     whole = run_evaluate(world)
     for number, category in enumerate(CATEGORIES[:3]):
-        alone = [entry for entry in annotations["annotations"] if entry["category_id"] == category["id"]]
-        metrics = run_evaluate(({**annotations, "annotations": alone}, found)).metrics
+        metrics = metrics_of_one_class(world, category["id"])
         for kind in ("box", "mask"):
             assert whole.per_class[kind][number] == pytest.approx(metrics[f"{kind}_AP"])
     assert np.isnan(whole.per_class["mask"][3]), "nothing is of the last class, and its detections spoil nothing"
@@ -150,11 +155,10 @@ def test_the_ap_of_a_class_is_that_of_its_objects_alone(world):
 
 
 def test_the_curve_of_a_class_has_its_ap50_as_mean_and_its_scores_as_thresholds(world):
-    annotations, found = world
+    _, found = world
     whole = run_evaluate(world)
     for number, category in enumerate(CATEGORIES[:3]):
-        alone = [entry for entry in annotations["annotations"] if entry["category_id"] == category["id"]]
-        metrics = run_evaluate(({**annotations, "annotations": alone}, found)).metrics
+        metrics = metrics_of_one_class(world, category["id"])
         for kind in ("box", "mask"):
             assert whole.curves[kind].precision[:, number].mean() == pytest.approx(metrics[f"{kind}_AP50"])
     curve = whole.curves["box"]
