@@ -38,7 +38,8 @@ def test_a_path_wins_with_and_without_suffix(tmp_path):
 
 def test_a_registry_adds_rows(tmp_path, monkeypatch):
     save_file(numpy_state(create_model("pale_nano", num_classes=4)), tmp_path / "flowers.pdparams")
-    row = {"model": "pale_nano", "tag": "flowers", "location": "flowers.pdparams", "top1": 91.5, "tested_on": "mine"}
+    row = {"model": "pale_nano", "tag": "flowers", "location": "flowers.pdparams"}
+    row |= {"metric": "top1", "value": 91.5, "tested_on": "mine"}
     remote = {**row, "tag": "remote", "location": "https://host/x.pdparams#sha256=" + 64 * "0"}
     (tmp_path / "registry.json").write_text(json.dumps([row, remote]))
     monkeypatch.chdir(tmp_path)
