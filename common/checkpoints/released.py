@@ -56,6 +56,24 @@ _RELEASED: tuple[ReleasedWeights, ...] = (
         90.06,
         "10,000 test images of Fashion-MNIST",
     ),
+    ReleasedWeights(
+        "pale_nano",
+        "nuclei",
+        "upernet_pale_nano_nuclei.pdparams",
+        "mIoU",
+        92.9,
+        "the right quarter of one micrograph; the rest is the training data",
+        task="semantic_segmentation",
+    ),
+    ReleasedWeights(
+        "pale_nano",
+        "nuclei",
+        "mask_rcnn_pale_nano_nuclei.pdparams",
+        "box_AP50",
+        82.0,
+        "the right quarter of one micrograph; the rest is the training data",
+        task="object_detection",
+    ),
 )
 
 
