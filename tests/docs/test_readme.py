@@ -40,7 +40,7 @@ NOT_RUN = (
 )
 # Part of a command -> flags to append. The first command, which trains on MNIST-5k, is not shortened.
 EXTRA = {
-    "finetune_folder.yaml": "TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0",
+    "configs/finetune_folder": "-opts TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0",
     "pale_tiny_224.yaml -data_path imagenet": "-image_size 32 -batch_size 2 -opts MODEL.NAME pale_nano "
     "MODEL.NUM_CLASSES 3 TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0",
     "semantic_segmentation/main_multi_gpu.py": "-iters 2 -opts VALIDATE_EVERY 2 LOG_INTERVAL 1",
@@ -157,6 +157,13 @@ def test_the_commands_of_the_readme_work_in_their_order(checkout):
     code = f"{classify}{by_paddle}print(logits.argmax())"
     printed = subprocess.run([sys.executable, "-c", code], cwd=checkout, stdout=subprocess.PIPE, text=True, check=True)
     assert re.fullmatch(r"7 89\.\d%\n(.*\n)*7\n", printed.stdout)
+
+
+@pytest.mark.slow
+def test_the_trainings_on_own_data_work(checkout):
+    for command in commands(ROOT / "docs" / "own_data.md"):
+        if "tools/" not in command:  # tests of the README run these
+            shell(" ".join([command, *(flags for part, flags in EXTRA.items() if part in command)]), checkout)
 
 
 @pytest.mark.slow
