@@ -206,7 +206,7 @@ from ppdet.modeling import RoIAlign
 import ppdet
 assert ppdet.__file__.startswith(sys.path[0]), ppdet.__file__
 assert "PaleTransformer" in global_config
-assert RoIAlign.forward.__module__ == "object_detection.ppdet_patches"
+assert RoIAlign.forward.__module__ == "common.toolkits.ppdet_patches"
 """
 
 
@@ -242,7 +242,7 @@ def test_one_import_in_a_fresh_process_is_all():
         "from ppdet.engine.trainer import logger\n"
         "from ppdet.modeling import RoIAlign\n"
         "assert 'PaleTransformer' in global_config\n"
-        "assert RoIAlign.forward.__module__ == 'object_detection.ppdet_patches'\n"
+        "assert RoIAlign.forward.__module__ == 'common.toolkits.ppdet_patches'\n"
         "assert not ImageFile.LOAD_TRUNCATED_IMAGES\n"
         "logger.info('still here')\n"
     )
