@@ -18,13 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError, one_line, printable
-from .cpu_settings import use_fast_gemm
 from .signals import stop_with_launcher
 
 if TYPE_CHECKING:
     from .failure_watch import FailureWatch
-
-use_fast_gemm()
 
 EXIT_USER_ERROR = 2
 
