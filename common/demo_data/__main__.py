@@ -1,6 +1,6 @@
 """Make small real data sets in the formats of users' own data, or download what they are made of.
 
-    python -m common.demo_data photos he_segmentation he_detection
+    python -m common.demo_data photos he_masks he_boxes
 
 They are written to data/NAME at the repository root, or to $PALE_DATA/NAME if that is set.
 """

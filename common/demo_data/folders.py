@@ -28,7 +28,8 @@ __all__ = [
     "FOLDERS",
     "HE_NUCLEI_CLASSES",
     "NUCLEI_CLASSES",
-    "write_he_detection",
+    "write_he_boxes",
+    "write_he_masks",
     "write_he_segmentation",
     "write_nuclei_detection",
     "write_nuclei_segmentation",
@@ -130,14 +131,26 @@ def write_he_segmentation(folder: str | Path | None = None) -> Path:
     Args:
         folder: ``data_root() / "he_segmentation"`` if None.
     """
+    return _write_he(_folder(folder, "he_segmentation"), HE_NUCLEI_CLASSES)
 
+
+def write_he_masks(folder: str | Path | None = None) -> Path:
+    """Make the folder of :func:`write_he_segmentation` with ``NUCLEI_CLASSES``: nuclei of all types are one class.
+
+    Args:
+        folder: ``data_root() / "he_masks"`` if None.
+    """
+    return _write_he(_folder(folder, "he_masks"), NUCLEI_CLASSES)
+
+
+def _write_he(folder: Path, class_names: Sequence[str]) -> Path:
     def read() -> tuple[np.ndarray, np.ndarray]:
         image, _, types = load_he_nuclei()
-        return image, types
+        return image, types.clip(max=len(class_names) - 1)
 
     # The left edge is for validation because the right edge has hardly any neoplastic and inflammatory nuclei.
     splits = {"train": (slice(375, 1500), 3), "val": (slice(0, 375), _VAL_TILES)}
-    return _write_segmentation(_folder(folder, "he_segmentation"), "he_nuclei", HE_NUCLEI_CLASSES, read, splits)
+    return _write_segmentation(folder, "he_nuclei", class_names, read, splits)
 
 
 def _folder(folder: str | Path | None, name: str) -> Path:
@@ -192,7 +205,7 @@ def write_nuclei_detection(folder: str | Path | None = None) -> Path:
     return _write_detection(_folder(folder, "nuclei_detection"), "dsb_nuclei", _read_nuclei, splits, "instances_")
 
 
-def write_he_detection(folder: str | Path | None = None) -> Path:
+def write_he_boxes(folder: str | Path | None = None) -> Path:
     """Make a folder for instance segmentation out of the H&E-stained tissue image, in COCO format.
 
     The format is that of :func:`write_nuclei_detection`, but for the names of the annotation files, which are those of
@@ -200,7 +213,7 @@ def write_he_detection(folder: str | Path | None = None) -> Path:
     which do not overlap, 44 are for training, and the 11 at the left edge for validation.
 
     Args:
-        folder: ``data_root() / "he_detection"`` if None.
+        folder: ``data_root() / "he_boxes"`` if None.
     """
 
     def read() -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +221,7 @@ def write_he_detection(folder: str | Path | None = None) -> Path:
         return image, instances
 
     splits = {"train": (slice(375, 887), _TILE), "val": (slice(0, _TILE), _TILE)}
-    return _write_detection(_folder(folder, "he_detection"), "he_nuclei", read, splits, "")
+    return _write_detection(_folder(folder, "he_boxes"), "he_nuclei", read, splits, "")
 
 
 def _write_detection(
@@ -268,6 +281,7 @@ FOLDERS: dict[str, Callable[[], Path]] = {
     "photos": write_photos,
     "nuclei_segmentation": write_nuclei_segmentation,
     "he_segmentation": write_he_segmentation,
+    "he_masks": write_he_masks,
     "nuclei_detection": write_nuclei_detection,
-    "he_detection": write_he_detection,
+    "he_boxes": write_he_boxes,
 }

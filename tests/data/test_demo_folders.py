@@ -43,11 +43,12 @@ def test_nuclei_for_segmentation(tmp_path):
 
 @pytest.mark.slow
 def test_he_nuclei_for_segmentation(tmp_path):
-    folder = demo_folders.write_he_segmentation(tmp_path / "demo")
     image, _, types = demo_data.load_he_nuclei()
-    for part, expected in (("images", image), ("masks", types)):
-        whole = np.hstack([stack(folder, part, "val", 4), stack(folder, part, "train", 3)])
-        np.testing.assert_array_equal(whole, expected)
+    for write, classes in ((demo_folders.write_he_segmentation, types), (demo_folders.write_he_masks, types > 0)):
+        folder = write(tmp_path / write.__name__)
+        for part, expected in (("images", image), ("masks", classes)):
+            whole = np.hstack([stack(folder, part, "val", 4), stack(folder, part, "train", 3)])
+            np.testing.assert_array_equal(whole, expected)
 
 
 def test_photos_are_upright_parts_of_the_photographs(tmp_path):
@@ -63,7 +64,7 @@ def test_photos_are_upright_parts_of_the_photographs(tmp_path):
 
 @pytest.mark.slow
 def test_he_nuclei_for_detection(tmp_path):
-    folder = demo_folders.write_he_detection(tmp_path / "demo")
+    folder = demo_folders.write_he_boxes(tmp_path / "demo")
     _, instances, _ = demo_data.load_he_nuclei()
     for split, left, columns in (("train", 375, 4), ("val", 0, 1)):
         coco = json.loads((folder / f"annotations/{split}.json").read_text())
