@@ -23,6 +23,7 @@ from ppdet.core.workspace import create, global_config, merge_config
 from yacs.config import CfgNode
 
 from common.errors import UserError, one_line
+from common.runtime.verbosity import is_verbose
 from common.training.config import check_keys, plain
 from common.training.optimizer import schedule_function
 from object_detection import pale_backbone  # noqa: F401 (registers itself in PaddleDetection)
@@ -59,7 +60,9 @@ _COUNTERPARTS = {
 
 
 def silence_loggers() -> None:
-    """Silence PaddleDetection's loggers: errors and the check of the data say what they warn of."""
+    """Silence PaddleDetection's loggers, unless ``-verbose``: errors and the check of the data say what they warn of."""
+    if is_verbose():
+        return
     for name in logging.root.manager.loggerDict:
         if name.startswith("ppdet") or name == "reader":
             logging.getLogger(name).setLevel(logging.CRITICAL)

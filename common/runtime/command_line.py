@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import StoppedBySignal, UserError, one_line, printable
 from .cpu_settings import use_fast_gemm
 from .signals import stop_with_launcher
+from .verbosity import choose_verbosity
 
 if TYPE_CHECKING:
     from .failure_watch import FailureWatch
@@ -90,9 +91,17 @@ class ArgumentParser(argparse.ArgumentParser):
         help_text = "any key of the configuration; several -opts add up"
         self.add_flag("opts", group, nargs="*", action="extend", default=[], metavar="KEY VALUE", help=help_text)
 
+    def add_verbosity(self, group: argparse._ArgumentGroup) -> None:
+        """Add ``-quiet`` and ``-verbose``, of which :meth:`parse_args` tells the process."""
+        either: Any = group.add_mutually_exclusive_group()
+        self.add_flag("quiet", either, action="store_true", help="print only warnings, errors and results")
+        more = "print the whole configuration, all metrics, and what the toolkits log"
+        self.add_flag("verbose", either, action="store_true", help=more)
+
     def parse_args(self, *arguments: Any, **options: Any) -> argparse.Namespace:  # type: ignore[override]
         """Parse as argparse does, and expand ``~`` at the beginning of values, as in ``-data_path=~/photos``."""
         parsed = super().parse_args(*arguments, **options)
+        choose_verbosity(getattr(parsed, "quiet", False), getattr(parsed, "verbose", False))
         expand_home(vars(parsed))
         return parsed
 

@@ -1,0 +1,82 @@
+"""The text of the log: plain ASCII in columns that stay aligned over a run, equal in all tasks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+__all__ = ["counted", "duration", "labeled", "metric_columns", "near_path", "number", "progress_line", "title"]
+
+_LABEL = 11  # columns of the longest label, "visualize:", and a blank
+_NUMBER = 6  # columns of a number that may have any size
+_WORDS = 5  # columns of "train", the longest word in place of a step
+
+
+def labeled(label: str, text: str) -> str:
+    """``label:     text``, with further lines below the text."""
+    return f"{label + ':':<{_LABEL}}" + text.replace("\n", "\n" + " " * _LABEL)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """``1 class`` or ``3 classes``; ``many`` appends an s by default."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def number(value: float) -> str:
+    """A number of any size in at most six columns: ``0.850``, ``123.4``, ``1.9e-3``, ``2e-10``."""
+    size = abs(value)
+    if value == 0 or 0.01 <= size < 10_000 or value != value:
+        return f"{value:.3f}" if size < 99.9995 else f"{value:.1f}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    short = f"e{int(exponent)}"
+    return (mantissa if len(mantissa + short) <= _NUMBER else f"{float(mantissa):.0f}") + short
+
+
+def duration(seconds: float) -> str:
+    """``1:07`` or, from an hour, ``12:01:07``."""
+    text = str(timedelta(seconds=round(seconds))).removeprefix("0:")
+    return text.removeprefix("0") if len(text) == 5 else text
+
+
+def title(metric: str) -> str:
+    """What to call a metric of the log file on the terminal: ``top-1``, ``box AP50``."""
+    return metric.replace("top1", "top-1").replace("top5", "top-5").replace("_", " ")
+
+
+def metric_columns(metrics: Mapping[str, float], decimals: int) -> str:
+    """Name and value of each metric: losses of any size, counts, and percentages with so many decimals."""
+    texts = []
+    for name, value in metrics.items():
+        text = f"{value:{4 + decimals}.{decimals}f}"
+        if name.startswith("loss"):
+            text = f"{number(value):>{_NUMBER}}"
+        elif isinstance(value, int):
+            text = str(value)
+        texts.append(f"{title(name)} {text}")
+    return "  ".join(texts)
+
+
+def progress_line(place: tuple[str, int, int], part: str | tuple[int, int], width: int, text: str) -> str:
+    """``[12:31:05] epoch  3/16  31/62  text``.
+
+    Args:
+        place: a unit, how many are reached, and how many there are.
+        part: a word, such as ``val``, or a step and the number of steps, of the present unit.
+        width: the number of steps of a unit, for which there has to be room; 0 where only words are given.
+        text: the other columns.
+    """
+    unit, reached, total = place
+    digits = len(str(width))
+    if isinstance(part, tuple):
+        part = f"{part[0]:>{digits}}/{part[1]}"
+    room = max(_WORDS, 2 * digits + 1 if width else 0)
+    return f"[{time.strftime('%H:%M:%S')}] {unit} {reached:>{len(str(total))}}/{total}  {part:<{room}}  {text}"
+
+
+def near_path(path: str | Path) -> str:
+    """A path as the present folder reaches it: relative if it is below, otherwise absolute."""
+    relative = os.path.relpath(path)
+    return relative if not relative.startswith("..") else os.path.abspath(path)  # noqa: PTH100 (keeps links)
