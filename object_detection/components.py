@@ -60,7 +60,7 @@ _COUNTERPARTS = {
 
 
 def silence_loggers() -> None:
-    """Silence PaddleDetection's loggers, unless ``-verbose``: errors and the check of the data say what they warn of."""
+    """Silence PaddleDetection's loggers without ``-verbose``: errors and the data check say what they warn of."""
     if is_verbose():
         return
     for name in logging.root.manager.loggerDict:

@@ -131,8 +131,9 @@ class TrainingLog:
         """Print a line, or several; with ``-quiet`` only those that begin with ``warning: ``."""
         if is_quiet():
             text = "\n".join(line for line in text.split("\n") if line.startswith("warning: "))
-        if text:
-            self.result(text)
+            if not text:
+                return
+        self.result(text)
 
     def result(self, text: str) -> None:
         """Print a line, or a table of several, above a progress bar if there is one."""

@@ -30,7 +30,7 @@ def next_commands(task: Task, folder: RunFolder, evaluator: Evaluator, stopped_e
         stopped_early: the run did not reach its last step.
     """
     weights = f"-pretrained {_quoted(folder.best)}"
-    image = shlex.quote(evaluator.example or near_path(_ROOT / "docs" / "digit.png"))
+    image = _quoted(evaluator.example or _ROOT / "docs" / "digit.png")
     tool = f"{_python()} {_quoted(_ROOT / 'tools')}"
     commands = {
         "evaluate": f"{_python()} {_launcher(task)} -cfg {_quoted(folder.config_file)} -eval {weights}",

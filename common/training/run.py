@@ -213,7 +213,8 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
     if before and step and rate(step - 1) > _JUMP * before:
         log.line(
             f"warning: the learning rate jumps from {before:.2e} to {rate(step):.2e}, so the "
-            f"{title(task.criterion)} may fall at first; to continue at a low rate, leave {task.length_key} as it was and raise TRAIN.COOLDOWN"
+            f"{title(task.criterion)} may fall at first; to continue at a low rate, leave {task.length_key} as it was "
+            "and raise TRAIN.COOLDOWN"
         )
 
 
@@ -276,7 +277,7 @@ def _print_end(
     if not best:
         log.result(f"no validation gave a finite {name}")
         return
-    log.line("\n")
+    log.line("")
     log.result(labeled("best", f"{name} {best[task.criterion]:.2f} after {best['at']} ({best['weights']})"))
     for label, command in next_commands(task, folder, evaluator, stopped_early).items():
         log.line(labeled(label, command))

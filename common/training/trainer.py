@@ -331,7 +331,7 @@ class Trainer:
             columns = [
                 metric_columns(shown, 1),
                 f"lr {number(rate):<6}",
-                f"{speed:{'5.0f' if speed >= 99.95 else '5.3g'}} img/s",
+                f"{speed:{'5.0f' if speed >= 99.95 else '#5.3g'}} img/s",
                 f"ETA {duration(left)}",
             ]
             if metrics["data_share"] >= _MUCH_WAITING or is_verbose():
