@@ -96,7 +96,7 @@ def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predict
     _check_task(task, checkpoint.source)
     config = TASKS[task].config().of_weights(checkpoint.config, checkpoint.source, arguments)
     if is_verbose():
-        print(printable(config.dump()), file=sys.stderr)
+        print("\n".join(map(printable, config.dump().split("\n"))), file=sys.stderr)
     select_device(config.DEVICE)
     return task, TASKS[task].predictor().from_checkpoint(checkpoint, config, fused), checkpoint
 

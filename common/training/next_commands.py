@@ -45,7 +45,7 @@ def next_commands(task: Task, folder: RunFolder, evaluator: Evaluator, stopped_e
         return commands | {"resume": f"{resume} -opts TRAIN.EARLY_STOP 0"}
     more = task.config.TRAIN.COOLDOWN + max(1, find(task.config, task.length_key) // 2)
     note = (
-        f"(at a low, constant learning rate; a larger {task.length_key} instead would raise the rate again, and the "
+        f"(at a low, constant learning rate; raising {task.length_key} instead would raise the rate again, and the "
         f"{title(task.criterion)} may fall at first)"
     )
     return commands | {"resume": f"{resume} -opts TRAIN.COOLDOWN {more}\n{note}"}

@@ -213,7 +213,7 @@ def test_a_cooldown_continues_a_finished_run_exactly_and_a_longer_schedule_warns
     tiny_runs.run(task, config, "-output", tmp_path / "a", *cooldown)
     tiny_runs.run(task, config, "-output", tmp_path / "b")
     output = capsys.readouterr().out
-    hint = rf"^resume: .*b/latest\.pdparams -opts TRAIN\.COOLDOWN \d+\n.*larger {length} "
+    hint = rf"^resume: .*b/latest\.pdparams -opts TRAIN\.COOLDOWN \d+\n.*raising {length} "
     assert re.search(hint, output, re.MULTILINE)
     state = tmp_path / "b" / "latest.pdparams"
     tiny_runs.run(task, config, "-output", tmp_path / "c", "-resume", state, "-opts", length, longer)
