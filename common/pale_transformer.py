@@ -29,6 +29,7 @@ from .layers.recompute import run_recomputed
 from .layers.variants import VARIANTS
 from .model_names import list_models, variant_settings
 from .pale_attention import PSAttention
+from .runtime.cpu_settings import set_cpu_settings_without_gpu
 from .timm_interface import TimmInterface, places_of
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
     "list_models",
     "variant_settings",
 ]
+
+set_cpu_settings_without_gpu()
 
 STRIDE = 32  # pixels per token of the last map, along each side
 
