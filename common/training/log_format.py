@@ -59,21 +59,20 @@ def metric_columns(metrics: Mapping[str, float], decimals: int) -> str:
     return "  ".join(texts)
 
 
-def progress_line(place: tuple[str, int, int], part: str | tuple[int, int], width: int, text: str) -> str:
+def progress_line(unit: str, reached: int, total: int, part: int | str, steps: int, text: str) -> str:
     """``[12:31:05] epoch  3/16  31/62  text``.
 
     Args:
-        place: a unit, how many are reached, and how many there are.
-        part: a word, such as ``val``, or a step and the number of steps, of the present unit.
-        width: the number of steps of a unit, for which there has to be room; 0 where only words are given.
+        unit: of the length of the run.
+        reached: the present one, from 1.
+        total: the length.
+        part: the step within the present unit, or a word, such as ``val``.
+        steps: of a unit.
         text: the other columns.
     """
-    unit, reached, total = place
-    digits = len(str(width))
-    if isinstance(part, tuple):
-        part = f"{part[0]:>{digits}}/{part[1]}"
-    room = max(_WORDS, 2 * digits + 1 if width else 0)
-    return f"[{time.strftime('%H:%M:%S')}] {unit} {reached:>{len(str(total))}}/{total}  {part:<{room}}  {text}"
+    shown = f"{part:>{len(str(steps))}}/{steps}" if isinstance(part, int) else part
+    room = max(_WORDS, len(f"{steps}/{steps}"))
+    return f"[{time.strftime('%H:%M:%S')}] {unit} {reached:>{len(str(total))}}/{total}  {shown:<{room}}  {text}"
 
 
 def near_path(path: str | Path) -> str:

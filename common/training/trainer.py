@@ -269,7 +269,7 @@ class Trainer:
             names = metrics if is_verbose() else (name for name in self.task.shown_metrics if name in metrics)
             shown = {name: metrics[name] for name in names}
             seconds = f"({time.perf_counter() - began:.1f} s)"
-            self.log.line(self._line(title, f"{metric_columns(shown, 2)}  {seconds}"))
+            self.log.line(self._line(f"{metric_columns(shown, 2)}  {seconds}", title))
             if details:
                 self.log.line(details)
             self._record(kind, metrics)
@@ -307,14 +307,12 @@ class Trainer:
 
     # ---- the log
 
-    def _line(self, part: str, text: str) -> str:
-        """A line of the log, of an epoch up to this step or of this step."""
-        step, steps, in_epochs = self.state.step, self._steps_per_unit, self.task.unit == "epoch"
+    def _line(self, text: str, word: str = "") -> str:
+        """A line of the log: of this step, or of the epoch up to it if there is a word for that."""
+        step, steps = self.state.step, self._steps_per_unit
         reached = -(-step // steps)
-        place = (self.task.unit, reached, self.total_steps // steps)
-        of_step = part == "step" and in_epochs
-        shown = (step - (reached - 1) * steps, steps) if of_step else part.replace("step", "train")
-        return progress_line(place, shown, steps if in_epochs else 0, text)
+        part = word or (step - (reached - 1) * steps if steps > 1 else "train")
+        return progress_line(self.task.unit, reached, self.total_steps // steps, part, steps, text)
 
     def _log_train(self, means: RunningMeans, record: bool, show: bool) -> None:
         """Log means of an interval, to be recorded, or of an epoch; ``compute`` is a collective operation."""
@@ -338,7 +336,7 @@ class Trainer:
                 columns.append(f"data wait {metrics['data_share']:.0f} %")
             if metrics["skipped"]:
                 columns.append(f"{metrics['skipped']} unreadable images replaced")
-            self.log.line(self._line("step" if record else "train", "  ".join(columns)))
+            self.log.line(self._line("  ".join(columns), "" if record else "train"))
         if record:
             norm = {"grad_norm": self._grad_norm} if math.isfinite(self._grad_norm) else {}
             self._record("train", {"lr": rate, **norm, **metrics})
