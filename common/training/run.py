@@ -278,6 +278,7 @@ def _print_end(
         log.result(f"no validation gave a finite {name}")
         return
     log.line("")
-    log.result(labeled("best", f"{name} {best[task.criterion]:.2f} after {best['at']} ({best['weights']})"))
+    averaged = ", of the averaged weights" if best["weights"] == "model_ema" else ""
+    log.result(labeled("best", f"{name} {best[task.criterion]:.2f} after {best['at']}{averaged}"))
     for label, command in next_commands(task, folder, evaluator, stopped_early).items():
         log.line(labeled(label, command))
