@@ -390,7 +390,7 @@ def test_the_ranks_agree_on_batchnorm_statistics_when_they_evaluate(tmp_path, sh
     output = train(shapes_config, "-opts", "TRAIN.EPOCHS", "1", ranks=2)
     (metrics,) = re.findall(r"epoch 1/1  val +(loss .*)  \(", output)
     evaluated = train(shapes_config, "-eval", "-pretrained", tmp_path / "out" / "latest.pdparams")
-    loss = [float(re.search(r"loss (\S+)", text)[1]) for text in (metrics, evaluated)]
+    loss = [float(re.search(r"loss +(\S+)", text)[1]) for text in (metrics, evaluated)]
     assert loss[0] == pytest.approx(loss[1], rel=1e-3)
 
 
