@@ -346,9 +346,8 @@ class Trainer:
         now, self._measured_steps = time.perf_counter(), self._measured_steps + 1
         if self._measured_steps == 1:
             self._first_step_ended = now
-        elif self._measured_steps == _ESTIMATED_AFTER:
+        elif self._measured_steps == _ESTIMATED_AFTER and (steps := self.total_steps - self.state.step):
             seconds = (now - self._first_step_ended) / (_ESTIMATED_AFTER - 1)
-            steps = self.total_steps - self.state.step
             self.log.line(labeled("time", f"about {duration(seconds * steps)} for the {steps:,} steps left"))
 
     def _record(self, kind: str, metrics: Mapping[str, float]) -> None:
