@@ -42,8 +42,11 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     backbone = tmp_path / "backbone.pdparams"
     shutil.copy(ROOT / "common" / "checkpoints" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
     options = ("-opts", "TRAIN.EMA_DECAY", "0.9", "PaleTransformer.pretrained", backbone)
-    output = run_program(LAUNCHER, "-cfg", boxes_config, *options, cwd=tmp_path).stdout
+    output = run_program(LAUNCHER, "-cfg", boxes_config, "-verbose", *options, cwd=tmp_path).stdout
     assert "Traceback" not in output
+    lines = [line.partition("] ")[2] for line in output.splitlines() if line.startswith("[")]
+    assert len(set(lines)) == len(lines), "no line comes twice, of a logger of PaddleDetection neither"
+    assert {line.partition(" ")[0].partition(".")[0] for line in lines} == {"ppdet", "epoch"}
     backbone.unlink()  # from now on, the weights come from elsewhere
     folder = tmp_path / "out"
     assert {path.name for path in folder.iterdir()} == {
