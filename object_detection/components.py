@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 # isort: split
-from object_detection import ppdet_patches  # noqa: F401 (before ppdet, which it patches)
+from object_detection import pale_backbone  # noqa: F401 (before ppdet: registers the backbone, applies the patches)
 
 # isort: split
 from paddle import nn
@@ -26,7 +26,6 @@ from common.errors import UserError, one_line
 from common.runtime.verbosity import is_verbose
 from common.training.config import check_keys, plain
 from common.training.optimizer import schedule_function
-from object_detection import pale_backbone  # noqa: F401 (registers itself in PaddleDetection)
 from object_detection.allowed import NOT_THE_MODEL
 from object_detection.config import CONFIG
 from object_detection.masks import RleMasks

@@ -13,7 +13,6 @@ import sys
 import textwrap
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,8 +23,6 @@ from .verbosity import choose_verbosity
 
 if TYPE_CHECKING:
     from .failure_watch import FailureWatch
-
-os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ side reports every connection otherwise
 
 EXIT_USER_ERROR = 2
 
@@ -114,9 +111,6 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     and print its line. A run that saved its state because of a signal exits with 128 plus the signal's number.
     """
     stop_with_launcher()
-    warnings.filterwarnings("ignore", message="No ccache found")
-    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
-    warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")  # while a model is traced
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = bool({"-debug", "--debug"} & set(argv))
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

@@ -171,7 +171,7 @@ _SHARED_FLAGS = {
     "amp": Flag(
         ("TRAIN.AMP",),
         str,
-        "mixed precision, float16 by default",
+        "mixed precision, float16 by default; bfloat16 is better where the GPU has it",
         "training",
         None,
         {"nargs": "?", "const": "float16", "choices": ("float16", "bfloat16")},

@@ -14,7 +14,7 @@ from paddle import nn
 
 from ..checkpoints.loading import deployed_state
 from ..errors import StoppedBySignal, UserError
-from ..runtime.distributed import gather_rows, rank, world_size
+from ..runtime.distributed import gather_rows, gather_scalars, rank, world_size
 from ..runtime.signals import StopRequest
 from ..runtime.verbosity import is_verbose
 from .batch_norm import average_statistics, get_statistics, set_statistics
@@ -63,7 +63,7 @@ class Trainer:
         self._steps_per_unit = self.steps_per_epoch if task.unit == "epoch" else 1
         self._validate_every = self.config.VALIDATE_EVERY * self._steps_per_unit
         self._checkpoint_every = self.config.CHECKPOINT_EVERY * self._steps_per_unit
-        self._overflows = self._measured_steps = 0
+        self._overflows = self._stop_signal = self._measured_steps = 0
         self._grad_norm = self._first_step_ended = math.nan
 
     @property
@@ -172,7 +172,9 @@ class Trainer:
     def _optimizer_step(self, losses: list[paddle.Tensor], bn_statistics: np.ndarray | None) -> int:
         """Update the weights, unless the loss or the gradient is not finite.
 
-        The ranks agree on this and on stopping before any of them changes its weights, so all stop at the same step.
+        The ranks agree on this and on stopping, so all stop at the same step. The host waits for a GPU once: where a
+        step may be skipped, before the update, and otherwise when all of the step is queued. A step that is not finite
+        then ends the run, before its weights are used or saved.
 
         Args:
             losses: of the batches of this step.
@@ -185,26 +187,47 @@ class Trainer:
         optimizer, scaler = state.optimizer, state.scaler
         optimizer.set_lr(self.training.learning_rate(state.step))
         scaler.unscale_(optimizer)
-        norm = self._grad_norm = clip_gradients(self.model.parameters(), config.TRAIN.GRAD_CLIP)
+        norm = clip_gradients(self.model.parameters(), config.TRAIN.GRAD_CLIP)
         if config.HISTOGRAMS and self._is_due(state.step + 1, self._validate_every):
             self._log_histograms()
-        finite, signals = gather_rows([math.isfinite(float(sum(losses))), self._stop_request.signal_number]).T
-        finite_losses = finite.astype(bool)
-        if finite_losses.all() and math.isfinite(norm):  # the gradients, and so their norm, are equal on all ranks
-            scaler.step(optimizer)
-            state.nonfinite_steps = self._overflows = 0
-            if state.ema:
-                state.ema.update(self.model)
-        elif finite_losses.all() and scaler.is_enable() and self._overflows < _MAX_OVERFLOWS:
-            self._overflows += 1  # usual with loss scaling: the scaler skips the step and lowers its scale
-            scaler.step(optimizer)
-        else:
-            self._skip_or_stop(np.flatnonzero(~finite_losses))
+        signal = paddle.full([], float(self._stop_request.signal_number))
+        flags = gather_scalars([paddle.isfinite(sum(losses)).astype("float32"), signal, norm])
+        may_be_skipped = scaler.is_enable() or config.TRAIN.SKIP_NONFINITE
+        if may_be_skipped and not self._check(flags):
             if bn_statistics is not None:
                 set_statistics(self.model, bn_statistics)  # BatchNorm has seen what is not finite
+        else:
+            scaler.step(optimizer)  # skips gradients that overflow, which is usual with loss scaling
+            if state.ema and not self._overflows:
+                state.ema.update(self.model)
         scaler.update()
-        optimizer.clear_grad()
-        return int(signals.max())
+        optimizer.clear_grad(set_to_zero=False)
+        if not may_be_skipped:
+            self._check(flags)
+        return self._stop_signal
+
+    def _check(self, flags: paddle.Tensor) -> bool:
+        """Read the flags of a step; waits for the device.
+
+        Args:
+            flags: of each rank, whether its loss is finite, the signal that it got, and the norm of the gradients.
+
+        Returns:
+            False if the step is to be skipped; True if the scaler does that, because gradients overflow.
+
+        Raises:
+            UserError: see :meth:`_skip_or_stop`.
+        """
+        finite, signals, norms = flags.numpy().T
+        self._stop_signal, self._grad_norm = int(signals.max()), float(norms.max())
+        if finite.all() and math.isfinite(self._grad_norm):
+            self.state.nonfinite_steps = self._overflows = 0
+        elif finite.all() and self.state.scaler.is_enable() and self._overflows < _MAX_OVERFLOWS:
+            self._overflows += 1  # usual with loss scaling: the scaler skips the step and lowers its scale
+        else:
+            self._skip_or_stop(np.flatnonzero(finite == 0))
+            return False
+        return True
 
     def _skip_or_stop(self, ranks: np.ndarray) -> None:
         """Count a step that is not finite.
