@@ -10,6 +10,7 @@ from statistics import median
 from tqdm import tqdm
 
 from image_classification.config import CONFIG, model_title
+from tools.helpers.chinese_tables import in_chinese
 from tools.helpers.markdown import markdown_table, read_section, replace_section
 from tools.helpers.paper_figures import (
     MODELS,
@@ -136,9 +137,10 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     """Document, name and content of each section that -markdown writes."""
     for task in TABLES:
         yield ROOT / "README.md", task, model_table(task, f"{task}/configs")
-        yield ROOT / "README_cn.md", task, model_table(task, f"{task}/configs")
-        yield ROOT / task / "README.md", "models", model_table(task, "configs")
-        yield ROOT / task / "README.md", "neighbors", neighbors(task)
+        yield ROOT / "README_cn.md", task, in_chinese(model_table(task, f"{task}/configs"))
+        for name, table in (("models", model_table(task, "configs")), ("neighbors", neighbors(task))):
+            yield ROOT / task / "README.md", name, table
+            yield ROOT / task / "README_cn.md", name, in_chinese(table)
         yield ROOT / "docs" / "paper.md", task, paper_table(task)
     yield ROOT / "docs" / "reproduction.md", "training_cost", cost_table()
     yield ROOT / "docs" / "gpu.md", "memory", memory_table()
