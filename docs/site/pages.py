@@ -76,6 +76,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(rewrite, markdown)
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Tell browsers the language of Chinese pages, which decides the shapes of their characters."""
+    return output.replace('<html lang="en"', '<html lang="zh-CN"') if page.file.src_uri.endswith("_cn.md") else output
+
+
 def _name(path: Path) -> str:
     """A path relative to the repository, with slashes."""
     return path.relative_to(ROOT).as_posix()

@@ -35,6 +35,7 @@ def test_the_site_has_the_documents_their_sources_and_the_reference(tmp_path):
     assert 'href="common/training/task/"' in (tmp_path / "reference/index.html").read_text(encoding="utf-8")
     api = (tmp_path / "docs/api/index.html").read_text(encoding="utf-8")
     assert 'href="../../reference/common/pale_transformer/#common.pale_transformer.create_model"' in api
+    assert '<html lang="zh-CN"' in (tmp_path / "object_detection/README_cn/index.html").read_text(encoding="utf-8")
     tutorial = (tmp_path / "docs/tutorial.ipynb/index.html").read_text(encoding="utf-8")
     (picture, *_) = re.findall(r'<img [^>]*src="\.\./(tutorial_files/[^"]*)"', tutorial)
     assert (tmp_path / "docs" / picture).is_file()
