@@ -121,7 +121,7 @@ def _check_task(task: str, source: str) -> None:
 
 def _task_of_config(cfg: str | None) -> str:
     """The task of a configuration file, for weights that do not name theirs."""
-    files = read_yaml_with_bases(Path(cfg).expanduser()) if cfg else ()
+    files = read_yaml_with_bases(Path(cfg)) if cfg else ()
     keys = {key for values, _ in files for key in values}
     return next((task for task in TASKS if TASKS[task].own_key in keys), "image_classification")
 

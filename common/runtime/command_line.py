@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError, one_line, printable
 from .cpu_settings import use_fast_gemm
+from .folders import expand_home
 from .signals import stop_with_launcher
 
 if TYPE_CHECKING:
@@ -30,19 +31,7 @@ use_fast_gemm()
 
 EXIT_USER_ERROR = 2
 
-__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "expand_home", "run"]
-
-
-def expand_home(value: Any) -> Any:
-    """Replace a leading ``~`` by the home folder, in a string or path, or in all values of a list or dict."""
-    if isinstance(value, dict):
-        value.update({name: expand_home(item) for name, item in value.items()})
-    elif isinstance(value, list):
-        value[:] = map(expand_home, value)
-    elif isinstance(value, (str, Path)) and str(value).startswith("~"):
-        with contextlib.suppress(ValueError):  # a name that no user can have, out of somebody's file
-            return type(value)(os.path.expanduser(value))  # noqa: PTH111 (keeps the type)
-    return value
+__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run"]
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -186,7 +186,7 @@ class RunFolder:
             save_file(state, path)
 
     def _contains(self, file: str) -> bool:
-        real = os.path.realpath(Path(file).expanduser())
+        real = os.path.realpath(file)
         return bool(file) and Path(real).parent == Path(os.path.realpath(self.folder))
 
     def _is_run(self) -> bool:
