@@ -42,7 +42,7 @@ def locate_file(path: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = expand_home(Path(path))
+    path = Path(expand_home(path))
     for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):
         if candidate.is_file():
             return candidate
