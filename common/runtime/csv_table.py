@@ -41,7 +41,8 @@ def read_table(file: Path, kind: type[Row]) -> list[Row]:
             if next(lines, None) != columns:
                 raise UserError(f"{file} has other columns than {','.join(columns)}; give another file")
             return [
-                kind(*(_read(types[column], cell) for column, cell in zip(columns, cells, strict=True))) for cells in lines
+                kind(*(_read(types[column], cell) for column, cell in zip(columns, cells, strict=True)))
+                for cells in lines
             ]
         except (ValueError, csv.Error) as error:
             raise UserError(f"{file} line {lines.line_num} is damaged ({error}); correct or delete it") from error
