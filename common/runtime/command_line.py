@@ -118,10 +118,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(128 + signal.SIGPIPE)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, MemoryError) as error:
         if debug:
             traceback.print_exc()
         message = str(error)
+        if isinstance(error, MemoryError):
+            message = f"there is not enough memory ({one_line(error)}); use smaller images, models or batches"
         if isinstance(error, OSError):
             where = f"{error.filename}: " if error.filename else ""
             message = f"{where}{error.strerror or error}; check path, permissions and free space"

@@ -191,8 +191,9 @@ def test_sides_of_a_fixed_size(doubling):
     assert export._fixed_size([64], doubling) == (64, 64)
     assert export._fixed_size([64, 40], doubling) == (64, 40)
     assert export._fixed_size(None, replace(doubling, usual_size=(32, 48), takes_usual_size_only=True)) == (32, 48)
-    with pytest.raises(UserError, match="-size 64 31: sides must be at least 32"):
-        export._fixed_size([64, 31], doubling)
+    for side in (31, 8193):
+        with pytest.raises(UserError, match=f"-size 64 {side}: sides must be from 32 to 8192"):
+            export._fixed_size([64, side], doubling)
     with pytest.raises(UserError, match="multiples of 32"):
         export._fixed_size([64, 40], replace(doubling, stride=32))
 
