@@ -22,11 +22,18 @@ def _send_at_death_of_parent(number: int) -> None:
 
 def stop_with_launcher() -> None:
     """Send SIGTERM to this rank when Paddle's launcher dies: a new launch would train beside it otherwise."""
-    launcher = os.getppid()
-    if "PADDLE_RANK_IN_NODE" in os.environ:  # only the launcher sets it
+    if sys.platform == "linux" and "PADDLE_RANK_IN_NODE" in os.environ:  # only the launcher sets it
         _send_at_death_of_parent(signal.SIGTERM)
-        if os.getppid() != launcher:  # it died before the request
+        # It runs the same interpreter. If it has died already, this process has another parent, such as init.
+        if not _is_same_file("/proc/self/exe", f"/proc/{os.getppid()}/exe"):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_same_file(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)  # noqa: PTH121
+    except OSError:  # not one of this user's processes
+        return False
 
 
 def stop_with_parent() -> None:

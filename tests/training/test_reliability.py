@@ -106,6 +106,22 @@ def test_a_second_signal_exits_at_once():
     assert result.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_rank_ends_whose_launcher_died_before_its_first_line():
+    program = (
+        "import os, time\n"
+        "from common.runtime.signals import stop_with_launcher\n"
+        "launcher = os.getpid()\n"
+        "if os.fork(): os._exit(0)\n"
+        "while os.getppid() == launcher: time.sleep(0.01)\n"
+        "stop_with_launcher()\n"
+        "print('alive')\n"
+    )
+    environment = os.environ | {"PADDLE_RANK_IN_NODE": "0"}
+    command = [sys.executable, "-c", program]
+    assert not subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60).stdout
+
+
 def test_nohup_is_respected():
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
