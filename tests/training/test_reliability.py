@@ -107,15 +107,17 @@ def test_a_second_signal_exits_at_once():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_rank_ends_whose_launcher_died_before_its_first_line():
+@pytest.mark.parametrize("name", ["stop_with_launcher", "bind_to_parent"])
+def test_a_rank_or_reader_ends_whose_parent_died_before_its_first_line(name):
     program = (
-        "import os, time\n"
-        "from common.runtime.signals import stop_with_launcher\n"
-        "launcher = os.getpid()\n"
-        "if os.fork(): os._exit(0)\n"
-        "while os.getppid() == launcher: time.sleep(0.01)\n"
-        "stop_with_launcher()\n"
-        "print('alive')\n"
+        "import multiprocessing, os, time\n"
+        f"from common.runtime.signals import {name}\n"
+        "def serve(parent):\n"
+        "    while os.getppid() == parent: time.sleep(0.01)\n"
+        f"    {name}()\n"
+        "    print('alive', flush=True)\n"
+        "multiprocessing.get_context('fork').Process(target=serve, args=(os.getpid(),)).start()\n"
+        "os._exit(0)\n"
     )
     environment = os.environ | {"PADDLE_RANK_IN_NODE": "0"}
     command = [sys.executable, "-c", program]
