@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-__all__ = ["StopRequest", "bind_to_parent", "stop_with_launcher", "stop_with_parent"]
+__all__ = ["StopRequest", "bind_to_parent", "clean_up_on_signals", "stop_with_launcher", "stop_with_parent"]
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -53,6 +53,16 @@ def bind_to_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # it died before the request
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def clean_up_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this program as Ctrl-C does, so that it removes unfinished files.
+
+    To be called after Paddle's import, which sets a handler of SIGTERM that ends the process at once.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
 
 
 class StopRequest:

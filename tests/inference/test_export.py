@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import shutil
+import signal
 from argparse import Namespace
 from dataclasses import replace
 
@@ -185,6 +187,14 @@ def test_wrong_flags(tmp_path, flags, problem):
     with pytest.raises(UserError, match=problem):
         export.main(["-pretrained", "mnist5k", "-out", str(tmp_path / "out"), *flags])
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_is_told_to_stop_leaves_nothing(tmp_path, monkeypatch, photographs):
+    monkeypatch.setattr(export, "_write_formats", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    out, image = tmp_path / "out", photographs / "roof.png"
+    with pytest.raises(KeyboardInterrupt):
+        export.main(["-pretrained", "mnist5k", "-out", str(out), "-images", str(image)])
+    assert not list(out.iterdir())
 
 
 def test_sides_of_a_fixed_size(doubling):
