@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError, one_line, printable
-from .cpu_settings import use_fast_gemm
 from .folders import expand_home
 from .signals import stop_with_launcher
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from .failure_watch import FailureWatch
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ side reports every connection otherwise
-use_fast_gemm()
 
 EXIT_USER_ERROR = 2
 
