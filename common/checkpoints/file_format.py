@@ -43,7 +43,7 @@ def locate_file(path: str | Path) -> Path:
         UserError: there is none.
     """
     path = Path(expand_home(path))
-    for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):
+    for candidate in (path, *(Path(f"{path}{suffix}") for suffix in SUFFIXES)):
         if candidate.is_file():
             return candidate
     if path.is_dir():

@@ -212,6 +212,8 @@ class RunFolder:
 
         Reader processes do not inherit it. Opening and closing the file again in this process would release it.
         """
+        if self._lock_path.is_symlink():  # to another file, which would be emptied
+            self._lock_path.unlink()
         self._lock_file = self._lock_path.open("a+", encoding="utf-8", errors="replace")
         try:
             import fcntl  # not on Windows

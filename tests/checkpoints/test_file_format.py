@@ -165,6 +165,8 @@ def test_a_missing_file_is_named(tmp_path):
         with pytest.raises(UserError) as caught:
             load_file(name)
         assert_one_line(caught.value, f"checkpoint {name} does not exist", ".pdparams", ".safetensors")
+    with pytest.raises(UserError, match=r"^\. is a folder; give a file in it"):
+        load_file(".")
 
 
 # ---- damage
