@@ -26,7 +26,7 @@ from common.errors import UserError, one_line  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.verbosity import is_quiet  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
-from common.training.config import add_weights_flags  # noqa: E402
+from common.training.config import MAX_SIDE, add_weights_flags  # noqa: E402
 
 if TYPE_CHECKING:
     from common.inference.exportable import Exportable
@@ -153,9 +153,9 @@ def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[in
             f"-size {size[0]} {size[1]}: images are preprocessed to {height} by {width} pixels; set "
             f"{exportable.size_key} to change that"
         )
-    if size and (min(size) < STRIDE or any(side % exportable.stride for side in size)):
+    if size and (not STRIDE <= min(size) <= max(size) <= MAX_SIDE or any(side % exportable.stride for side in size)):
         multiples = f" and multiples of {exportable.stride}" if exportable.stride > 1 else ""
-        raise UserError(f"-size {size[0]} {size[1]}: sides must be at least {STRIDE}{multiples}")
+        raise UserError(f"-size {size[0]} {size[1]}: sides must be from {STRIDE} to {MAX_SIDE}{multiples}")
     if size or exportable.takes_usual_size_only:
         return size or exportable.usual_size
     if paddle.__version__.startswith("2."):

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import UserError, missing_hint, one_line
 from ..runtime.atomic_file import replace_file
+from ..runtime.folders import expand_home
 from .safe_pickle import UnsafePickleError, load_arrays
 
 __all__ = ["SUFFIXES", "DamagedFileError", "float32_of_bfloat16", "load_file", "locate_file", "save_file"]
@@ -41,8 +42,8 @@ def locate_file(path: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(path).expanduser()
-    for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):
+    path = Path(expand_home(path))
+    for candidate in (path, *(Path(f"{path}{suffix}") for suffix in SUFFIXES)):
         if candidate.is_file():
             return candidate
     if path.is_dir():

@@ -80,7 +80,7 @@ def find_exported(source: str) -> Path | None:
     Raises:
         UserError: a folder contains no exported model.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     if any(row.tag == source for row in list_weights()):
         return None
     names = [name for form in FORMATS.values() for name in form.names]

@@ -18,7 +18,8 @@ from yacs.config import CfgNode
 
 from ..checkpoints.released import list_weights
 from ..errors import UserError
-from ..runtime.command_line import ArgumentParser, expand_home
+from ..runtime.command_line import ArgumentParser
+from ..runtime.folders import expand_home
 from ..runtime.yaml_text import parse, read_yaml
 from .allowed import Kind, NotAllowedError
 from .config_values import (
@@ -276,7 +277,7 @@ class TaskConfig:
         data = self._data(config)
         self._override(config, arguments)
         if not config.OUTPUT:
-            path = Path(arguments.cfg).expanduser().resolve().with_suffix("")
+            path = expand_home(Path(arguments.cfg)).resolve().with_suffix("")
             configs = self.default_file.parent.resolve()
             path = path.relative_to(configs) if path.is_relative_to(configs) else Path(path.name)
             other = [name for name in self._data(config) if name not in data]
@@ -304,7 +305,7 @@ class TaskConfig:
         """The names of the data: its kind and its folder, so far as the configuration has them."""
         flags = [self.flags[name] for name in ("dataset", "data_path") if name in self.flags]
         values = [find(config, flag.keys[0]) for flag in flags]
-        return [Path(os.path.realpath(Path(str(value)).expanduser())).name for value in values if value]
+        return [Path(os.path.realpath(expand_home(str(value)))).name for value in values if value]
 
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.

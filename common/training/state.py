@@ -226,6 +226,8 @@ class TrainingState:
             if rows.ndim != 2 or not len(rows) or rows.shape[1] != values or not np.isfinite(rows).all():
                 raise UserError(f"{source}: rank_statistics are not {values} finite numbers of each rank")
             set_statistics(model, rows[rank()] if len(rows) == world_size() else rows.mean(0))
+            if any(name.endswith("._variance") and tensor.min() < 0 for name, tensor in model.state_dict().items()):
+                raise UserError(f"{source}: rank_statistics contain a negative variance; use an older state")
         return differences
 
     def _conditions(self) -> dict[str, Any]:

@@ -161,10 +161,12 @@ def test_the_suffix_and_the_home_folder_may_be_left_out(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    for name in ("none", "no/folder/x.pdparams"):
+    for name in (tmp_path / "none", tmp_path / "no/folder/x.pdparams", "~no_such_user/x.pdparams"):
         with pytest.raises(UserError) as caught:
-            load_file(tmp_path / name)
-        assert_one_line(caught.value, f"checkpoint {tmp_path / name} does not exist", ".pdparams", ".safetensors")
+            load_file(name)
+        assert_one_line(caught.value, f"checkpoint {name} does not exist", ".pdparams", ".safetensors")
+    with pytest.raises(UserError, match=r"^\. is a folder; give a file in it"):
+        load_file(".")
 
 
 # ---- damage

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import shutil
+import signal
 from argparse import Namespace
 from dataclasses import replace
 
@@ -187,12 +189,21 @@ def test_wrong_flags(tmp_path, flags, problem):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_that_is_told_to_stop_leaves_nothing(tmp_path, monkeypatch, photographs):
+    monkeypatch.setattr(export, "_write_formats", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    out, image = tmp_path / "out", photographs / "roof.png"
+    with pytest.raises(KeyboardInterrupt):
+        export.main(["-pretrained", "mnist5k", "-out", str(out), "-images", str(image)])
+    assert not list(out.iterdir())
+
+
 def test_sides_of_a_fixed_size(doubling):
     assert export._fixed_size([64], doubling) == (64, 64)
     assert export._fixed_size([64, 40], doubling) == (64, 40)
     assert export._fixed_size(None, replace(doubling, usual_size=(32, 48), takes_usual_size_only=True)) == (32, 48)
-    with pytest.raises(UserError, match="-size 64 31: sides must be at least 32"):
-        export._fixed_size([64, 31], doubling)
+    for side in (31, 8193):
+        with pytest.raises(UserError, match=f"-size 64 {side}: sides must be from 32 to 8192"):
+            export._fixed_size([64, side], doubling)
     with pytest.raises(UserError, match="multiples of 32"):
         export._fixed_size([64, 40], replace(doubling, stride=32))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.runtime.command_line import ArgumentParser, expand_home
+from common.runtime.command_line import ArgumentParser
+from common.runtime.folders import expand_home
 from common.tasks import TASKS
 from common.training.config import add_weights_flags
 from common.training.config_values import find
