@@ -74,7 +74,8 @@ class Classification(Task):
         model = build_model(config, num_classes, token_labels=maps is not None)
         self.freeze(model)
         description = _describe_data({"training": train_set, "validation": val_set}, num_classes)
-        for line in split_warnings(train_set.class_names, train_set.names(), val_set.names()):
+        names = (train_set.names(), val_set.names())
+        for line in split_warnings(train_set.class_names, *names, config.DATA.DATA_PATH):
             description += f"\nwarning: {line}"
         weights = None
         if kind := config.DATA.CLASS_WEIGHTS:

@@ -42,6 +42,9 @@ __all__ = [
 # The parts after the stages: the classifier and its norm or, in backbones of dense models, a norm per output.
 _AFTER_THE_STAGES = ("head.", "norm.", "out_norms.")
 
+# What other training programs call the weights and their average in a training state.
+_OTHER_NAMES = {"state_dict": "model", "model_state_dict": "model", "state_dict_ema": "model_ema"}
+
 
 # ---- from a model
 
@@ -128,7 +131,7 @@ class Checkpoint:
             if isinstance(array, np.ndarray)
         }
         if not arrays:
-            raise UserError(f"{source} contains no weights")
+            raise UserError(f"{source} contains no weights, but {', '.join(map(repr, weights))[:200] or 'nothing'}")
         for name in arrays:
             if not name.isprintable():
                 raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
@@ -187,6 +190,9 @@ def read_state(source: str | Path) -> dict[str, Any]:
         UserError: it cannot be read or downloaded, is damaged, or contains something other than weights.
     """
     state = load_file(local_path(source))
+    for name, usual in _OTHER_NAMES.items():
+        if isinstance(state.get(name), dict) and not isinstance(state.get(usual), dict):
+            state[usual] = state.pop(name)
     if "model" not in state:
         return rename_keys(state)
     parts = [name for name in ("model", "model_ema", "optimizer") if isinstance(state.get(name), dict)]

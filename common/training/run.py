@@ -72,7 +72,7 @@ def _train(task: Task) -> dict[str, Any]:
         log.line(str(report))
     if not resumed and freezes_random_weights(config):
         log.line("warning: TRAIN.FREEZE keeps random weights as they are; give weights with -pretrained")
-    _warn_if_rate_still_rises(task, training)
+    _check_warm_up(task, training)
     if config.TRAIN.COOLDOWN:
         training.learning_rate = with_cooldown(training.learning_rate, training.total_steps)
         steps_per_unit = training.sampler.steps_per_epoch if task.unit == "epoch" else 1
@@ -198,7 +198,7 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
     if before and step and rate(step - 1) > _JUMP * before:
         log.line(
             f"warning: the learning rate jumps from {before:.2e} to {rate(step):.2e}, so the {task.criterion} may fall "
-            f"at first; to continue at a low rate, leave {task.length_key} as it was and raise TRAIN.COOLDOWN"
+            "at first; to continue at a low rate, undo the differences above, and raise TRAIN.COOLDOWN to train longer"
         )
 
 
@@ -226,10 +226,13 @@ def freezes_random_weights(config: CfgNode) -> bool:
     return bool(config.TRAIN.FREEZE) and not any(find(config, key) for key in keys)
 
 
-def _warn_if_rate_still_rises(task: Task, training: Training) -> None:
+def _check_warm_up(task: Task, training: Training) -> None:
     rate, total = training.learning_rate, training.total_steps
     if rate(total) > rate(total - 1):
-        task.log.line(f"warning: the warm-up does not end within {total} steps; shorten it, or raise {task.length_key}")
+        line = f"the warm-up does not end within {total} steps; shorten it, or raise {task.length_key}"
+        if task.config.TRAIN.COOLDOWN:
+            raise UserError(f"TRAIN.COOLDOWN would continue at the highest rate, because {line}")
+        task.log.line(f"warning: {line}")
 
 
 def _log_header(task: Task, model: nn.Layer) -> None:

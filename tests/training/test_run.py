@@ -217,7 +217,7 @@ def test_a_cooldown_continues_a_finished_run_exactly_and_a_longer_schedule_warns
     assert re.search(hint, output, re.MULTILINE)
     state = tmp_path / "b" / "latest.pdparams"
     tiny_runs.run(task, config, "-output", tmp_path / "c", "-resume", state, "-opts", length, longer)
-    assert re.search(r"warning: the learning rate jumps from \S+ to \S+, so the", capsys.readouterr().out)
+    assert re.search(r"learning rate jumps from \S+ to \S+, so .* undo the differences above", capsys.readouterr().out)
     tiny_runs.run(task, config, "-output", tmp_path / "b", "-resume", state, *cooldown)
     assert "jumps" not in capsys.readouterr().out
     a, b = (load_file(tmp_path / folder / "latest.pdparams") for folder in ("a", "b"))
@@ -235,6 +235,19 @@ def test_the_rate_of_an_epoch_that_is_trained_again_is_no_jump(tmp_path, shapes_
     output = capsys.readouterr().out
     assert "after epoch 1/2" in output
     assert "jumps" not in output
+
+
+def test_a_cooldown_at_the_highest_rate_is_refused(tmp_path, shapes_config):
+    with pytest.raises(UserError, match=r"TRAIN.COOLDOWN would continue at the highest rate, .* raise TRAIN.EPOCHS"):
+        tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.COOLDOWN", 1, "TRAIN.WARMUP_EPOCHS", 2)
+    assert not (tmp_path / "out" / "latest.pdparams").exists()
+
+
+def test_a_resumed_run_refuses_weights_that_it_would_ignore(tmp_path, shapes_config):
+    tiny_runs.run(Classification, shapes_config)
+    for source in ("auto", tmp_path / "out" / "latest.pdparams"):
+        with pytest.raises(UserError, match=r"MODEL.PRETRAINED mnist5k would be ignored: RESUME .*latest"):
+            tiny_runs.run(Classification, shapes_config, "-resume", source, "-pretrained", "mnist5k")
 
 
 @pytest.mark.parametrize(("pretrained", "warned"), [("", True), ("weights.pdparams", False)])
