@@ -23,7 +23,7 @@ def split_warnings(
     validation: Iterable[str | bytes],
     root: str | Path = "",
 ) -> list[str]:
-    """Return what looks wrong but may be intended: classes of one name, and images in both splits.
+    """Return what looks wrong but may be intended: classes of one name, and images that are repeated.
 
     Up to 50,000 images are also compared by the contents of their files.
 
@@ -37,7 +37,13 @@ def split_warnings(
         if count > 1:
             numbers = [str(number) for number, other in enumerate(class_names or ()) if other == name]
             lines.append(f"classes {', '.join(numbers)} are all called {name!r}")
-    train, val = ({os.fsdecode(os.path.normpath(path)) for path in paths} for paths in (training, validation))
+    counts = [Counter(os.fsdecode(os.path.normpath(path)) for path in paths) for paths in (training, validation)]
+    for split, count in zip(("training", "validation"), counts, strict=True):
+        if repeated := [path for path, number in count.items() if number > 1]:
+            lines.append(
+                f"{len(repeated):,} images are more than once in the {split} data, such as {printable(min(repeated))}"
+            )
+    train, val = map(set, counts)
     advice = "a validation on trained images says little about new ones"
     if shared := train & val:
         lines.append(

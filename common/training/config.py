@@ -491,6 +491,10 @@ def _check_shared(config: CfgNode) -> None:
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
     require(config, "MODEL.WEIGHTS", lambda value: value in WEIGHTS, "must be model, model_ema or ''")
+    if config.MODEL.WEIGHTS and not (config.MODEL.PRETRAINED or (config.EVAL and config.RESUME)):
+        raise UserError(
+            f"-weights {config.MODEL.WEIGHTS} chooses among the weights of a file; it needs -pretrained FILE"
+        )
     require(config, "SEED", lambda value: value < 2**32, "must be less than 2**32, which libraries take")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")

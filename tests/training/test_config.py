@@ -253,3 +253,9 @@ def test_the_rates_scale_with_the_batch_where_the_configuration_says_so():
     flags = ("-cfg", CONFIG.default_file.parent / "pale_tiny_224.yaml", "-batch_size", 64, "-device", "cpu")
     rate = Classification(load(*flags))._learning_rate(steps_per_epoch=10)
     assert rate(10 * 20) == pytest.approx(1e-3 * 64 / 1024)
+
+
+def test_a_choice_of_weights_without_weights_is_refused():
+    with pytest.raises(UserError, match=r"-weights model chooses .*; it needs -pretrained FILE"):
+        load("-weights", "model")
+    assert load("-weights", "model", "-eval", "-resume", "a.pdparams").MODEL.WEIGHTS == "model"
