@@ -131,7 +131,8 @@ class Checkpoint:
             if isinstance(array, np.ndarray)
         }
         if not arrays:
-            raise UserError(f"{source} contains no weights, but {', '.join(map(repr, weights))[:200] or 'nothing'}")
+            found = ", ".join(map(repr, weights))[:200] or "nothing"
+            raise UserError(f"{source} contains no weights, but {found}; save the weights alone, or as 'model'")
         for name in arrays:
             if not name.isprintable():
                 raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")

@@ -38,8 +38,8 @@ def split_warnings(
             numbers = [str(number) for number, other in enumerate(class_names or ()) if other == name]
             lines.append(f"classes {', '.join(numbers)} are all called {name!r}")
     counts = [Counter(os.fsdecode(os.path.normpath(path)) for path in paths) for paths in (training, validation)]
-    for split, count in zip(("training", "validation"), counts, strict=True):
-        if repeated := [path for path, number in count.items() if number > 1]:
+    for split, found in zip(("training", "validation"), counts, strict=True):
+        if repeated := [path for path, times in found.items() if times > 1]:
             lines.append(
                 f"{len(repeated):,} images are more than once in the {split} data, such as {printable(min(repeated))}"
             )
