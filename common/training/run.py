@@ -72,7 +72,7 @@ def _train(task: Task) -> dict[str, Any]:
         log.line(str(report))
     if not resumed and freezes_random_weights(config):
         log.line("warning: TRAIN.FREEZE keeps random weights as they are; give weights with -pretrained")
-    _check_warm_up(task, training)
+    ends_in_warm_up = _ends_in_warm_up(task, training)
     if config.TRAIN.COOLDOWN:
         training.learning_rate = with_cooldown(training.learning_rate, training.total_steps)
         steps_per_unit = training.sampler.steps_per_epoch if task.unit == "epoch" else 1
@@ -94,7 +94,7 @@ def _train(task: Task) -> dict[str, Any]:
             f"stopped early after {trainer.progress}: {trainer.state.validations_since_best} validations in a row had "
             f"no better {task.criterion} (TRAIN.EARLY_STOP)"
         )
-    _print_next_commands(task, folder, best, stopped_early)
+    _print_next_commands(task, folder, best, stopped_early, ends_in_warm_up)
     return best
 
 
@@ -226,13 +226,16 @@ def freezes_random_weights(config: CfgNode) -> bool:
     return bool(config.TRAIN.FREEZE) and not any(find(config, key) for key in keys)
 
 
-def _check_warm_up(task: Task, training: Training) -> None:
+def _ends_in_warm_up(task: Task, training: Training) -> bool:
+    """Warn of a schedule that ends at its highest rate, and refuse to cool down there."""
     rate, total = training.learning_rate, training.total_steps
-    if rate(total) > rate(total - 1):
+    rises = rate(total) > rate(total - 1)
+    if rises:
         line = f"the warm-up does not end within {total} steps; shorten it, or raise {task.length_key}"
         if task.config.TRAIN.COOLDOWN:
             raise UserError(f"TRAIN.COOLDOWN would continue at the highest rate, because {line}")
         task.log.line(f"warning: {line}")
+    return rises
 
 
 def _log_header(task: Task, model: nn.Layer) -> None:
@@ -245,7 +248,9 @@ def _log_header(task: Task, model: nn.Layer) -> None:
         task.log.line("mixed precision has no effect on CPUs: everything is computed in float32")
 
 
-def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any], stopped_early: bool) -> None:
+def _print_next_commands(
+    task: Task, folder: RunFolder, best: Mapping[str, Any], stopped_early: bool, ends_in_warm_up: bool
+) -> None:
     config_file, best_file, latest_file = (
         shlex.quote(str(path)) for path in (folder.config_file, folder.best, folder.latest)
     )
@@ -268,6 +273,9 @@ def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any],
     resume = f"resume:    {launcher} {program} -resume {latest_file} -opts"
     if stopped_early:
         line(f"{resume} TRAIN.EARLY_STOP 0")
+        return
+    if ends_in_warm_up:
+        line(f"{resume} {task.length_key} {2 * length}")
         return
     line(f"{resume} TRAIN.COOLDOWN {task.config.TRAIN.COOLDOWN + max(1, length // 2)}")
     line(

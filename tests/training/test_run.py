@@ -145,7 +145,9 @@ def test_an_evaluation_of_two_weights_is_refused(tmp_path, shapes_config):
 def test_the_printed_command_resumes_on_as_many_cpus(tmp_path, shapes_config, monkeypatch, capsys):
     task = Classification(load(CONFIG, "-cfg", shapes_config, "-device", "cpu"))
     monkeypatch.setattr(run, "world_size", lambda: 3)
-    run._print_next_commands(task, RunFolder(tmp_path, 0), {"top1": 1.0, "at": "epoch 1", "weights": "model"}, False)
+    run._print_next_commands(
+        task, RunFolder(tmp_path, 0), {"top1": 1.0, "at": "epoch 1", "weights": "model"}, False, False
+    )
     assert "--nproc_per_node 3 " in capsys.readouterr().out
 
 
@@ -237,10 +239,12 @@ def test_the_rate_of_an_epoch_that_is_trained_again_is_no_jump(tmp_path, shapes_
     assert "jumps" not in output
 
 
-def test_a_cooldown_at_the_highest_rate_is_refused(tmp_path, shapes_config):
+def test_a_cooldown_at_the_highest_rate_is_refused_and_not_advised(tmp_path, shapes_config, capsys):
     with pytest.raises(UserError, match=r"TRAIN.COOLDOWN would continue at the highest rate, .* raise TRAIN.EPOCHS"):
         tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.COOLDOWN", 1, "TRAIN.WARMUP_EPOCHS", 2)
     assert not (tmp_path / "out" / "latest.pdparams").exists()
+    tiny_runs.run(Classification, shapes_config, "-epochs", 1, "-opts", "TRAIN.WARMUP_EPOCHS", 2)
+    assert re.search(r"^resume: .* -opts TRAIN.EPOCHS 2$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_resumed_run_refuses_weights_that_it_would_ignore(tmp_path, shapes_config):
