@@ -20,6 +20,7 @@ from ..checkpoints.released import list_weights
 from ..errors import UserError
 from ..runtime.command_line import ArgumentParser, expand_home
 from ..runtime.yaml_text import parse, read_yaml
+from ..tasks import TASKS
 from .allowed import Kind, NotAllowedError
 from .config_values import (
     coerce,
@@ -273,6 +274,9 @@ class TaskConfig:
         """
         config = self.defaults()
         for values, source in read_yaml_with_bases(Path(arguments.cfg)):
+            for name, task in TASKS.items():
+                if task.own_key in values and task.own_key not in config:
+                    raise UserError(f"{source} is a configuration of {name}; give one of this task as -cfg")
             self._merge(config, values, source)
         data = self._data(config)
         self._override(config, arguments)

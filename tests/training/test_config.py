@@ -181,6 +181,8 @@ def test_a_wrong_value_is_one_line_that_names_it(flags, named):
         ("DATA: 3", "DATA is 3"),
         ("- a\n- b", "is a list"),
         ("a: [", "not a yaml file"),
+        ("model: {type: UPerNet}", "is a configuration of semantic_segmentation; give one of this task"),
+        ("architecture: MaskRCNN", "is a configuration of object_detection; give one of this task"),
         ("BASE: self.yaml", "includes self.yaml itself"),
         ("BASE: other.yaml", "other.yaml"),
     ],
