@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy  # noqa: F401  (before paddle: the zlib that paddle 2.6 loads breaks Pillow's PNG reader otherwise)
 
+from .runtime.cpu_settings import use_fast_gemm
+
 __version__ = "0.2.0"
 __all__ = [
     "PSAttention",
@@ -15,8 +17,11 @@ __all__ = [
     "create_model",
     "list_models",
     "register_model",
+    "set_cpu_settings",
     "transforms_for",
 ]
+
+use_fast_gemm()
 
 _MODULES = {
     "PSAttention": "pale_attention",
@@ -25,6 +30,7 @@ _MODULES = {
     "create_model": "pale_transformer",
     "list_models": "model_names",
     "register_model": "layers.variants",
+    "set_cpu_settings": "runtime.cpu_settings",
     "transforms_for": "inference.transforms",
 }
 

@@ -29,9 +29,9 @@ from .pale_attention import (
 __all__ = ["ATTENTIONS", "POSITION_ENCODINGS", "Grouping", "ShapedAttention", "groupings", "vary"]
 
 
-def window_groups(x: Tensor, rows: int, columns: int, heads: int) -> Tensor:
+def window_groups(x: Tensor, rows: int, columns: int, height: int, width: int, heads: int) -> Tensor:
     """Group rectangles of neighbors: ``[B, H, W, C]`` -> ``[B * N, heads, rows * columns, C / heads]``."""
-    _, height, width, channels = x.shape
+    channels = x.shape[-1]
     x = x.reshape([-1, height // rows, rows, width // columns, columns, heads, channels // heads])
     return x.transpose([0, 1, 3, 5, 2, 4, 6]).reshape([-1, heads, rows * columns, channels // heads])
 
@@ -65,13 +65,13 @@ class Grouping(NamedTuple):
         """Rows and columns of a group on a map of these sides."""
         return height if self.rows is None else self.rows, width if self.columns is None else self.columns
 
-    def group(self, x: Tensor, heads: int) -> Tensor:
+    def group(self, x: Tensor, height: int, width: int, heads: int) -> Tensor:
         """``[B, H, W, C]`` -> ``[B * N, heads, L, C / heads]``, tokens of a group row by row."""
         if self.interlaced and self.rows is not None:
-            return row_groups(x, self.rows, heads)
+            return row_groups(x, self.rows, height, width, heads)
         if self.interlaced and self.columns is not None:
-            return column_groups(x, self.columns, heads)
-        return window_groups(x, *self.sides(*x.shape[1:3]), heads)
+            return column_groups(x, self.columns, height, width, heads)
+        return window_groups(x, *self.sides(height, width), height, width, heads)
 
     def merge(self, groups: Tensor, height: int, width: int) -> Tensor:
         """The inverse of :meth:`group`."""
@@ -143,11 +143,10 @@ class ShapedAttention(nn.Layer):
                 [RelativePositionBias(num_heads // len(groupings), *grouping.sides(*padded)) for grouping in fitted]
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, H, W, C]`` to the same shape, for any H and W from 1 up."""
-        _, height, width, _ = x.shape
-        x, rows, columns = pad_to_groups(x, *self.multiples)
-        _, padded_height, padded_width, _ = x.shape
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """See :meth:`common.pale_attention.PSAttention.forward`."""
+        height, width = x.shape[1:3] if size is None else size
+        x, (rows, columns), padded = pad_to_groups(x, self.multiples, (height, width))
         parts, qkv = len(self.groupings), self.qkv(x)
         width_of_part, heads, attended = self.dim // parts, self.num_heads // parts, []
         for part, grouping in enumerate(self.groupings):
@@ -155,9 +154,9 @@ class ShapedAttention(nn.Layer):
             channels = slice(part * width_of_part, (part + 1) * width_of_part)
             bias = None
             if self.position_biases is not None:
-                bias = self.position_biases[part](*grouping.sides(padded_height, padded_width))
-            groups = self.attention(*(grouping.group(t[..., channels], heads) for t in qkv), bias)
-            attended.append(grouping.merge(groups, padded_height, padded_width))
+                bias = self.position_biases[part](*grouping.sides(*padded))
+            groups = self.attention(*(grouping.group(t[..., channels], *padded, heads) for t in qkv), bias)
+            attended.append(grouping.merge(groups, *padded))
         x = paddle.concat(attended, axis=-1)
         x = x[:, :height, :width]
         return self.projection(x)

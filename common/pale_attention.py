@@ -27,12 +27,12 @@ __all__ = [
 ]
 
 
-def row_groups(x: Tensor, rows: int, heads: int) -> Tensor:
+def row_groups(x: Tensor, rows: int, height: int, width: int, heads: int) -> Tensor:
     """Split a map into groups of interlaced rows: group i of N = H / rows has the rows i, i + N, i + 2N, ... [R, U].
 
     ``[B, H, W, C]`` -> ``[B * N, heads, rows * W, C / heads]``.
     """
-    _, height, width, channels = x.shape
+    channels = x.shape[-1]
     x = x.reshape([-1, rows, height // rows, width, heads, channels // heads])
     x = x.transpose([0, 2, 4, 1, 3, 5])  # [B, N, heads, rows, W, C / heads]
     return x.reshape([-1, heads, rows * width, channels // heads])
@@ -46,12 +46,12 @@ def merge_row_groups(groups: Tensor, rows: int, height: int, width: int) -> Tens
     return x.reshape([-1, height, width, heads * head_dim])
 
 
-def column_groups(x: Tensor, columns: int, heads: int) -> Tensor:
+def column_groups(x: Tensor, columns: int, height: int, width: int, heads: int) -> Tensor:
     """Split a map into groups of interlaced columns: group i of N = W / columns has the columns i, i + N, ... [R, U].
 
     ``[B, H, W, C]`` -> ``[B * N, heads, H * columns, C / heads]``.
     """
-    _, height, width, channels = x.shape
+    channels = x.shape[-1]
     x = x.reshape([-1, height, columns, width // columns, heads, channels // heads])
     x = x.transpose([0, 3, 4, 1, 2, 5])  # [B, N, heads, H, columns, C / heads]
     return x.reshape([-1, heads, height * columns, channels // heads])
@@ -86,10 +86,8 @@ class SeparableProjection(nn.Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``[B, H, W, C]`` to query, key and value of the same shape."""
-        dim = x.shape[-1]
-        x = self.norm(self.depthwise(x))
-        # Slices, because paddle.chunk copies more slowly on CPUs.
-        return self.query(x[..., :dim]), self.key(x[..., dim : 2 * dim]), self.value(x[..., 2 * dim :])
+        query, key, value = self.norm(self.depthwise(x)).split(3, axis=-1)
+        return self.query(query), self.key(key), self.value(value)
 
 
 class PSAttention(nn.Layer):
@@ -125,18 +123,17 @@ class PSAttention(nn.Layer):
         self.attention = ScaledDotProductAttention(fused)
         self.projection = Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, H, W, C]`` to the same shape, for any H and W from 1 up."""
-        _, height, width, _ = x.shape
-        x, rows, columns = pad_to_groups(x, *self.pale_size)
-        _, padded_height, padded_width, _ = x.shape
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Map ``[B, H, W, C]`` to the same shape, for any H and W from 1 up. ``size`` is (H, W), if it is known."""
+        height, width = x.shape[1:3] if size is None else size
+        x, (rows, columns), padded = pad_to_groups(x, self.pale_size, (height, width))
         half, heads = self.dim // 2, self.num_heads // 2
 
         qkv = self.qkv(x)
-        row_half = self.attention(*(row_groups(t[..., :half], rows, heads) for t in qkv))
-        row_half = merge_row_groups(row_half, rows, padded_height, padded_width)
-        column_half = self.attention(*(column_groups(t[..., half:], columns, heads) for t in qkv))
-        column_half = merge_column_groups(column_half, columns, padded_height, padded_width)
+        row_half = self.attention(*(row_groups(t[..., :half], rows, *padded, heads) for t in qkv))
+        row_half = merge_row_groups(row_half, rows, *padded)
+        column_half = self.attention(*(column_groups(t[..., half:], columns, *padded, heads) for t in qkv))
+        column_half = merge_column_groups(column_half, columns, *padded)
 
         x = paddle.concat([row_half, column_half], axis=-1)
         x = x[:, :height, :width]

@@ -29,6 +29,7 @@ from .layers.recompute import run_recomputed
 from .layers.variants import VARIANTS
 from .model_names import list_models, variant_settings
 from .pale_attention import PSAttention
+from .runtime.cpu_settings import set_cpu_settings_without_gpu
 from .timm_interface import TimmInterface, places_of
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
     "list_models",
     "variant_settings",
 ]
+
+set_cpu_settings_without_gpu()
 
 STRIDE = 32  # pixels per token of the last map, along each side
 
@@ -97,10 +100,10 @@ class PaleBlock(nn.Layer):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, H, W, C]`` to the same shape."""
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Map ``[B, H, W, C]`` to the same shape. ``size`` is (H, W), if it is known."""
         x = self.position_encoding(x)
-        x = x + self.drop_path(self.attention(self.norm1(x)))
+        x = x + self.drop_path(self.attention(self.norm1(x), size))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
 
@@ -116,8 +119,9 @@ class PaleStage(nn.Layer):
     def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
         """Map ``[B, H, W, C_in]`` to ``[B, H / stride, W / stride, C_out]``."""
         x = self.merging(x)
+        size = x.shape[1:3]  # read once, because each reading is an operation in a traced program with open sizes
         for block in self.blocks:
-            x = run_recomputed(block, x) if recompute else block(x)
+            x = run_recomputed(block, x) if recompute else block(x, size)
         return x
 
 

@@ -7,12 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.cpu_settings import use_fast_gemm
 from tests.helpers import tiny_configs
 from tests.helpers.scheduling import pytest_collection_modifyitems, pytest_xdist_auto_num_workers  # noqa: F401 (hooks)
-
-use_fast_gemm()  # as the programs do: a test may compare with what one of them computed
-
 
 # ``nohup`` or a shell's ``&`` may have set these signals to be ignored, which the programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,9 @@ def convert_to_onnx(graph: Path, weights: Path, path: str | Path, outputs: Seque
         UserError: paddle2onnx is not installed, or cannot convert the model.
         OSError: the file cannot be written.
     """
-    if importlib.util.find_spec("paddle2onnx") is None:
-        raise UserError("paddle2onnx is not installed: pip install -r requirements-export.txt (Python 3.10 to 3.12)")
+    for package in ("paddle2onnx", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{package} is not installed: pip install -r requirements-export.txt (Python 3.10 to 3.12)")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -167,41 +168,82 @@ def convert_to_onnx(graph: Path, weights: Path, path: str | Path, outputs: Seque
         if not converted.exists() or not converted.stat().st_size:
             lines = re.findall(r"^.*(?:error|unsupported|fail).*$", result.stdout, re.IGNORECASE | re.MULTILINE)
             raise UserError(f"paddle2onnx cannot convert this model: {(lines or ['no reason given'])[0].strip()}")
-        _write_tidied(converted, path, outputs)
+        _write_simplified(converted, path, outputs)
 
 
-def _write_tidied(source: Path, target: Path, outputs: Sequence[str]) -> None:
-    """Copy an ONNX file with other names of the outputs, and with constants as initializers, as other tools expect.
+def _write_simplified(source: Path, target: Path, outputs: Sequence[str]) -> None:
+    """Copy an ONNX file with other names of the outputs, and simplified.
 
-    Unused constants, which paddle2onnx leaves and runtimes warn of, are removed.
+    paddle2onnx writes thousands of identities, and the sizes of a map once for each tensor that they shape. The basic
+    optimizations of ONNX Runtime remove them and use ONNX's own operators only, so other runtimes read the file, too.
     """
     import onnx  # installed with paddle2onnx
+    import onnxruntime
 
     model = onnx.load(source)
-    used = {*_input_names(model.graph), *(output.name for output in model.graph.output)}
-    kept = []
-    for node in model.graph.node:
-        if node.op_type != "Constant":
-            kept.append(node)
-        elif node.output[0] in used:
-            node.attribute[0].t.name = node.output[0]
-            model.graph.initializer.append(node.attribute[0].t)
     for output, name in zip(model.graph.output, outputs, strict=True):
         # Through a node of its own, because subgraphs may read the output, too.
-        kept.append(onnx.helper.make_node("Identity", [output.name], [name]))
+        model.graph.node.append(onnx.helper.make_node("Identity", [output.name], [name]))
         output.name = name
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3  # without warnings
+    simplified = source.with_name("simplified.onnx")
+    options.optimized_model_filepath = str(simplified)
+    for _ in range(2):  # the first finds equal constants, the second what is computed from them
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        model = onnx.load(simplified)
+    _transpose_three_axes(onnx.shape_inference.infer_shapes(model).graph, model.graph)
+    used = {node.domain for node in model.graph.node}
+    opsets = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
     onnx.save(model, target)
 
 
-def _input_names(graph: Any) -> Iterator[str]:
-    """Names of the inputs of all nodes in a graph and its subgraphs."""
+def _transpose_three_axes(inferred: Any, graph: Any) -> None:
+    """Transpose the outputs of convolutions, ``[B, C, H, W]`` to ``[B, H, W, C]``, as ``[B, C, H * W]``.
+
+    OpenVINO computes LayerNorm and residual connections in the layout of the convolution otherwise, and reorders each
+    result for the next linear layer.
+
+    Args:
+        inferred: the graph with the shapes of its tensors.
+        graph: is changed.
+    """
+    from onnx import helper, numpy_helper
+
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in inferred.value_info}
+    inputs = {image.name for image in graph.input}
+    nodes = []
+
+    def constant(name: str, values: list[int]) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
     for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _input_names(attribute.g)
+        x, y = node.input[0] if node.input else "", node.output[0]
+        if node.op_type != "Transpose" or list(node.attribute[0].ints) != [0, 2, 3, 1] or x in inputs:
+            nodes.append(node)
+            continue
+        sizes = shapes.get(y, [0] * 4)
+        if all(sizes[1:]):
+            shape = constant(f"{y}/shape", [0, *sizes[1:]])
+        else:  # open sizes
+            shape = f"{y}/shape"
+            axes = constant(f"{y}/axes", [0, 2, 3, 1])
+            nodes += [
+                helper.make_node("Shape", [x], [f"{y}/sizes"]),
+                helper.make_node("Gather", [f"{y}/sizes", axes], [shape]),
+            ]
+        planes = constant(f"{y}/flat", [0, 0, -1])
+        nodes += [
+            helper.make_node("Reshape", [x, planes], [f"{y}/planes"]),
+            helper.make_node("Transpose", [f"{y}/planes"], [f"{y}/tokens"], perm=[0, 2, 1]),
+            helper.make_node("Reshape", [f"{y}/tokens", shape], [y]),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def open_onnx(file: Path, threads: int | None = None, device: str = "cpu") -> Any:

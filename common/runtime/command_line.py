@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError, one_line, printable
-from .cpu_settings import use_fast_gemm
 from .signals import stop_with_launcher
 
 if TYPE_CHECKING:
     from .failure_watch import FailureWatch
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ side reports every connection otherwise
-use_fast_gemm()
 
 EXIT_USER_ERROR = 2
 

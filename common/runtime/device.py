@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..errors import UserError
-from .cpu_settings import keep_freed_memory
+from .cpu_settings import set_cpu_settings
 
 __all__ = ["select_device"]
 
@@ -40,7 +40,5 @@ def select_device(name: str = "") -> str:
     if name == "gpu" and launched_on:
         name = f"gpu:{launched_on.split(',')[0]}"
     if name == "cpu":
-        # Strided views save copies on GPUs; on CPUs the copies behind them are up to 40 times slower than a transpose.
-        paddle.set_flags({"FLAGS_use_stride_kernel": False})
-        keep_freed_memory()
+        set_cpu_settings()
     return paddle.set_device(name) and name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 
 import numpy as np
 import paddle
@@ -18,7 +19,7 @@ from common.pale_transformer import create_model
 def model():
     """A short pale_nano with BatchNorm statistics of its own."""
     paddle.seed(0)
-    model = create_model("pale_nano", num_classes=10, depths=(1, 1, 1, 1))
+    model = create_model("pale_nano", num_classes=10, depths=(1, 1, 2, 1))
     for layer in model.sublayers():
         if isinstance(layer, nn.BatchNorm2D):
             layer._mean.set_value(paddle.randn(layer._mean.shape))
@@ -116,9 +117,13 @@ def test_a_fixed_size_takes_any_batch_and_leaves_the_model_as_it_was(model, tmp_
 
 @pytest.mark.slow
 def test_an_open_size_takes_maps_smaller_than_the_pale_and_maps_that_it_does_not_divide(model, tmp_path):
+    onnx = pytest.importorskip("onnx")
     pytest.importorskip("paddle2onnx")
     export_onnx(model, tmp_path / "model.onnx", {"images": [None, 3, None, None]}, ["logits"])
     check_equal(model, tmp_path / "model.onnx", (1, 64, 64), (2, 32, 32), (3, 96, 72), (1, 40, 129))
+    count = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    assert count["Floor"] == 4 * 2  # groups of rows and of columns, once a stage and not once a block or a tensor
+    assert count["Identity"] == 0
 
 
 @pytest.mark.slow

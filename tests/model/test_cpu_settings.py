@@ -1,4 +1,4 @@
-"""What the entry points set for CPUs."""
+"""What importing the model sets for CPUs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import platform
 import subprocess
 import sys
 
+import paddle
 import pytest
 
 from common.runtime import cpu_settings
+from common.runtime.cpu_settings import set_cpu_settings
 from tests.helpers.programs import ROOT
 
 AMD = "processor : 0\nvendor_id : AuthenticAMD\nflags : fpu sse2 avx avx2 fma\n"
@@ -39,27 +41,45 @@ def test_the_instructions_of_amd_are_used_unless_the_user_says_otherwise(
     assert os.environ.get("MKL_DEBUG_CPU_TYPE") == expected
 
 
-FAULTS = """
+IMPORTED = """
 import resource, sys
 import numpy as np
-from common.runtime.cpu_settings import keep_freed_memory
+import paddle
+import common.pale_transformer
 
-keep_freed_memory()
+
 def fill():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.empty(64 << 20, np.uint8).fill(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print([fill() for _ in range(3)][-1])
+faults = [fill() for _ in range(3)][-1]
+print(faults < 100, not paddle.get_flags("FLAGS_use_stride_kernel")["FLAGS_use_stride_kernel"])
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc")
-@pytest.mark.parametrize("given", [{}, {"MALLOC_MMAP_MAX_": "65536"}])
-def test_memory_that_was_freed_is_not_cleared_again(given):
-    """The third array of 64 MB touches no new page, unless the user chose."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | given
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "True True"),
+        ({"MALLOC_MMAP_MAX_": "65536"}, "False True"),
+        ({"FLAGS_use_stride_kernel": "1"}, "True False"),
+        ({"PALE_CPU_SETTINGS": "0"}, "False False"),
+    ],
+)
+def test_the_import_keeps_freed_memory_and_switches_views_off_unless_the_user_says_otherwise(given, expected):
+    """The third array of 64 MB touches no new page."""
+    settings = ("MALLOC_", "FLAGS_use_stride_kernel", "PALE_CPU_SETTINGS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(settings)} | given
     environment["NUMPY_MADVISE_HUGEPAGE"] = "0"  # a page is one of 4 KiB
     output = subprocess.run(
-        [sys.executable, "-c", FAULTS], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", IMPORTED], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     ).stdout
-    assert (int(output) < 100) == (not given)
+    assert output.strip() == expected
+
+
+def test_the_defaults_can_be_restored():
+    set_cpu_settings(False)
+    assert paddle.get_flags("FLAGS_use_stride_kernel") == {"FLAGS_use_stride_kernel": True}
+    set_cpu_settings()
+    assert paddle.get_flags("FLAGS_use_stride_kernel") == {"FLAGS_use_stride_kernel": False}

@@ -127,9 +127,9 @@ def test_fused_attention_equals_the_plain_formula():
 )
 def test_padding_appends_zeros_until_the_groups_divide_the_map(height, width, group, padded):
     x = random_tensor(2, height, width, 3).detach()
-    y, rows, columns = pad_to_groups(x, *group)
-    assert (rows, columns) == (min(group[0], height), min(group[1], width))
-    assert tuple(y.shape[1:3]) == padded
+    y, sides, size = pad_to_groups(x, group, (height, width))
+    assert sides == (min(group[0], height), min(group[1], width))
+    assert tuple(y.shape[1:3]) == size == padded
     np.testing.assert_array_equal(y[:, :height, :width].numpy(), x.numpy())
     assert float(y.abs().sum()) == pytest.approx(float(x.abs().sum()))
 

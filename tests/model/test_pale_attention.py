@@ -20,15 +20,15 @@ def make_attention(dim=8, num_heads=4, pale_size=2, dtype="float64", training=Fa
 def test_groups_hold_interlaced_rows_and_columns():
     """A map of 6x4 whose tokens are numbered row by row; one head."""
     x = paddle.arange(24).reshape([1, 6, 4, 1])
-    rows = row_groups(x, 2, 1)[:, 0, :, 0].tolist()
+    rows = row_groups(x, 2, *x.shape[1:3], 1)[:, 0, :, 0].tolist()
     assert rows == [[4 * row + column for row in (group, group + 3) for column in range(4)] for group in range(3)]
-    columns = column_groups(x, 2, 1)[:, 0, :, 0].tolist()
+    columns = column_groups(x, 2, *x.shape[1:3], 1)[:, 0, :, 0].tolist()
     assert columns == [[4 * row + column for row in range(6) for column in (group, group + 2)] for group in range(2)]
 
 
 def test_merging_is_the_inverse_of_grouping():
     x = paddle.to_tensor(random_map(2, 6, 8, 12))
-    rows, columns = row_groups(x, 3, 4), column_groups(x, 2, 4)
+    rows, columns = row_groups(x, 3, 6, 8, 4), column_groups(x, 2, 6, 8, 4)
     assert rows.shape == [2 * 2, 4, 3 * 8, 3]
     assert columns.shape == [2 * 4, 4, 6 * 2, 3]
     np.testing.assert_array_equal(merge_row_groups(rows, 3, 6, 8).numpy(), x.numpy())

@@ -44,10 +44,9 @@ def _group_indices(attention: nn.Layer, height: int, width: int) -> tuple[list[n
         kinds, sizes = attention.groupings, attention.multiples
     else:
         kinds, sizes = groupings("pale", attention.pale_size), attention.pale_size
-    padded, rows, columns = pad_to_groups(paddle.zeros([1, height, width, 1]), *sizes)
-    sides = tuple(padded.shape[1:3])
+    _, (rows, columns), sides = pad_to_groups(paddle.zeros([1, height, width, 1]), sizes, (height, width))
     index = paddle.arange(math.prod(sides)).reshape([1, *sides, 1])
-    return [kind.fitted(rows, columns).group(index, heads=1)[:, 0, :, 0].numpy() for kind in kinds], sides
+    return [kind.fitted(rows, columns).group(index, *sides, heads=1)[:, 0, :, 0].numpy() for kind in kinds], sides
 
 
 # ---- groups
