@@ -112,6 +112,8 @@ class Classification(Task):
         # Without names, the numbers of the classes may still be those of folders.
         class_names = checkpoint.class_names or [str(number) for number in range(num_classes or 0)]
         val_set = self._build_dataset("val", num_classes, class_names)
+        if val_set.class_names is None:  # list files without names
+            val_set.class_names = checkpoint.class_names
         num_classes = num_classes or val_set.num_classes
         if self.config.REPORT and num_classes > MAX_CONFUSED:
             raise UserError(f"-report takes at most {MAX_CONFUSED:,} classes, not {num_classes:,}; leave it out")
