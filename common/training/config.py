@@ -274,9 +274,6 @@ class TaskConfig:
         """
         config = self.defaults()
         for values, source in read_yaml_with_bases(Path(arguments.cfg)):
-            for name, task in TASKS.items():
-                if task.own_key in values and task.own_key not in config:
-                    raise UserError(f"{source} is a configuration of {name}; give one of this task as -cfg")
             self._merge(config, values, source)
         data = self._data(config)
         self._override(config, arguments)
@@ -371,6 +368,9 @@ class TaskConfig:
 
     def _merge(self, config: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
         """Merge a nested mapping."""
+        for name, task in TASKS.items() if not prefix else ():
+            if task.own_key in values and task.own_key not in config:
+                raise UserError(f"{source} has a configuration of {name}; give one of this task")
         for name, value in values.items():
             key = f"{prefix}{name}"
             if isinstance(value, dict) and isinstance(find(config, key), CfgNode) and key not in self.open_sections:

@@ -223,7 +223,14 @@ def file_size_limit(size):
 
 
 def assert_asks_for_space(error, path):
-    assert_one_line(error, f"cannot write {path}", "free disk space", "-output", "Earlier checkpoints are intact")
+    assert_one_line(
+        error, f"cannot write {path}", "free disk space", "another folder", "Earlier checkpoints are intact"
+    )
+
+
+def test_an_error_that_is_not_of_space_asks_for_none(tmp_path):
+    with pytest.raises(UserError, match=r"n.pdparams: No such file or directory; choose another folder\."):
+        save_file({"a": np.zeros(1)}, tmp_path / "missing" / "n.pdparams")
 
 
 def test_a_state_that_cannot_be_pickled_leaves_the_old_file(tmp_path):
