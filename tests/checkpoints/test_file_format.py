@@ -228,11 +228,6 @@ def assert_asks_for_space(error, path):
     )
 
 
-def test_an_error_that_is_not_of_space_asks_for_none(tmp_path):
-    with pytest.raises(UserError, match=r"n.pdparams: No such file or directory; choose another folder\."):
-        save_file({"a": np.zeros(1)}, tmp_path / "missing" / "n.pdparams")
-
-
 def test_a_state_that_cannot_be_pickled_leaves_the_old_file(tmp_path):
     path = tmp_path / "state.pdparams"
     save_file(STATE, path)

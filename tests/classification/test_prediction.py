@@ -33,7 +33,7 @@ def test_outputs_that_are_not_finite_are_an_error_of_the_image(tmp_path):
 
 def test_a_number_of_classes_that_is_not_that_of_the_weights_is_refused():
     flags = [str(ROOT / "docs/digit.png"), "-pretrained", "mnist5k", "-opts", "MODEL.NUM_CLASSES", "3"]
-    with pytest.raises(UserError, match="MODEL.NUM_CLASSES is 3, but mnist5k has 10 classes; set it to 10, or leave"):
+    with pytest.raises(UserError, match=r"MODEL.NUM_CLASSES is 3, but mnist5k has 10 classes; set it to 10, or leave"):
         predict.main(flags)
 
 
