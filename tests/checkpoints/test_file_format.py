@@ -255,7 +255,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     for path in (tmp_path / "file" / "deep" / "state.pdparams", tmp_path / "folder.pdparams"):
         with pytest.raises(UserError) as caught:
             save_file(STATE, path)
-        assert_one_line(caught.value, f"cannot write {path}", "-output")
+        assert_one_line(caught.value, f"cannot write {path}", "; choose another folder. ")
     assert (tmp_path / "file").read_text() == "mine"
 
 
