@@ -191,6 +191,11 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
                 f"{name}.{key}: {one_line(error)}; give a list of PaddleDetection's transforms, each NAME: "
                 "{argument: value}"
             ) from error
+    if (mean := find_normalization(config, name)[0]).max() > 1:
+        raise UserError(
+            f"{name}: the mean {mean.tolist()} of NormalizeImage is not of pixels from 0 to 1; divide mean and std by "
+            "255, or set is_scale: false"
+        )
     pipelines[1].collate_batch = name != "TrainReader"  # training images differ in their numbers of objects
     return pipelines[0], pipelines[1]
 

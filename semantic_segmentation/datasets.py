@@ -26,6 +26,7 @@ import numpy as np
 from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
+from common.data.channel_image import ARRAY_SUFFIX
 from common.data.class_names import read_class_names
 from common.data.image_file import check_header, is_ignored
 from common.demo_data import folders as demo_folders
@@ -185,6 +186,11 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         dataset.file_list = sorted(pair for pair in dataset.file_list if not is_ignored(Path(pair[0]).name))
     if not dataset.file_list:
         raise UserError(f"{where} finds no images in {dataset.dataset_root}; check it")
+    mean = max(np.max(getattr(item, "mean", 0)) for item in dataset.transforms.transforms)
+    if mean > 1 and not dataset.file_list[0][0].lower().endswith((ARRAY_SUFFIX, ".tif", ".tiff")):  # may be any numbers
+        raise UserError(
+            f"{name}.transforms: the mean {mean:g} of Normalize is not of pixels from 0 to 1; divide it and std by 255"
+        )
     dataset.class_names = _class_names(dataset, kind)
     return dataset
 

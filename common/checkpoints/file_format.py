@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import struct
@@ -98,9 +99,11 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
                 pickle.dump(dict(state), writer, protocol=4)
                 writer.write(_TRAILER.pack(_MAGIC, writer.checksum))
     except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        space = "it needs space in addition to the old file: free disk space, or " if is_full else ""
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; it needs space in addition to the old file: free "
-            "disk space or choose another -output. Earlier checkpoints are intact"
+            f"cannot write {path}: {error.strerror or error}; {space}choose another folder. Earlier checkpoints are "
+            "intact"
         ) from error
 
 

@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..runtime.command_line import ArgumentParser
 from ..runtime.folders import expand_home
 from ..runtime.yaml_text import parse, read_yaml
+from ..tasks import TASKS
 from .allowed import Kind, NotAllowedError
 from .config_values import (
     coerce,
@@ -384,6 +385,9 @@ class TaskConfig:
 
     def _merge(self, config: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
         """Merge a nested mapping."""
+        for name, task in TASKS.items() if not prefix else ():
+            if task.own_key in values and task.own_key not in config:
+                raise UserError(f"{source} has a configuration of {name}; give one of this task")
         for name, value in values.items():
             key = f"{prefix}{name}"
             if isinstance(value, dict) and isinstance(find(config, key), CfgNode) and key not in self.open_sections:
@@ -513,6 +517,10 @@ def _check_shared(config: CfgNode) -> None:
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
     require(config, "MODEL.WEIGHTS", lambda value: value in WEIGHTS, "must be model, model_ema or ''")
+    if config.MODEL.WEIGHTS and not (config.MODEL.PRETRAINED or (config.EVAL and config.RESUME)):
+        raise UserError(
+            f"-weights {config.MODEL.WEIGHTS} chooses among the weights of a file; it needs -pretrained FILE"
+        )
     require(config, "SEED", lambda value: value < 2**32, "must be less than 2**32, which libraries take")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")

@@ -192,8 +192,14 @@ class TrainingState:
         self.nonfinite_steps = state.nonfinite
         self.best = best
         if state.config is not None:
-            spec = self._task.config_spec
-            differences += spec.differences(spec.from_text(state.config, source), self._task.config)
+            spec, now = self._task.config_spec, self._task.config
+            then = spec.from_text(state.config, source)
+            if now.MODEL.PRETRAINED not in ("", then.MODEL.PRETRAINED):
+                raise UserError(
+                    f"MODEL.PRETRAINED {now.MODEL.PRETRAINED} would be ignored: RESUME {source} already has the run's "
+                    f"own weights, which started from {then.MODEL.PRETRAINED or 'random ones'}; leave out one of them"
+                )
+            differences += spec.differences(then, now)
         return differences
 
     def _restore_weights(self, saved: Mapping[str, Any], state: SavedState, source: str) -> list[str]:

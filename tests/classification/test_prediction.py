@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.inference.predictor import PredictOptions
 from image_classification.prediction import Classifier
 from tests.helpers.classification_config import make_config
+from tests.helpers.programs import ROOT
 from tools import predict
 
 
@@ -28,6 +29,12 @@ def test_outputs_that_are_not_finite_are_an_error_of_the_image(tmp_path):
     black, white = classifier.predict(files, PredictOptions())
     assert len(black["predictions"]) == 3
     assert white["error"].startswith(f"image {files[1]}: the outputs of the model are not finite")
+
+
+def test_a_number_of_classes_that_is_not_that_of_the_weights_is_refused():
+    flags = [str(ROOT / "docs/digit.png"), "-pretrained", "mnist5k", "-opts", "MODEL.NUM_CLASSES", "3"]
+    with pytest.raises(UserError, match=r"MODEL.NUM_CLASSES is 3, but mnist5k has 10 classes; set it to 10, or leave"):
+        predict.main(flags)
 
 
 def test_weights_of_an_exported_model_cannot_be_chosen(tmp_path):
