@@ -135,8 +135,8 @@ def test_exported_models_predict_as_the_weights_do(tmp_path, capsys, photographs
     for source, *precision in sources[: len(WRITABLE)]:
         for row, found in zip(expected, predictions(source, "b", *precision), strict=True):
             same(row, found)
-    agreement = card["openvino_in_bfloat16"]  # of random weights; empty if the processor has no bfloat16
-    assert all(0 <= value <= 1 for key, value in agreement.items() if key != "agreement")
+    agreement = card["openvino_in_bfloat16"]["agreement"]  # empty if the processor has no bfloat16
+    assert all(0.2 < value <= 1 for value in agreement.values())  # of random weights
 
 
 HARD = {  # settings that converters get wrong: unaligned features, a limit before NMS, equal scores

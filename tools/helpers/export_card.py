@@ -68,7 +68,11 @@ def make_card(
         },
         "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
         "checked_against_eager_mode": {"tolerance": TOLERANCE, "largest_differences": dict(checks)},
-        "openvino_in_bfloat16": {"agreement": exportable.agreement_name, **agreement} if agreement else {},
+        "openvino_in_bfloat16": {
+            "setting": "INFERENCE_PRECISION_HINT bf16",
+            "measure": exportable.agreement_name,
+            "agreement": dict(agreement),
+        },
         "left_out": dict(left_out),
         "exported_with": {"pale-transformer-paddle": __version__, **installed_versions(_PACKAGES)},
         "exported_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
