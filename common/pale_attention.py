@@ -86,10 +86,8 @@ class SeparableProjection(nn.Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``[B, H, W, C]`` to query, key and value of the same shape."""
-        dim = x.shape[-1]
-        x = self.norm(self.depthwise(x))
-        # Slices, because paddle.chunk copies more slowly on CPUs.
-        return self.query(x[..., :dim]), self.key(x[..., dim : 2 * dim]), self.value(x[..., 2 * dim :])
+        query, key, value = self.norm(self.depthwise(x)).split(3, axis=-1)
+        return self.query(query), self.key(key), self.value(value)
 
 
 class PSAttention(nn.Layer):

@@ -195,11 +195,57 @@ def _write_simplified(source: Path, target: Path, outputs: Sequence[str]) -> Non
     for _ in range(2):  # the first finds equal constants, the second what is computed from them
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         model = onnx.load(simplified)
+    _transpose_three_axes(onnx.shape_inference.infer_shapes(model).graph, model.graph)
     used = {node.domain for node in model.graph.node}
     opsets = [opset for opset in model.opset_import if opset.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(opsets)
     onnx.save(model, target)
+
+
+def _transpose_three_axes(inferred: Any, graph: Any) -> None:
+    """Transpose the outputs of convolutions, ``[B, C, H, W]`` to ``[B, H, W, C]``, as ``[B, C, H * W]``.
+
+    OpenVINO computes LayerNorm and residual connections in the layout of the convolution otherwise, and reorders each
+    result for the next linear layer.
+
+    Args:
+        inferred: the graph with the shapes of its tensors.
+        graph: is changed.
+    """
+    from onnx import helper, numpy_helper
+
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in inferred.value_info}
+    inputs = {image.name for image in graph.input}
+    nodes = []
+
+    def constant(name: str, values: list[int]) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+    for node in graph.node:
+        x, y = node.input[0] if node.input else "", node.output[0]
+        if node.op_type != "Transpose" or list(node.attribute[0].ints) != [0, 2, 3, 1] or x in inputs:
+            nodes.append(node)
+            continue
+        sizes = shapes.get(y, [0] * 4)
+        if all(sizes[1:]):
+            shape = constant(f"{y}/shape", [0, *sizes[1:]])
+        else:  # open sizes
+            shape = f"{y}/shape"
+            axes = constant(f"{y}/axes", [0, 2, 3, 1])
+            nodes += [
+                helper.make_node("Shape", [x], [f"{y}/sizes"]),
+                helper.make_node("Gather", [f"{y}/sizes", axes], [shape]),
+            ]
+        planes = constant(f"{y}/flat", [0, 0, -1])
+        nodes += [
+            helper.make_node("Reshape", [x, planes], [f"{y}/planes"]),
+            helper.make_node("Transpose", [f"{y}/planes"], [f"{y}/tokens"], perm=[0, 2, 1]),
+            helper.make_node("Reshape", [f"{y}/tokens", shape], [y]),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def open_onnx(file: Path, threads: int | None = None, device: str = "cpu") -> Any:

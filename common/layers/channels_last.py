@@ -36,15 +36,17 @@ class DepthwiseConv2D(nn.Conv2D):
         self.multiplier = multiplier
 
     def forward(self, x: Tensor) -> Tensor:
+        if cpu_kernels.serve(x):
+            return cpu_kernels.depthwise_conv2d(x, self.weight, self.bias)
         x = paddle.concat(self.outputs(x), axis=-1) if self.multiplier > 1 else self.outputs(x)[0]
         return x if self.bias is None else x + self.bias
 
     def outputs(self, x: Tensor) -> list[Tensor]:
         """The M outputs, ``[B, H, W, C]`` each, without the bias."""
-        kernels = self.weight.split(self.multiplier)
         if cpu_kernels.serve(x):
-            return cpu_kernels.depthwise_conv2d(x, kernels)
+            return cpu_kernels.depthwise_conv2d(x, self.weight, None).split(self.multiplier, axis=-1)
         x = x.transpose([0, 3, 1, 2])  # Paddle's kernels for channels-first maps are faster
+        kernels = self.weight.split(self.multiplier)
         outputs = (F.conv2d(x, kernel, padding=self._padding, groups=self._groups) for kernel in kernels)
         return [output.transpose([0, 2, 3, 1]) for output in outputs]
 
