@@ -18,7 +18,7 @@ from common.pale_features import create_features as _create_features
 from common.pale_transformer import PaleTransformer as _PaleTransformer
 from common.pale_transformer import create_model as _create_model
 
-dependencies = ["paddle", "numpy", "PIL", "yaml", "yacs", "tqdm", "safetensors"]
+dependencies = ["paddle", "numpy", "PIL", "yaml", "tqdm", "safetensors"]
 
 
 def _entry_point(name: str) -> _Callable[..., _PaleTransformer]:

@@ -22,7 +22,7 @@ from typing import Any
 from unittest import mock
 
 # isort: split
-from object_detection import ppdet_patches  # noqa: F401 (before ppdet, which it patches)
+from common.toolkits import ppdet_patches  # noqa: F401 (before ppdet, which it patches)
 
 # isort: split
 import numpy as np

@@ -20,8 +20,8 @@ from ppdet.modeling.necks.fpn import FPN
 
 from common.errors import UserError
 from common.toolkits.patches import namespace
+from common.toolkits.ppdet_patches import LEAST_SIDE, replace_empty_boxes
 from object_detection.masks import original_size
-from object_detection.ppdet_patches import LEAST_SIDE, replace_empty_boxes
 
 __all__ = ["SingleImageDetector"]
 

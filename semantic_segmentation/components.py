@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from common.errors import UserError, one_line
 from common.training.config import check_keys, plain
 from common.training.optimizer import schedule_function
-from semantic_segmentation import pale_backbone, upernet  # noqa: F401 (they register themselves in PaddleSeg)
+from semantic_segmentation import pale_backbone  # noqa: F401 (registers the backbone and UPerNet in PaddleSeg)
 
 __all__ = [
     "build_component",

@@ -2,58 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-import numpy  # noqa: F401 (Paddle 2.6 crashes in scikit-learn's libraries unless NumPy was loaded before Paddle)
-from paddleseg.cvlibs import manager
-
-from common.pale_features import PaleFeatures, create_features
-from semantic_segmentation import paddleseg_patches, upernet  # noqa: F401 (for what importing them does)
+from common.paddleseg import PaleTransformer
 
 __all__ = ["PaleTransformer"]
-
-
-@manager.BACKBONES.add_component
-def PaleTransformer(
-    variant: str = "pale_tiny",
-    drop_path_rate: float = 0.0,
-    pretrained: str | Path | None = None,
-    in_channels: int = 3,
-    recompute: bool = False,
-    num_heads: Sequence[int] | None = None,
-    pale_size: int | Sequence[int] | None = None,
-    attention: str = "pale",
-    parallel: bool = True,
-    position_encoding: str = "cpe",
-    image_size: int | Sequence[int] | None = None,
-    stage_norms: bool = True,
-) -> PaleFeatures:
-    """Build the backbone with the interface of PaddleSeg's backbones, ``feat_channels`` included.
-
-    Args:
-        variant, drop_path_rate, pretrained, in_channels, recompute: see
-            :func:`common.pale_features.create_features`.
-        num_heads, pale_size, attention, parallel, position_encoding, image_size, stage_norms: see
-            :class:`common.pale_transformer.PaleTransformer`; None for the variant's.
-
-    Raises:
-        ValueError: unknown variant, or a value out of range.
-        common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
-    """
-    backbone = create_features(
-        variant,
-        drop_path_rate,
-        pretrained,
-        in_channels,
-        recompute,
-        num_heads=num_heads,
-        pale_size=pale_size,
-        attention=attention,
-        parallel=parallel,
-        position_encoding=position_encoding,
-        image_size=image_size,
-        stage_norms=stage_norms,
-    )
-    backbone.feat_channels = list(backbone.out_channels)
-    return backbone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -22,6 +23,7 @@ MODEL = {
     "pale_transformer",
     "pale_features",
     "flops",
+    "transforms",
 }
 # What each room of common may import besides itself.
 ALLOWED = {
@@ -34,7 +36,9 @@ ALLOWED = {
     "data": {*FOUNDATION, "schema", "version"},
     "demo_data": {*FOUNDATION, "data"},
     "pictures": {*FOUNDATION, "data"},
-    "toolkits": FOUNDATION,
+    "toolkits": {*FOUNDATION, "checkpoints"},
+    "paddleseg": {*MODEL, "toolkits"},
+    "paddledet": {*MODEL, "checkpoints", "toolkits"},
     "training": {*FOUNDATION, *MODEL, "schema", "checkpoints", "data", "pictures", "tasks", "version"},
     "inference": {*FOUNDATION, *MODEL, "schema", "checkpoints", "data", "pictures", "training", "version"},
     **{module: {*FOUNDATION, *MODEL, "data", "checkpoints"} for module in MODEL - {"layers"}},
@@ -68,6 +72,13 @@ def test_no_import_within_common_runs_back_up():
             continue
         used = rooms_of(imports(path)) - {room}
         assert used <= ALLOWED[room], f"{path.relative_to(ROOT)} must not import {sorted(used - ALLOWED[room])}"
+
+
+def test_the_wheel_contains_the_rooms_that_its_rooms_import():
+    wheel = set(re.findall(r'"pale_transformer\.(\w+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    wheel |= {path.stem for path in (ROOT / "common").glob("*.py")} | {"version"}
+    for room in wheel & set(ALLOWED):
+        assert ALLOWED[room] <= wheel, f"{room} is in the wheel, {sorted(ALLOWED[room] - wheel)} is not"
 
 
 def test_no_files_of_common_import_each_other_in_a_circle():

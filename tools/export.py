@@ -25,6 +25,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ 
 
 from common.errors import UserError, one_line  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.verbosity import is_quiet  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
 from common.training.config import add_weights_flags  # noqa: E402
 
@@ -186,7 +187,8 @@ def _find_images(paths: Sequence[str] | None) -> list[str]:
 
 
 def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    if message.startswith("warning: ") or not is_quiet():
+        print(message, file=sys.stderr, flush=True)
 
 
 def _as_json(values: Any) -> str:

@@ -23,6 +23,7 @@ from tqdm import tqdm  # noqa: E402
 from common.errors import UserError, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
+from common.runtime.verbosity import is_quiet, is_verbose  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
 from common.training.config import WEIGHTS, add_weights_flags, read_yaml_with_bases  # noqa: E402
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     for result in tqdm(
         predictor.predict(files, options),
         total=len(files),
-        disable=len(files) == 1 or not sys.stderr.isatty(),
+        disable=len(files) == 1 or is_quiet() or not sys.stderr.isatty(),
         leave=False,
         unit="image",
     ):
@@ -96,6 +97,8 @@ def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predict
     task = checkpoint.task or _task_of_config(arguments.cfg)
     _check_task(task, checkpoint.source)
     config = TASKS[task].config().of_weights(checkpoint.config, checkpoint.source, arguments)
+    if is_verbose():
+        print("\n".join(map(printable, config.dump().split("\n"))), file=sys.stderr)
     select_device(config.DEVICE)
     return task, TASKS[task].predictor().from_checkpoint(checkpoint, config, fused), checkpoint
 

@@ -102,4 +102,4 @@ echo "== demo data"
 
 echo
 echo "Ready. Next, in $PWD:"
-echo "    $venv_python -m paddle.distributed.launch image_classification/main_multi_gpu.py"
+echo "    $venv_python image_classification/main_multi_gpu.py"

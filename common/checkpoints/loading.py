@@ -17,6 +17,7 @@ from ..data.preprocessing import Preprocessing
 from ..errors import UserError, printable
 from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
+from ..runtime.verbosity import is_quiet
 from ..runtime.yaml_text import read_yaml
 from ..schema import Text, check_value, hints_of
 from .download import sha256_of
@@ -216,7 +217,7 @@ def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bo
     state = read_state(path)  # first, since a file of any length may be no weights
     sha256 = sha256_of(path)
     name = str(found if source is True else source)
-    if ema is None and has_average(state) and is_main_process():
+    if ema is None and has_average(state) and is_main_process() and not is_quiet():
         line = f"{name}: the averaged weights are taken (model_ema); -weights model, or ema=False, takes the others"
         print(printable(line), file=sys.stderr, flush=True)
     return replace(Checkpoint.from_state(state, name, ema), path=path, sha256=sha256)

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import UserError, missing_hint, one_line
+from .preprocessing import MAX_PIXELS
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -53,7 +54,6 @@ IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs Ghostscript for some others
-MAX_PIXELS = 2**28  # 805 MB as 8-bit RGB
 _MAX_RATIO = 32  # of the sides: transforms scale the shorter one to some hundred pixels
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
 logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)  # it prints a line for each file it cannot read

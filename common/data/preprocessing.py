@@ -11,11 +11,11 @@ from PIL import Image
 
 from ..errors import UserError
 from ..schema import Range
-from .image_file import MAX_PIXELS
 
-__all__ = ["FILTERS", "Color", "EvalTransform", "Normalize", "Preprocessing"]
+__all__ = ["FILTERS", "MAX_PIXELS", "Color", "EvalTransform", "Normalize", "Preprocessing"]
 
 Color = tuple[int, int, int]
+MAX_PIXELS = 2**28  # of an image, in all tasks: 805 MB as 8-bit RGB
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 

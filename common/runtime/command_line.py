@@ -13,18 +13,16 @@ import sys
 import textwrap
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError, one_line, printable
 from .signals import stop_with_launcher
+from .verbosity import choose_verbosity
 
 if TYPE_CHECKING:
     from .failure_watch import FailureWatch
-
-os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ side reports every connection otherwise
 
 EXIT_USER_ERROR = 2
 
@@ -88,9 +86,17 @@ class ArgumentParser(argparse.ArgumentParser):
         help_text = "any key of the configuration; several -opts add up"
         self.add_flag("opts", group, nargs="*", action="extend", default=[], metavar="KEY VALUE", help=help_text)
 
+    def add_verbosity(self, group: argparse._ArgumentGroup) -> None:
+        """Add ``-quiet`` and ``-verbose``, of which :meth:`parse_args` tells the process."""
+        either: Any = group.add_mutually_exclusive_group()
+        self.add_flag("quiet", either, action="store_true", help="print only warnings, errors and results")
+        more = "print the whole configuration, all metrics, and what the toolkits log"
+        self.add_flag("verbose", either, action="store_true", help=more)
+
     def parse_args(self, *arguments: Any, **options: Any) -> argparse.Namespace:  # type: ignore[override]
         """Parse as argparse does, and expand ``~`` at the beginning of values, as in ``-data_path=~/photos``."""
         parsed = super().parse_args(*arguments, **options)
+        choose_verbosity(getattr(parsed, "quiet", False), getattr(parsed, "verbose", False))
         expand_home(vars(parsed))
         return parsed
 
@@ -105,9 +111,6 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     and print its line. A run that saved its state because of a signal exits with 128 plus the signal's number.
     """
     stop_with_launcher()
-    warnings.filterwarnings("ignore", message="No ccache found")
-    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
-    warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")  # while a model is traced
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = bool({"-debug", "--debug"} & set(argv))
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

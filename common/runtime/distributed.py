@@ -14,6 +14,7 @@ __all__ = [
     "barrier",
     "gather_objects",
     "gather_rows",
+    "gather_scalars",
     "is_main_process",
     "rank",
     "sum_over_ranks",
@@ -51,6 +52,15 @@ def gather_rows(values: Sequence[float]) -> np.ndarray:
     rows = np.zeros((world_size(), len(values)))
     rows[rank()] = values
     return sum_over_ranks(rows.ravel()).reshape(rows.shape)
+
+
+def gather_scalars(values: Sequence[paddle.Tensor]) -> paddle.Tensor:
+    """Every rank's scalars: float32 ``[world_size, len(values)]``. The host does not wait for the device."""
+    rows = paddle.zeros([world_size(), len(values)])
+    rows[rank()] = paddle.stack(values)
+    if world_size() > 1:
+        dist.all_reduce(rows)
+    return rows
 
 
 def gather_objects(own: Any) -> list[Any]:

@@ -171,7 +171,7 @@ _SHARED_FLAGS = {
     "amp": Flag(
         ("TRAIN.AMP",),
         str,
-        "mixed precision, float16 by default",
+        "mixed precision, float16 by default; bfloat16 is better where the GPU has it",
         "training",
         None,
         {"nargs": "?", "const": "float16", "choices": ("float16", "bfloat16")},
@@ -243,6 +243,7 @@ class TaskConfig:
             help=f"configuration file (default: {'/'.join(self.default_file.parts[-3:])})",
         )
         parser.add_opts(groups["configuration"])
+        parser.add_verbosity(groups["weights and output"])
         for name, flag in self._all_flags().items():
             is_switch = flag.type is bool
             options = {"action": "store_true"} if is_switch else {"type": flag.type, "metavar": flag.metavar}
@@ -271,9 +272,7 @@ class TaskConfig:
         Raises:
             UserError: a file is missing or is not yaml, a key is unknown, or a value is of a wrong type or impossible.
         """
-        config = self.defaults()
-        for values, source in read_yaml_with_bases(Path(arguments.cfg)):
-            self._merge(config, values, source)
+        config = self._read(arguments.cfg)
         data = self._data(config)
         self._override(config, arguments)
         if not config.OUTPUT:
@@ -283,6 +282,23 @@ class TaskConfig:
             other = [name for name in self._data(config) if name not in data]
             config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
         return self._finish(config)
+
+    def changes(self, config: CfgNode, file: str) -> list[str]:
+        """``KEY VALUE (was VALUE)`` for each value of a configuration that is not that of its file."""
+        own = expand_home(self._read(file))
+        values = {key: (find(own, key), find(config, key)) for key in sorted({*keys_of(own), *keys_of(config)})}
+        return [
+            f"{key} {_shown(new)} (was {_shown(old)})"
+            for key, (old, new) in values.items()
+            if old != new and key not in _INVOCATION_KEYS | {"OUTPUT"}
+        ]
+
+    def _read(self, file: str) -> CfgNode:
+        """The defaults, and over them the values of a file and its bases."""
+        config = self.defaults()
+        for values, source in read_yaml_with_bases(Path(file)):
+            self._merge(config, values, source)
+        return config
 
     def _data(self, config: CfgNode) -> list[str]:
         """The names of the data: its kind and its folder, so far as the configuration has them."""
@@ -436,7 +452,12 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     parser.add_flag("cfg", group, metavar="YAML", help="configuration of the weights (default: the one saved in them)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].help)
     parser.add_opts(group)
+    parser.add_verbosity(group)
     return group
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value in ("", None) else str(plain(value))
 
 
 # ---- checks

@@ -20,6 +20,7 @@ from ..errors import printable
 from ..runtime.atomic_file import replace_file, write_text
 from ..runtime.distributed import is_main_process
 from ..runtime.regular_file import open_regular
+from ..runtime.verbosity import is_quiet
 from .loader import Loader
 
 __all__ = ["Position", "TrainingLog"]
@@ -127,6 +128,14 @@ class TrainingLog:
         return self._visualdl is not None
 
     def line(self, text: str) -> None:
+        """Print a line, or several; with ``-quiet`` only those that begin with ``warning: ``."""
+        if is_quiet():
+            text = "\n".join(line for line in text.split("\n") if line.startswith("warning: "))
+            if not text:
+                return
+        self.result(text)
+
+    def result(self, text: str) -> None:
         """Print a line, or a table of several, above a progress bar if there is one."""
         if is_main_process():
             with self.printing():
@@ -181,8 +190,9 @@ class TrainingLog:
             lines: without a terminal, print a line every ten seconds instead; otherwise print nothing.
         """
         if sys.stderr.isatty():
-            return tqdm(total=total, desc=description, disable=not is_main_process(), leave=False, dynamic_ncols=True)
-        hidden = not (lines and is_main_process())
+            hidden = is_quiet() or not is_main_process()
+            return tqdm(total=total, desc=description, disable=hidden, leave=False, dynamic_ncols=True)
+        hidden = is_quiet() or not (lines and is_main_process())
         return _ProgressLines(
             self,
             total=total,

@@ -190,17 +190,23 @@ def build_optimizer(
 
 
 @paddle.no_grad()
-def clip_gradients(parameters: Iterable[paddle.Tensor], limit: float = 0.0) -> float:
+def clip_gradients(parameters: Iterable[paddle.Tensor], limit: float = 0.0) -> paddle.Tensor:
     """Scale all gradients in place so that their global norm is at most ``limit``; 0 does not clip.
 
     ``paddle.nn.utils.clip_grad_norm_`` does the same, but takes longer on CPUs.
 
     Returns:
-        The global norm before clipping; not finite if a gradient is not, or if the sum of squares overflows.
+        The global norm before clipping, float32 ``[]``; not finite if a gradient is not, or if the sum of squares
+        overflows. The host does not wait for a GPU.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = float(paddle.stack([(gradient * gradient).sum() for gradient in gradients]).sum().sqrt())
-    if limit and not norm <= limit:
+    # paddle.nn.ClipGradByGlobalNorm takes the same operation, which squares and sums in one kernel.
+    norm = paddle.stack([paddle._C_ops.squared_l2_norm(gradient) for gradient in gradients]).sum().sqrt()
+    if limit and paddle.get_device() != "cpu":
+        factor = (limit / (norm + 1e-6)).clip(max=1.0)
         for gradient in gradients:
-            gradient.scale_(limit / (norm + 1e-6))
+            gradient.multiply_(factor)
+    elif limit and not norm <= limit:  # known at once on CPUs, where multiplying by a tensor takes longer
+        for gradient in gradients:
+            gradient.scale_(limit / (float(norm) + 1e-6))
     return norm

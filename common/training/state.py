@@ -20,6 +20,7 @@ from ..schema import Count, Range, Text, check_value
 from .batch_norm import gather_statistics, get_statistics, set_statistics
 from .data_hash import code_hash
 from .ema import ModelEma
+from .log_format import title
 from .optimizer import OPTIMIZERS
 from .task import Task, Training
 
@@ -177,7 +178,7 @@ class TrainingState:
         for name in (self._task.criterion, *({"loss"} & set(best))) if best else ():
             check_value(best.get(name), float, source, f"best.{name}")
         if best and any(difference.startswith("validation ") for difference in differences):
-            value = f"{self._task.criterion} {best[self._task.criterion]:.2f}"
+            value = f"{title(self._task.criterion)} {best[self._task.criterion]:.2f}"
             differences.append(f"the best result so far, {value}, is of the other validation data")
         load_optimizer_state(self.optimizer, self.model, state.optimizer, source)
         if state.scaler:

@@ -10,8 +10,8 @@ import pytest
 from paddle import Tensor, nn
 from PIL import Image
 
+from common.toolkits import ppdet_patches  # noqa: F401 (applies the patches)
 from common.toolkits.patches import is_patched_version
-from object_detection import ppdet_patches  # noqa: F401 (applies the patches)
 from tests.helpers.tiny_detection import build, make_batch
 
 # isort: split

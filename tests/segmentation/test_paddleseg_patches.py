@@ -13,7 +13,7 @@ from paddleseg.models.losses import CrossEntropyLoss
 from paddleseg.transforms import RandomPaddingCrop
 from paddleseg.utils import metrics
 
-from semantic_segmentation import paddleseg_patches  # noqa: F401 (applies the patches)
+from common.toolkits import paddleseg_patches  # noqa: F401 (applies the patches)
 
 
 class Squares(paddle.io.Dataset):

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.flops import count_flops, params
 from common.pale_features import PaleFeatures, create_features
 from common.pale_transformer import PaleTransformer
-from semantic_segmentation.upernet import PaleUPerNet
+from common.toolkits.upernet import PaleUPerNet
 from tools.helpers.paper_figures import printed
 
 PAPER = ("pale_tiny", "pale_small", "pale_base")

@@ -65,9 +65,7 @@ def test_scripts_are_executable_and_parse(script):
 def test_it_installs_once_and_again_after_a_change(tree):
     first = set_up(tree)
     assert first.returncode == 0, first.stderr
-    assert first.stdout.endswith(
-        "    .venv/bin/python -m paddle.distributed.launch image_classification/main_multi_gpu.py\n"
-    )
+    assert first.stdout.endswith("    .venv/bin/python image_classification/main_multi_gpu.py\n")
     assert "-r requirements.txt -e .[dev,export]" in installs(tree)[0]
     assert "--no-deps -r requirements-toolkits.txt" in installs(tree)[1]
 

@@ -69,3 +69,15 @@ def test_weights_that_stand_still_have_themselves_as_average():
         ema.update(model)
     for name, value in values(model).items():
         np.testing.assert_array_equal(values(ema.model)[name], value, err_msg=name)
+
+
+def test_looking_at_the_average_changes_nothing():
+    model = Model()
+    seen, unseen = ModelEma(model, 0.9), ModelEma(model, 0.9)
+    for seed in range(3):
+        move(model, seed)
+        seen.update(model)
+        unseen.update(model)
+        assert seen.model is seen.model
+    for name, value in values(seen.model).items():
+        np.testing.assert_array_equal(values(unseen.model)[name], value, err_msg=name)

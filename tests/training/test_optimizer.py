@@ -161,14 +161,16 @@ def gradients_of(model):
     return np.concatenate([parameter.grad.numpy().ravel() for parameter in trainable(model).values()])
 
 
+@pytest.mark.parametrize("device", ["cpu", "gpu:0"])  # the branch; the tensors stay on the CPU
 @pytest.mark.parametrize("limit", [0.0, 0.5, 1e9])
-def test_gradients_are_clipped_by_their_global_norm(limit):
+def test_gradients_are_clipped_by_their_global_norm(limit, device, monkeypatch):
+    monkeypatch.setattr(paddle, "get_device", lambda: device)
     model = make_model()
     model(paddle.randn([2, 3, 32, 32])).square().sum().backward()
     before = gradients_of(model).astype(np.float64)
     norm = np.sqrt((before**2).sum())
     assert 0.5 < norm < 1e9
-    assert clip_gradients(model.parameters(), limit) == pytest.approx(norm, rel=1e-4)
+    assert float(clip_gradients(model.parameters(), limit)) == pytest.approx(norm, rel=1e-4)
     expected = before * (0.5 / norm) if limit == 0.5 else before
     np.testing.assert_allclose(gradients_of(model), expected, rtol=1e-4, atol=1e-9)
 
@@ -177,4 +179,4 @@ def test_a_norm_that_is_not_finite_is_returned_as_such():
     model = make_model()
     model(paddle.ones([1, 3, 32, 32])).sum().backward()
     model.head.bias.grad = paddle.to_tensor([0.0, math.nan, 0.0])
-    assert not math.isfinite(clip_gradients(model.parameters(), 1.0))
+    assert not math.isfinite(float(clip_gradients(model.parameters(), 1.0)))

@@ -13,7 +13,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddleseg.cvlibs import manager
 
-from common.checkpoints.loading import load_pretrained
+from ..checkpoints.loading import load_pretrained
 
 __all__ = ["FCNHead", "PaleUPerNet", "UPerHead"]
 
@@ -104,7 +104,7 @@ class PaleUPerNet(nn.Layer):
     Args:
         num_classes: outputs of both classifiers.
         backbone: returns a list of feature maps, and has their widths as ``out_channels`` or, as in PaddleSeg,
-            ``feat_channels``. ``semantic_segmentation.pale_backbone`` registers Pale Transformers in PaddleSeg.
+            ``feat_channels``. :mod:`common.paddleseg` registers Pale Transformers in PaddleSeg.
         channels: width of the head [C: 512].
         aux_channels: width of the auxiliary head [C: 256].
         pool_sizes: regions along a side, for each level of the pyramid pooling.

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy  # noqa: F401 (Paddle 2.6 crashes in scikit-learn's libraries unless NumPy was loaded before Paddle)
 import paddle
 from paddle import Tensor, nn
 from PIL import Image, ImageDraw, ImageFile
 
-from common.toolkits.patches import apply, is_patched_version, minimize, namespace
+from .patches import apply, is_patched_version, minimize, namespace
 
 __all__ = ["LEAST_SIDE", "replace_empty_boxes"]
 
@@ -167,7 +166,7 @@ def _draw(image: Image.Image) -> ImageDraw.ImageDraw:
     Without it: AttributeError in ``Trainer.predict``.
     """
     drawing = ImageDraw.Draw(image)
-    drawing.textsize = lambda text: drawing.textbbox((0, 0), text)[2:]
+    drawing.textsize = lambda text: drawing.textbbox((0, 0), text)[2:]  # type: ignore[attr-defined]
     return drawing
 
 
@@ -175,10 +174,11 @@ def _patch_method(owner: type, name: str, unpatched_name: str, replacement: Any)
     """Replace a method that traced programs contain, for which the replacement has to call the original.
 
     It does so by ``unpatched_name``, because Paddle converts the loops and branches of methods, but not those of a
-    function that is a global of another module.
+    function that is a global of another module. Nothing is patched twice, as by an installed package and a checkout.
     """
-    apply(owner, unpatched_name, getattr(owner, name))
-    apply(owner, name, replacement)
+    if not hasattr(owner, unpatched_name):
+        apply(owner, unpatched_name, getattr(owner, name))
+        apply(owner, name, replacement)
 
 
 _RELEASE, _CLONE = "2.6.0", "0.0.0"

@@ -17,7 +17,7 @@ from paddleseg.models.losses import CrossEntropyLoss, cross_entropy_loss
 from paddleseg.transforms import RandomPaddingCrop, functional, transforms
 from paddleseg.utils import metrics
 
-from common.toolkits.patches import apply, is_patched_version, minimize, namespace
+from .patches import apply, is_patched_version, minimize, namespace
 
 __all__: list[str] = []
 

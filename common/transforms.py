@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..data.preprocessing import EvalTransform
-from ..pale_transformer import PaleTransformer
+from .data.preprocessing import EvalTransform
+from .pale_transformer import PaleTransformer
 
 __all__ = ["transforms_for"]
 
