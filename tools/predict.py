@@ -1,10 +1,10 @@
 """Predict classes, objects, or the class of every pixel, depending on the task of the weights.
 
     python tools/predict.py IMAGE... -pretrained output/pale_nano_mnist5k/best.pdparams
-    python tools/predict.py IMAGE... -pretrained exported/pale_nano/model.onnx
+    python tools/predict.py IMAGE... -pretrained exported/pale_nano/model.xml
 
 IMAGE is a file or a folder. Weights of this project contain their configuration; others need -cfg. Exported models are
-run by Paddle Inference or, .onnx files, by ONNX Runtime.
+run by Paddle Inference or, .onnx files, by ONNX Runtime or, .xml files, by OpenVINO.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> None:
 
     files = find_images(arguments.images, arguments.out)
     exported = find_exported(arguments.pretrained)
+    if arguments.precision and not exported:
+        raise UserError(f"-precision {arguments.precision}: only OpenVINO's model.xml of tools/export.py has a choice")
     predictor = _open_exported(exported, arguments) if exported else open_weights(arguments)[1]
     if not predictor.keeps_16_bits and (
         warning := deep_image_warning(len(files), files.__getitem__, files.__getitem__)
@@ -112,7 +114,7 @@ def _open_exported(file: Path, arguments: Namespace) -> Predictor:
     if arguments.weights:
         raise UserError(f"-weights {arguments.weights}: {file} is an exported model; give it to tools/export.py")
     select_device(arguments.device or "")
-    exported = ExportedModel(file, paddle.device.get_device())
+    exported = ExportedModel(file, paddle.device.get_device(), arguments.precision)
     task = exported.card.task
     _check_task(task, str(file))
     config = TASKS[task].config().of_weights(exported.config, str(file), arguments)
@@ -151,6 +153,8 @@ def _parser() -> ArgumentParser:
         default=Path("predictions"),
         help="detection and segmentation: folder for pictures (default: %(default)s)",
     )
+    precision = "of OpenVINO's model.xml (default: what OpenVINO prefers on this processor)"
+    parser.add_flag("precision", choices=("f32", "bf16"), help=precision)
     parser.add_flag("json", action="store_true", help="print one JSON array instead of text")
     return parser
 

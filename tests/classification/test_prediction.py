@@ -37,10 +37,12 @@ def test_a_number_of_classes_that_is_not_that_of_the_weights_is_refused():
         predict.main(flags)
 
 
-def test_weights_of_an_exported_model_cannot_be_chosen(tmp_path):
+def test_weights_of_an_exported_model_and_the_precision_of_weights_cannot_be_chosen(tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"-weights model: .*model\.onnx is an exported model"):
         predict.main([str(tmp_path / "a.png"), "-pretrained", "model.onnx", "-weights", "model"])
+    with pytest.raises(UserError, match=r"-precision bf16: only OpenVINO's model\.xml"):
+        predict.main([str(tmp_path / "a.png"), "-pretrained", "mnist5k", "-precision", "bf16"])
 
 
 def test_names_with_control_characters_are_printed_as_escapes(tmp_path, capsys, monkeypatch):
