@@ -204,7 +204,9 @@ def read_state(source: str | Path) -> dict[str, Any]:
     return renamed
 
 
-def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bool | None = None) -> Checkpoint:
+def read_checkpoint(
+    source: str | Path | bool, model: str | None = None, ema: bool | None = None, task: str = ""
+) -> Checkpoint:
     """Read weights.
 
     If the file has weights and their average, the average is taken, and a line on stderr says so.
@@ -214,12 +216,13 @@ def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bo
             ImageNet weights.
         model: the variant whose released weights are looked up; None looks among those of all.
         ema: take the averaged weights, or, if false, the others, without that line.
+        task: folder of the task whose released weights are taken, if those of several have the tag.
 
     Raises:
         UserError: see :func:`common.checkpoints.released.resolve_weights`, :func:`read_state` and
             :meth:`Checkpoint.from_state`.
     """
-    found = resolve_weights(model, source)
+    found = resolve_weights(model, source, task)
     path = local_path(found)
     state = read_state(path)  # first, since a file of any length may be no weights
     sha256 = sha256_of(path)

@@ -23,7 +23,7 @@ import paddle
 from paddle import Tensor
 
 from ..checkpoints.download import sha256_of
-from ..checkpoints.released import list_weights
+from ..checkpoints.released import list_tags
 from ..data.class_names import printable_names
 from ..errors import UserError, one_line
 from ..runtime.regular_file import read_lines
@@ -82,7 +82,7 @@ def find_exported(source: str) -> Path | None:
         UserError: a folder contains no exported model.
     """
     path = Path(source)
-    if any(row.tag == source for row in list_weights()):
+    if source in list_tags():
         return None
     names = [name for form in FORMATS.values() for name in form.names]
     if path.is_dir():

@@ -16,7 +16,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ..checkpoints.released import list_weights
+from ..checkpoints.released import list_tags
 from ..errors import UserError
 from ..runtime.command_line import ArgumentParser
 from ..runtime.folders import expand_home
@@ -448,7 +448,7 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     Returns:
         Their group.
     """
-    tags = ", ".join(row.tag for row in list_weights()).replace("%", "%%")  # argparse formats the help
+    tags = ", ".join(list_tags()).replace("%", "%%")  # argparse formats the help
     sources = f"weights: a file, https://...#sha256=..., or the tag of released weights ({tags})"
     group = parser.add_argument_group("model")
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)

@@ -66,7 +66,8 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
     # Load pretrained weights and print what the run is.
     report = None
     if config.MODEL.PRETRAINED and not resumed:
-        checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
+        ema = WEIGHTS[config.MODEL.WEIGHTS]
+        checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name, ema, task.name)
         report = load_weights(
             training.model, checkpoint, fine_tune=True, task=task.name, class_names=training.class_names
         )
@@ -130,7 +131,7 @@ def _evaluate(task: Task, settings: str = "") -> dict[str, Any]:
     report_folder = Path(config.REPORT) if config.REPORT and is_main_process() else None
     if report_folder:
         prepare_report(report_folder)
-    checkpoint = read_checkpoint(name, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
+    checkpoint = read_checkpoint(name, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS], task.name)
     model, evaluator = task.build_evaluation(checkpoint)
     _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
     report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
