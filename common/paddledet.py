@@ -75,7 +75,7 @@ class PaleTransformer(PaleFeatures):
         super().__init__(**settings)
         self.set_recompute(recompute)
         if pretrained:
-            load_pretrained(self, read_checkpoint(pretrained, variant))
+            load_pretrained(self, read_checkpoint(pretrained, variant, task="object_detection"))
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Map ``inputs["image"]``, ``[B, C, H, W]``, to the normalized NCHW maps of ``out_indices``."""

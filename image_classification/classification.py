@@ -76,7 +76,8 @@ class Classification(Task):
         model = build_model(config, num_classes, token_labels=maps is not None)
         self.freeze(model)
         description, warnings = _describe_data({"training": train_set, "validation": val_set}, num_classes)
-        warnings += split_warnings(train_set.class_names, train_set.names(), val_set.names())
+        names = (train_set.names(), val_set.names())
+        warnings += split_warnings(train_set.class_names, *names, config.DATA.DATA_PATH)
         weights = None
         if kind := config.DATA.CLASS_WEIGHTS:
             values = class_weights(train_set.labels, num_classes, kind)
@@ -114,6 +115,8 @@ class Classification(Task):
         # Without names, the numbers of the classes may still be those of folders.
         class_names = checkpoint.class_names or [str(number) for number in range(num_classes or 0)]
         val_set = self._build_dataset("val", num_classes, class_names)
+        if val_set.class_names is None:  # list files without names
+            val_set.class_names = checkpoint.class_names
         num_classes = num_classes or val_set.num_classes
         if self.config.REPORT and num_classes > MAX_CONFUSED:
             raise UserError(f"-report takes at most {MAX_CONFUSED:,} classes, not {num_classes:,}; leave it out")

@@ -54,6 +54,8 @@ def _points(records: Sequence[Mapping[str, float | str]], unit: str, metric: str
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
+    if arguments.out.exists():
+        raise UserError(f"{arguments.out} exists already; delete it, or give another -out")
     data = [(folder, read_records(folder, "train"), read_records(folder, "val")) for folder in arguments.runs]
 
     found = [metric for metric in METRICS if all(_points(val, METRICS[metric][0], metric) for _, _, val in data)]
@@ -100,7 +102,7 @@ def _parser() -> ArgumentParser:
         type=Path,
         required=True,
         metavar="FILE",
-        help="image to write or replace; its suffix determines the format",
+        help="image to write; it must not exist; its suffix determines the format",
     )
     return parser
 

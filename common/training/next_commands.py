@@ -20,7 +20,9 @@ __all__ = ["next_commands", "resume_command"]
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def next_commands(task: Task, folder: RunFolder, evaluator: Evaluator, stopped_early: bool) -> dict[str, str]:
+def next_commands(
+    task: Task, folder: RunFolder, evaluator: Evaluator, stopped_early: bool, ends_in_warm_up: bool = False
+) -> dict[str, str]:
     """Each command under its label, such as ``predict``.
 
     Args:
@@ -28,6 +30,7 @@ def next_commands(task: Task, folder: RunFolder, evaluator: Evaluator, stopped_e
         folder: of the run, with its best weights and latest state.
         evaluator: the validation split, of which the commands take an image.
         stopped_early: the run did not reach its last step.
+        ends_in_warm_up: the last learning rate is the highest, at which a cooldown would be refused.
     """
     weights = f"-pretrained {_quoted(folder.best)}"
     image = _quoted(evaluator.example or _ROOT / "docs" / "digit.png")
@@ -43,7 +46,10 @@ def next_commands(task: Task, folder: RunFolder, evaluator: Evaluator, stopped_e
     resume = resume_command(task, folder)
     if stopped_early:
         return commands | {"resume": f"{resume} -opts TRAIN.EARLY_STOP 0"}
-    more = task.config.TRAIN.COOLDOWN + max(1, find(task.config, task.length_key) // 2)
+    length = find(task.config, task.length_key)
+    if ends_in_warm_up:
+        return commands | {"resume": f"{resume} -opts {task.length_key} {2 * length}"}
+    more = task.config.TRAIN.COOLDOWN + max(1, length // 2)
     note = (
         f"(at a low, constant learning rate; raising {task.length_key} instead would raise the rate again, and the "
         f"{title(task.criterion)} may fall at first)"

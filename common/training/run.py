@@ -66,13 +66,14 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
     # Load pretrained weights and print what the run is.
     report = None
     if config.MODEL.PRETRAINED and not resumed:
-        checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
+        ema = WEIGHTS[config.MODEL.WEIGHTS]
+        checkpoint = read_checkpoint(config.MODEL.PRETRAINED, task.backbone_name, ema, task.name)
         report = load_weights(
             training.model, checkpoint, fine_tune=True, task=task.name, class_names=training.class_names
         )
     if not resumed and freezes_random_weights(config):
         log.line("warning: TRAIN.FREEZE keeps random weights as they are; give weights with -pretrained")
-    _warn_if_rate_still_rises(task, training)
+    ends_in_warm_up = _ends_in_warm_up(task, training)
     if config.TRAIN.COOLDOWN:
         training.learning_rate = with_cooldown(training.learning_rate, training.total_steps)
         steps_per_unit = training.sampler.steps_per_epoch if task.unit == "epoch" else 1
@@ -109,7 +110,7 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
             f"stopped early after {trainer.progress}: {trainer.state.validations_since_best} validations in a row had "
             f"no better {title(task.criterion)} (TRAIN.EARLY_STOP)"
         )
-    _print_end(task, folder, training.evaluator, best, stopped_early)
+    _print_end(task, folder, training.evaluator, best, stopped_early, ends_in_warm_up)
     return best
 
 
@@ -130,7 +131,7 @@ def _evaluate(task: Task, settings: str = "") -> dict[str, Any]:
     report_folder = Path(config.REPORT) if config.REPORT and is_main_process() else None
     if report_folder:
         prepare_report(report_folder)
-    checkpoint = read_checkpoint(name, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS])
+    checkpoint = read_checkpoint(name, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS], task.name)
     model, evaluator = task.build_evaluation(checkpoint)
     _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
     report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
@@ -213,8 +214,8 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
     if before and step and rate(step - 1) > _JUMP * before:
         log.line(
             f"warning: the learning rate jumps from {before:.2e} to {rate(step):.2e}, so the "
-            f"{title(task.criterion)} may fall at first; to continue at a low rate, leave {task.length_key} as it was "
-            "and raise TRAIN.COOLDOWN"
+            f"{title(task.criterion)} may fall at first; to continue at a low rate, undo the differences above, "
+            "and raise TRAIN.COOLDOWN to train longer"
         )
 
 
@@ -242,10 +243,16 @@ def freezes_random_weights(config: CfgNode) -> bool:
     return bool(config.TRAIN.FREEZE) and not any(find(config, key) for key in keys)
 
 
-def _warn_if_rate_still_rises(task: Task, training: Training) -> None:
+def _ends_in_warm_up(task: Task, training: Training) -> bool:
+    """Warn of a schedule that ends at its highest rate, and refuse to cool down there."""
     rate, total = training.learning_rate, training.total_steps
-    if rate(total) > rate(total - 1):
-        task.log.line(f"warning: the warm-up does not end within {total} steps; shorten it, or raise {task.length_key}")
+    rises = rate(total) > rate(total - 1)
+    if rises:
+        line = f"the warm-up does not end within {total} steps; shorten it, or raise {task.length_key}"
+        if task.config.TRAIN.COOLDOWN:
+            raise UserError(f"TRAIN.COOLDOWN would continue at the highest rate, because {line}")
+        task.log.line(f"warning: {line}")
+    return rises
 
 
 def _log_header(task: Task, model: nn.Layer, facts: Mapping[str, str]) -> None:
@@ -271,7 +278,12 @@ def _length(task: Task, training: Training) -> str:
 
 
 def _print_end(
-    task: Task, folder: RunFolder, evaluator: Evaluator, best: Mapping[str, Any], stopped_early: bool
+    task: Task,
+    folder: RunFolder,
+    evaluator: Evaluator,
+    best: Mapping[str, Any],
+    stopped_early: bool,
+    ends_in_warm_up: bool,
 ) -> None:
     log, name = task.log, title(task.criterion)
     if not best:
@@ -280,5 +292,5 @@ def _print_end(
     log.line("")
     averaged = ", of the averaged weights" if best["weights"] == "model_ema" else ""
     log.result(labeled("best", f"{name} {best[task.criterion]:.2f} after {best['at']}{averaged}"))
-    for label, command in next_commands(task, folder, evaluator, stopped_early).items():
+    for label, command in next_commands(task, folder, evaluator, stopped_early, ends_in_warm_up).items():
         log.line(labeled(label, command))

@@ -192,8 +192,14 @@ class TrainingState:
         self.nonfinite_steps = state.nonfinite
         self.best = best
         if state.config is not None:
-            spec = self._task.config_spec
-            differences += spec.differences(spec.from_text(state.config, source), self._task.config)
+            spec, now = self._task.config_spec, self._task.config
+            then = spec.from_text(state.config, source)
+            if now.MODEL.PRETRAINED not in ("", then.MODEL.PRETRAINED):
+                raise UserError(
+                    f"MODEL.PRETRAINED {now.MODEL.PRETRAINED} would be ignored: RESUME {source} already has the run's "
+                    f"own weights, which started from {then.MODEL.PRETRAINED or 'random ones'}; leave out one of them"
+                )
+            differences += spec.differences(then, now)
         return differences
 
     def _restore_weights(self, saved: Mapping[str, Any], state: SavedState, source: str) -> list[str]:
@@ -226,6 +232,8 @@ class TrainingState:
             if rows.ndim != 2 or not len(rows) or rows.shape[1] != values or not np.isfinite(rows).all():
                 raise UserError(f"{source}: rank_statistics are not {values} finite numbers of each rank")
             set_statistics(model, rows[rank()] if len(rows) == world_size() else rows.mean(0))
+            if any(name.endswith("._variance") and tensor.min() < 0 for name, tensor in model.state_dict().items()):
+                raise UserError(f"{source}: rank_statistics contain a negative variance; use an older state")
         return differences
 
     def _conditions(self) -> dict[str, Any]:

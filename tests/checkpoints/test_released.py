@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
 from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import numpy_state
-from common.checkpoints.released import list_weights, resolve_weights
+from common.checkpoints.released import list_tags, list_weights, resolve_weights
 from common.errors import UserError
 from common.pale_transformer import create_model
+from common.tasks import TASKS
+from tools.predict import open_weights
+
+FIGURE = {"metric": "mIoU", "value": 91.5, "tested_on": "mine"}
 
 
 def test_unknown_tags_and_imagenet_weights_are_refused():
@@ -24,10 +30,40 @@ def test_unknown_tags_and_imagenet_weights_are_refused():
         create_model("pale_tiny", pretrained="mnist5k")
 
 
-@pytest.mark.parametrize("row", list_weights(), ids=lambda row: row.tag)
-def test_released_weights_load_with_the_classes_they_were_trained_on(row, capsys):
-    assert create_model(row.model, pretrained=row.tag).num_classes == 10
-    assert "0 missing, 0 unexpected" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mnist5k",
+        "nuclei",
+        pytest.param("he_nuclei", marks=pytest.mark.slow),  # downloads 39 MB
+        "object_detection/nuclei",
+    ],
+)
+def test_a_tag_alone_gives_the_model_that_has_the_figure_of_the_table(name):
+    row = list_weights()[list_tags().index(name)]
+    flags = Namespace(pretrained=name, weights="", cfg=None, device="cpu", opts=[])
+    task, predictor, checkpoint = open_weights(flags)  # as tools/predict.py does
+    assert task == row.task
+    assert checkpoint.path.stat().st_size < 6e6
+    _, evaluator = TASKS[task].task()(predictor.config).build_evaluation(checkpoint)
+    assert predictor.class_names == list(evaluator.class_names)
+    metrics = evaluator.evaluate(predictor.model, last=False).metrics
+    assert metrics[row.metric] == pytest.approx(row.value, abs=1.0)  # AP depends on rounding
+
+
+def test_weights_of_two_tasks_may_have_the_same_tag(tmp_path, monkeypatch):
+    rows = [
+        {"model": "pale_nano", "tag": "cells", "location": f"{task}.pdparams", "task": task, **FIGURE}
+        for task in ("semantic_segmentation", "object_detection")
+    ]
+    (tmp_path / "registry.json").write_text(json.dumps(rows))
+    monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "registry.json"))
+    assert list_tags()[:2] == ["cells", "object_detection/cells"]
+    names = [
+        Path(resolve_weights("pale_nano", tag, task)).stem
+        for tag, task in [("cells", ""), ("cells", "object_detection"), ("object_detection/cells", "")]
+    ]
+    assert names == ["semantic_segmentation", "object_detection", "object_detection"]
 
 
 def test_a_path_wins_with_and_without_suffix(tmp_path):
@@ -38,7 +74,7 @@ def test_a_path_wins_with_and_without_suffix(tmp_path):
 
 def test_a_registry_adds_rows(tmp_path, monkeypatch):
     save_file(numpy_state(create_model("pale_nano", num_classes=4)), tmp_path / "flowers.pdparams")
-    row = {"model": "pale_nano", "tag": "flowers", "location": "flowers.pdparams", "top1": 91.5, "tested_on": "mine"}
+    row = {"model": "pale_nano", "tag": "flowers", "location": "flowers.pdparams", **FIGURE}
     remote = {**row, "tag": "remote", "location": "https://host/x.pdparams#sha256=" + 64 * "0"}
     (tmp_path / "registry.json").write_text(json.dumps([row, remote]))
     monkeypatch.chdir(tmp_path)

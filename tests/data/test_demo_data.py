@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.demo_data import wheels as demo_data
+from common.demo_data.__main__ import main
 from common.errors import UserError
 
 WHEEL = demo_data.Wheel(
@@ -109,10 +110,10 @@ def test_an_incomplete_folder_and_one_that_cannot_be_written_are_refused(pip, tm
 def test_command_line(pip, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PALE_DATA", str(tmp_path))
     pip()
-    demo_data.main(["toy"])
+    main(["toy"])
     assert capsys.readouterr().out == f"toy: {tmp_path / 'toy'}\n"
     with pytest.raises(UserError, match="unknown demo data 'nothing': choose from toy"):
-        demo_data.main(["nothing"])
+        main(["nothing"])
 
 
 # ---- the real data sets

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from common.data import image_file
 from common.demo_data import folders as demo_folders
 from common.demo_data import wheels as demo_data
 
@@ -39,11 +43,37 @@ def test_nuclei_for_segmentation(tmp_path):
 
 @pytest.mark.slow
 def test_he_nuclei_for_segmentation(tmp_path):
-    folder = demo_folders.write_he_segmentation(tmp_path / "demo")
     image, _, types = demo_data.load_he_nuclei()
-    for part, expected in (("images", image), ("masks", types)):
-        whole = np.hstack([stack(folder, part, "val", 4), stack(folder, part, "train", 3)])
-        np.testing.assert_array_equal(whole, expected)
+    for write, classes in ((demo_folders.write_he_segmentation, types), (demo_folders.write_he_masks, types > 0)):
+        folder = write(tmp_path / write.__name__)
+        for part, expected in (("images", image), ("masks", classes)):
+            whole = np.hstack([stack(folder, part, "val", 4), stack(folder, part, "train", 3)])
+            np.testing.assert_array_equal(whole, expected)
+
+
+def test_photos_are_upright_parts_of_the_photographs(tmp_path):
+    files = sorted(demo_folders.write_photos(tmp_path / "demo").glob("*/*/*.jpg"))
+    stored = [image_file.look_at_image(str(file)).orientation for file in files]
+    assert (len(files), stored.count(6), stored.count(1)) == (60, 20, 40)
+    source = Path(find_spec("sklearn").origin).parent / "datasets" / "images"
+    for name, photograph in (("temple", "china.jpg"), ("flower", "flower.jpg")):
+        whole = image_file.read_image(source / photograph)
+        for file in (tmp_path / "demo").glob(f"*/{name}/00.jpg"):  # turned
+            assert cv2.matchTemplate(whole, image_file.read_image(file), cv2.TM_CCOEFF_NORMED).max() > 0.95
+
+
+@pytest.mark.slow
+def test_he_nuclei_for_detection(tmp_path):
+    folder = demo_folders.write_he_boxes(tmp_path / "demo")
+    _, instances, _ = demo_data.load_he_nuclei()
+    for split, left, columns in (("train", 375, 4), ("val", 0, 1)):
+        coco = json.loads((folder / f"annotations/{split}.json").read_text())
+        assert len(coco["images"]) == 11 * columns
+        for entry in coco["images"]:
+            row, column = divmod(entry["id"] - 1, columns)
+            tile = np.s_[128 * row : 128 * (row + 1), left + 128 * column : left + 128 * (column + 1)]
+            found = [annotation for annotation in coco["annotations"] if annotation["image_id"] == entry["id"]]
+            check_annotations(found, instances[tile])
 
 
 def test_nuclei_for_detection(tmp_path):

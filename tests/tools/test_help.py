@@ -50,7 +50,8 @@ def test_help_does_not_import_paddle(program):
 
 
 def test_help_shows_the_tags_of_a_registry_as_they_are(tmp_path, monkeypatch):
-    row = {"model": "pale_nano", "tag": "50 % of %(prog)s", "location": "x.pdparams", "top1": 1, "tested_on": "x"}
+    row = {"model": "pale_nano", "tag": "50 % of %(prog)s", "location": "x.pdparams"}
+    row |= {"metric": "top1", "value": 1, "tested_on": "x"}
     (tmp_path / "registry.json").write_text(json.dumps([row]))
     monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "registry.json"))
     assert row["tag"] in " ".join(parser_of("predict").format_help().split())

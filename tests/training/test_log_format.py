@@ -94,8 +94,9 @@ def test_the_next_commands_can_be_pasted(tmp_path, shapes_config, monkeypatch, e
 
 def test_a_quiet_run_prints_warnings_and_the_result(shapes, shapes_config, capsys):
     run(Classification, shapes_config, "-quiet", "-lr", 1e-3, "-opts", "TRAIN.EPOCHS", 1, "TRAIN.FREEZE", "[stem]")
-    warning, best = capsys.readouterr().out.splitlines()
+    warning, *copies, best = capsys.readouterr().out.splitlines()
     assert warning.startswith("warning: TRAIN.FREEZE keeps random weights")
+    assert all("copies of training images" in line for line in copies)
     assert best.startswith("best: ")
 
 

@@ -106,6 +106,24 @@ def test_a_second_signal_exits_at_once():
     assert result.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["stop_with_launcher", "bind_to_parent"])
+def test_a_rank_or_reader_ends_whose_parent_died_before_its_first_line(name):
+    program = (
+        "import multiprocessing, os, time\n"
+        f"from common.runtime.signals import {name}\n"
+        "def serve(parent):\n"
+        "    while os.getppid() == parent: time.sleep(0.01)\n"
+        f"    {name}()\n"
+        "    print('alive', flush=True)\n"
+        "multiprocessing.get_context('fork').Process(target=serve, args=(os.getpid(),)).start()\n"
+        "os._exit(0)\n"
+    )
+    environment = os.environ | {"PADDLE_RANK_IN_NODE": "0"}
+    command = [sys.executable, "-c", program]
+    assert not subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60).stdout
+
+
 def test_nohup_is_respected():
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -107,9 +107,11 @@ def test_classes_of_another_name_are_named_by_resumed_runs_and_evaluations(tmp_p
     assert re.search(r"the best result so far, top-1 [\d.]+, is of the other validation data", shown)
     listed = tmp_path / "listed"
     listed.mkdir()
-    (listed / "class_names.txt").write_text("azure\ncyan\nred\n")
     (listed / "val_list.txt").write_text(f"{next((shapes / 'val' / 'red').iterdir())} 2\n")
     flags = ("-eval", "-pretrained", tmp_path / "out" / "best.pdparams", "-dataset", "list", "-data_path", listed)
+    tiny_runs.run(Classification, shapes_config, *flags)
+    assert "images:    1 validation images of 3 classes: azure, green, red" in capsys.readouterr().out
+    (listed / "class_names.txt").write_text("azure\ncyan\nred\n")
     tiny_runs.run(Classification, shapes_config, *flags)
     shown = capsys.readouterr().out
     assert "other name: class 1 is 'cyan' in the data and 'green' in the weights" in shown
@@ -217,7 +219,7 @@ def test_a_cooldown_continues_a_finished_run_exactly_and_a_longer_schedule_warns
     assert re.search(hint, output, re.MULTILINE)
     state = tmp_path / "b" / "latest.pdparams"
     tiny_runs.run(task, config, "-output", tmp_path / "c", "-resume", state, "-opts", length, longer)
-    assert re.search(r"warning: the learning rate jumps from \S+ to \S+, so the", capsys.readouterr().out)
+    assert re.search(r"learning rate jumps from \S+ to \S+, so .* undo the differences above", capsys.readouterr().out)
     tiny_runs.run(task, config, "-output", tmp_path / "b", "-resume", state, *cooldown)
     assert "jumps" not in capsys.readouterr().out
     a, b = (load_file(tmp_path / folder / "latest.pdparams") for folder in ("a", "b"))
@@ -235,6 +237,21 @@ def test_the_rate_of_an_epoch_that_is_trained_again_is_no_jump(tmp_path, shapes_
     output = capsys.readouterr().out
     assert "after epoch 1/2" in output
     assert "jumps" not in output
+
+
+def test_a_cooldown_at_the_highest_rate_is_refused_and_not_advised(tmp_path, shapes_config, capsys):
+    with pytest.raises(UserError, match=r"TRAIN.COOLDOWN would continue at the highest rate, .* raise TRAIN.EPOCHS"):
+        tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.COOLDOWN", 1, "TRAIN.WARMUP_EPOCHS", 2)
+    assert not (tmp_path / "out" / "latest.pdparams").exists()
+    tiny_runs.run(Classification, shapes_config, "-epochs", 1, "-opts", "TRAIN.WARMUP_EPOCHS", 2)
+    assert re.search(r"^resume: .* -opts TRAIN.EPOCHS 2$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_resumed_run_refuses_weights_that_it_would_ignore(tmp_path, shapes_config):
+    tiny_runs.run(Classification, shapes_config)
+    for source in ("auto", tmp_path / "out" / "latest.pdparams"):
+        with pytest.raises(UserError, match=r"MODEL.PRETRAINED mnist5k would be ignored: RESUME .*latest"):
+            tiny_runs.run(Classification, shapes_config, "-resume", source, "-pretrained", "mnist5k")
 
 
 @pytest.mark.parametrize(("pretrained", "warned"), [("", True), ("weights.pdparams", False)])
