@@ -68,6 +68,15 @@ _RELEASED: tuple[ReleasedWeights, ...] = (
     ),
     ReleasedWeights(
         "pale_nano",
+        "he_nuclei",
+        "upernet_pale_nano_he.pdparams",
+        "mIoU",
+        50.9,
+        "the left quarter of one tissue image; the rest is the training data",
+        task="semantic_segmentation",
+    ),
+    ReleasedWeights(
+        "pale_nano",
         "nuclei",
         "mask_rcnn_pale_nano_nuclei.pdparams",
         "box_AP50",
