@@ -33,8 +33,8 @@ def next_commands(
         ends_in_warm_up: the last learning rate is the highest, at which a cooldown would be refused.
     """
     weights = f"-pretrained {_quoted(folder.best)}"
-    image = _quoted(evaluator.example or _ROOT / "docs" / "digit.png")
-    tool = f"{_python()} {_quoted(_ROOT / 'tools')}"
+    image = _quoted(evaluator.example) if evaluator.example else _own("docs", "digit.png")
+    tool = f"{_python()} {_own('tools')}"
     commands = {
         "evaluate": f"{_python()} {_launcher(task)} -cfg {_quoted(folder.config_file)} -eval {weights}",
         "predict": f"{tool}/predict.py {image} {weights}",
@@ -69,12 +69,17 @@ def resume_command(task: Task, folder: RunFolder) -> str:
 
 def _python() -> str:
     """``python`` if that is the one that runs this, which it is not while its environment is not activated."""
-    return "python" if shutil.which("python") == sys.executable else _quoted(sys.executable)
+    return "python" if shutil.which("python") == sys.executable else shlex.quote(near_path(sys.executable))
 
 
 def _launcher(task: Task) -> str:
-    return _quoted(_ROOT / task.name / "main_multi_gpu.py")
+    return _own(task.name, "main_multi_gpu.py")
+
+
+def _own(*names: str) -> str:
+    """A file of this checkout."""
+    return shlex.quote(near_path(_ROOT.joinpath(*names)))
 
 
 def _quoted(path: str | Path) -> str:
-    return shlex.quote(near_path(path))
+    return shlex.quote(str(path))

@@ -127,7 +127,7 @@ def test_tables_of_documents_are_written_and_compared(counted, tmp_path, monkeyp
     monkeypatch.setattr(paper_layout, "ROOT", tmp_path)
     monkeypatch.setattr(paper_figures, "ROOT", tmp_path)
     paper_tables.main(["-markdown"])
-    assert "README_cn.md: the table 'image_classification' was written" in capsys.readouterr().out
+    assert "README_cn.md: the table 'models' was written" in capsys.readouterr().out
     paper_tables.main(["-markdown", "-check"])
     assert capsys.readouterr().out == "all documents are up to date\n"
     readme = tmp_path / "README.md"
@@ -137,7 +137,7 @@ def test_tables_of_documents_are_written_and_compared(counted, tmp_path, monkeyp
     with pytest.raises(SystemExit) as left:
         paper_tables.main(["-markdown", "-check"])
     assert left.value.code == 1
-    assert "README.md: the table 'image_classification' is out of date" in capsys.readouterr().out
+    assert "README.md: the table 'models' is out of date" in capsys.readouterr().out
     assert " 23.04M (22M) |" in readme.read_text(encoding="utf-8")
 
 

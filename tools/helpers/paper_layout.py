@@ -135,15 +135,33 @@ def neighbors(task: str) -> str:
 
 def sections() -> Iterator[tuple[Path, str, str]]:
     """Document, name and content of each section that -markdown writes."""
+    yield ROOT / "README.md", "models", summary_table()
+    yield ROOT / "README_cn.md", "models", in_chinese(summary_table())
     for task in TABLES:
-        yield ROOT / "README.md", task, model_table(task, f"{task}/configs")
-        yield ROOT / "README_cn.md", task, in_chinese(model_table(task, f"{task}/configs"))
         for name, table in (("models", model_table(task, "configs")), ("neighbors", neighbors(task))):
             yield ROOT / task / "README.md", name, table
             yield ROOT / task / "README_cn.md", name, in_chinese(table)
         yield ROOT / "docs" / "paper.md", task, paper_table(task)
     yield ROOT / "docs" / "reproduction.md", "training_cost", cost_table()
     yield ROOT / "docs" / "gpu.md", "memory", memory_table()
+
+
+def summary_table() -> str:
+    """The paper's models: counts of the classifiers with the paper's in parentheses, and a figure for each task."""
+    shown = {  # title: task and metric
+        "ImageNet top-1": ("image_classification", "top1"),
+        "ADE20K mIoU": ("semantic_segmentation", "mIoU"),
+        "COCO box AP": ("object_detection", "box_AP"),
+        "COCO mask AP": ("object_detection", "mask_AP"),
+    }
+    figures, rows = {task: printed(task) for task in TABLES}, []
+    for model in MODELS:
+        params, flops = _with_units(_counted("image_classification", model))
+        counted = figures["image_classification"]
+        sizes = f"{params} ({counted[model, 'params'].text}M)", f"{flops} ({counted[model, 'flops'].text}G)"
+        rows.append([f"`{model}`", *sizes, *(figures[task][model, metric].text for task, metric in shown.values())])
+    header = ["model", "params (paper)", "multiply-adds at 224x224 (paper)", *(f"paper's {title}" for title in shown)]
+    return markdown_table(header, rows, range(1, len(header)))
 
 
 def model_table(task: str, folder: str) -> str:
