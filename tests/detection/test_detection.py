@@ -81,7 +81,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     commands = next_commands(output)
     of_run = {path: path.read_bytes() for path in folder.glob("val_*.json")}
     evaluated = run_program(*commands["evaluate"], cwd=tmp_path).stdout
-    assert re.search(rf"box AP {best:.6g} .*\neval, {table}", evaluated), evaluated
+    assert re.search(rf"box_AP {best:.6g} .*\neval, {table}", evaluated), evaluated
     assert {path: path.read_bytes() for path in folder.glob("val_*.json")} == of_run, "those of the run stay"
     assert len(records(folder, "val")) == 2, "an evaluation is no part of the run"
 

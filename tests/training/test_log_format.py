@@ -108,4 +108,4 @@ def test_a_verbose_run_prints_the_whole_configuration_and_all_metrics(shapes_con
 
 
 def test_further_lines_stand_below_the_text_of_a_label():
-    assert labeled("data", "one\ntwo") == "data:      one\n           two"
+    assert labeled("data", "one\ntwo") == "data: one\n      two"
