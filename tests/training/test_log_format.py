@@ -88,7 +88,7 @@ def test_the_next_commands_can_be_pasted(tmp_path, shapes_config, monkeypatch, e
         assert shutil.which(python) == sys.executable
         check_command(re.sub(r"\S*/((image_classification|tools)/)", r"\1", command.partition("\n")[0]))
         assert (tmp_path / script).is_file()
-        assert "'a run/" in command  # relative, and quoted
+        assert f"'{tmp_path}/a run/" in command  # as it was given, and quoted
     assert (example or str(ROOT / "docs" / "digit.png")) in shlex.split(commands["predict"])
 
 
