@@ -431,7 +431,8 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: outputs of the head; 0 for no head. ``None`` takes the number of the pretrained head, or 1000.
+        num_classes: outputs of the head; 0 for no head. ``None`` takes the number of the pretrained head or,
+            without ``pretrained``, 1000.
         pretrained: weights to load: the tag of released ones (``common.checkpoints.released.list_weights``), a file, or
             ``https://...#sha256=...``; ``True`` for ImageNet weights. A pretrained head for another number of classes
             is not loaded, and the first convolution is adapted to ``in_channels``; the printed report says so.
@@ -441,7 +442,7 @@ def create_model(
             variant's.
 
     Raises:
-        ValueError: unknown name or argument, or a value out of range.
+        ValueError: unknown name or argument, a value out of range, or no number of classes for weights without a head.
         common.errors.UserError: the weights do not exist, are unsafe or damaged, or do not fit.
     """
     variant_settings(name)  # an unknown name is an error before its weights are looked for
@@ -454,7 +455,9 @@ def create_model(
         model: PaleTransformer = build_variant(PaleFeatures, name, **overrides)
     else:
         if num_classes is None:
-            num_classes = (checkpoint.num_classes if checkpoint else None) or 1000
+            num_classes = checkpoint.num_classes if checkpoint else 1000
+        if num_classes is None:
+            raise ValueError(f"{pretrained} has no classifier; give num_classes, the outputs of a new one, or 0")
         model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
     if checkpoint:
         load_pretrained(model, checkpoint)

@@ -22,7 +22,7 @@ class TaskEntry:
         exportable: the function from a predictor to an :class:`common.inference.exportable.Exportable`.
         build_model: the function from a configuration and a number of classes to the model.
         num_classes_key: the configuration key of the number of classes.
-        own_key: a top-level key that only the configuration files of this task have; empty for none.
+        own_key: a top-level key that only configuration files of this task have.
     """
 
     config: Callable[[], Any]
@@ -42,7 +42,7 @@ TASKS = {
         exportable=partial(resolve_name, "image_classification.exporting:exportable"),
         build_model=partial(resolve_name, "image_classification.pale_backbone:build_model"),
         num_classes_key="MODEL.NUM_CLASSES",
-        own_key="",
+        own_key="AUG",
     ),
     "semantic_segmentation": TaskEntry(
         config=partial(resolve_name, "semantic_segmentation.config:CONFIG"),

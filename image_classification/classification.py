@@ -22,11 +22,12 @@ from common.runtime.distributed import world_size
 from common.training.data_hash import data_hash
 from common.training.evaluation_report import class_files, confusion_files
 from common.training.log import TrainingLog
+from common.training.log_format import counted, labeled
 from common.training.optimizer import build_optimizer, warmup_cosine
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
 from image_classification.class_balance import class_weights, describe_weights, weighted_cross_entropy
 from image_classification.config import CONFIG, check_token_labels, model_title
-from image_classification.dataset_types import Dataset
+from image_classification.dataset_types import Dataset, FileDataset
 from image_classification.datasets import build_dataset
 from image_classification.evaluation import MAX_CONFUSED, class_columns, evaluate, per_class_tables
 from image_classification.label_map_alignment import TOKEN_STRIDE
@@ -52,6 +53,7 @@ class Classification(Task):
     name = "image_classification"
     config_spec = CONFIG
     criterion = "top1"
+    shown_metrics = ("loss", "top1", "top5")
     length_key = "TRAIN.EPOCHS"
 
     @property
@@ -73,9 +75,9 @@ class Classification(Task):
         loader, sampler = build_train_loader(config, train_set, maps)
         model = build_model(config, num_classes, token_labels=maps is not None)
         self.freeze(model)
-        description = _describe_data({"training": train_set, "validation": val_set}, num_classes)
-        for line in split_warnings(train_set.class_names, train_set.names(), val_set.names()):
-            description += f"\nwarning: {line}"
+        description, warnings = _describe_data({"training": train_set, "validation": val_set}, num_classes)
+        names = (train_set.names(), val_set.names())
+        warnings += split_warnings(train_set.class_names, *names, config.DATA.DATA_PATH)
         weights = None
         if kind := config.DATA.CLASS_WEIGHTS:
             values = class_weights(train_set.labels, num_classes, kind)
@@ -87,7 +89,8 @@ class Classification(Task):
         evaluator = ClassificationEvaluator(config, val_set, num_classes, self.log)
         data_hashes = {"training data": _hash_data(train_set), "validation data": evaluator.data_hash}
         if maps:
-            description += "\n  other name: ".join([f"\nlabel maps: {maps.info}", *maps.renamed])
+            description += f"\nlabel maps: {maps.info}"
+            warnings += [f"other name in the label maps: {line}" for line in maps.renamed]
             data_hashes["label maps"] = str(maps.info)
         return Training(
             model=model,
@@ -102,6 +105,7 @@ class Classification(Task):
             evaluator=evaluator,
             class_names=train_set.class_names,
             description=description,
+            warnings=warnings,
             data_hashes=data_hashes,
             draw_samples=functools.partial(self._draw_samples, class_names=train_set.class_names),
         )
@@ -111,6 +115,8 @@ class Classification(Task):
         # Without names, the numbers of the classes may still be those of folders.
         class_names = checkpoint.class_names or [str(number) for number in range(num_classes or 0)]
         val_set = self._build_dataset("val", num_classes, class_names)
+        if val_set.class_names is None:  # list files without names
+            val_set.class_names = checkpoint.class_names
         num_classes = num_classes or val_set.num_classes
         if self.config.REPORT and num_classes > MAX_CONFUSED:
             raise UserError(f"-report takes at most {MAX_CONFUSED:,} classes, not {num_classes:,}; leave it out")
@@ -118,7 +124,8 @@ class Classification(Task):
             raise UserError(
                 "-report needs one true class for each image, so not DATA.LABELS_JSON; leave one of them out"
             )
-        self.log.line(_describe_data({"validation": val_set}, num_classes))
+        description, warnings = _describe_data({"validation": val_set}, num_classes)
+        self.log.line("\nwarning: ".join([labeled("images", description), *warnings]))
         if self.config.DATA.DATASET == "folder" and not checkpoint.class_names and val_set.class_names == class_names:
             self.log.line("the weights name no classes: the names of the class folders are taken as class numbers")
         if self.config.DATA.LABELS_JSON:
@@ -206,6 +213,8 @@ class ClassificationEvaluator(Evaluator):
         self._classes = np.unique(dataset.labels) if config.DATA.CLASS_SUBSET else None
         self.data_set = _data_title(config, len(dataset), num_classes, self._classes)
         self.metric_suffix = "_token_labels" if config.TOKEN_LABEL.MAPS else ""
+        first = dataset.source(0) if isinstance(dataset, FileDataset) else None
+        self.example = str(first) if isinstance(first, Path) else ""
         self._config, self._log, self._num_classes = config, log, num_classes
         self._loader = build_eval_loader(config, dataset)
 
@@ -235,16 +244,16 @@ class ClassificationEvaluator(Evaluator):
         self._log.picture(f"{kind}/images", step, _draw_row(self._config, batch["images"], titles))
 
 
-def _describe_data(splits: Mapping[str, Dataset], num_classes: int) -> str:
-    """The counts, the names of the classes, and a warning for classes without images in a split."""
+def _describe_data(splits: Mapping[str, Dataset], num_classes: int) -> tuple[str, list[str]]:
+    """The counts and the names of the classes; and a warning for classes without images in a split."""
     names = _names(next(iter(splits.values())), num_classes)
-    counts = " and ".join(f"{len(dataset)} {split}" for split, dataset in splits.items())
-    lines = [f"data: {counts} images of {num_classes} classes: {list_names(names)}"]
+    counts = " and ".join(f"{len(dataset):,} {split}" for split, dataset in splits.items())
+    warnings = []
     for split, dataset in splits.items():
         images = np.bincount(dataset.labels, minlength=num_classes)
         if empty := [names[number] for number in np.flatnonzero(images == 0)]:
-            lines.append(f"warning: no {split} images of {len(empty)} classes: {list_names(empty)}")
-    return "\n".join(lines)
+            warnings.append(f"no {split} images of {len(empty)} classes: {list_names(empty)}")
+    return f"{counts} images of {counted(num_classes, 'class', 'classes')}: {list_names(names)}", warnings
 
 
 def _names(dataset: Dataset, num_classes: int) -> Sequence[str]:

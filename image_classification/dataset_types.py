@@ -6,7 +6,7 @@ import io
 import os
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,12 @@ class Dataset(ABC):
         labels: int64 [n].
         class_names: list of str, or None if the source has no class names.
         num_classes: at least ``labels.max() + 1``.
+        notes: further warnings.
         valid_labels: int64 [n, m], what counts as right in an evaluation instead of ``labels``, see
             :func:`image_classification.valid_labels.read_valid_labels`; or None.
     """
 
+    notes: Sequence[str] = ()
     valid_labels: np.ndarray | None = None
 
     def __init__(self, labels: np.ndarray, class_names: list[str] | None, num_classes: int):
@@ -64,7 +66,7 @@ class Dataset(ABC):
 
     def warnings(self) -> list[str]:
         """Return what looks wrong but may be intended."""
-        return []
+        return list(self.notes)
 
 
 class FileDataset(Dataset):
@@ -126,7 +128,7 @@ class FileDataset(Dataset):
     def warnings(self) -> list[str]:
         """Look for images of more than 8 bits per channel among up to 100."""
         warning = deep_image_warning(len(self), self.source, self.describe)
-        return [warning] if warning else []
+        return [*self.notes, *([warning] if warning else [])]
 
     def check_exist(self) -> None:
         """Check that the first, the last and some random files exist; to check all takes long on network disks.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.demo_data import wheels as demo_data
 from common.errors import UserError, missing_hint
+from common.runtime.folders import expand_home
 from image_classification.dataset_types import ArrayDataset, Dataset, class_count
 from image_classification.folders import build_folder
 from image_classification.idx_files import build_idx
@@ -73,7 +74,7 @@ def build_dataset(
     """
     if name not in KINDS:
         raise UserError(f"unknown dataset {name!r}: give -dataset one of {', '.join(KINDS)}")
-    path = None if path is None else Path(path).expanduser()
+    path = None if path is None else expand_home(Path(path))
     if name != "mnist5k":
         if path is None:
             raise UserError(f"dataset {name} needs the directory of its data: give -data_path")

@@ -37,4 +37,6 @@ def exportable(classifier: Classifier) -> Exportable:
         usual_size=size,
         size_key="DATA.IMAGE_SIZE",
         takes_usual_size_only=learned_positions,
+        agreement=lambda expected, found: float((expected[0].argmax(axis=1) == found[0].argmax(axis=1)).mean()),
+        agreement_name="share of images of the same class",
     )

@@ -77,7 +77,12 @@ def build_folder(
         raise UserError(f"{path} has too few images for the {split} split: each class needs at least two")
     labels = np.array(labels, np.int64)
     count = class_count(num_classes, class_names, labels, path)
-    return tree.dataset(names, labels, class_names, count)
+    dataset = tree.dataset(names, labels, class_names, count)
+    if split == "val" and not trees:
+        dataset.notes = [
+            f"{path} has no val folder, so a fixed random {HELD_OUT_FRACTION:.0%} of each class is the validation split"
+        ]
+    return dataset
 
 
 def _find_splits(path: Path) -> dict[str, FolderTree | ArchiveTree]:

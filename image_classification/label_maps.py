@@ -150,7 +150,7 @@ class LabelMaps:
     """
 
     def __init__(self, folder: str | Path, dataset: Dataset, num_classes: int):
-        self._folder, self._dataset = Path(folder).expanduser(), dataset
+        self._folder, self._dataset = Path(folder), dataset
         self.info = _read_info(self._folder)
         if self.info.num_classes != num_classes:
             raise UserError(

@@ -40,7 +40,10 @@ def _read_list(list_file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
             if not label:
                 raise UserError(f'{list_file} line {number}: {name!r} has no label; write "relative/path.jpg LABEL"')
             if not re.fullmatch(r"-?[0-9]{1,18}", label[0]):
-                raise UserError(f"{list_file} line {number}: label {label[0]!r} is not an integer: write 0, 1, 2, ...")
+                raise UserError(
+                    f"{list_file} line {number}: label {label[0]!r} is not an integer: write "
+                    '"relative/path.jpg LABEL", with the label 0, 1, 2, ...'
+                )
             names.append(name)
             labels.append(int(label[0]))
             lines.append(number)

@@ -1,6 +1,6 @@
 r"""Train or evaluate a Pale Transformer on labeled images, on one rank or many.
 
-    python -m paddle.distributed.launch image_classification/main_multi_gpu.py
+    python image_classification/main_multi_gpu.py
     python image_classification/main_multi_gpu.py -resume auto
     python image_classification/main_multi_gpu.py -eval -pretrained mnist5k
     python image_classification/main_multi_gpu.py \

@@ -37,6 +37,11 @@ class Classifier(Predictor):
             raise UserError(f"{checkpoint.source} has no classification head; give the weights of a trained classifier")
         if checkpoint.class_names and len(checkpoint.class_names) != num_classes:
             raise UserError(f"{checkpoint.source} names {len(checkpoint.class_names)} classes and has {num_classes}")
+        if config.MODEL.NUM_CLASSES not in (0, num_classes):
+            raise UserError(
+                f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, but {checkpoint.source} has {num_classes} classes; "
+                f"set it to {num_classes}, or leave it out"
+            )
         return num_classes
 
     @staticmethod

@@ -36,6 +36,7 @@ def preprocessing_of(config: CfgNode) -> Preprocessing:
     """
     require(config, "DATA.CROP_PCT", lambda value: 0 < value <= 1, "must be greater than 0 and at most 1")
     require(config, "DATA.INTERPOLATION", lambda name: name in FILTERS, f"must be one of {', '.join(FILTERS)}")
+    require(config, "DATA.MEAN", lambda mean: min(mean) >= 0 and max(mean) <= 1, "must be of pixels from 0 to 1")
     require(config, "DATA.STD", lambda std: min(std) > 0, "must be positive")
     data = config.DATA
     return Preprocessing(data.IMAGE_SIZE, data.CROP_PCT, data.INTERPOLATION, data.MEAN, data.STD)

@@ -64,6 +64,7 @@ PROBLEMS = {
     "ANNOTATION_ID": Problem(
         "annotations have the id 0, or that of another annotation", "renumbered", "number them from 1"
     ),
+    "OBJECT_REPEATED": Problem("objects of one image have the same category and box", "kept", "remove the copies"),
     "BOX_INVALID": Problem("boxes are not four finite numbers", ERROR, "write bbox as [x, y, width, height] in pixels"),
     "BOX_WITHOUT_AREA": Problem(
         "boxes have no area", "left out of training, kept in evaluation", "correct width and height"
@@ -292,6 +293,7 @@ class _AnnotationCheck:
         self.category_ids = {category["id"] for category in coco["categories"]}
         self.new_ids = itertools.count(max(0, *(annotation["id"] for annotation in coco["annotations"])) + 1)
         self.seen_ids: set[int] = set()
+        self.seen_objects: set[tuple[Any, ...]] = set()
         self.with_polygons, self.beside_polygons = 0, []  # boxes to compare, and examples of those that differ
         self.compared, self.corners = 0, []  # boxes in the format of most, and examples of those that are two corners
 
@@ -342,6 +344,10 @@ class _AnnotationCheck:
         is_usable = self._check_box(annotation, height, width, found)
         if not set(kinds) - {"BOX_OUTSIDE"}:  # two corners, taken for a corner and a size, often reach out
             self._compare_box(original, name, height, width, is_outside=bool(kinds))
+        if is_usable:
+            key = (annotation["image_id"], annotation["category_id"], *original["bbox"])
+            is_usable = key not in self.seen_objects or not found("OBJECT_REPEATED", f"the box {original['bbox']}")
+            self.seen_objects.add(key)
         if is_usable and self.masks:
             is_usable = self._check_mask(annotation, height, width, found)
         if is_usable:

@@ -70,7 +70,7 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{where}: the annotations {path} do not exist; give the path of a JSON file in COCO format"
+            f"{where}: the annotations {path} do not exist; set {where}.anno_path to a JSON file in COCO format"
             f"{missing_hint(path)}"
         )
     try:

@@ -38,6 +38,7 @@ from common.data.image_file import check_header
 from common.demo_data.folders import write_nuclei_detection
 from common.errors import UserError, missing_hint, one_line
 from common.pale_transformer import STRIDE
+from common.runtime.folders import expand_home
 from common.training.config import check_keys, plain
 from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
@@ -120,7 +121,7 @@ def build_dataset(config: CfgNode, name: str) -> CocoData:
     if type(repeat) is not int or repeat < 1:
         raise UserError(f"{name}.repeat is {repeat!r}; it must be a positive integer")
     if section.get("dataset_dir") is not None:
-        section["dataset_dir"] = str(Path(str(section["dataset_dir"])).expanduser())
+        section["dataset_dir"] = expand_home(str(section["dataset_dir"]))
     if name == "EvalDataset":
         section.setdefault("allow_empty", True)
     dataset = _DATASETS[kind](**section)
@@ -190,6 +191,11 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
                 f"{name}.{key}: {one_line(error)}; give a list of PaddleDetection's transforms, each NAME: "
                 "{argument: value}"
             ) from error
+    if (mean := find_normalization(config, name)[0]).max() > 1:
+        raise UserError(
+            f"{name}: the mean {mean.tolist()} of NormalizeImage is not of pixels from 0 to 1; divide mean and std by "
+            "255, or set is_scale: false"
+        )
     pipelines[1].collate_batch = name != "TrainReader"  # training images differ in their numbers of objects
     return pipelines[0], pipelines[1]
 

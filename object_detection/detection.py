@@ -32,6 +32,7 @@ from common.training.dry_run import dry_run_loss
 from common.training.evaluation_report import class_files
 from common.training.loader import Loader
 from common.training.log import TrainingLog
+from common.training.log_format import counted
 from common.training.optimizer import build_optimizer
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
@@ -81,6 +82,7 @@ class Detection(Task):
     name = "object_detection"
     config_spec = CONFIG
     criterion = "box_AP"
+    shown_metrics = ("box_AP", "box_AP50", "mask_AP", "mask_AP50")
     length_key = "epoch"
 
     def __init__(self, config: CfgNode):
@@ -135,10 +137,9 @@ class Detection(Task):
             total_steps=sampler.steps_per_epoch * config.epoch,
             evaluator=evaluator,
             class_names=class_names,
-            description=f"data: {len(records)} training and {val_images} validation images of {num_classes} classes: "
-            + "\nwarning: ".join(
-                [list_names(class_names), *_split_warnings((data, annotations), (val_data, val_annotations))]
-            ),
+            description=f"{len(records):,} training and {val_images:,} validation images of "
+            f"{counted(num_classes, 'class', 'classes')}: {list_names(class_names)}",
+            warnings=_split_warnings((data, annotations), (val_data, val_annotations)),
             data_hashes={
                 "training annotations": sha256_of(data.file),
                 "validation annotations": evaluator.data_hash,
@@ -264,6 +265,7 @@ class DetectionEvaluator(Evaluator):
         self._config, self._masks, self._log = config, masks, log
         self._truth = index_annotations(annotations)
         self.records = read_records(data, self._truth, config.SEED)
+        self.example = str(self.records[0]["im_file"])
         self._dataset = SeededDataset(self.records, sample_transforms, config.SEED)
         self._collate = functools.partial(collate, transforms=batch_transforms)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from paddle import Tensor
+from pycocotools.mask import iou
 from scipy.optimize import linear_sum_assignment
 
 from common.inference.exportable import Arrays, Exportable, Output
@@ -81,6 +82,8 @@ def exportable(detector: Detector) -> Exportable:
         stride=STRIDE,
         reference=reference,
         same_order=_same_order,
+        agreement=_share_found_again,
+        agreement_name="share of the objects with scores from 0.5 that are found again, in a box of IoU from 0.5",
     )
 
 
@@ -91,3 +94,12 @@ def _same_order(expected: Arrays, found: Arrays) -> Arrays:
         return found
     _, order = linear_sum_assignment(np.abs(boxes[:, None] - others).sum(-1))
     return [array[order] for array in found]
+
+
+def _share_found_again(expected: Arrays, found: Arrays) -> float:
+    """The share of the objects with scores from 0.5 that have one of the same label and an IoU from 0.5; 1 for none."""
+    sure, others = (arrays[0][arrays[0][:, 1] >= 0.5].astype(np.float64) for arrays in (expected, found))
+    if not len(sure) or not len(others):
+        return float(not len(sure))
+    boxes = (np.concatenate([rows[:, 2:4], rows[:, 4:] - rows[:, 2:4]], axis=1) for rows in (sure, others))
+    return float(((iou(*boxes, [0] * len(others)) >= 0.5) & (sure[:, :1] == others[:, 0])).any(axis=1).mean())

@@ -9,7 +9,7 @@ from paddle import Tensor, nn
 
 from common.flops import count_layer_flops, params
 
-__all__ = ["count_detector_flops"]
+__all__ = ["count_detector_flops", "detector_parts"]
 
 
 class _Dense(nn.Layer):
@@ -49,14 +49,22 @@ def count_detector_flops(
         masks: inputs of the mask head [C: the paper's FLOPs need 100].
         norms: see :func:`common.flops.flops_by_layer`.
     """
+    parts = detector_parts(model, height, width, proposals, masks)
+    return sum(count * count_layer_flops(layer, [1, *shape], norms) for layer, shape, count in parts)
+
+
+def detector_parts(
+    model: nn.Layer, height: int, width: int, proposals: int, masks: int
+) -> list[tuple[nn.Layer, list[int], int]]:
+    """The layers that a Mask R-CNN runs for one image: a layer, the shape of an input, and the number of inputs."""
     box_head, mask_head, channels = model.bbox_head, model.mask_head, model.neck.out_channel
     box_side, mask_side = box_head.roi_extractor.resolution, mask_head.roi_extractor.resolution
     mask_layers = nn.Sequential(mask_head.head, mask_head.mask_fcn_logits)
-    return (
-        count_layer_flops(_Dense(model), [1, 3, height, width], norms)
-        + proposals * count_layer_flops(_BoxHead(box_head), [1, channels, box_side, box_side], norms)
-        + masks * count_layer_flops(mask_layers, [1, channels, mask_side, mask_side], norms)
-    )
+    return [
+        (_Dense(model), [3, height, width], 1),
+        (_BoxHead(box_head), [channels, box_side, box_side], proposals),
+        (mask_layers, [channels, mask_side, mask_side], masks),
+    ]
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ The keys in small letters are PaddleSeg's: the same file works with PaddleSeg's 
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ def default_config() -> CfgNode:
     return config
 
 
+def _positive(text: str) -> int:
+    """Read ``-epochs``; the key's 0 stands for no epochs given."""
+    if (value := int(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{value} must be greater than 0")
+    return value
+
+
 _FLAGS = {
     "data_path": Flag(
         ("train_dataset.dataset_root", "val_dataset.dataset_root"),
@@ -48,7 +56,7 @@ _FLAGS = {
     ),
     "batch_size": Flag(("batch_size",), int, "training images per batch and rank", "data"),
     "iters": Flag(("iters",), int, "optimizer steps", "training"),
-    "epochs": Flag(("EPOCHS",), int, "passes over the training data, in place of -iters", "training"),
+    "epochs": Flag(("EPOCHS",), _positive, "passes over the training data, in place of -iters", "training"),
     "lr": Flag(("lr_scheduler.learning_rate",), float, "highest learning rate", "training", "RATE"),
     "num_classes": Flag(
         ("model.num_classes", "train_dataset.num_classes", "val_dataset.num_classes"),

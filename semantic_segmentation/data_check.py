@@ -65,11 +65,8 @@ class DataReport:
         absent = [f"{number} {self.class_names[number]}" for number in np.flatnonzero(self.pixels == 0)]
         if absent and self.pixels.any():  # otherwise no mask could be read, which is a problem of its own
             lines.append(f"no pixel of the {self.split} data is of class {_first(absent)}")
-        if self.ignored and np.count_nonzero(self.pixels) == 1:
-            lines.append(
-                f"except for ignored pixels, the {self.split} data has only one class: if the masks are drawn in 0 and "
-                "255, write the class numbers 0 and 1 instead"
-            )
+        if self.ignored:
+            lines += one_class_warning(self.pixels, self.split)
         if self.deep_images:
             lines.append(
                 f"{self.deep_images} images of the {self.split} data have 16 bits per channel, of which 65535 is 1 for "
@@ -95,6 +92,20 @@ class DataReport:
             f"{100 * self.ignored / total:.2f} % of the pixels ignored",
         )
         return "\n".join([table, *(f"warning: {line}" for line in self.warnings()), *self.problems])
+
+
+def one_class_warning(pixels: np.ndarray, split: str) -> list[str]:
+    """A warning if only one of the classes has pixels.
+
+    Args:
+        pixels: of each class.
+    """
+    if np.count_nonzero(pixels) != 1 or len(pixels) == 1:
+        return []
+    return [
+        f"except for ignored pixels, the {split} data has only one class: if the masks are drawn in 0 and 255, write "
+        "the class numbers 0 and 1 instead"
+    ]
 
 
 def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None, list_all: bool = False) -> DataReport:

@@ -26,10 +26,12 @@ import numpy as np
 from paddleseg import datasets as paddleseg_datasets
 from paddleseg.cvlibs import manager
 
+from common.data.channel_image import ARRAY_SUFFIX
 from common.data.class_names import read_class_names
 from common.data.image_file import check_header, is_ignored
 from common.demo_data import folders as demo_folders
 from common.errors import UserError, missing_hint, one_line
+from common.runtime.folders import expand_home
 from common.runtime.regular_file import read_lines
 from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
@@ -184,13 +186,18 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         dataset.file_list = sorted(pair for pair in dataset.file_list if not is_ignored(Path(pair[0]).name))
     if not dataset.file_list:
         raise UserError(f"{where} finds no images in {dataset.dataset_root}; check it")
+    mean = max(np.max(getattr(item, "mean", 0)) for item in dataset.transforms.transforms)
+    if mean > 1 and not dataset.file_list[0][0].lower().endswith((ARRAY_SUFFIX, ".tif", ".tiff")):  # may be any numbers
+        raise UserError(
+            f"{name}.transforms: the mean {mean:g} of Normalize is not of pixels from 0 to 1; divide it and std by 255"
+        )
     dataset.class_names = _class_names(dataset, kind)
     return dataset
 
 
 def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> None:
     """Complete the paths among the arguments; PaddleSeg would download a missing data set."""
-    root = Path(str(arguments.get("dataset_root"))).expanduser()
+    root = expand_home(Path(str(arguments.get("dataset_root"))))
     if not root.is_dir():
         hint = missing_hint(root)
         raise UserError(f"{name}.dataset_root: {root} is not a folder; give the folder of the images and masks{hint}")
@@ -202,7 +209,7 @@ def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> N
     arguments["dataset_root"] = str(root)
     for key in ("train_path", "val_path"):
         if kind == "Dataset" and isinstance(arguments.get(key), str):
-            given = Path(arguments[key]).expanduser()
+            given = expand_home(Path(arguments[key]))
             path = root / given
             if not path.is_file():
                 path = given if given.is_file() else path

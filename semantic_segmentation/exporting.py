@@ -7,7 +7,8 @@ import paddle
 from paddle import nn
 from paddleseg.transforms import Normalize
 
-from common.inference.exportable import Exportable, Output
+from common.data.confusion import class_figures, count_pairs
+from common.inference.exportable import Arrays, Exportable, Output
 from common.pale_transformer import STRIDE
 from common.training.config import plain
 from semantic_segmentation.prediction import Segmenter
@@ -58,4 +59,11 @@ def exportable(segmenter: Segmenter) -> Exportable:
             "the class of a pixel is the one with the highest logit; large images are split into overlapping windows, "
             f"whose logits are averaged (test_config: {plain(segmenter.config.test_config) or 'the whole image'})"
         ),
+        agreement=_mean_iou,
+        agreement_name="mean IoU of the classes",
     )
+
+
+def _mean_iou(expected: Arrays, found: Arrays) -> float:
+    label, prediction = (logits[0].argmax(axis=1) for logits in (expected, found))
+    return float(np.nanmean(class_figures(count_pairs(label, prediction, expected[0].shape[1]))["IoU"])) / 100

@@ -25,12 +25,14 @@ from common.data.class_names import distinct_names, list_names
 from common.data.split_warnings import split_warnings
 from common.errors import UserError
 from common.runtime.distributed import rank, world_size
+from common.runtime.verbosity import is_verbose
 from common.training.config import plain
 from common.training.data_hash import data_hash
 from common.training.dry_run import dry_run_loss
 from common.training.evaluation_report import class_files, confusion_files
 from common.training.loader import Loader
 from common.training.log import TrainingLog
+from common.training.log_format import counted
 from common.training.optimizer import build_optimizer
 from common.training.sampler import IterationSampler, SampleKey, ShardedEvalSampler
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
@@ -57,12 +59,14 @@ class Segmentation(Task):
     name = "semantic_segmentation"
     config_spec = CONFIG
     criterion = "mIoU"
+    shown_metrics = ("mIoU", "aAcc", "mAcc")
     unit = "step"
     length_key = "iters"
 
     def __init__(self, config: CfgNode):
         super().__init__(config)
-        logger.log_level = 0  # PaddleSeg prints every section that it builds otherwise
+        if not is_verbose():
+            logger.log_level = 0  # PaddleSeg prints every section that it builds otherwise
         if config.EPOCHS and not (config.EVAL or config.CHECK_DATA):
             images_per_step = config.batch_size * world_size() * config.TRAIN.ACCUM_ITER
             self.config = config.clone()
@@ -113,8 +117,9 @@ class Segmentation(Task):
             total_steps=config.iters,
             evaluator=evaluator,
             class_names=train_set.class_names,
-            description=f"data: {len(train_set)} training and {len(val_set)} validation images of {classes} classes: "
-            + "\nwarning: ".join([list_names(train_set.class_names), *_split_warnings(train_set, val_set)]),
+            description=f"{len(train_set):,} training and {len(val_set):,} validation images of "
+            f"{counted(classes, 'class', 'classes')}: {list_names(train_set.class_names)}",
+            warnings=_split_warnings(train_set, val_set),
             data_hashes={"training data": _hash_data(train_set), "validation data": evaluator.data_hash},
             draw_samples=functools.partial(self._draw_samples, dataset=val_set),
         )
@@ -203,6 +208,7 @@ class SegmentationEvaluator(Evaluator):
         folder = Path(section.get("dataset_root") or "").name if section.type == "Dataset" else ""
         self.dataset, self.class_names = dataset, dataset.class_names
         self.data_set, self.data_hash = f"{section.type} {folder}".strip(), _hash_data(dataset)
+        self.example = str(dataset.file_list[0][0])
         self._config, self._log = config, log
         self._inference = InferenceSettings.from_test_config(plain(config.test_config))
         self.metric_suffix = "_multi_scale" if self._inference.aug_eval else ""

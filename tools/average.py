@@ -67,8 +67,12 @@ def average(files: Sequence[str | Path], ema: bool | None = None) -> dict[str, A
 
     first = checkpoint = read_checkpoint(files[0], ema=ema)
     sums = {name: array.astype(np.float64) for name, array in first.weights.items() if array.dtype.kind == "f"}
+    seen = {first.sha256: files[0]}
     for file in files[1:]:
         checkpoint = read_checkpoint(file, ema=ema)
+        if checkpoint.sha256 in seen:
+            raise UserError(f"{file} has the content of {seen[checkpoint.sha256]}; give each checkpoint once")
+        seen[checkpoint.sha256] = file
         _check_alike(first, checkpoint)
         for name, total in sums.items():
             total += checkpoint.weights[name]

@@ -3,12 +3,12 @@
     python tools/benchmark.py pale_tiny paddleclas:swin_tiny paddleclas:cswin_tiny
     python tools/benchmark.py pale_tiny -runtime eager static inference onnxruntime
     python tools/benchmark.py pale_tiny pale_small -mode train -batch 4 8 -csv speed.csv
-    python tools/benchmark.py pale_tiny timm:swin_tiny timm:davit_tiny -runtime onnxruntime -batch 1
+    python tools/benchmark.py pale_tiny timm:swin_tiny timm:davit_tiny -runtime onnxruntime openvino_bf16 -batch 1
 
 MODEL is a name of create_model, paddleclas:NAME (swin_tiny, cswin_tiny, convnext_tiny) or timm:NAME (any model of timm,
-in ONNX Runtime). All models and runtimes take turns, so that a machine that slows down slows all of them; the table has
-the median and the minimum over the turns. Times are compared with the first model in the same runtime or, if there is
-one model, with its first runtime.
+in ONNX Runtime and OpenVINO). All models and runtimes take turns, so that a machine that slows down slows all of them;
+the table has the median and the minimum over the turns. Times are compared with the first model in the same runtime
+or, if there is one model, with its first runtime.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ from tools.helpers.markdown import markdown_table, read_section, replace_section
 if TYPE_CHECKING:
     from tools.helpers.benchmark_runtimes import Case, Step
 
-RUNTIMES = ("eager", "static", "inference", "onnxruntime")  # those of tools/helpers/benchmark_runtimes.py
+# Those of tools/helpers/benchmark_runtimes.py.
+RUNTIMES = ("eager", "static", "inference", "onnxruntime", "openvino_f32", "openvino_bf16")
 MODES = ("infer", "train")
 SECTION = "benchmark"  # of the document that -into names
 WARMUP = 2  # runs before the first turn
 MIN_TURN = 0.5  # seconds: a turn repeats a short run and takes the median
 PAUSE = 0.25  # seconds between turns: OpenMP's threads keep a core busy for 0.2 s after their last work
-PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddleclas", "paddle2onnx", "onnxruntime", "numpy")
+PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddleclas", "paddle2onnx", "onnxruntime", "openvino", "numpy")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -108,8 +109,8 @@ def _groups(arguments: Namespace, device: str) -> list[list[Case]]:
     if missing:
         raise UserError(
             f"{sorted(missing)[0]}: none of -runtime {' '.join(arguments.runtime)} can run it with -mode "
-            f"{' '.join(arguments.mode)}{' -amp' * arguments.amp}; timm: needs onnxruntime; train and -amp need eager "
-            "or static"
+            f"{' '.join(arguments.mode)}{' -amp' * arguments.amp}; timm: needs onnxruntime or openvino; train and -amp "
+            "need eager or static"
         )
     return groups
 

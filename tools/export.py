@@ -1,13 +1,14 @@
-"""Export a trained model for Paddle Inference and ONNX Runtime, and check the files on real images.
+"""Export a trained model for Paddle Inference, ONNX Runtime and OpenVINO, and check the files on real images.
 
     python tools/export.py -pretrained output/pale_nano_mnist5k/best.pdparams
     python tools/export.py -pretrained output/upernet_pale_nano_nuclei/best.pdparams -images my_images
-    python tools/export.py -pretrained output/mask_rcnn_pale_nano_nuclei/best.pdparams -formats onnx -size 512 512
+    python tools/export.py -pretrained output/mask_rcnn_pale_nano_nuclei/best.pdparams -formats openvino -size 512 512
 
-Writes the files of both formats, labels.txt, preprocessing.json, config.yaml and model_card.json to the folder -out.
+Writes the files of the formats, labels.txt, preprocessing.json, config.yaml and model_card.json to the folder -out.
 Classifiers and segmenters take batches; detectors take one image, include NMS, and return small masks, which
 tools/predict.py enlarges. docs/deployment.md shows how to run them without this project. Prints "OK" if each file
-agrees with the model to 1e-4 on every image; otherwise nothing is written.
+agrees with the model to 1e-4 on every image; otherwise nothing is written. If the processor computes in bfloat16,
+OpenVINO's file is run in that, too, and the model card says how well its results agree.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ 
 
 from common.errors import UserError, one_line  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.verbosity import is_quiet  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
-from common.training.config import add_weights_flags  # noqa: E402
+from common.training.config import MAX_SIDE, add_weights_flags  # noqa: E402
 
 if TYPE_CHECKING:
     from common.inference.exportable import Exportable
     from tools.helpers.export_checks import Case
 
-_FORMATS = ("paddle", "onnx")  # the keys of common.inference.export_formats.FORMATS, whose import takes seconds
+# The keys of common.inference.export_formats.FORMATS, whose import takes seconds.
+_FORMATS = ("paddle", "onnx", "openvino")
+_DEFAULT_FORMATS = ("paddle", "onnx")
 _PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # of scikit-learn
 _MOST_IMAGES = 8
 
@@ -71,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out) as temporary:
             folder = Path(temporary)
-            checks, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
+            checks, agreement, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
             texts = {
                 LABELS: "".join(f"{label}\n" for label in exportable.labels),
                 PREPROCESSING: _as_json(exportable.preprocessing),
@@ -79,7 +83,9 @@ def main(argv: Sequence[str]) -> None:
             }
             for name, text in texts.items():
                 (folder / name).write_text(text, encoding="utf-8")
-            card = make_card(task, exportable, inputs, checkpoint, sorted(folder.iterdir()), checks, left_out)
+            card = make_card(
+                task, exportable, inputs, checkpoint, sorted(folder.iterdir()), checks, agreement, left_out
+            )
             # What UTF-8 cannot express, such as bytes of file names, thus becomes an escape of JSON.
             (folder / CARD).write_text(_as_json(card), encoding="utf-8", errors="backslashreplace")
             for file in replace_exported(folder, out):
@@ -96,16 +102,18 @@ def _write_formats(
     exportable: Exportable,
     inputs: dict[str, list[int | None]],
     cases: Sequence[Case],
-) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Write and check the wanted formats; without a choice, those that can be written.
+) -> tuple[dict[str, dict[str, float]], dict[str, float], dict[str, str]]:
+    """Write and check the wanted formats; without a choice, those of ``_DEFAULT_FORMATS`` that can be written.
 
     Returns:
-        The result of :func:`tools.helpers.export_checks.check` for each, and why others were left out.
+        The result of :func:`tools.helpers.export_checks.check` for each, that of
+        :func:`tools.helpers.export_checks.measure_agreement`, and why formats were left out.
     """
-    from common.inference.export_formats import FORMATS, save_program
-    from tools.helpers.export_checks import check
+    from common.inference.export_formats import FORMATS, computes_in_bfloat16, open_openvino, save_program
+    from tools.helpers.export_checks import check, measure_agreement
 
     checks: dict[str, dict[str, float]] = {}
+    agreement: dict[str, float] = {}
     left_out: dict[str, str] = {}
     _tell("writing the program for Paddle Inference")
     try:
@@ -116,7 +124,7 @@ def _write_formats(
         raise UserError(
             f"Paddle cannot trace {exportable.name}; give -size HEIGHT WIDTH, or another size ({one_line(error)})"
         ) from error
-    for name in wanted or FORMATS:
+    for name in wanted or _DEFAULT_FORMATS:
         try:
             file = FORMATS[name].convert(graph, weights, folder, [output.name for output in exportable.outputs])
         except UserError as error:
@@ -127,10 +135,13 @@ def _write_formats(
             continue
         checks[name] = check(exportable, FORMATS[name].open(file, "cpu"), cases, file.name)
         _tell(f"{file.name}: {len(cases)} checks, largest difference {max(checks[name].values()):.1e}")
+        if name == "openvino" and computes_in_bfloat16():
+            agreement = measure_agreement(exportable, open_openvino(file, "bf16"), cases)
+            _tell(f"{file.name} in bfloat16: {exportable.agreement_name}: at least {min(agreement.values()):.1%}")
     if "paddle" not in checks:
         graph.unlink()
         weights.unlink()
-    return checks, left_out
+    return checks, agreement, left_out
 
 
 def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[int, int] | None:
@@ -152,9 +163,9 @@ def _fixed_size(asked: Sequence[int] | None, exportable: Exportable) -> tuple[in
             f"-size {size[0]} {size[1]}: images are preprocessed to {height} by {width} pixels; set "
             f"{exportable.size_key} to change that"
         )
-    if size and (min(size) < STRIDE or any(side % exportable.stride for side in size)):
+    if size and (not STRIDE <= min(size) <= max(size) <= MAX_SIDE or any(side % exportable.stride for side in size)):
         multiples = f" and multiples of {exportable.stride}" if exportable.stride > 1 else ""
-        raise UserError(f"-size {size[0]} {size[1]}: sides must be at least {STRIDE}{multiples}")
+        raise UserError(f"-size {size[0]} {size[1]}: sides must be from {STRIDE} to {MAX_SIDE}{multiples}")
     if size or exportable.takes_usual_size_only:
         return size or exportable.usual_size
     if paddle.__version__.startswith("2."):
@@ -176,7 +187,8 @@ def _find_images(paths: Sequence[str] | None) -> list[str]:
 
 
 def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    if message.startswith("warning: ") or not is_quiet():
+        print(message, file=sys.stderr, flush=True)
 
 
 def _as_json(values: Any) -> str:

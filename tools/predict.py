@@ -1,10 +1,10 @@
 """Predict classes, objects, or the class of every pixel, depending on the task of the weights.
 
     python tools/predict.py IMAGE... -pretrained output/pale_nano_mnist5k/best.pdparams
-    python tools/predict.py IMAGE... -pretrained exported/pale_nano/model.onnx
+    python tools/predict.py IMAGE... -pretrained exported/pale_nano/model.xml
 
 IMAGE is a file or a folder. Weights of this project contain their configuration; others need -cfg. Exported models are
-run by Paddle Inference or, .onnx files, by ONNX Runtime.
+run by Paddle Inference or, .onnx files, by ONNX Runtime or, .xml files, by OpenVINO.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from tqdm import tqdm  # noqa: E402
 from common.errors import UserError, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
+from common.runtime.signals import clean_up_on_signals  # noqa: E402
+from common.runtime.verbosity import is_quiet, is_verbose  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
 from common.training.config import WEIGHTS, add_weights_flags, read_yaml_with_bases  # noqa: E402
 
@@ -44,6 +46,8 @@ def main(argv: Sequence[str]) -> None:
 
     files = find_images(arguments.images, arguments.out)
     exported = find_exported(arguments.pretrained)
+    if arguments.precision and not exported:
+        raise UserError(f"-precision {arguments.precision}: only OpenVINO's model.xml of tools/export.py has a choice")
     predictor = _open_exported(exported, arguments) if exported else open_weights(arguments)[1]
     if not predictor.keeps_16_bits and (
         warning := deep_image_warning(len(files), files.__getitem__, files.__getitem__)
@@ -54,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     for result in tqdm(
         predictor.predict(files, options),
         total=len(files),
-        disable=len(files) == 1 or not sys.stderr.isatty(),
+        disable=len(files) == 1 or is_quiet() or not sys.stderr.isatty(),
         leave=False,
         unit="image",
     ):
@@ -90,10 +94,13 @@ def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predict
     """
     from common.checkpoints.loading import read_checkpoint
 
+    clean_up_on_signals()
     checkpoint = read_checkpoint(arguments.pretrained, ema=WEIGHTS[arguments.weights])
     task = checkpoint.task or _task_of_config(arguments.cfg)
     _check_task(task, checkpoint.source)
     config = TASKS[task].config().of_weights(checkpoint.config, checkpoint.source, arguments)
+    if is_verbose():
+        print("\n".join(map(printable, config.dump().split("\n"))), file=sys.stderr)
     select_device(config.DEVICE)
     return task, TASKS[task].predictor().from_checkpoint(checkpoint, config, fused), checkpoint
 
@@ -107,7 +114,7 @@ def _open_exported(file: Path, arguments: Namespace) -> Predictor:
     if arguments.weights:
         raise UserError(f"-weights {arguments.weights}: {file} is an exported model; give it to tools/export.py")
     select_device(arguments.device or "")
-    exported = ExportedModel(file, paddle.device.get_device())
+    exported = ExportedModel(file, paddle.device.get_device(), arguments.precision)
     task = exported.card.task
     _check_task(task, str(file))
     config = TASKS[task].config().of_weights(exported.config, str(file), arguments)
@@ -121,7 +128,7 @@ def _check_task(task: str, source: str) -> None:
 
 def _task_of_config(cfg: str | None) -> str:
     """The task of a configuration file, for weights that do not name theirs."""
-    files = read_yaml_with_bases(Path(cfg).expanduser()) if cfg else ()
+    files = read_yaml_with_bases(Path(cfg)) if cfg else ()
     keys = {key for values, _ in files for key in values}
     return next((task for task in TASKS if TASKS[task].own_key in keys), "image_classification")
 
@@ -146,6 +153,8 @@ def _parser() -> ArgumentParser:
         default=Path("predictions"),
         help="detection and segmentation: folder for pictures (default: %(default)s)",
     )
+    precision = "of OpenVINO's model.xml (default: what OpenVINO prefers on this processor)"
+    parser.add_flag("precision", choices=("f32", "bf16"), help=precision)
     parser.add_flag("json", action="store_true", help="print one JSON array instead of text")
     return parser
 

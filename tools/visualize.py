@@ -23,6 +23,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common.errors import UserError, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.verbosity import is_quiet  # noqa: E402
 from common.training.config import add_weights_flags  # noqa: E402
 
 # The pictures of each task's models; None is a variant with random weights.
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"-show {kind} is not available for {of}; choose from {', '.join(KINDS[task])}")
     folder = PictureFolder(arguments.out, files)
     subjects = []
-    for file in tqdm(files, disable=None, leave=False, unit="image"):
+    for file in tqdm(files, disable=is_quiet() or None, leave=False, unit="image"):
         subjects.append(read(file))
         pictures = {}
         for kind in kinds:

@@ -78,7 +78,7 @@ def download(url: str, folder: Path | None = None, size: int | None = None) -> P
     """
     address, expected = split_hash(url)
     name = Path(urlsplit(address).path).name or "weights"
-    folder = folder or Path(os.environ.get("PALE_HOME") or Path.home() / ".cache" / "pale_transformer")
+    folder = folder or _default_folder()
     target = folder / f"{expected[:_DIGITS]}-{name[-_MAX_NAME:]}"
     partial = target.with_name(target.name + ".part")
     try:
@@ -105,6 +105,15 @@ def download(url: str, folder: Path | None = None, size: int | None = None) -> P
         f"{address}: the SHA-256 is {found}, but {expected} was expected; the file was deleted. "
         "Check the address and the hash"
     )
+
+
+def _default_folder() -> Path:
+    if home := os.environ.get("PALE_HOME"):
+        return Path(home)
+    try:
+        return Path.home() / ".cache" / "pale_transformer"
+    except RuntimeError as error:  # as in a container with a user id that has no name
+        raise UserError("there is no home folder for downloads; set $PALE_HOME to a folder") from error
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import struct
@@ -14,6 +15,7 @@ import numpy as np
 
 from ..errors import UserError, missing_hint, one_line
 from ..runtime.atomic_file import replace_file
+from ..runtime.folders import expand_home
 from .safe_pickle import UnsafePickleError, load_arrays
 
 __all__ = ["SUFFIXES", "DamagedFileError", "float32_of_bfloat16", "load_file", "locate_file", "save_file"]
@@ -41,8 +43,8 @@ def locate_file(path: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(path).expanduser()
-    for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):
+    path = Path(expand_home(path))
+    for candidate in (path, *(Path(f"{path}{suffix}") for suffix in SUFFIXES)):
         if candidate.is_file():
             return candidate
     if path.is_dir():
@@ -97,9 +99,11 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
                 pickle.dump(dict(state), writer, protocol=4)
                 writer.write(_TRAILER.pack(_MAGIC, writer.checksum))
     except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        space = "it needs space in addition to the old file: free disk space, or " if is_full else ""
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; it needs space in addition to the old file: free "
-            "disk space or choose another -output. Earlier checkpoints are intact"
+            f"cannot write {path}: {error.strerror or error}; {space}choose another folder. Earlier checkpoints are "
+            "intact"
         ) from error
 
 

@@ -17,6 +17,7 @@ from ..data.preprocessing import Preprocessing
 from ..errors import UserError, printable
 from ..layers.learned_positions import resample
 from ..runtime.distributed import is_main_process
+from ..runtime.verbosity import is_quiet
 from ..runtime.yaml_text import read_yaml
 from ..schema import Text, check_value, hints_of
 from .download import sha256_of
@@ -41,6 +42,9 @@ __all__ = [
 
 # The parts after the stages: the classifier and its norm or, in backbones of dense models, a norm per output.
 _AFTER_THE_STAGES = ("head.", "norm.", "out_norms.")
+
+# What other training programs call the weights and their average in a training state.
+_OTHER_NAMES = {"state_dict": "model", "model_state_dict": "model", "state_dict_ema": "model_ema"}
 
 
 # ---- from a model
@@ -128,7 +132,8 @@ class Checkpoint:
             if isinstance(array, np.ndarray)
         }
         if not arrays:
-            raise UserError(f"{source} contains no weights")
+            found = ", ".join(map(repr, weights))[:200] or "nothing"
+            raise UserError(f"{source} contains no weights, but {found}; save the weights alone, or as 'model'")
         for name in arrays:
             if not name.isprintable():
                 raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
@@ -187,6 +192,9 @@ def read_state(source: str | Path) -> dict[str, Any]:
         UserError: it cannot be read or downloaded, is damaged, or contains something other than weights.
     """
     state = load_file(local_path(source))
+    for name, usual in _OTHER_NAMES.items():
+        if isinstance(state.get(name), dict) and not isinstance(state.get(usual), dict):
+            state[usual] = state.pop(name)
     if "model" not in state:
         return rename_keys(state)
     parts = [name for name in ("model", "model_ema", "optimizer") if isinstance(state.get(name), dict)]
@@ -219,7 +227,7 @@ def read_checkpoint(
     state = read_state(path)  # first, since a file of any length may be no weights
     sha256 = sha256_of(path)
     name = str(found if source is True else source)
-    if ema is None and has_average(state) and is_main_process():
+    if ema is None and has_average(state) and is_main_process() and not is_quiet():
         line = f"{name}: the averaged weights are taken (model_ema); -weights model, or ema=False, takes the others"
         print(printable(line), file=sys.stderr, flush=True)
     return replace(Checkpoint.from_state(state, name, ema), path=path, sha256=sha256)

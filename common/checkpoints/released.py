@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import UserError
+from ..runtime.folders import expand_home
 from ..schema import Range, check_value, read_json
 from .download import download
 from .file_format import SUFFIXES, locate_file
@@ -159,7 +160,7 @@ def _offer(tags: Sequence[str]) -> str:
 def _read_registry(file: str) -> list[ReleasedWeights]:
     if not file:
         return []
-    path = Path(os.path.realpath(Path(file).expanduser()))  # resolve() raises for a link to itself
+    path = Path(os.path.realpath(expand_home(file)))  # resolve() raises for a link to itself
     source = f"the registry {path} ($PALE_WEIGHTS)"
     try:
         content = read_json(path, source)

@@ -90,6 +90,8 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
     backbone = getattr(model, "backbone", model)
     if backbone is not model and not any_starts_with(weights, "backbone.") and any_starts_with(weights, "stages."):
         return "the file contains only a classifier or a backbone; give the weights of a whole model"
+    if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in report.wrong):
+        return f"its head differs, perhaps in the number of classes: {report.wrong[0]}"
     if backbone is not model and not any_starts_with(report.wrong, "backbone."):
         return f"its backbone fits, but the rest is of another model or task: the first difference is {report.wrong[0]}"
     weights = {name.removeprefix("backbone."): array for name, array in weights.items()}
@@ -109,6 +111,4 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
             else f"weights of a model with depths {depths} and {stem.shape[0]} channels"
         )
         return f"these are {known}; set MODEL.NAME, or the backbone's variant, to match"
-    if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in report.wrong):
-        return f"its head differs, perhaps in the number of classes: {report.wrong[0]}"
     return report.note or f"the first difference is {report.wrong[0]}"

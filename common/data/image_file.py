@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,7 +56,8 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs Ghostscript for some others
 _MAX_RATIO = 32  # of the sides: transforms scale the shorter one to some hundred pixels
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # where PaddleSeg opens a mask itself
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # an error from twice as many; below, Pillow only warns, and check_size refuses
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)  # it prints a line for each file it cannot read
 _LOOKED_AT = 100  # images whose headers are read for deep_image_warning
 _MAX_HEADER = 4096  # bytes of a PPM file, whose header Pillow reads byte by byte

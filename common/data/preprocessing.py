@@ -89,8 +89,13 @@ class EvalTransform:
         """Transform an RGB image to float32 [3, size, size]; ``rng`` is not used.
 
         Raises:
+            ValueError: it is no RGB image of Pillow.
             UserError: before it is cropped, the resized image would have more than 2**28 pixels.
         """
+        if (mode := getattr(image, "mode", type(image).__name__)) != "RGB":
+            raise ValueError(
+                f"the image is {mode}; give an RGB image of Pillow, such as Image.open(file).convert('RGB')"
+            )
         width, height = (side * self._shorter_side // min(image.size) for side in image.size)
         if width * height > MAX_PIXELS:
             raise UserError(

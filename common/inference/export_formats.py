@@ -1,7 +1,7 @@
 """The formats of exported models: how each is written, and run.
 
-A model is first saved as a program of Paddle (``inference.json`` and ``inference.pdiparams``), from which the other
-formats are converted.
+A model is first saved as a program of Paddle (``inference.json`` and ``inference.pdiparams``), which is converted to
+ONNX, and from there to the format of OpenVINO.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ __all__ = [
     "FORMATS",
     "ExportFormat",
     "Run",
+    "computes_in_bfloat16",
     "convert_to_onnx",
     "export_onnx",
     "load_program",
     "open_onnx",
+    "open_openvino",
     "save_program",
 ]
 
@@ -50,7 +52,7 @@ class ExportFormat:
         names: of the file that is run; the first that exists counts.
         other_names: of files that belong to it.
         convert: makes the file in a folder of ``(graph, weights, folder, names of the outputs)``, and returns it.
-        open: opens the file on a device (``cpu``, ``gpu`` or ``gpu:N``).
+        open: opens the file on a device (``cpu``, ``gpu`` or ``gpu:N``), to compute in float32.
     """
 
     names: tuple[str, ...]
@@ -193,57 +195,11 @@ def _write_simplified(source: Path, target: Path, outputs: Sequence[str]) -> Non
     for _ in range(2):  # the first finds equal constants, the second what is computed from them
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         model = onnx.load(simplified)
-    _transpose_three_axes(onnx.shape_inference.infer_shapes(model).graph, model.graph)
     used = {node.domain for node in model.graph.node}
     opsets = [opset for opset in model.opset_import if opset.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(opsets)
     onnx.save(model, target)
-
-
-def _transpose_three_axes(inferred: Any, graph: Any) -> None:
-    """Transpose the outputs of convolutions, ``[B, C, H, W]`` to ``[B, H, W, C]``, as ``[B, C, H * W]``.
-
-    OpenVINO computes LayerNorm and residual connections in the layout of the convolution otherwise, and reorders each
-    result for the next linear layer.
-
-    Args:
-        inferred: the graph with the shapes of its tensors.
-        graph: is changed.
-    """
-    from onnx import helper, numpy_helper
-
-    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in inferred.value_info}
-    inputs = {image.name for image in graph.input}
-    nodes = []
-
-    def constant(name: str, values: list[int]) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
-        return name
-
-    for node in graph.node:
-        x, y = node.input[0] if node.input else "", node.output[0]
-        if node.op_type != "Transpose" or list(node.attribute[0].ints) != [0, 2, 3, 1] or x in inputs:
-            nodes.append(node)
-            continue
-        sizes = shapes.get(y, [0] * 4)
-        if all(sizes[1:]):
-            shape = constant(f"{y}/shape", [0, *sizes[1:]])
-        else:  # open sizes
-            shape = f"{y}/shape"
-            axes = constant(f"{y}/axes", [0, 2, 3, 1])
-            nodes += [
-                helper.make_node("Shape", [x], [f"{y}/sizes"]),
-                helper.make_node("Gather", [f"{y}/sizes", axes], [shape]),
-            ]
-        planes = constant(f"{y}/flat", [0, 0, -1])
-        nodes += [
-            helper.make_node("Reshape", [x, planes], [f"{y}/planes"]),
-            helper.make_node("Transpose", [f"{y}/planes"], [f"{y}/tokens"], perm=[0, 2, 1]),
-            helper.make_node("Reshape", [f"{y}/tokens", shape], [y]),
-        ]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def open_onnx(file: Path, threads: int | None = None, device: str = "cpu") -> Any:
@@ -286,6 +242,97 @@ def _run_onnx(file: Path, device: str) -> Run:
     return lambda inputs: session.run(None, dict(inputs))
 
 
+# ---- OpenVINO
+
+
+def _convert_to_openvino(graph: Path, weights: Path, folder: Path, outputs: Sequence[str]) -> Path:
+    file = folder / "model.xml"
+    core = _openvino_core()
+    import openvino
+
+    with tempfile.TemporaryDirectory() as temporary:
+        onnx_file = folder / "model.onnx"  # from the conversion to ONNX, if that is wanted, too
+        if not onnx_file.exists():
+            onnx_file = _convert_to_onnx(graph, weights, Path(temporary), outputs)
+        try:
+            model = _transpose_three_axes(core.read_model(onnx_file))
+        except Exception as error:
+            raise UserError(f"OpenVINO cannot convert this model: {one_line(error)}") from error
+        openvino.save_model(model, file, compress_to_fp16=False)
+    return file
+
+
+def open_openvino(file: Path, precision: str | None = None, threads: int | None = None) -> Run:
+    """Open a file, ``model.xml`` or an ONNX file, in OpenVINO on the CPU.
+
+    Args:
+        precision: ``f32`` or ``bf16``; None for what OpenVINO prefers on this processor.
+        threads: None leaves it to OpenVINO.
+
+    Raises:
+        UserError: OpenVINO is not installed, or cannot read the file, or the processor does not compute in bfloat16.
+    """
+    core = _openvino_core()
+    if precision == "bf16" and not computes_in_bfloat16():
+        raise UserError("-precision bf16: this processor does not compute in bfloat16; give f32")
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        model = _transpose_three_axes(core.read_model(file))
+    except Exception as error:
+        raise UserError(f"OpenVINO cannot run {file}: {one_line(error)}") from error
+    first: dict[str, list[int]] = {}
+    requests: dict[bool, Any] = {}
+
+    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        # A model of fixed shapes is faster, but compiling it takes longer than many images: the shapes of the first
+        # inputs are fixed, and inputs of other shapes go through the open model.
+        shapes = {name: list(array.shape) for name, array in inputs.items()}
+        first.update({} if first else shapes)
+        fixed = shapes == first
+        if fixed not in requests:
+            chosen = model.clone()
+            if fixed:
+                chosen.reshape(shapes)
+            requests[fixed] = core.compile_model(chosen, "CPU", settings).create_infer_request()
+        return list(requests[fixed].infer(dict(inputs)).values())
+
+    return run
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether OpenVINO says that this processor does."""
+    return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _transpose_three_axes(model: Any) -> Any:
+    """Transpose the outputs of convolutions, ``[B, C, H, W]`` to ``[B, H, W, C]``, as ``[B, C, H * W]``.
+
+    OpenVINO computes LayerNorm and residual connections in the layout of the convolution otherwise, and reorders each
+    result for the next linear layer.
+    """
+    from openvino import opset13 as ops
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Transpose" and node.input_value(0).get_node().get_type_name() != "Parameter":
+            x, axes = node.input_value(0), node.input_value(1).get_node()
+            if axes.get_type_name() == "Constant" and axes.get_data().tolist() == [0, 2, 3, 1]:
+                shape = ops.gather(ops.shape_of(x), axes, 0)
+                tokens = ops.transpose(ops.reshape(x, np.array([0, 0, -1]), special_zero=True), [0, 2, 1])
+                node.output(0).replace(ops.reshape(tokens, shape, special_zero=False).output(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _openvino_core() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError("openvino is not installed: pip install -r requirements-export.txt") from error
+    return openvino.Core()
+
+
 # In the order in which a folder is searched for a model to run.
 FORMATS = {
     "paddle": ExportFormat(
@@ -295,4 +342,10 @@ FORMATS = {
         open=lambda file, device: load_program(file, file.with_suffix(".pdiparams"), device),
     ),
     "onnx": ExportFormat(names=("model.onnx",), other_names=(), convert=_convert_to_onnx, open=_run_onnx),
+    "openvino": ExportFormat(
+        names=("model.xml",),
+        other_names=("model.bin",),
+        convert=_convert_to_openvino,
+        open=lambda file, device: open_openvino(file, "f32"),
+    ),
 }

@@ -4,6 +4,7 @@
 
     inference.json, inference.pdiparams   for Paddle Inference (inference.pdmodel before Paddle 3)
     model.onnx                            for ONNX Runtime and others
+    model.xml, model.bin                  for OpenVINO
     labels.txt                            one class per line, in the order of the model's outputs
     preprocessing.json                    the preprocessing of an image
     config.yaml                           the configuration of the training
@@ -27,7 +28,7 @@ from ..data.class_names import printable_names
 from ..errors import UserError, one_line
 from ..runtime.regular_file import read_lines
 from ..schema import Range, check_value, read_json
-from .export_formats import FORMATS
+from .export_formats import FORMATS, open_openvino
 
 __all__ = [
     "CARD",
@@ -80,7 +81,7 @@ def find_exported(source: str) -> Path | None:
     Raises:
         UserError: a folder contains no exported model.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     if source in list_tags():
         return None
     names = [name for form in FORMATS.values() for name in form.names]
@@ -142,7 +143,8 @@ class ExportedModel:
 
     Args:
         file: from :func:`find_exported`.
-        device: Paddle's name of it, as from ``paddle.device.get_device()``.
+        device: Paddle's name of it, as from ``paddle.device.get_device()``; OpenVINO always runs on the CPU.
+        precision: for OpenVINO, see :func:`common.inference.export_formats.open_openvino`.
 
     Attributes:
         card: the part of ``model_card.json`` that programs need.
@@ -153,14 +155,19 @@ class ExportedModel:
         UserError: files are missing or damaged, or the runtime cannot load the model.
     """
 
-    def __init__(self, file: Path, device: str = "cpu"):
+    def __init__(self, file: Path, device: str = "cpu", precision: str | None = None):
         if not file.is_file():
             raise UserError(f"no such file: {file}; create it with tools/export.py")
         self.file = file
         self.card = self._read_card()
         self._check_files()
         self.config, self.class_names = "\n".join(self._read_lines(CONFIG)), self._read_labels()
-        self._run = FORMATS["onnx" if file.suffix == ".onnx" else "paddle"].open(file, device)
+        if file.suffix == ".xml":
+            self._run = open_openvino(file, precision)
+        elif precision:
+            raise UserError(f"-precision {precision}: only OpenVINO has a choice; {file.name} computes in f32")
+        else:
+            self._run = FORMATS["onnx" if file.suffix == ".onnx" else "paddle"].open(file, device)
 
     def require(self, *outputs: str) -> None:
         """Raise ``UserError`` if the model does not have these outputs, named in the card."""
@@ -213,8 +220,8 @@ class ExportedModel:
 
         Paddle Inference computes NaN without weights, and half a configuration is a valid one.
         """
-        weights = [] if self.file.suffix == ".onnx" else [f"{self.file.stem}.pdiparams"]
-        for name in [self.file.name, *weights, CONFIG]:
+        weights = {".onnx": [], ".xml": [".bin"]}.get(self.file.suffix, [".pdiparams"])
+        for name in [self.file.name, *(self.file.stem + suffix for suffix in weights), CONFIG]:
             path = self.file.parent / name
             if not path.is_file():
                 raise UserError(f"no such file: {path} of {self.file.name}; export the model again")

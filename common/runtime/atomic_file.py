@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +21,13 @@ def replace_file(path: Path, verify: Callable[[Path], None] = lambda temporary: 
 
     Args:
         verify: called with the temporary file before the renaming; may raise.
+
+    Raises:
+        OSError: the file cannot be written, or ``path`` is a device or a pipe, such as ``/dev/null``, which the
+            renaming would replace.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:

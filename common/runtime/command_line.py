@@ -18,26 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError, one_line, printable
+from .folders import expand_home
 from .signals import stop_with_launcher
+from .verbosity import choose_verbosity
 
 if TYPE_CHECKING:
     from .failure_watch import FailureWatch
 
 EXIT_USER_ERROR = 2
 
-__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "expand_home", "run"]
-
-
-def expand_home(value: Any) -> Any:
-    """Replace a leading ``~`` by the home folder, in a string or path, or in all values of a list or dict."""
-    if isinstance(value, dict):
-        value.update({name: expand_home(item) for name, item in value.items()})
-    elif isinstance(value, list):
-        value[:] = map(expand_home, value)
-    elif isinstance(value, (str, Path)) and str(value).startswith("~"):
-        with contextlib.suppress(ValueError):  # a name that no user can have, out of somebody's file
-            return type(value)(os.path.expanduser(value))  # noqa: PTH111 (keeps the type)
-    return value
+__all__ = ["EXIT_USER_ERROR", "ArgumentParser", "run"]
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -85,9 +75,17 @@ class ArgumentParser(argparse.ArgumentParser):
         help_text = "any key of the configuration; several -opts add up"
         self.add_flag("opts", group, nargs="*", action="extend", default=[], metavar="KEY VALUE", help=help_text)
 
+    def add_verbosity(self, group: argparse._ArgumentGroup) -> None:
+        """Add ``-quiet`` and ``-verbose``, of which :meth:`parse_args` tells the process."""
+        either: Any = group.add_mutually_exclusive_group()
+        self.add_flag("quiet", either, action="store_true", help="print only warnings, errors and results")
+        more = "print the whole configuration, all metrics, and what the toolkits log"
+        self.add_flag("verbose", either, action="store_true", help=more)
+
     def parse_args(self, *arguments: Any, **options: Any) -> argparse.Namespace:  # type: ignore[override]
         """Parse as argparse does, and expand ``~`` at the beginning of values, as in ``-data_path=~/photos``."""
         parsed = super().parse_args(*arguments, **options)
+        choose_verbosity(getattr(parsed, "quiet", False), getattr(parsed, "verbose", False))
         expand_home(vars(parsed))
         return parsed
 
@@ -121,10 +119,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(128 + signal.SIGPIPE)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, MemoryError) as error:
         if debug:
             traceback.print_exc()
         message = str(error)
+        if isinstance(error, MemoryError):
+            message = f"there is not enough memory ({one_line(error)}); use smaller images, models or batches"
         if isinstance(error, OSError):
             where = f"{error.filename}: " if error.filename else ""
             message = f"{where}{error.strerror or error}; check path, permissions and free space"

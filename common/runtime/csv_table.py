@@ -25,7 +25,8 @@ def read_table(file: Path, kind: type[Row]) -> list[Row]:
     """Read a table; a missing file has no rows.
 
     Args:
-        kind: a dataclass whose fields are the columns; the type of each, such as ``int``, converts its text.
+        kind: a dataclass whose fields are the columns; the type of each, ``int``, ``float`` or ``str``, converts its
+            text.
 
     Raises:
         UserError: the file has other columns, or a line is damaged; the message names the line.
@@ -40,10 +41,18 @@ def read_table(file: Path, kind: type[Row]) -> list[Row]:
             if next(lines, None) != columns:
                 raise UserError(f"{file} has other columns than {','.join(columns)}; give another file")
             return [
-                kind(*(types[column](cell) for column, cell in zip(columns, cells, strict=True))) for cells in lines
+                kind(*(_read(types[column], cell) for column, cell in zip(columns, cells, strict=True)))
+                for cells in lines
             ]
         except (ValueError, csv.Error) as error:
             raise UserError(f"{file} line {lines.line_num} is damaged ({error}); correct or delete it") from error
+
+
+def _read(kind: type, cell: str) -> Any:
+    value = kind(cell)
+    if kind is not str and not abs(value) < 2**63:  # NaN is not, either
+        raise ValueError(f"{cell[:80]} is not finite, or huge")
+    return value
 
 
 def append_rows(file: Path, kind: type[Row], rows: Iterable[Row]) -> None:

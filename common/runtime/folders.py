@@ -1,13 +1,31 @@
-"""Which folders a program may write into."""
+"""Which folders a program may write into, and the home folder."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
-__all__ = ["refuse_other_files"]
+__all__ = ["expand_home", "refuse_other_files"]
+
+
+def expand_home(value: Any) -> Any:
+    """Replace a leading ``~`` by the home folder, in a string or path, or in all values of a list or dict.
+
+    Unlike ``Path.expanduser``, this leaves ``~name`` as it is if there is no such user, or no home folder.
+    """
+    if isinstance(value, dict):
+        value.update({name: expand_home(item) for name, item in value.items()})
+    elif isinstance(value, list):
+        value[:] = map(expand_home, value)
+    elif isinstance(value, (str, Path)) and str(value).startswith("~"):
+        with contextlib.suppress(ValueError):  # a name that no user can have, out of somebody's file
+            return type(value)(os.path.expanduser(value))  # noqa: PTH111 (keeps the type)
+    return value
 
 
 def refuse_other_files(folder: Path, is_expected: Callable[[Path], bool], expected: str, flag: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
 import time
 
-__all__ = ["StopRequest", "bind_to_parent", "stop_with_launcher", "stop_with_parent"]
+__all__ = ["StopRequest", "bind_to_parent", "clean_up_on_signals", "stop_with_launcher", "stop_with_parent"]
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -22,11 +23,18 @@ def _send_at_death_of_parent(number: int) -> None:
 
 def stop_with_launcher() -> None:
     """Send SIGTERM to this rank when Paddle's launcher dies: a new launch would train beside it otherwise."""
-    launcher = os.getppid()
-    if "PADDLE_RANK_IN_NODE" in os.environ:  # only the launcher sets it
+    if sys.platform == "linux" and "PADDLE_RANK_IN_NODE" in os.environ:  # only the launcher sets it
         _send_at_death_of_parent(signal.SIGTERM)
-        if os.getppid() != launcher:  # it died before the request
+        # It runs the same interpreter. If it has died already, this process has another parent, such as init.
+        if not _is_same_file("/proc/self/exe", f"/proc/{os.getppid()}/exe"):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_same_file(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)  # noqa: PTH121
+    except OSError:  # not one of this user's processes
+        return False
 
 
 def stop_with_parent() -> None:
@@ -42,6 +50,19 @@ def bind_to_parent() -> None:
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     _send_at_death_of_parent(signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it died before the request
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def clean_up_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this program as Ctrl-C does, so that it removes unfinished files.
+
+    To be called after Paddle's import, which sets a handler of SIGTERM that ends the process at once.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
 
 
 class StopRequest:

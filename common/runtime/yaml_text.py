@@ -101,7 +101,10 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
             ``source``.
     """
     try:
+        text.encode()
         values = yaml.load(text, _Loader) or {}
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source} is not UTF-8; save it as UTF-8") from error
     except _Refused as error:
         raise UserError(f"{source}: {error}") from error
     except (

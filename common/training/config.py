@@ -18,8 +18,10 @@ from yacs.config import CfgNode
 
 from ..checkpoints.released import list_tags
 from ..errors import UserError
-from ..runtime.command_line import ArgumentParser, expand_home
+from ..runtime.command_line import ArgumentParser
+from ..runtime.folders import expand_home
 from ..runtime.yaml_text import parse, read_yaml
+from ..tasks import TASKS
 from .allowed import Kind, NotAllowedError
 from .config_values import (
     coerce,
@@ -243,6 +245,7 @@ class TaskConfig:
             help=f"configuration file (default: {'/'.join(self.default_file.parts[-3:])})",
         )
         parser.add_opts(groups["configuration"])
+        parser.add_verbosity(groups["weights and output"])
         for name, flag in self._all_flags().items():
             is_switch = flag.type is bool
             options = {"action": "store_true"} if is_switch else {"type": flag.type, "metavar": flag.metavar}
@@ -271,24 +274,39 @@ class TaskConfig:
         Raises:
             UserError: a file is missing or is not yaml, a key is unknown, or a value is of a wrong type or impossible.
         """
-        config = self.defaults()
-        for values, source in read_yaml_with_bases(Path(arguments.cfg)):
-            self._merge(config, values, source)
+        config = self._read(arguments.cfg)
         data = self._data(config)
         self._override(config, arguments)
         if not config.OUTPUT:
-            path = Path(arguments.cfg).expanduser().resolve().with_suffix("")
+            path = expand_home(Path(arguments.cfg)).resolve().with_suffix("")
             configs = self.default_file.parent.resolve()
             path = path.relative_to(configs) if path.is_relative_to(configs) else Path(path.name)
             other = [name for name in self._data(config) if name not in data]
             config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
         return self._finish(config)
 
+    def changes(self, config: CfgNode, file: str) -> list[str]:
+        """``KEY VALUE (was VALUE)`` for each value of a configuration that is not that of its file."""
+        own = expand_home(self._read(file))
+        values = {key: (find(own, key), find(config, key)) for key in sorted({*keys_of(own), *keys_of(config)})}
+        return [
+            f"{key} {_shown(new)} (was {_shown(old)})"
+            for key, (old, new) in values.items()
+            if old != new and key not in _INVOCATION_KEYS | {"OUTPUT"}
+        ]
+
+    def _read(self, file: str) -> CfgNode:
+        """The defaults, and over them the values of a file and its bases."""
+        config = self.defaults()
+        for values, source in read_yaml_with_bases(Path(file)):
+            self._merge(config, values, source)
+        return config
+
     def _data(self, config: CfgNode) -> list[str]:
         """The names of the data: its kind and its folder, so far as the configuration has them."""
         flags = [self.flags[name] for name in ("dataset", "data_path") if name in self.flags]
         values = [find(config, flag.keys[0]) for flag in flags]
-        return [Path(os.path.realpath(Path(str(value)).expanduser())).name for value in values if value]
+        return [Path(os.path.realpath(expand_home(str(value)))).name for value in values if value]
 
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.
@@ -367,6 +385,9 @@ class TaskConfig:
 
     def _merge(self, config: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
         """Merge a nested mapping."""
+        for name, task in TASKS.items() if not prefix else ():
+            if task.own_key in values and task.own_key not in config:
+                raise UserError(f"{source} has a configuration of {name}; give one of this task")
         for name, value in values.items():
             key = f"{prefix}{name}"
             if isinstance(value, dict) and isinstance(find(config, key), CfgNode) and key not in self.open_sections:
@@ -436,7 +457,12 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     parser.add_flag("cfg", group, metavar="YAML", help="configuration of the weights (default: the one saved in them)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].help)
     parser.add_opts(group)
+    parser.add_verbosity(group)
     return group
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value in ("", None) else str(plain(value))
 
 
 # ---- checks
@@ -491,6 +517,10 @@ def _check_shared(config: CfgNode) -> None:
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
     require(config, "MODEL.WEIGHTS", lambda value: value in WEIGHTS, "must be model, model_ema or ''")
+    if config.MODEL.WEIGHTS and not (config.MODEL.PRETRAINED or (config.EVAL and config.RESUME)):
+        raise UserError(
+            f"-weights {config.MODEL.WEIGHTS} chooses among the weights of a file; it needs -pretrained FILE"
+        )
     require(config, "SEED", lambda value: value < 2**32, "must be less than 2**32, which libraries take")
     if config.RECORD and not config.EVAL:
         raise UserError("-record writes the metrics of an evaluation; it needs -eval")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..errors import StoppedBySignal
 from ..runtime.command_line import ArgumentParser, run
 from ..tasks import TASKS
+from .log_format import near_path
 
 __all__ = ["launch"]
 
@@ -32,12 +33,14 @@ def launch(documentation: str, name: str) -> None:
             usage=f"python [-m paddle.distributed.launch] {name}/main_multi_gpu.py [flags]",
         )
         config_spec.add_flags(parser)
-        config = config_spec.load(parser.parse_args(argv))
+        arguments = parser.parse_args(argv)
+        config = config_spec.load(arguments)
+        settings = "\n".join([near_path(arguments.cfg), *config_spec.changes(config, arguments.cfg)])
         from .run import run_task  # imports Paddle
 
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the handler that Paddle's import has set can hang
         task = TASKS[name].task()(config)
-        run_task(task)
+        run_task(task, settings)
         if task.log.reader_is_gone:
             raise StoppedBySignal(signal.SIGPIPE)
 

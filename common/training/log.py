@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from ..errors import printable
 from ..runtime.atomic_file import replace_file, write_text
 from ..runtime.distributed import is_main_process
 from ..runtime.regular_file import open_regular
+from ..runtime.verbosity import is_quiet
 from .loader import Loader
 
 __all__ = ["Position", "TrainingLog"]
@@ -85,7 +85,8 @@ class TrainingLog:
 
     Attributes:
         reader_is_gone: nobody reads the lines any more, because a program after ``|`` or the terminal has ended, or the
-            disk of the file after ``>`` is full. After :meth:`open`, when there is something to lose, this is no error.
+            disk or the quota of the file after ``>`` is full. After :meth:`open`, when there is something to lose, this
+            is no error.
     """
 
     def __init__(self):
@@ -127,6 +128,14 @@ class TrainingLog:
         return self._visualdl is not None
 
     def line(self, text: str) -> None:
+        """Print a line, or several; with ``-quiet`` only those that begin with ``warning: ``."""
+        if is_quiet():
+            text = "\n".join(line for line in text.split("\n") if line.startswith("warning: "))
+            if not text:
+                return
+        self.result(text)
+
+    def result(self, text: str) -> None:
         """Print a line, or a table of several, above a progress bar if there is one."""
         if is_main_process():
             with self.printing():
@@ -138,8 +147,8 @@ class TrainingLog:
         """Around all that prints during training: from when nobody reads it, print to the null device."""
         try:
             yield
-        except OSError as error:
-            if self._file is None or error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):
+        except OSError:
+            if self._file is None:
                 raise
             self.reader_is_gone = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -181,8 +190,9 @@ class TrainingLog:
             lines: without a terminal, print a line every ten seconds instead; otherwise print nothing.
         """
         if sys.stderr.isatty():
-            return tqdm(total=total, desc=description, disable=not is_main_process(), leave=False, dynamic_ncols=True)
-        hidden = not (lines and is_main_process())
+            hidden = is_quiet() or not is_main_process()
+            return tqdm(total=total, desc=description, disable=hidden, leave=False, dynamic_ncols=True)
+        hidden = is_quiet() or not (lines and is_main_process())
         return _ProgressLines(
             self,
             total=total,

@@ -83,20 +83,24 @@ def schedule_function(scheduler: paddle.optimizer.lr.LRScheduler, steps: int, na
         name: section of the configuration that describes the schedule, for messages.
 
     Raises:
-        UserError: it fails or gives an impossible rate at the beginning, in the middle or at the end of the run.
+        UserError: it fails or gives an impossible rate at the beginning, in the middle or at the end of the run, or
+            is 0 in all of them.
     """
 
     def learning_rate(step: int) -> float:
         scheduler.step(step)
         return float(scheduler())
 
+    rates = []
     for step in (0, steps // 2, steps - 1):
         try:
-            rate = learning_rate(step)
+            rates.append(rate := learning_rate(step))
         except Exception as error:
             raise UserError(f"{name} fails at step {step}: {one_line(error)}") from error
         if not 0 <= rate < math.inf:
             raise UserError(f"{name} has the learning rate {rate} at step {step}; it must be a number >= 0")
+    if not any(rates):
+        raise UserError(f"{name} has the learning rate 0, with which nothing is trained; give a higher -lr")
     return learning_rate
 
 

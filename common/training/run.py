@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,29 +12,35 @@ from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint, load_weights, read_checkpoint, read_state
 from ..checkpoints.released import local_path
-from ..errors import UserError
+from ..errors import StoppedBySignal, UserError
 from ..flops import params
 from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
+from ..runtime.verbosity import is_verbose
 from .config import WEIGHTS
 from .config_values import find, keys_of
 from .data_hash import code_hash, data_hash
 from .evaluation_report import prepare_report, write_report
+from .log_format import counted, labeled, near_path, title
+from .next_commands import next_commands, resume_command
 from .optimizer import with_cooldown
 from .results import Result, make_results
 from .run_folder import RunFolder
 from .state import SavedState
-from .task import Task, Training
+from .task import Evaluator, Task, Training
 from .trainer import Trainer
 
 __all__ = ["run_task"]
 
 _JUMP = 2.0  # factor by which a resumed run may raise the learning rate without a warning
-_ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_task(task: Task) -> dict[str, Any]:
+def run_task(task: Task, settings: str = "") -> dict[str, Any]:
     """Do what the configuration says: train, or only evaluate (``EVAL``) or check the data (``CHECK_DATA``).
+
+    Args:
+        task: with its configuration.
+        settings: what to print about the configuration: its file, and what differs from it.
 
     Returns:
         The metrics of the best or the evaluated weights.
@@ -44,10 +48,10 @@ def run_task(task: Task) -> dict[str, Any]:
     _require_equal_ranks({**task.config_spec.values_of_all_ranks(task.config), "the code": code_hash()})
     if task.config.get("CHECK_DATA", False):
         return _check_data(task)
-    return _evaluate(task) if task.config.EVAL else _train(task)
+    return _evaluate(task, settings) if task.config.EVAL else _train(task, settings)
 
 
-def _train(task: Task) -> dict[str, Any]:
+def _train(task: Task, settings: str = "") -> dict[str, Any]:
     config, log = task.config, task.log
 
     # Find what to resume, and build what to train.
@@ -67,17 +71,24 @@ def _train(task: Task) -> dict[str, Any]:
         report = load_weights(
             training.model, checkpoint, fine_tune=True, task=task.name, class_names=training.class_names
         )
-    _log_header(task, training.model)
-    log.line(training.description)
-    if report:
-        log.line(str(report))
     if not resumed and freezes_random_weights(config):
         log.line("warning: TRAIN.FREEZE keeps random weights as they are; give weights with -pretrained")
-    _warn_if_rate_still_rises(task, training)
+    ends_in_warm_up = _ends_in_warm_up(task, training)
     if config.TRAIN.COOLDOWN:
         training.learning_rate = with_cooldown(training.learning_rate, training.total_steps)
         steps_per_unit = training.sampler.steps_per_epoch if task.unit == "epoch" else 1
         training.total_steps += config.TRAIN.COOLDOWN * steps_per_unit
+    facts = {
+        "data": f"{training.description} ({training.evaluator.data_set})",
+        "length": _length(task, training),
+        "config": settings,
+        "output": f"{near_path(folder.folder)}, with config.yaml and log.jsonl",
+    }
+    _log_header(task, training.model, facts)
+    for warning in training.warnings:
+        log.line(f"warning: {warning}")
+    if report:
+        log.line(str(report))
 
     # Restore the state, check the run, and only then write into the folder.
     trainer = Trainer(task, training, folder)
@@ -86,20 +97,24 @@ def _train(task: Task) -> dict[str, Any]:
     task.preflight(training)
     folder.begin(task.config_spec.dump(config))
     log.open(folder.folder, trainer.position)
-    best = trainer.run()
+    try:
+        best = trainer.run()
+    except StoppedBySignal:
+        log.result(labeled("resume", resume_command(task, folder)))
+        raise
     log.close()
     folder.require_intact()
     stopped_early = trainer.stops_early and trainer.state.step < trainer.total_steps
     if stopped_early:
-        log.line(
+        log.result(
             f"stopped early after {trainer.progress}: {trainer.state.validations_since_best} validations in a row had "
-            f"no better {task.criterion} (TRAIN.EARLY_STOP)"
+            f"no better {title(task.criterion)} (TRAIN.EARLY_STOP)"
         )
-    _print_next_commands(task, folder, best, stopped_early)
+    _print_end(task, folder, training.evaluator, best, stopped_early, ends_in_warm_up)
     return best
 
 
-def _evaluate(task: Task) -> dict[str, Any]:
+def _evaluate(task: Task, settings: str = "") -> dict[str, Any]:
     """Evaluate ``MODEL.PRETRAINED`` (or ``RESUME``) on the validation split."""
     config, log = task.config, task.log
     if config.MODEL.PRETRAINED and config.RESUME:
@@ -120,22 +135,22 @@ def _evaluate(task: Task) -> dict[str, Any]:
     model, evaluator = task.build_evaluation(checkpoint)
     _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
     report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
-    _log_header(task, model)
+    _log_header(task, model, {"data": evaluator.data_set, "config": settings})
     if report.left_out or report.renamed:
         log.line(str(report))
     metrics, details, files = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run
-    log.line(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
+    log.result(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
     if details:
-        log.line(details)
+        log.result(details)
     if record:
         results = make_results(
             task.model_name, evaluator.data_set, metrics, evaluator.metric_suffix, checkpoint.sha256, task.device
         )
         append_rows(record, Result, results)
-        log.line(f"recorded in {record}")
+        log.result(f"recorded in {record}")
     if report_folder:
         write_report(report_folder, files)
-        log.line(f"wrote {', '.join(files)} to {report_folder}")
+        log.result(f"wrote {', '.join(files)} to {report_folder}")
     return dict(metrics)
 
 
@@ -147,7 +162,7 @@ def _check_data(task: Task) -> dict[str, Any]:
     """
     problems = 0
     for report in task.check_data():
-        task.log.line(str(report))
+        task.log.result(str(report))
         problems += len(report.problems)
     if problems:
         raise UserError(f"the data has {problems} problem{'s' * (problems > 1)}, see above")
@@ -182,14 +197,14 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
     where = f"{trainer.progress}, step {trainer.state.step}" if task.unit == "epoch" else trainer.progress
     log.line(f"resuming {source} after {where}")
     for difference in differences:
-        log.line(f"  differs from the interrupted run: {difference}")
+        log.line(f"warning: differs from the interrupted run: {difference}")
     if trainer.state.step > trainer.total_steps:
         raise UserError(
             f"{source} is at step {trainer.state.step}, but this run ends at step {trainer.total_steps}; "
             f"raise {task.length_key} or TRAIN.COOLDOWN"
         )
     if trainer.state.step == trainer.total_steps:
-        log.line(f"the run is already complete ({trainer.progress}); raise TRAIN.COOLDOWN to train longer")
+        log.result(f"the run is already complete ({trainer.progress}); raise TRAIN.COOLDOWN to train longer")
         return
     if last_epoch >= 0:  # the saved rate is of another epoch
         return
@@ -198,8 +213,9 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
     step, rate = trainer.state.step, trainer.training.learning_rate
     if before and step and rate(step - 1) > _JUMP * before:
         log.line(
-            f"warning: the learning rate jumps from {before:.2e} to {rate(step):.2e}, so the {task.criterion} may fall "
-            f"at first; to continue at a low rate, leave {task.length_key} as it was and raise TRAIN.COOLDOWN"
+            f"warning: the learning rate jumps from {before:.2e} to {rate(step):.2e}, so the "
+            f"{title(task.criterion)} may fall at first; to continue at a low rate, undo the differences above, "
+            "and raise TRAIN.COOLDOWN to train longer"
         )
 
 
@@ -227,53 +243,54 @@ def freezes_random_weights(config: CfgNode) -> bool:
     return bool(config.TRAIN.FREEZE) and not any(find(config, key) for key in keys)
 
 
-def _warn_if_rate_still_rises(task: Task, training: Training) -> None:
+def _ends_in_warm_up(task: Task, training: Training) -> bool:
+    """Warn of a schedule that ends at its highest rate, and refuse to cool down there."""
     rate, total = training.learning_rate, training.total_steps
-    if rate(total) > rate(total - 1):
-        task.log.line(f"warning: the warm-up does not end within {total} steps; shorten it, or raise {task.length_key}")
+    rises = rate(total) > rate(total - 1)
+    if rises:
+        line = f"the warm-up does not end within {total} steps; shorten it, or raise {task.length_key}"
+        if task.config.TRAIN.COOLDOWN:
+            raise UserError(f"TRAIN.COOLDOWN would continue at the highest rate, because {line}")
+        task.log.line(f"warning: {line}")
+    return rises
 
 
-def _log_header(task: Task, model: nn.Layer) -> None:
-    task.log.line(task.config.dump())
-    task.log.line(
-        f"{task.backbone_name}: {params(model) / 1e6:.2f}M parameters on {task.device}, "
-        f"{world_size()} rank(s), Paddle {paddle.__version__}"
-    )
+def _log_header(task: Task, model: nn.Layer, facts: Mapping[str, str]) -> None:
+    """Print the model and the facts, by label."""
+    log = task.log
+    if is_verbose():
+        log.line(task.config.dump())
+    what = f"{type(model).__name__} {task.backbone_name}, {params(model) / 1e6:.2f}M parameters"
+    where = f"on {task.device}, {counted(world_size(), 'process', 'processes')}, Paddle {paddle.__version__}"
+    for label, text in {"model": f"{what}, {where}", **facts}.items():
+        log.line(labeled(label, text))
     if task.config.TRAIN.AMP and task.device == "cpu":
-        task.log.line("mixed precision has no effect on CPUs: everything is computed in float32")
+        log.line("warning: mixed precision has no effect on CPUs: everything is computed in float32")
 
 
-def _print_next_commands(task: Task, folder: RunFolder, best: Mapping[str, Any], stopped_early: bool) -> None:
-    config_file, best_file, latest_file = (
-        shlex.quote(str(path)) for path in (folder.config_file, folder.best, folder.latest)
-    )
-    length: Any = task.config
-    for part in task.length_key.split("."):
-        length = length[part]
-    program = f"{_program(f'{task.name}/main_multi_gpu.py')} -cfg {config_file}"
-    launcher = "python"
-    if world_size() > 1:  # its log has the values of all environment variables, so it belongs to the run
-        launcher = f"python -m paddle.distributed.launch --log_dir {shlex.quote(str(folder.folder / 'log'))}"
-        if task.device == "cpu":  # without it, the launcher starts one rank for each GPU, and a single one on CPUs
-            launcher += f" --nproc_per_node {os.environ.get('PADDLE_LOCAL_SIZE', world_size())}"
-    line = task.log.line
+def _length(task: Task, training: Training) -> str:
+    """How much a run computes: ``16 epochs of 62 steps, 64 images per step``."""
+    steps = training.sampler.steps_per_epoch
+    epochs = f"{counted(training.total_steps // steps, 'epoch')} of {counted(steps, 'step')}"
+    length = epochs if task.unit == "epoch" else counted(training.total_steps, "step")
+    images = training.sampler.batch_size * world_size() * task.config.TRAIN.ACCUM_ITER
+    return f"{length}, {counted(images, 'image')} per step"
+
+
+def _print_end(
+    task: Task,
+    folder: RunFolder,
+    evaluator: Evaluator,
+    best: Mapping[str, Any],
+    stopped_early: bool,
+    ends_in_warm_up: bool,
+) -> None:
+    log, name = task.log, title(task.criterion)
     if not best:
-        line(f"no validation gave a finite {task.criterion}")
+        log.result(f"no validation gave a finite {name}")
         return
-    line(f"best: {task.criterion} {best[task.criterion]:.2f} after {best['at']} ({best['weights']})")
-    line(f"evaluate:  python {program} -eval -pretrained {best_file}")
-    line(f"predict:   python {_program('tools/predict.py')} IMAGE... -pretrained {best_file}")
-    resume = f"resume:    {launcher} {program} -resume {latest_file} -opts"
-    if stopped_early:
-        line(f"{resume} TRAIN.EARLY_STOP 0")
-        return
-    line(f"{resume} TRAIN.COOLDOWN {task.config.TRAIN.COOLDOWN + max(1, length // 2)}")
-    line(
-        f"           (at a low, constant learning rate; a larger {task.length_key} instead would raise the rate again, "
-        f"and the {task.criterion} may fall at first)"
-    )
-
-
-def _program(name: str) -> str:
-    """A program of the project as the present folder reaches it, quoted for a shell."""
-    return shlex.quote(name if Path.cwd() == _ROOT else str(_ROOT / name))
+    log.line("")
+    averaged = ", of the averaged weights" if best["weights"] == "model_ema" else ""
+    log.result(labeled("best", f"{name} {best[task.criterion]:.2f} after {best['at']}{averaged}"))
+    for label, command in next_commands(task, folder, evaluator, stopped_early, ends_in_warm_up).items():
+        log.line(labeled(label, command))

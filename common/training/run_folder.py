@@ -186,7 +186,7 @@ class RunFolder:
             save_file(state, path)
 
     def _contains(self, file: str) -> bool:
-        real = os.path.realpath(Path(file).expanduser())
+        real = os.path.realpath(file)
         return bool(file) and Path(real).parent == Path(os.path.realpath(self.folder))
 
     def _is_run(self) -> bool:
@@ -212,6 +212,8 @@ class RunFolder:
 
         Reader processes do not inherit it. Opening and closing the file again in this process would release it.
         """
+        if self._lock_path.is_symlink():  # to another file, which would be emptied
+            self._lock_path.unlink()
         self._lock_file = self._lock_path.open("a+", encoding="utf-8", errors="replace")
         try:
             import fcntl  # not on Windows

@@ -20,6 +20,7 @@ from ..schema import Count, Range, Text, check_value
 from .batch_norm import gather_statistics, get_statistics, set_statistics
 from .data_hash import code_hash
 from .ema import ModelEma
+from .log_format import title
 from .optimizer import OPTIMIZERS
 from .task import Task, Training
 
@@ -177,7 +178,7 @@ class TrainingState:
         for name in (self._task.criterion, *({"loss"} & set(best))) if best else ():
             check_value(best.get(name), float, source, f"best.{name}")
         if best and any(difference.startswith("validation ") for difference in differences):
-            value = f"{self._task.criterion} {best[self._task.criterion]:.2f}"
+            value = f"{title(self._task.criterion)} {best[self._task.criterion]:.2f}"
             differences.append(f"the best result so far, {value}, is of the other validation data")
         load_optimizer_state(self.optimizer, self.model, state.optimizer, source)
         if state.scaler:
@@ -191,8 +192,14 @@ class TrainingState:
         self.nonfinite_steps = state.nonfinite
         self.best = best
         if state.config is not None:
-            spec = self._task.config_spec
-            differences += spec.differences(spec.from_text(state.config, source), self._task.config)
+            spec, now = self._task.config_spec, self._task.config
+            then = spec.from_text(state.config, source)
+            if now.MODEL.PRETRAINED not in ("", then.MODEL.PRETRAINED):
+                raise UserError(
+                    f"MODEL.PRETRAINED {now.MODEL.PRETRAINED} would be ignored: RESUME {source} already has the run's "
+                    f"own weights, which started from {then.MODEL.PRETRAINED or 'random ones'}; leave out one of them"
+                )
+            differences += spec.differences(then, now)
         return differences
 
     def _restore_weights(self, saved: Mapping[str, Any], state: SavedState, source: str) -> list[str]:
@@ -225,6 +232,8 @@ class TrainingState:
             if rows.ndim != 2 or not len(rows) or rows.shape[1] != values or not np.isfinite(rows).all():
                 raise UserError(f"{source}: rank_statistics are not {values} finite numbers of each rank")
             set_statistics(model, rows[rank()] if len(rows) == world_size() else rows.mean(0))
+            if any(name.endswith("._variance") and tensor.min() < 0 for name, tensor in model.state_dict().items()):
+                raise UserError(f"{source}: rank_statistics contain a negative variance; use an older state")
         return differences
 
     def _conditions(self) -> dict[str, Any]:

@@ -69,12 +69,14 @@ class Evaluator(ABC):
         data_set: what to call the data in a table of results.
         data_hash: what the data consists of, see :func:`common.training.data_hash.data_hash`. Equal on all ranks.
         metric_suffix: appended to the names of the metrics in a table of results.
+        example: path of an image to show commands with; empty where images are not files.
     """
 
     class_names: Sequence[str] | None
     data_set: str
     data_hash: str
     metric_suffix: str = ""
+    example: str = ""
 
     @abstractmethod
     def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
@@ -102,7 +104,8 @@ class Training:
         total_steps: length of the run in optimizer steps.
         evaluator: of the validation split.
         class_names: to save in checkpoints; ``None`` where the data does not name its classes.
-        description: one line about the data.
+        description: of the data.
+        warnings: what looks wrong with the data but may be intended, one line each.
         data_hashes: what the data consists of, by name, see :func:`common.training.data_hash.data_hash`. Equal on all
             ranks; a resumed run reports differences.
         draw_samples: maps a batch to a picture, RGB uint8 ``[h, w, 3]``, of its first images after augmentation with
@@ -120,6 +123,7 @@ class Training:
     evaluator: Evaluator
     class_names: Sequence[str] | None = None
     description: str = ""
+    warnings: Sequence[str] = ()
     data_hashes: Mapping[str, str] = field(default_factory=dict)
     draw_samples: Callable[[Any], np.ndarray | None] = lambda batch: None
     find_unused_parameters: bool = False
@@ -145,6 +149,7 @@ class Task(ABC):
         name: folder of the task's launcher.
         config_spec: the task's keys, flags and checks.
         criterion: the metric that selects the best weights; higher is better.
+        shown_metrics: those to print for each validation.
         unit: what the length of a run is given in, ``"epoch"`` or ``"step"``.
         length_key: the configuration key with the length of a run.
     """
@@ -152,6 +157,7 @@ class Task(ABC):
     name: ClassVar[str]
     config_spec: ClassVar[TaskConfig]
     criterion: ClassVar[str]
+    shown_metrics: ClassVar[tuple[str, ...]]
     unit: ClassVar[str] = "epoch"
     length_key: ClassVar[str]
 

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,10 @@ from ..checkpoints.loading import deployed_state
 from ..errors import StoppedBySignal, UserError
 from ..runtime.distributed import gather_rows, gather_scalars, rank, world_size
 from ..runtime.signals import StopRequest
+from ..runtime.verbosity import is_verbose
 from .batch_norm import average_statistics, get_statistics, set_statistics
 from .log import Position
+from .log_format import duration, labeled, metric_columns, number, progress_line
 from .optimizer import clip_gradients
 from .run_folder import RunFolder
 from .running_means import RunningMeans
@@ -28,6 +29,9 @@ from .task import BatchResult, Task, Training
 
 __all__ = ["Trainer"]
 
+_NOT_SHOWN = ("images_per_second", "data_share", "seconds_per_batch", "skipped")  # or in columns of their own
+_MUCH_WAITING = 25  # percent of the time that a rank waits for data
+_ESTIMATED_AFTER = 4  # steps
 _MAX_OVERFLOWS = 30  # consecutive steps that loss scaling may skip; the scale has fallen by 2**30 then
 
 
@@ -59,8 +63,8 @@ class Trainer:
         self._steps_per_unit = self.steps_per_epoch if task.unit == "epoch" else 1
         self._validate_every = self.config.VALIDATE_EVERY * self._steps_per_unit
         self._checkpoint_every = self.config.CHECKPOINT_EVERY * self._steps_per_unit
-        self._overflows = self._stop_signal = 0
-        self._grad_norm = math.nan
+        self._overflows = self._stop_signal = self._measured_steps = 0
+        self._grad_norm = self._first_step_ended = math.nan
 
     @property
     def progress(self) -> str:
@@ -135,11 +139,13 @@ class Trainer:
                 losses = []
                 self.state.step += 1
                 self._bar.update(1)
+                ends_epoch = self.task.unit == "epoch" and index + 1 == self.sampler.num_batches
                 if self.state.step % self.config.LOG_INTERVAL == 0:
-                    self._log_train(interval_means, f"step {self.state.step}/{self.total_steps}", record=True)
+                    self._log_train(interval_means, record=True, show=not ends_epoch)
                     interval_means = RunningMeans()
-                if self.task.unit == "epoch" and index + 1 == self.sampler.num_batches:
-                    self._log_train(epoch_means, f"{self.progress} train", record=False)
+                if ends_epoch:
+                    self._log_train(epoch_means, record=False, show=True)
+                self._estimate_duration()
                 self._save_latest_if_due(stop_signal)
             waiting_since = time.perf_counter()
 
@@ -242,7 +248,7 @@ class Trainer:
                 f"{message}; lower the learning rate, train without -amp, or skip such steps with "
                 f"TRAIN.SKIP_NONFINITE. Last good checkpoint: {good}"
             )
-        self.log.line(f"{message}: step skipped ({self.state.nonfinite_steps} of {allowed} in a row)")
+        self.log.line(f"warning: {message}: step skipped ({self.state.nonfinite_steps} of {allowed} in a row)")
 
     # ---- validation and checkpoints
 
@@ -283,11 +289,10 @@ class Trainer:
             began = time.perf_counter()
             is_final = state.step == self.total_steps
             metrics, details, _ = self.training.evaluator.evaluate(model, kind, state.step, is_final)
-            shown = "  ".join(
-                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                for name, value in metrics.items()
-            )
-            self.log.line(f"{self.progress} {title}    {shown}  ({time.perf_counter() - began:.1f} s)")
+            names = metrics if is_verbose() else (name for name in self.task.shown_metrics if name in metrics)
+            shown = {name: metrics[name] for name in names}
+            seconds = f"({time.perf_counter() - began:.1f} s)"
+            self.log.line(self._line(f"{metric_columns(shown, 2)}  {seconds}", title))
             if details:
                 self.log.line(details)
             self._record(kind, metrics)
@@ -319,27 +324,54 @@ class Trainer:
     def _stop_if_signaled(self, signal_number: int) -> None:
         """Raise StoppedBySignal if a signal has arrived; the state is saved."""
         if signal_number:
-            self.log.line(f"saved step {self.state.step} as {self.folder.latest}; continue with -resume auto")
+            self.log.result(f"saved step {self.state.step} as {self.folder.latest}")
             self.log.close()
             raise StoppedBySignal(signal_number)
 
     # ---- the log
 
-    def _log_train(self, means: RunningMeans, title: str, record: bool) -> None:
+    def _line(self, text: str, word: str = "") -> str:
+        """A line of the log: of this step, or of the epoch up to it if there is a word for that."""
+        step, steps = self.state.step, self._steps_per_unit
+        reached = -(-step // steps)
+        part = word or (step - (reached - 1) * steps if steps > 1 else "train")
+        return progress_line(self.task.unit, reached, self.total_steps // steps, part, steps, text)
+
+    def _log_train(self, means: RunningMeans, record: bool, show: bool) -> None:
+        """Log means of an interval, to be recorded, or of an epoch; ``compute`` is a collective operation."""
         metrics = means.compute()
         rate = self.training.learning_rate(max(0, self.state.step - 1))
-        batches_left = (self.total_steps - self.state.step) * self.accum_iter
-        eta = timedelta(seconds=round(batches_left * metrics["seconds_per_batch"]))
-        skipped = f"  {metrics['skipped']} unreadable images replaced" if metrics["skipped"] else ""
-        speed = ("images_per_second", "data_share", "seconds_per_batch", "skipped")
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in speed)
-        self.log.line(
-            f"{title}  {shown}  lr {rate:.2e}  {metrics['images_per_second']:.3g} images/s  "
-            f"data wait {metrics['data_share']:.0f} %  ETA {eta}{skipped}"
-        )
+        if show:
+            left = (self.total_steps - self.state.step) * self.accum_iter * metrics["seconds_per_batch"]
+            shown = {
+                name: value
+                for name, value in metrics.items()
+                if name not in _NOT_SHOWN and (is_verbose() or not name.startswith("loss_"))
+            }
+            speed = metrics["images_per_second"]
+            columns = [
+                metric_columns(shown, 1),
+                f"lr {number(rate):<6}",
+                f"{speed:{'5.0f' if speed >= 99.95 else '#5.3g'}} img/s",
+                f"ETA {duration(left)}",
+            ]
+            if metrics["data_share"] >= _MUCH_WAITING or is_verbose():
+                columns.append(f"data wait {metrics['data_share']:.0f} %")
+            if metrics["skipped"]:
+                columns.append(f"{metrics['skipped']} unreadable images replaced")
+            self.log.line(self._line("  ".join(columns), "" if record else "train"))
         if record:
             norm = {"grad_norm": self._grad_norm} if math.isfinite(self._grad_norm) else {}
             self._record("train", {"lr": rate, **norm, **metrics})
+
+    def _estimate_duration(self) -> None:
+        """Print how long the training will take as soon as that is known; the first step is slower than others."""
+        now, self._measured_steps = time.perf_counter(), self._measured_steps + 1
+        if self._measured_steps == 1:
+            self._first_step_ended = now
+        elif self._measured_steps == _ESTIMATED_AFTER and (steps := self.total_steps - self.state.step):
+            seconds = (now - self._first_step_ended) / (_ESTIMATED_AFTER - 1)
+            self.log.line(labeled("time", f"about {duration(seconds * steps)} for the {steps:,} steps left"))
 
     def _record(self, kind: str, metrics: Mapping[str, float]) -> None:
         epoch = {"epoch": self.state.step / self.steps_per_epoch} if self.task.unit == "epoch" else {}

@@ -7,6 +7,7 @@ each module of the packages becomes a page of the reference.
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +21,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("common", "image_classification", "semantic_segmentation", "object_detection")
-DOCUMENTS = ("*.md", "[a-z]*/README.md")
+DOCUMENTS = ("*.md", "[a-z]*/README*.md")
 LANGUAGES = {".py": "python", ".yml": "yaml", ".yaml": "yaml", ".sh": "bash"}
 LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s]+)(?=(?:#[^)]*)?\))")
 
@@ -28,8 +29,9 @@ LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s]+)(?=(?:#[^)]*)?\))")
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Complete the navigation: the page names of notebooks, and the reference."""
     config.nav = _with_page_names(config.nav)
-    reference = [{package: [{_title(page): page} for page in _pages_of(package)]} for package in PACKAGES]
-    config.nav.append({"Reference": reference})
+    (reference,) = [part["Reference"] for part in config.nav if "Reference" in part]
+    reference.append({"All modules": "reference/index.md"})
+    reference += [{package: [{_title(page): page} for page in _pages_of(package)]} for package in PACKAGES]
     return config
 
 
@@ -47,6 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for source in sorted(ROOT.glob(pattern)):
             if source.parent != docs:
                 files.append(File.generated(config, _name(source), abs_src_path=str(source)))
+    files.append(File.generated(config, "reference/index.md", content=_index()))
     for package in PACKAGES:
         for page in _pages_of(package):
             module = ".".join(PurePosixPath(page).with_suffix("").parts[1:])
@@ -64,11 +67,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def rewrite(match: re.Match[str]) -> str:
         target = match["target"]
         source = _resolve(target, page.file.src_uri)
+        if source and _in_reference(source):
+            return "../" * page.file.src_uri.count("/") + f"reference/{_name(source)[:-3]}.md"
         if source and (source.suffix == ".ipynb" or _shown_source(target, page.file.src_uri)):
             return target.rstrip("/") + _page_name(source)[len(_name(source)) :]
         return target
 
     return LINK.sub(rewrite, markdown)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Tell browsers the language of Chinese pages, which decides the shapes of their characters."""
+    return output.replace('<html lang="en"', '<html lang="zh-CN"') if page.file.src_uri.endswith("_cn.md") else output
 
 
 def _name(path: Path) -> str:
@@ -99,6 +109,24 @@ def _title(page: str) -> str:
     return ".".join(PurePosixPath(page).with_suffix("").parts[2:])
 
 
+def _index() -> str:
+    """The page that lists the modules of all packages with the first sentence of their docstrings."""
+    lines = ["# All modules", "", "[Public API](../docs/api.md) has the names that other projects use."]
+    for package in PACKAGES:
+        lines += ["", f"## {package}", "", "| module | content |", "|--------|---------|"]
+        for page in _pages_of(package):
+            docstring = ast.get_docstring(
+                ast.parse((ROOT / page[len("reference/") : -3]).with_suffix(".py").read_text())
+            )
+            summary = (docstring or "").partition("\n\n")[0].replace("\n", " ")
+            lines.append(f"| [{_title(page)}]({page[len('reference/') :]}) | {summary} |")
+    return "\n".join(lines) + "\n"
+
+
+def _in_reference(source: Path) -> bool:
+    return _name(source).startswith("common/") and f"reference/{_name(source)[:-3]}.md" in _pages_of("common")
+
+
 def _resolve(target: str, page: str) -> Path | None:
     """The file or folder of the repository that a page links to, if there is one."""
     if "://" in target:
@@ -110,7 +138,8 @@ def _resolve(target: str, page: str) -> Path | None:
 def _shown_source(target: str, page: str) -> Path | None:
     """The linked file or folder if it needs a page that shows it, since it is neither a document nor an image."""
     source = _resolve(target, page)
-    return source if source and source.suffix not in (".md", ".ipynb", ".png", ".jpg") else None
+    shown = source and source.suffix not in (".md", ".ipynb", ".png", ".jpg") and not _in_reference(source)
+    return source if shown else None
 
 
 def _add_source(files: Files, config: MkDocsConfig, source: Path) -> None:

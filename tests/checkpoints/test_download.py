@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pwd
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -173,6 +174,17 @@ def test_a_checkpoint_is_read_from_an_address(server, tmp_path, monkeypatch):
     server.content = (tmp_path / "a.pdparams").read_bytes()
     url = server.url.replace(HASH, hashlib.sha256(server.content).hexdigest())
     np.testing.assert_array_equal(read_checkpoint(url).weights["a"], [0.0, 1.0, 2.0])
+
+
+def test_without_a_home_folder_the_remedy_is_named(monkeypatch):
+    def fail(number):
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", fail)  # as in a container with an unknown user id
+    for name in ("HOME", "PALE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"no home folder for downloads; set \$PALE_HOME"):
+        download(f"https://x.invalid/x#sha256={HASH}")
 
 
 @pytest.mark.parametrize(

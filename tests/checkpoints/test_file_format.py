@@ -161,10 +161,12 @@ def test_the_suffix_and_the_home_folder_may_be_left_out(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    for name in ("none", "no/folder/x.pdparams"):
+    for name in (tmp_path / "none", tmp_path / "no/folder/x.pdparams", "~no_such_user/x.pdparams"):
         with pytest.raises(UserError) as caught:
-            load_file(tmp_path / name)
-        assert_one_line(caught.value, f"checkpoint {tmp_path / name} does not exist", ".pdparams", ".safetensors")
+            load_file(name)
+        assert_one_line(caught.value, f"checkpoint {name} does not exist", ".pdparams", ".safetensors")
+    with pytest.raises(UserError, match=r"^\. is a folder; give a file in it"):
+        load_file(".")
 
 
 # ---- damage
@@ -223,7 +225,9 @@ def file_size_limit(size):
 
 
 def assert_asks_for_space(error, path):
-    assert_one_line(error, f"cannot write {path}", "free disk space", "-output", "Earlier checkpoints are intact")
+    assert_one_line(
+        error, f"cannot write {path}", "free disk space", "another folder", "Earlier checkpoints are intact"
+    )
 
 
 def test_a_state_that_cannot_be_pickled_leaves_the_old_file(tmp_path):
@@ -253,7 +257,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     for path in (tmp_path / "file" / "deep" / "state.pdparams", tmp_path / "folder.pdparams"):
         with pytest.raises(UserError) as caught:
             save_file(STATE, path)
-        assert_one_line(caught.value, f"cannot write {path}", "-output")
+        assert_one_line(caught.value, f"cannot write {path}", "; choose another folder. ")
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -128,6 +128,7 @@ def test_a_state_with_one_changed_value_is_refused_or_resumed(trainer):
         ({"best": {"top1": "high", "at": "", "weights": ""}}, r"best\.top1 is 'high'; it must be a finite number"),
         ({"scaler": {"scale": 1.0}}, r"scaler\.scale is 1\.0; it must be an array of numbers"),
         ({"rank_statistics": [np.ones((2, 3))]}, "rank_statistics are not 4 finite numbers of each rank"),
+        ({"rank_statistics": [np.full((2, 4), -1)]}, "rank_statistics contain a negative variance"),
         ({"conditions": {"batch size": [1]}}, r"conditions\.batch size is a list; it must be a whole number"),
     ],
 )

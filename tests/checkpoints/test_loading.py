@@ -77,6 +77,19 @@ def test_averaged_weights_are_loaded_unless_the_others_are_chosen(tmp_path, caps
         load_pretrained(model, tmp_path / "without", ema=True)
 
 
+def test_the_names_of_other_training_programs_are_known(tmp_path):
+    plain, average, model = make_model(seed=1), make_model(seed=2), make_model(seed=3)
+    state = {"epoch": 3, "state_dict": numpy_state(plain), "optimizer": {}}
+    save_file(state, tmp_path / "a.pdparams")
+    load_pretrained(model, tmp_path / "a")
+    assert_equal(model, numpy_state(plain))
+    save_file({**state, "model": "pale", "state_dict_ema": numpy_state(average)}, tmp_path / "b.pdparams")
+    load_pretrained(model, tmp_path / "b")
+    assert_equal(model, numpy_state(average))
+    load_pretrained(model, tmp_path / "b", ema=False)
+    assert_equal(model, numpy_state(plain))
+
+
 def test_a_checkpoint_describes_its_weights(tmp_path):
     described = {
         "task": "image_classification",
@@ -96,7 +109,7 @@ def test_a_checkpoint_describes_its_weights(tmp_path):
     ("state", "part"),
     [
         ({"model": [1]}, "model is a list"),
-        ({"epoch": 3}, "contains no weights"),
+        ({"epoch": 3, "net": {}}, "contains no weights, but 'epoch', 'net'"),
         ({"model": {"a\x1b[2J": np.zeros(3)}}, "unprintable"),
         ({"model": {"a": np.zeros(3)}, "class_names": "roses"}, "class_names is 'roses'; it must be a list"),
     ],

@@ -15,7 +15,7 @@ from common.checkpoints.file_format import load_file, save_file
 from common.errors import UserError
 from image_classification.classification import Classification
 from tests.helpers.made_up_data import make_shapes
-from tests.helpers.programs import ROOT, fails, run_program
+from tests.helpers.programs import ROOT, fails, next_commands, run_program
 from tests.helpers.tiny_configs import write_shapes, write_shapes_config
 from tests.helpers.tiny_runs import assert_same_training, run
 from tools import predict
@@ -82,7 +82,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert {path.name for path in folder.iterdir()} >= {
         "best.pdparams", "latest.pdparams", "epoch_0003.pdparams", "config.yaml", "log.jsonl", "visualdl",
     }  # fmt: skip
-    best = float(re.search(r"best: top1 ([\d.]+) ", output)[1])
+    best = float(re.search(r"best: +top-1 ([\d.]+) ", output)[1])
     assert best > 90.0
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert {record["kind"] for record in records} == {"train", "val", "val_ema"}
@@ -93,21 +93,23 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
         assert state["class_names"] == ["blue", "green", "red"]
         assert state["versions"].keys() == {"pale-transformer-paddle", "paddle", "numpy"}
 
-    commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
-    evaluated = run_program(*commands["evaluate"].split(), cwd=tmp_path)
+    commands = next_commands(output)
+    evaluated = run_program(*commands["evaluate"], cwd=tmp_path)
     assert f"top1 {best:.6g}" in evaluated.stdout, evaluated.stdout
 
     image = shapes / "val" / "red" / "00.png"
-    flags = commands["predict"].partition(" IMAGE... ")[2].split()
-    predicted = run_program(PREDICT, image, *flags, "--json", cwd=tmp_path)
+    predicted = run_program(PREDICT, image, *commands["predict"][2:], "--json", cwd=tmp_path)
     (entry,) = json.loads(predicted.stdout)
     assert entry["image"] == str(image)
     assert {prediction["name"] for prediction in entry["predictions"]} == {"red", "green", "blue"}
     assert sum(prediction["score"] for prediction in entry["predictions"]) == pytest.approx(1.0, abs=1e-4)
 
-    resumed = run_program(*commands["resume"].split(), cwd=tmp_path)
+    assert "\nOK: paddle and onnx" in run_program(*commands["export"], cwd=tmp_path).stdout
+    assert run_program(*commands["visualize"], cwd=tmp_path).returncode == 0
+    assert {path.name for path in (folder / "visualized").iterdir()} >= {"00_pale.png", "00_grad_cam.png"}
+    resumed = run_program(*commands["resume"], cwd=tmp_path)
     assert "after epoch 3" in resumed.stdout
-    assert "epoch 4/4 train" in resumed.stdout
+    assert "epoch 4/4  train" in resumed.stdout
     assert "epoch 3/4 train" not in resumed.stdout
     assert "learning rate jumps" not in resumed.stdout
 
@@ -277,7 +279,7 @@ def test_a_subset_of_the_classes_and_several_labels_are_evaluated_and_recorded(
     for options in ((), ("DATA.CLASS_SUBSET", "True"), real, (*real, "DATA.CLASS_SUBSET", "True")):
         flags = (*evaluate, *(("-opts", *options) if options else ()))
         if ranks:
-            figures = re.search(r"top1 (\S+) .*images (\d+)\n", train(shapes_config, *flags, ranks=ranks))
+            figures = re.search(r"top-1 (\S+) .*images (\d+)\n", train(shapes_config, *flags, ranks=ranks))
             found.append((float(figures[1]), int(figures[2])))
         else:
             metrics = run(Classification, shapes_config, *flags)
@@ -346,7 +348,7 @@ def test_three_ranks_give_the_metrics_and_the_report_of_one(tmp_path, shapes, sh
     (shapes / "val" / "red" / "00.png").unlink()  # 20 images do not divide by 3
     evaluate = ("-eval", "-pretrained", best, "-report")
     outputs = [train(shapes_config, *evaluate, tmp_path / str(ranks), ranks=ranks) for ranks in (0, 3)]
-    one, three = (re.search(r"top1 (\S+)  loss (\S+)  ece (\S+)  images (\d+)", output) for output in outputs)
+    one, three = (re.search(r"top-1 (\S+)  loss (\S+)  ece (\S+)  images (\d+)", output) for output in outputs)
     assert one[4] == three[4] == "20"
     assert one[1] == three[1]
     assert [float(text) for text in three.group(2, 3)] == pytest.approx([float(one[2]), float(one[3])], rel=1e-4)
@@ -385,11 +387,11 @@ def test_an_error_of_one_rank_only_ends_all_with_its_message(tmp_path, shapes, s
 
 @pytest.mark.slow
 def test_the_ranks_agree_on_batchnorm_statistics_when_they_evaluate(tmp_path, shapes_config):
-    output = train(shapes_config, "-opts", "TRAIN.EPOCHS", "1", ranks=2)
-    (metrics,) = re.findall(r"epoch 1/1 val +(top1 .*)  \(", output)
+    train(shapes_config, "-opts", "TRAIN.EPOCHS", "1", ranks=2)
+    record = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])
     evaluated = train(shapes_config, "-eval", "-pretrained", tmp_path / "out" / "latest.pdparams")
-    loss = [float(re.search(r"loss (\S+)", text)[1]) for text in (metrics, evaluated)]
-    assert loss[0] == pytest.approx(loss[1], rel=1e-3)
+    assert record["kind"] == "val"
+    assert record["loss"] == pytest.approx(float(re.search(r"loss (\S+)", evaluated)[1]), rel=1e-3)
 
 
 def test_images_of_both_splits_and_classes_of_one_name_are_named(tmp_path, shapes, shapes_config, capsys):

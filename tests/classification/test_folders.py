@@ -105,6 +105,10 @@ def test_folder_without_splits_holds_out_a_fixed_fifth_of_each_class(tmp_path):
     assert train.class_names == val.class_names == ["many", "one", "two"]
     assert np.bincount(train.labels).tolist() == [16, 1, 1]
     assert np.bincount(val.labels, minlength=3).tolist() == [4, 0, 1]
+    assert [train.warnings(), *val.warnings()] == [
+        [],
+        f"{tmp_path} has no val folder, so a fixed random 20% of each class is the validation split",
+    ]
     assert len({*train.names(), *val.names()}) == 23
     # Results are only comparable while the split never changes.
     assert [os.fsdecode(name) for name in val.names()[:4]] == [f"many/{number}.png" for number in (1, 16, 8, 9)]

@@ -46,7 +46,7 @@ def test_list_class_names(listed):
     ("line", "parts"),
     [
         ("val/a.png", ["'val/a.png'", "no label"]),
-        ("val/a.png 1.0", ["'1.0'", "integer"]),
+        ("val/a.png 1.0", ["'1.0'", "integer", "relative/path.jpg LABEL"]),
         ("val/a.png -1", ["-1", "3 classes"]),
         ("val/a.png 3", ["label 3", "0..2", "3 classes"]),
     ],

@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.inference.predictor import PredictOptions
 from image_classification.prediction import Classifier
 from tests.helpers.classification_config import make_config
+from tests.helpers.programs import ROOT
 from tools import predict
 
 
@@ -30,10 +31,18 @@ def test_outputs_that_are_not_finite_are_an_error_of_the_image(tmp_path):
     assert white["error"].startswith(f"image {files[1]}: the outputs of the model are not finite")
 
 
-def test_weights_of_an_exported_model_cannot_be_chosen(tmp_path):
+def test_a_number_of_classes_that_is_not_that_of_the_weights_is_refused():
+    flags = [str(ROOT / "docs/digit.png"), "-pretrained", "mnist5k", "-opts", "MODEL.NUM_CLASSES", "3"]
+    with pytest.raises(UserError, match=r"MODEL.NUM_CLASSES is 3, but mnist5k has 10 classes; set it to 10, or leave"):
+        predict.main(flags)
+
+
+def test_weights_of_an_exported_model_and_the_precision_of_weights_cannot_be_chosen(tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"-weights model: .*model\.onnx is an exported model"):
         predict.main([str(tmp_path / "a.png"), "-pretrained", "model.onnx", "-weights", "model"])
+    with pytest.raises(UserError, match=r"-precision bf16: only OpenVINO's model\.xml"):
+        predict.main([str(tmp_path / "a.png"), "-pretrained", "mnist5k", "-precision", "bf16"])
 
 
 def test_names_with_control_characters_are_printed_as_escapes(tmp_path, capsys, monkeypatch):

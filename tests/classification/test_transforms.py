@@ -127,6 +127,7 @@ def test_crop_boxes_cover_their_limits():
         ("AUG.COLOR_JITTER", -0.4),
         ("DATA.INTERPOLATION", "cubic"),
         ("DATA.STD", [0.5, 0.5, 0.0]),
+        ("DATA.MEAN", [123.7, 116.3, 103.5]),
         ("DATA.CROP_PCT", 1.1),
     ],
 )

@@ -6,6 +6,8 @@ import io
 import os
 import re
 import struct
+import subprocess
+import sys
 import time
 import unicodedata
 import zlib
@@ -26,6 +28,7 @@ from common.data.image_file import (
     to_rgb,
 )
 from common.errors import UserError, missing_hint
+from tests.helpers.programs import ROOT
 
 NOT_UTF8 = os.fsdecode(b"\xff\xe9.png")
 
@@ -99,6 +102,17 @@ def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path, read, content,
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match=told):
         read(str(tmp_path / "a.png"))
+
+
+def test_pillow_prints_no_warning_beside_the_refusal(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_header(16500, 16500))
+    code = "from common.data.image_file import check_header; check_header('a.png')"  # pytest has filters of its own
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "more than 268,435,456; crop" in result.stderr
+    assert "Warning" not in result.stderr
 
 
 def test_a_large_image_is_not_too_large(tmp_path, recwarn):

@@ -8,3 +8,15 @@ def test_classes_of_one_name_and_images_of_both_splits_are_named():
     assert names == "classes 1, 2 are all called 'cat'"
     assert repeated.startswith("1 images are both in the training and in the validation data, such as b.png; ")
     assert split_warnings(None, [b"train/a.png"], [b"val/a.png"]) == []
+
+
+def test_images_that_are_listed_twice_are_named():
+    (line,) = split_warnings(None, ["a", "b", "./b"], ["c"])
+    assert line == "1 images are more than once in the training data, such as b"
+
+
+def test_copies_of_training_images_are_named(tmp_path):
+    for name, content in {"a": b"1" * 5000, "b": b"1" * 4999 + b"2", "c": b"3", "copy of a": b"1" * 5000}.items():
+        (tmp_path / name).write_bytes(content)
+    (line,) = split_warnings(None, [b"a", b"b", b"c"], [b"copy of a", b"c", b"missing"], tmp_path)[1:]
+    assert line.startswith("1 images of the validation data are copies of training images, such as copy of a of a; ")

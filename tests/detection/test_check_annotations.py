@@ -45,7 +45,7 @@ def make_coco():
     images = [{"id": 10 * n, "file_name": f"{name}.png", "width": 40, "height": 30} for n, name in enumerate("abcd", 1)]
     annotations = [
         {"id": n, "image_id": image, "category_id": category, "bbox": [2, 2, 10, 10], "area": 100, "iscrowd": 0}
-        for n, (image, category) in enumerate([(10, 7), (10, 3), (20, 7), (20, 7), (30, 3)], 1)
+        for n, (image, category) in enumerate([(10, 7), (10, 3), (20, 7), (30, 7), (30, 3)], 1)
     ]
     for annotation in annotations:
         annotation["segmentation"] = copy.deepcopy(SQUARE)
@@ -132,6 +132,11 @@ CASES = [
     ("CATEGORY_UNKNOWN", changing(category_id=0), NAMED + "the category_id 0"),
     ("ANNOTATION_ID", changing(id=0), "annotation 0 of image 20 (b.png) has the id 0"),
     ("ANNOTATION_ID", changing(id=1), "annotation 1 of image 20 (b.png) has the id 1"),
+    (
+        "OBJECT_REPEATED",
+        lambda coco, folder: coco["annotations"].append({**coco["annotations"][2], "id": 9}),
+        "the box [",
+    ),
     ("FIELD_MISSING", changing(area=0), NAMED + "the area 0"),
     ("FIELD_MISSING", changing(iscrowd=None, area=None), "has no iscrowd and the area None"),
     ("BOX_INVALID", changing(bbox=[1, 2, 3, float("nan")]), NAMED + "the box [1, 2, 3, nan]"),
@@ -191,7 +196,9 @@ def test_each_problem_is_an_error_or_corrected_with_a_warning(coco, folder, kind
         assert expected in warning
         _, again = check(checked, folder)
         again.counts.pop("BOX_BESIDE_MASK", None)  # the cases change boxes or polygons alone
-        assert again.counts == ({kind: 1} if kind in ("IMAGE_DEEP", "IMAGE_TURNED", "CATEGORY_UNUSED") else {})
+        assert again.counts == (
+            {kind: 1} if kind in ("IMAGE_DEEP", "IMAGE_TURNED", "CATEGORY_UNUSED", "OBJECT_REPEATED") else {}
+        )
     assert repr(coco) == before
 
 

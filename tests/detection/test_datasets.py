@@ -305,6 +305,12 @@ def test_an_image_that_cannot_be_read_is_named_in_place_of_its_batch(boxes, boxe
     assert_told(lambda: next(batches), str(path), expected)
 
 
+def test_a_mean_of_pixels_of_another_range_is_refused(boxes_config):
+    steps = [{"Decode": {}}, {"NormalizeImage": {"is_scale": True, "mean": [123.7, 116.3, 103.5]}}]
+    config = options(boxes_config, "TrainReader.sample_transforms", json.dumps(steps))
+    assert_told(lambda: build_transforms(config, "TrainReader", 2), "the mean [123.7, 116.3, 103.5]", "is_scale: false")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

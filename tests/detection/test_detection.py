@@ -26,7 +26,7 @@ from object_detection.pictures import detections_beside_truth
 from object_detection.prediction import Detector
 from tests.helpers.detection_runs import LAUNCHER, assert_told, load, run
 from tests.helpers.made_up_data import COLORS
-from tests.helpers.programs import ROOT, cpu_seconds, fails, run_program
+from tests.helpers.programs import ROOT, cpu_seconds, fails, next_commands, run_program
 
 
 def records(folder: Path, kind: str) -> list[dict]:
@@ -42,8 +42,11 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     backbone = tmp_path / "backbone.pdparams"
     shutil.copy(ROOT / "common" / "checkpoints" / "released_weights" / "pale_nano_mnist5k.pdparams", backbone)
     options = ("-opts", "TRAIN.EMA_DECAY", "0.9", "PaleTransformer.pretrained", backbone)
-    output = run_program(LAUNCHER, "-cfg", boxes_config, *options, cwd=tmp_path).stdout
+    output = run_program(LAUNCHER, "-cfg", boxes_config, "-verbose", *options, cwd=tmp_path).stdout
     assert "Traceback" not in output
+    lines = [line.partition("] ")[2] for line in output.splitlines() if line.startswith("[")]
+    assert len(set(lines)) == len(lines), "no line comes twice, of a logger of PaddleDetection neither"
+    assert {line.partition(" ")[0].partition(".")[0] for line in lines} == {"ppdet", "epoch"}
     backbone.unlink()  # from now on, the weights come from elsewhere
     folder = tmp_path / "out"
     assert {path.name for path in folder.iterdir()} == {
@@ -60,13 +63,13 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     for rows in validations.values():
         assert [(row["epoch"], row["images"]) for row in rows] == [(1.0, 3), (2.0, 3)]
     best = max(row["box_AP"] for rows in validations.values() for row in rows)
-    assert f"best: box_AP {best:.2f} after epoch" in output
+    assert f"box AP {best:.2f} after epoch" in output
     table = (
         r"each class, AP in percent\nclass +objects +box AP +mask AP\n"
         r"red +3 +[\d.]+ +[\d.]+\ngreen +2 +[\d.]+ +[\d.]+\nblue +0 +- +-\n"
     )
-    assert re.search(rf"epoch 2/2 val +box_AP .*\nval, {table}", output), "the table of the classes below their mean"
-    assert re.search(rf"epoch 2/2 EMA +box_AP .*\nval_ema, {table}", output)
+    assert re.search(rf"epoch 2/2  val +box AP .*\nval, {table}", output), "the table of the classes below their mean"
+    assert re.search(rf"epoch 2/2  EMA +box AP .*\nval_ema, {table}", output)
     events = next((folder / "visualdl").glob("vdlrecords.*")).read_bytes()
     assert all(tag in events for tag in (b"train/loss_mask", b"val/box_AP50", b"val_ema/mask_AP", b"val/image 100"))
     drawn = {"train_samples.png", "val_image_100.png", "val_ema_image_100.png"}
@@ -75,17 +78,24 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert (state["task"], state["class_names"]) == ("object_detection", ["red", "green", "blue"])
     assert CONFIG.from_text(state["config"], "best") == CONFIG.from_text((folder / "config.yaml").read_text(), "file")
 
-    commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
+    commands = next_commands(output)
     of_run = {path: path.read_bytes() for path in folder.glob("val_*.json")}
-    evaluated = run_program(*commands["evaluate"].split(), cwd=tmp_path).stdout
+    evaluated = run_program(*commands["evaluate"], cwd=tmp_path).stdout
     assert re.search(rf"box_AP {best:.6g} .*\neval, {table}", evaluated), evaluated
     assert {path: path.read_bytes() for path in folder.glob("val_*.json")} == of_run, "those of the run stay"
     assert len(records(folder, "val")) == 2, "an evaluation is no part of the run"
 
     image = boxes / "val" / "val_1.png"
-    flags = commands["predict"].partition(" IMAGE... ")[2].split()
     predicted = run_program(
-        "tools/predict.py", image, *flags, "--json", "-threshold", "0.05", "-out", tmp_path / "found", cwd=tmp_path
+        "tools/predict.py",
+        image,
+        *commands["predict"][2:],
+        "--json",
+        "-threshold",
+        "0.05",
+        "-out",
+        tmp_path / "found",
+        cwd=tmp_path,
     )
     (entry,) = json.loads(predicted.stdout)
     assert entry["detections"]
@@ -98,9 +108,9 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
 
     shorter = fails(LAUNCHER, "-cfg", boxes_config, "-resume", "auto", "-epochs", "1", cwd=tmp_path)
     assert "is at step 4, but this run ends at step 2; raise epoch" in shorter
-    resumed = run_program(*commands["resume"].split(), cwd=tmp_path).stdout
+    resumed = run_program(*commands["resume"], cwd=tmp_path).stdout
     assert "after epoch 2/3" in resumed, resumed
-    assert "step 5/6" in resumed
+    assert "epoch 3/3  1/2" in resumed
     assert not re.search(r"^(RESUME|EVAL|CHECK_DATA):", (folder / "config.yaml").read_text(), re.MULTILINE)
     assert "length of the run was 4, is 6" in resumed
 

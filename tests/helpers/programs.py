@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,12 @@ def run_program(
         output, _ = process.communicate()
         raise AssertionError(f"still running after {timeout} s:\n{output}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def next_commands(output: str) -> dict[str, list[str]]:
+    """The words after the interpreter of each command that a run prints at its end, by label."""
+    found = re.findall(r"^(evaluate|predict|export|visualize|resume): +(.*)", output, re.MULTILINE)
+    return {label: shlex.split(command)[1:] for label, command in found}
 
 
 def cpu_seconds() -> float:

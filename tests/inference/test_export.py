@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import shutil
+import signal
 from argparse import Namespace
 from dataclasses import replace
 
@@ -24,14 +26,14 @@ from common.inference.exportable import Exportable, Output
 from common.inference.exported_model import Card, ExportedModel, _Port, find_exported, replace_exported
 from common.pale_transformer import create_model
 from common.tasks import TASKS
-from object_detection.exporting import _same_order
+from object_detection.exporting import _same_order, _share_found_again
 from object_detection.single_image import SingleImageDetector
 from tests.detection.test_single_image import build as build_decisive
 from tests.detection.test_single_image import inputs
 from tools import export, predict
 from tools.helpers.export_checks import check, make_cases
 
-WRITABLE = ("paddle", "onnx") if importlib.util.find_spec("paddle2onnx") else ("paddle",)
+WRITABLE = ("paddle", "onnx", "openvino") if importlib.util.find_spec("paddle2onnx") else ("paddle",)
 PADDLE_2 = paddle.__version__.startswith("2.")
 
 
@@ -119,21 +121,24 @@ def same_objects(row, found):
 def test_exported_models_predict_as_the_weights_do(tmp_path, capsys, photographs, task, opts, paddle_2_size, same):
     weights, out = save_weights(tmp_path / "best.pdparams", task, opts), tmp_path / "exported"
     size = paddle_2_size if PADDLE_2 else []
-    said = run_export(capsys, "-pretrained", weights, "-images", photographs, "-out", out, *size)
+    said = run_export(capsys, "-pretrained", weights, "-images", photographs, "-out", out, "-formats", *WRITABLE, *size)
     assert said.out.splitlines()[-1].startswith(f"OK: {' and '.join(WRITABLE)}, ")
     card = json.loads((out / "model_card.json").read_text())
     assert (card["task"], card["classes"]) == (task, 2)
     assert (out / "labels.txt").read_text() == "background\nnucleus\n"
 
-    def predictions(source, folder):
+    def predictions(source, folder, *precision):
         flags = ["-pretrained", str(source), "-out", str(tmp_path / folder), "-threshold", "0.05", "-json"]
-        predict.main([str(photographs), *flags])
+        predict.main([str(photographs), *flags, *precision])
         return json.loads(capsys.readouterr().out)
 
     expected = predictions(weights, "a")
-    for file in (out, out / "model.onnx")[: len(WRITABLE)]:
-        for row, found in zip(expected, predictions(file, "b"), strict=True):
+    sources = [(out,), (out / "model.onnx",), (out / "model.xml", "-precision", "f32")]
+    for source, *precision in sources[: len(WRITABLE)]:
+        for row, found in zip(expected, predictions(source, "b", *precision), strict=True):
             same(row, found)
+    agreement = card["openvino_in_bfloat16"]["agreement"]  # empty if the processor has no bfloat16
+    assert all(0.2 < value <= 1 for value in agreement.values())  # of random weights
 
 
 HARD = {  # settings that converters get wrong: unaligned features, a limit before NMS, equal scores
@@ -170,6 +175,17 @@ def test_detectors_agree_with_unusual_settings_on_flat_images_and_without_object
                     assert np.allclose(one, other, rtol=1e-3, atol=1e-2)
 
 
+def test_objects_are_found_again_with_their_label_and_place():
+    rows = np.array([[0, 0.9, 0, 0, 10, 10], [1, 0.8, 20, 20, 30, 30], [1, 0.3, 0, 0, 5, 5]], np.float32)
+    moved = rows + np.array([0, -0.1, 1, 0, 1, 0], np.float32)
+    relabeled = rows.copy()
+    relabeled[1, 0] = 0
+    assert _share_found_again([rows], [moved]) == 1
+    assert _share_found_again([rows], [relabeled]) == 0.5
+    assert _share_found_again([rows], [rows[2:]]) == 0
+    assert _share_found_again([rows[2:]], [rows]) == 1
+
+
 # ---- sizes
 
 
@@ -187,12 +203,21 @@ def test_wrong_flags(tmp_path, flags, problem):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_that_is_told_to_stop_leaves_nothing(tmp_path, monkeypatch, photographs):
+    monkeypatch.setattr(export, "_write_formats", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    out, image = tmp_path / "out", photographs / "roof.png"
+    with pytest.raises(KeyboardInterrupt):
+        export.main(["-pretrained", "mnist5k", "-out", str(out), "-images", str(image)])
+    assert not list(out.iterdir())
+
+
 def test_sides_of_a_fixed_size(doubling):
     assert export._fixed_size([64], doubling) == (64, 64)
     assert export._fixed_size([64, 40], doubling) == (64, 40)
     assert export._fixed_size(None, replace(doubling, usual_size=(32, 48), takes_usual_size_only=True)) == (32, 48)
-    with pytest.raises(UserError, match="-size 64 31: sides must be at least 32"):
-        export._fixed_size([64, 31], doubling)
+    for side in (31, 8193):
+        with pytest.raises(UserError, match=f"-size 64 {side}: sides must be from 32 to 8192"):
+            export._fixed_size([64, side], doubling)
     with pytest.raises(UserError, match="multiples of 32"):
         export._fixed_size([64, 40], replace(doubling, stride=32))
 

@@ -10,6 +10,7 @@ import paddle
 import pytest
 from paddle import nn
 
+from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import Checkpoint, load_weights, numpy_state
 from common.errors import UserError
 from common.flops import params
@@ -100,6 +101,13 @@ def test_stages_that_are_not_needed_are_not_in_the_model():
     assert [x.shape for x in early(random_images(1, 64))] == [[1, 40, 8, 8]]
     assert not [name for name in early.state_dict() if name.startswith(("stages.2", "stages.3"))]
     assert params(early) < params(whole) / 5
+
+
+def test_the_classes_of_a_new_head_are_not_guessed(tmp_path):
+    backbone = {f"backbone.{name}": array for name, array in numpy_state(small_model()).items() if "head" not in name}
+    save_file(backbone, tmp_path / "detector.pdparams")
+    with pytest.raises(ValueError, match=r"detector.pdparams has no classifier; give num_classes"):
+        create_model("pale_nano", pretrained=tmp_path / "detector.pdparams")
 
 
 def test_a_backbone_has_the_features_of_its_last_stage_and_no_head():

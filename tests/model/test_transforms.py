@@ -67,6 +67,10 @@ def test_weights_of_other_tasks_say_nothing_about_classifiers(tmp_path):
 
 
 def test_images_of_other_channels_have_no_transform():
+    transform = transforms_for(create_model("pale_nano", image_size=64))
+    for image, found in ((IMAGE.convert("L"), "L"), (np.asarray(IMAGE), "ndarray")):
+        with pytest.raises(ValueError, match=rf"the image is {found}; .*convert\('RGB'\)"):
+            transform(image)
     with pytest.raises(ValueError, match="in_channels is 4"):
         transforms_for(create_model("pale_nano", in_channels=4))
 

@@ -87,3 +87,10 @@ def test_a_link_that_a_process_of_the_same_number_left_keeps_its_file(tmp_path, 
     Path(f".latest.{os.getpid()}.tmp").hardlink_to(numbered)
     write(Path("latest").absolute(), "new")
     assert (numbered.read_text(), Path("latest").read_text()) == ("old", "new")
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "null")  # as /dev/null, which the superuser could replace
+    with pytest.raises(OSError, match="Not a regular file"):
+        atomic_file.write_text(tmp_path / "null", "text")
+    assert [path.name for path in tmp_path.iterdir() if path.is_fifo()] == ["null"]

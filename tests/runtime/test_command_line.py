@@ -15,6 +15,7 @@ from tests.helpers.programs import ROOT
     [
         ("UserError('no file a  b\\\\c.png')", r"error: no file a  b\c.png", 2),
         ("OSError(2, 'No such file', 'a  \\x1b[2J')", r"error: a  \x1b[2J: No such file; check path", 2),
+        ("MemoryError('cannot allocate')", "error: there is not enough memory (cannot allocate); use smaller", 2),
         ("ValueError('a  b\\nis wrong')", "error: ValueError: a  b is wrong", 1),
     ],
 )

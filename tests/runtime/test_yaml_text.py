@@ -24,9 +24,10 @@ from common.runtime.yaml_text import parse, read_yaml
         ("a: !!python/name:os.system", "python/name"),
         ("a: !!bool maybe", "maybe"),
         ("? [a]\n: 1", "a key is not a name"),
+        ("a: \udce9", "is not UTF-8; save it as UTF-8"),
         (f'a: !!int {{=: "0x{"f" * 5000}"}}', "keys and values have the tag"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_yaml_that_is_a_mistake_or_an_attack_is_refused(text, part):
     with pytest.raises(UserError, match=f"^here.*{re.escape(part)}"):

@@ -15,7 +15,7 @@ from common.errors import UserError, one_line
 from common.training.batch_norm import get_statistics
 from common.training.dry_run import dry_run_loss
 from common.training.optimizer import build_optimizer
-from common.training.run import _warn_if_rate_still_rises
+from common.training.run import _ends_in_warm_up
 from semantic_segmentation.components import build_losses, build_model, build_schedule
 from semantic_segmentation.config import CONFIG
 from semantic_segmentation.segmentation import Segmentation
@@ -188,11 +188,18 @@ def test_backbones_of_paddleseg_work_and_are_trained_by_plain_rules():
 @pytest.mark.parametrize(("warmup", "rises"), [(299, False), (300, True), (500, True)])
 def test_a_warm_up_that_is_not_shorter_than_the_run_is_told(warmup, rises):
     lines = []
-    task = SimpleNamespace(log=SimpleNamespace(line=lines.append), length_key="iters")
+    config = SimpleNamespace(TRAIN=SimpleNamespace(COOLDOWN=0))
+    task = SimpleNamespace(log=SimpleNamespace(line=lines.append), length_key="iters", config=config)
     rate = build_schedule(load("lr_scheduler.warmup_iters", str(warmup)))
-    _warn_if_rate_still_rises(task, SimpleNamespace(learning_rate=rate, total_steps=300))
+    assert _ends_in_warm_up(task, SimpleNamespace(learning_rate=rate, total_steps=300)) == rises
     assert len(lines) == rises
     assert all("300 steps" in line and "iters" in line for line in lines)
+
+
+def test_a_length_or_a_rate_of_zero_is_refused():
+    assert_told(lambda: tiny_runs.load(CONFIG, "-epochs", 0), "-epochs", "0 must be greater than 0")
+    config = tiny_runs.load(CONFIG, "-lr", 0, "-opts", "lr_scheduler.warmup_iters", 0)
+    assert_told(lambda: build_schedule(config), "lr_scheduler has the learning rate 0", "give a higher -lr")
 
 
 # ---- the dry run of a step

@@ -137,6 +137,7 @@ MISTAKES = [
     ({"train_path": None}, ["train_dataset (Dataset)", "`train_path` is necessary"]),
     ({"train_path": "lost.txt"}, ["`train_path` is not found", "own/lost.txt"]),
     ({"transforms": [{"type": "Normalizer"}]}, ["transforms[0]: unknown type 'Normalizer'", "Normalize"]),
+    ({"transforms": [{"type": "Normalize", "mean": [123.7, 116.3, 103.5]}]}, ["the mean 123.7 of Normalize is not of"]),
     ({"transforms": [CROP, {**CROP, "size": 3}]}, ["transforms[1] (RandomPaddingCrop)", "'size'", "crop_size"]),
     ({"transforms": [{**CROP, "crop_size": 8}]}, ["transforms[0] (RandomPaddingCrop)", "list or tuple"]),
 ]

@@ -26,7 +26,7 @@ from semantic_segmentation.config import CONFIG
 from semantic_segmentation.pictures import prediction_beside_truth
 from semantic_segmentation.segmentation import Segmentation
 from tests.helpers import tiny_runs
-from tests.helpers.programs import ROOT, cpu_seconds, fails, run_program, start_program
+from tests.helpers.programs import ROOT, cpu_seconds, fails, next_commands, run_program, start_program
 from tests.helpers.tiny_configs import write_squares, write_squares_config
 from tests.helpers.tiny_runs import assert_same_training, kill, run, wait_for_steps
 
@@ -152,23 +152,24 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
     assert [record["step"] for record in records if record["kind"] == "train"] == list(range(1, 9))
     assert [record["step"] for record in records if record["kind"] == "val"] == [4, 8]
     best = max(record["mIoU"] for record in records if "mIoU" in record)
-    assert f"best: mIoU {best:.2f} after step" in output
+    assert f"mIoU {best:.2f} after step" in output
     table = r"each class, in percent\nclass .*\nbackground( +[\d.]+){5}\n"
-    assert re.search(rf"step 8/8 val +mIoU .*\nval, {table}", output), "the table of the classes below their mean"
-    assert re.search(rf"step 8/8 EMA +mIoU .*\nval_ema, {table}", output)
+    assert re.search(rf"step 8/8  val +mIoU .*\nval, {table}", output), "the table of the classes below their mean"
+    assert re.search(rf"step 8/8  EMA +mIoU .*\nval_ema, {table}", output)
     assert b"val/image 0" in next((folder / "visualdl").glob("vdlrecords.*")).read_bytes()
     drawn = {"train_samples.png", "val_image_0.png", "val_ema_image_0.png"}
     assert {path.name for path in (folder / "pictures").iterdir()} == drawn
     state = load_file(folder / "best")
     assert (state["task"], state["class_names"]) == ("semantic_segmentation", ["background", "red", "green"])
 
-    commands = dict(re.findall(r"^(evaluate|predict|resume): +python (.*)", output, re.MULTILINE))
-    evaluated = run_program(*commands["evaluate"].split(), cwd=tmp_path)
+    commands = next_commands(output)
+    evaluated = run_program(*commands["evaluate"], cwd=tmp_path)
     assert re.search(rf"mIoU {best:.6g} .*\neval, {table}", evaluated.stdout), evaluated.stdout
 
     image = squares / "images" / "val1.png"
-    flags = commands["predict"].partition(" IMAGE... ")[2].split()
-    predicted = run_program(PREDICT, image, *flags, "--json", "-out", tmp_path / "pictures", cwd=tmp_path)
+    predicted = run_program(
+        PREDICT, image, *commands["predict"][2:], "--json", "-out", tmp_path / "pictures", cwd=tmp_path
+    )
     (entry,) = json.loads(predicted.stdout)
     assert entry["image"] == str(image)
     labels = np.asarray(Image.open(entry["labels"]))
@@ -180,9 +181,9 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
 
     shorter = fails(LAUNCHER, "-cfg", squares_config, "-resume", "auto", "-iters", "5", cwd=tmp_path)
     assert "is at step 8, but this run ends at step 5; raise iters" in shorter
-    resumed = run_program(*commands["resume"].split(), cwd=tmp_path)
+    resumed = run_program(*commands["resume"], cwd=tmp_path)
     assert "after step 8/12" in resumed.stdout, resumed.stdout
-    assert "step 9/12" in resumed.stdout
+    assert "step  9/12" in resumed.stdout
     assert not re.search(r"^(RESUME|EVAL|CHECK_DATA):", (folder / "config.yaml").read_text(), re.MULTILINE)
     assert "length of the run was 8, is 12" in resumed.stdout
 

@@ -182,6 +182,10 @@ def test_the_report_has_means_deviations_and_differences(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == text
 
 
+def test_no_row_of_a_report_reaches_the_terminal_unescaped(tmp_path):
+    assert "\x1b" not in report([result("\x1b[2J", 0, 75.0), result("b", 0, 80.5)], tmp_path)
+
+
 def test_the_document_has_the_table_of_the_recorded_results():
     file = ROOT / "results" / "ablation.csv"
     assert read_section(ROOT / "docs" / "ablation.md", "ablation") == report(read_table(file, Result), file)

@@ -95,6 +95,12 @@ def test_runs_of_other_seeds_and_lengths_and_plain_weights_can_be_averaged(tmp_p
     assert plain.keys() == numpy_state(small_model()).keys()
 
 
+def test_a_checkpoint_is_counted_once(tmp_path):
+    first, second, third = write(tmp_path, make_state(), make_state(1), make_state())
+    with pytest.raises(UserError, match=r"2\.pdparams has the content of .*0\.pdparams; give each checkpoint once"):
+        average([first, second, third])
+
+
 def test_code_in_a_file_is_refused(tmp_path):
     import pickle
 

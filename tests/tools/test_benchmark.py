@@ -113,7 +113,8 @@ def test_our_model_runs_in_paddle(capsys):
 @pytest.mark.slow
 def test_our_model_runs_in_the_other_runtimes():
     pytest.importorskip("paddle2onnx")
-    benchmark.main(["pale_nano", "-mode", "infer", "train", "-runtime", "static", "inference", "onnxruntime", *SMALL])
+    runtimes = ["static", "inference", "onnxruntime", "openvino_f32"]
+    benchmark.main(["pale_nano", "-mode", "infer", "train", "-runtime", *runtimes, *SMALL])
 
 
 def test_the_names_of_the_runtimes_are_those_that_there_are():

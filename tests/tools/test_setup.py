@@ -1,6 +1,7 @@
 """tools/setup.sh, run in a copy of what it reads, with a script in place of Python so that nothing is installed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,9 +66,7 @@ def test_scripts_are_executable_and_parse(script):
 def test_it_installs_once_and_again_after_a_change(tree):
     first = set_up(tree)
     assert first.returncode == 0, first.stderr
-    assert first.stdout.endswith(
-        "    .venv/bin/python -m paddle.distributed.launch image_classification/main_multi_gpu.py\n"
-    )
+    assert first.stdout.endswith("    .venv/bin/python image_classification/main_multi_gpu.py\n")
     assert "-r requirements.txt -e .[dev,export]" in installs(tree)[0]
     assert "--no-deps -r requirements-toolkits.txt" in installs(tree)[1]
 
@@ -79,8 +78,41 @@ def test_it_installs_once_and_again_after_a_change(tree):
         file.write("# changed\n")
     assert set_up(tree).returncode == 0
     assert len(installs(tree)) == 4
-    assert set_up(tree, "--gpu").returncode == 0
-    assert "-r requirements-gpu.txt -e .[dev]" in installs(tree)[4]
+
+
+@pytest.mark.parametrize(
+    ("driver", "capabilities", "build", "paddle"),
+    [
+        ("13.0", "9.0", "", "paddlepaddle-gpu=={} -i https://www.paddlepaddle.org.cn/packages/stable/cu130/"),
+        ("12.9", "12.0", "", "paddlepaddle-gpu=={} -i https://www.paddlepaddle.org.cn/packages/stable/cu129/"),
+        ("12.4", "8.0\n8.0", "", "paddlepaddle-gpu=={} -i https://www.paddlepaddle.org.cn/packages/stable/cu126/"),
+        ("13.0", "8.6\n7.0", "", "paddlepaddle-gpu=={} -i https://www.paddlepaddle.org.cn/packages/stable/cu118/"),
+        ("12.4", "8.0", "cu118", "paddlepaddle-gpu=={} -i https://www.paddlepaddle.org.cn/packages/stable/cu118/"),
+        (None, None, "pypi", "paddlepaddle-gpu==2.6.2"),
+    ],
+)
+def test_the_gpu_build_fits_the_driver_and_the_cards(tree, driver, capabilities, build, paddle):
+    if driver:
+        (tree / "bin/nvidia-smi").write_text(
+            f"#!{shutil.which('bash')}\n"
+            f"[[ -z $1 ]] && echo '| NVIDIA-SMI 1.2  Driver Version: 1.2  CUDA Version: {driver} |' "
+            f"|| echo '{capabilities}'\n"
+        )
+        (tree / "bin/nvidia-smi").chmod(0o755)
+    result = set_up(tree, "--gpu", *([build] if build else []))
+    assert result.returncode == 0, result.stderr
+    (version,) = re.findall(r"^paddlepaddle==(.*)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert installs(tree)[0].endswith(paddle.format(version))
+    assert "-r requirements-gpu.txt -e .[dev" in installs(tree)[1]
+
+
+def test_another_build_replaces_the_installed_one(tree):
+    set_up(tree)
+    set_up(tree, "--gpu", "cu118")
+    set_up(tree, "--gpu", "cu126")
+    calls = (tree / "calls").read_text()
+    assert calls.count("pip uninstall --quiet --yes paddlepaddle-gpu paddlepaddle\n") == 2
+    assert set_up(tree, "--gpu", "cu126").stdout.count("already set up") == 1
 
 
 def test_another_python_makes_a_new_environment(tree):
@@ -95,7 +127,7 @@ def test_another_python_makes_a_new_environment(tree):
 
 
 def test_a_failed_installation_is_repeated(tree):
-    assert "error: pip cannot install requirements.txt" in set_up(tree, PIP_ERROR="no such host").stderr
+    assert "error: pip cannot install -r requirements.txt" in set_up(tree, PIP_ERROR="no such host").stderr
     assert set_up(tree).returncode == 0
     assert len(installs(tree)) == 3
 
@@ -106,7 +138,9 @@ def test_a_failed_installation_is_repeated(tree):
         ([], {"PYTHON": "python3", "FAKE_VERSION": "3.9"}, ["PYTHON=python3 is Python 3.9", "3.10, 3.11, 3.12, 3.13"]),
         ([], {"PYTHON": "/no/python"}, ["PYTHON=/no/python does not run", "3.10, 3.11, 3.12, 3.13"]),
         ([], {"FAKE_VERSION": "3.14"}, ["no supported Python on PATH", "PYTHON"]),
-        (["--gpu"], {"PYTHON": "python3", "FAKE_VERSION": "3.13"}, ["supported are 3.10, 3.11, 3.12"]),
+        (["--gpu", "pypi"], {"PYTHON": "python3", "FAKE_VERSION": "3.13"}, ["supported are 3.10, 3.11, 3.12"]),
+        (["--gpu"], {}, ["nvidia-smi", "--gpu cu126"]),
+        (["--gpu", "cu122"], {}, ["cu122", "cu118, cu126, cu129, cu130 or pypi"]),
         ([], {"NO_ENSUREPIP": "1"}, ["apt-get install python3.11-venv"]),
         ([], {"PADDLE_ERROR": "ImportError: libgomp.so.1: cannot open shared object file"}, ["install libgomp1"]),
         ([], {"PADDLE_ERROR": "ImportError: something else"}, ["ImportError: something else", ".venv/setup.log"]),

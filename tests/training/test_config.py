@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.runtime.command_line import ArgumentParser, expand_home
+from common.runtime.command_line import ArgumentParser
+from common.runtime.folders import expand_home
 from common.tasks import TASKS
 from common.training.config import add_weights_flags
 from common.training.config_values import find
@@ -181,6 +182,8 @@ def test_a_wrong_value_is_one_line_that_names_it(flags, named):
         ("DATA: 3", "DATA is 3"),
         ("- a\n- b", "is a list"),
         ("a: [", "not a yaml file"),
+        ("model: {type: UPerNet}", "has a configuration of semantic_segmentation; give one of this task"),
+        ("architecture: MaskRCNN", "has a configuration of object_detection; give one of this task"),
         ("BASE: self.yaml", "includes self.yaml itself"),
         ("BASE: other.yaml", "other.yaml"),
     ],
@@ -253,3 +256,9 @@ def test_the_rates_scale_with_the_batch_where_the_configuration_says_so():
     flags = ("-cfg", CONFIG.default_file.parent / "pale_tiny_224.yaml", "-batch_size", 64, "-device", "cpu")
     rate = Classification(load(*flags))._learning_rate(steps_per_epoch=10)
     assert rate(10 * 20) == pytest.approx(1e-3 * 64 / 1024)
+
+
+def test_a_choice_of_weights_without_weights_is_refused():
+    with pytest.raises(UserError, match=r"-weights model chooses .*; it needs -pretrained FILE"):
+        load("-weights", "model")
+    assert load("-weights", "model", "-eval", "-resume", "a.pdparams").MODEL.WEIGHTS == "model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -171,11 +172,12 @@ def test_all_tasks_have_one_layout(tmp_path, task, request):
     assert "train_samples.png" in {file.name for file in (tmp_path / "run" / "pictures").iterdir()}
 
 
-def test_a_full_disk_for_the_lines_ends_no_training(tmp_path, monkeypatch):
+@pytest.mark.parametrize("problem", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_for_the_lines_ends_no_training(monkeypatch, problem):
     log = TrainingLog()
     log._file = Mock()
     with Path("/dev/full").open("w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "stdout", Mock(wraps=full, flush=Mock(side_effect=OSError(problem, "full"))))
         log.line("a line")
         log.line("another")
     assert log.reader_is_gone

@@ -106,6 +106,24 @@ def test_a_second_signal_exits_at_once():
     assert result.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["stop_with_launcher", "bind_to_parent"])
+def test_a_rank_or_reader_ends_whose_parent_died_before_its_first_line(name):
+    program = (
+        "import multiprocessing, os, time\n"
+        f"from common.runtime.signals import {name}\n"
+        "def serve(parent):\n"
+        "    while os.getppid() == parent: time.sleep(0.01)\n"
+        f"    {name}()\n"
+        "    print('alive', flush=True)\n"
+        "multiprocessing.get_context('fork').Process(target=serve, args=(os.getpid(),)).start()\n"
+        "os._exit(0)\n"
+    )
+    environment = os.environ | {"PADDLE_RANK_IN_NODE": "0"}
+    command = [sys.executable, "-c", program]
+    assert not subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60).stdout
+
+
 def test_nohup_is_respected():
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -136,7 +154,7 @@ def test_ranks_save_and_end_when_their_launcher_dies(tmp_path, shapes_config, nu
 @pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_ends_and_says_so(tmp_path, shapes_config):
     process = start_program(LAUNCHER, "-cfg", shapes_config, *OPTIONS, cwd=tmp_path)
-    while not process.stdout.readline().startswith("step 1/"):
+    while not process.stdout.readline().startswith("["):
         assert process.poll() is None
     process.stdout.close()
     assert process.wait(timeout=120) == 128 + signal.SIGPIPE
@@ -288,7 +306,7 @@ def test_two_machines_give_the_weights_of_one_launch_with_two_ranks(tmp_path, sh
     assert run_program(LAUNCHER, "-output", tmp_path / "a", *flags, ranks=2, cwd=tmp_path).returncode == 0
     machines = start_machines(tmp_path, "-output", tmp_path / "b", *flags)
     outputs = [machine.communicate(timeout=120)[0] for machine in machines]
-    assert sum("2 rank(s)" in output for output in outputs) == 1, outputs
+    assert sum("2 processes" in output for output in outputs) == 1, outputs
     assert_same_training(tmp_path / "a", tmp_path / "b")
 
 
@@ -297,7 +315,7 @@ def test_when_a_machine_is_lost_the_other_ends(tmp_path, shapes_config):
     machines = start_machines(tmp_path, "-cfg", shapes_config, *OPTIONS, "TRAIN.EPOCHS", "500")
     wait_for_steps(machines[0], tmp_path / "out", 4)
     logs = [tmp_path / f"machine{number}" / "log" / "workerlog.0" for number in range(2)]
-    main = int("2 rank(s)" in logs[1].read_text())  # the launcher numbers the machines in the order of their arrival
+    main = int("2 processes" in logs[1].read_text())  # the launcher numbers the machines in the order of their arrival
     kill(machines[main])
     try:
         machines[1 - main].communicate(timeout=30)

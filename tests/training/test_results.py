@@ -52,6 +52,7 @@ def test_rows_are_appended_and_read_back(tmp_path):
         ("model,value\na,1\n", "has other columns than model,data_set"),
         (",".join(COLUMNS) + '\n,,,1,,"two\nlines",,,\na,b,c\n', "line 4 is damaged"),
         (",".join(COLUMNS) + "\n,,,high,,,,,\n", "line 2 is damaged .*'high'"),
+        (",".join(COLUMNS) + "\n,,,nan,,,,,\n", "line 2 is damaged .*nan is not finite"),
     ],
 )
 def test_other_or_damaged_tables_are_refused_and_unchanged(tmp_path, text, message):

@@ -14,8 +14,9 @@ from common.pale_transformer import create_model
 from common.runtime import distributed
 from common.tasks import TASKS
 from common.training import data_hash as hashes
-from common.training import run, run_folder, state
+from common.training import next_commands, run, run_folder, state
 from common.training.data_hash import code_hash, data_hash
+from common.training.next_commands import resume_command
 from common.training.run_folder import RunFolder
 from image_classification.classification import Classification
 from image_classification.config import CONFIG
@@ -103,16 +104,18 @@ def test_classes_of_another_name_are_named_by_resumed_runs_and_evaluations(tmp_p
     tiny_runs.run(Classification, shapes_config, "-resume", "auto", "-opts", "TRAIN.EPOCHS", 2)
     shown = capsys.readouterr().out
     assert f"differs from the interrupted run: {renamed}" in shown
-    assert re.search(r"the best result so far, top1 [\d.]+, is of the other validation data", shown)
+    assert re.search(r"the best result so far, top-1 [\d.]+, is of the other validation data", shown)
     listed = tmp_path / "listed"
     listed.mkdir()
-    (listed / "class_names.txt").write_text("azure\ncyan\nred\n")
     (listed / "val_list.txt").write_text(f"{next((shapes / 'val' / 'red').iterdir())} 2\n")
     flags = ("-eval", "-pretrained", tmp_path / "out" / "best.pdparams", "-dataset", "list", "-data_path", listed)
     tiny_runs.run(Classification, shapes_config, *flags)
+    assert "images: 1 validation images of 3 classes: azure, green, red" in capsys.readouterr().out
+    (listed / "class_names.txt").write_text("azure\ncyan\nred\n")
+    tiny_runs.run(Classification, shapes_config, *flags)
     shown = capsys.readouterr().out
     assert "other name: class 1 is 'cyan' in the data and 'green' in the weights" in shown
-    assert "data: 1 validation images of 3 classes: azure, cyan, red" in shown
+    assert "images: 1 validation images of 3 classes: azure, cyan, red" in shown
     assert "warning: no validation images of 2 classes: azure, cyan" in shown
 
 
@@ -142,11 +145,10 @@ def test_an_evaluation_of_two_weights_is_refused(tmp_path, shapes_config):
         tiny_runs.run(Classification, shapes_config, "-eval", "-pretrained", "a.pdparams", "-resume", "b.pdparams")
 
 
-def test_the_printed_command_resumes_on_as_many_cpus(tmp_path, shapes_config, monkeypatch, capsys):
+def test_the_printed_command_resumes_on_as_many_cpus(tmp_path, shapes_config, monkeypatch):
     task = Classification(load(CONFIG, "-cfg", shapes_config, "-device", "cpu"))
-    monkeypatch.setattr(run, "world_size", lambda: 3)
-    run._print_next_commands(task, RunFolder(tmp_path, 0), {"top1": 1.0, "at": "epoch 1", "weights": "model"}, False)
-    assert "--nproc_per_node 3 " in capsys.readouterr().out
+    monkeypatch.setattr(next_commands, "world_size", lambda: 3)
+    assert "--nproc_per_node 3 " in resume_command(task, RunFolder(tmp_path, 0))
 
 
 def test_what_resume_names_is_looked_for_before_the_folder(tmp_path, shapes_config):
@@ -213,11 +215,11 @@ def test_a_cooldown_continues_a_finished_run_exactly_and_a_longer_schedule_warns
     tiny_runs.run(task, config, "-output", tmp_path / "a", *cooldown)
     tiny_runs.run(task, config, "-output", tmp_path / "b")
     output = capsys.readouterr().out
-    hint = rf"^resume: .*b/latest\.pdparams -opts TRAIN\.COOLDOWN \d+\n.*larger {length} "
+    hint = rf"^resume: .*b/latest\.pdparams -opts TRAIN\.COOLDOWN \d+\n.*raising {length} "
     assert re.search(hint, output, re.MULTILINE)
     state = tmp_path / "b" / "latest.pdparams"
     tiny_runs.run(task, config, "-output", tmp_path / "c", "-resume", state, "-opts", length, longer)
-    assert re.search(r"warning: the learning rate jumps from \S+ to \S+, so the", capsys.readouterr().out)
+    assert re.search(r"learning rate jumps from \S+ to \S+, so .* undo the differences above", capsys.readouterr().out)
     tiny_runs.run(task, config, "-output", tmp_path / "b", "-resume", state, *cooldown)
     assert "jumps" not in capsys.readouterr().out
     a, b = (load_file(tmp_path / folder / "latest.pdparams") for folder in ("a", "b"))
@@ -235,6 +237,21 @@ def test_the_rate_of_an_epoch_that_is_trained_again_is_no_jump(tmp_path, shapes_
     output = capsys.readouterr().out
     assert "after epoch 1/2" in output
     assert "jumps" not in output
+
+
+def test_a_cooldown_at_the_highest_rate_is_refused_and_not_advised(tmp_path, shapes_config, capsys):
+    with pytest.raises(UserError, match=r"TRAIN.COOLDOWN would continue at the highest rate, .* raise TRAIN.EPOCHS"):
+        tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.COOLDOWN", 1, "TRAIN.WARMUP_EPOCHS", 2)
+    assert not (tmp_path / "out" / "latest.pdparams").exists()
+    tiny_runs.run(Classification, shapes_config, "-epochs", 1, "-opts", "TRAIN.WARMUP_EPOCHS", 2)
+    assert re.search(r"^resume: .* -opts TRAIN.EPOCHS 2$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_resumed_run_refuses_weights_that_it_would_ignore(tmp_path, shapes_config):
+    tiny_runs.run(Classification, shapes_config)
+    for source in ("auto", tmp_path / "out" / "latest.pdparams"):
+        with pytest.raises(UserError, match=r"MODEL.PRETRAINED mnist5k would be ignored: RESUME .*latest"):
+            tiny_runs.run(Classification, shapes_config, "-resume", source, "-pretrained", "mnist5k")
 
 
 @pytest.mark.parametrize(("pretrained", "warned"), [("", True), ("weights.pdparams", False)])

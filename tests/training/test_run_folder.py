@@ -299,3 +299,11 @@ def test_of_equal_validations_the_lower_loss_then_the_later_one_is_the_best(tmp_
     run(Classification, shapes_config, "-opts", "TRAIN.EMA_DECAY", "0.9", "TRAIN.EPOCHS", "2")
     best, last = (load_file(tmp_path / "out" / name)["figures"] for name in ("best", "last"))
     assert best == last == {"top1": 50.0, "loss": 0.4, "at": "epoch 2/2", "weights": "model_ema"}
+
+
+def test_a_link_in_place_of_the_lock_does_not_empty_another_file(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
+    RunFolder(tmp_path / "run", 1).claim(resume="", overwrite=False, warn=print)
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -19,7 +19,7 @@ from tools.helpers.export_checks import TOLERANCE
 __all__ = ["make_card"]
 
 _FORMAT = 1  # of the card; incremented when programs that read it would have to change
-_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddle2onnx", "onnxruntime", "numpy")
+_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddle2onnx", "onnxruntime", "openvino", "numpy")
 
 
 def make_card(
@@ -29,6 +29,7 @@ def make_card(
     checkpoint: Checkpoint,
     files: Sequence[Path],
     checks: Mapping[str, Mapping[str, float]],
+    agreement: Mapping[str, float],
     left_out: Mapping[str, str],
 ) -> dict[str, Any]:
     """Make a card.
@@ -39,6 +40,7 @@ def make_card(
         checkpoint: the weights.
         files: of the export.
         checks: the largest difference from the model in each case, by format.
+        agreement: of OpenVINO in bfloat16 with the model in each case; empty if it was not measured.
         left_out: formats that were not written, and the reason.
     """
     open_sides = ("batch", "channels", "height", "width")
@@ -66,6 +68,11 @@ def make_card(
         },
         "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
         "checked_against_eager_mode": {"tolerance": TOLERANCE, "largest_differences": dict(checks)},
+        "openvino_in_bfloat16": {
+            "setting": "INFERENCE_PRECISION_HINT bf16",
+            "measure": exportable.agreement_name,
+            "agreement": dict(agreement),
+        },
         "left_out": dict(left_out),
         "exported_with": {"pale-transformer-paddle": __version__, **installed_versions(_PACKAGES)},
         "exported_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),

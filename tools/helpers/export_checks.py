@@ -15,7 +15,7 @@ from common.inference.export_formats import Run
 from common.inference.exportable import Exportable
 from common.pale_transformer import STRIDE
 
-__all__ = ["TOLERANCE", "Case", "check", "make_cases"]
+__all__ = ["TOLERANCE", "Case", "check", "make_cases", "measure_agreement"]
 
 TOLERANCE = 1e-4  # absolute, or relative to outputs larger than 1
 
@@ -123,6 +123,12 @@ def check(exportable: Exportable, run: Run, cases: Sequence[Case], name: str) ->
             ) from error
         differences[case.name] = _compare(exportable, case, found, name)
     return differences
+
+
+def measure_agreement(exportable: Exportable, run: Run, cases: Sequence[Case]) -> dict[str, float]:
+    """``exportable.agreement`` in each case, for a file whose runtime computes in lower precision."""
+    assert exportable.agreement
+    return {case.name: exportable.agreement(case.expected, run(case.inputs)) for case in cases}
 
 
 def _compare(exportable: Exportable, case: Case, found: list[np.ndarray], name: str) -> float:

@@ -26,7 +26,7 @@ torch.manual_seed(0)
 model = timm.create_model(name).eval()
 images = torch.randn(int(batch), 3, int(size), int(size))
 try:
-    torch.onnx.export(model, (images,), file, dynamo=True, verbose=False)
+    torch.onnx.export(model, (images,), file, input_names=["images"], dynamo=True, verbose=False)
 except Exception as error:
     sys.exit(f"timm:{name} cannot be exported at {size}x{size}: {type(error).__name__}")
 print(f"timm {timm.__version__}, torch {torch.__version__}")

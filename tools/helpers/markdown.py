@@ -20,7 +20,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: 
     Args:
         right: columns, counted from 0, that are aligned to the right.
     """
-    rows = [list(map(printable, row)) for row in rows]
+    header, *rows = [list(map(printable, row)) for row in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = [f"{'-' * (width - 1)}:" if number in right else "-" * width for number, width in enumerate(widths)]
     lines = []

@@ -10,6 +10,7 @@ from statistics import median
 from tqdm import tqdm
 
 from image_classification.config import CONFIG, model_title
+from tools.helpers.chinese_tables import in_chinese
 from tools.helpers.markdown import markdown_table, read_section, replace_section
 from tools.helpers.paper_figures import (
     MODELS,
@@ -25,6 +26,7 @@ from tools.helpers.paper_figures import (
     printed,
 )
 from tools.helpers.training_cost import training_cost
+from tools.helpers.training_memory import training_memory
 
 # Metrics and their titles. The first two are counted, the others are measured.
 METRICS = {
@@ -44,6 +46,8 @@ DEMO_DATA_SETS = {
     "HENuclei": "H&E nuclei",
     "NucleiDataSet": "nuclei",
 }
+CARDS = (24, 40, 80)  # GB of a GPU
+USABLE = 0.85  # of a GPU; the rest is for the CUDA context, workspaces, temporary values and fragmentation [A]
 ABLATIONS = sorted((ROOT / "image_classification" / "configs" / "ablation").glob("*.yaml"))
 
 
@@ -131,13 +135,33 @@ def neighbors(task: str) -> str:
 
 def sections() -> Iterator[tuple[Path, str, str]]:
     """Document, name and content of each section that -markdown writes."""
+    yield ROOT / "README.md", "models", summary_table()
+    yield ROOT / "README_cn.md", "models", in_chinese(summary_table())
     for task in TABLES:
-        yield ROOT / "README.md", task, model_table(task, f"{task}/configs")
-        yield ROOT / "README_cn.md", task, model_table(task, f"{task}/configs")
-        yield ROOT / task / "README.md", "models", model_table(task, "configs")
-        yield ROOT / task / "README.md", "neighbors", neighbors(task)
+        for name, table in (("models", model_table(task, "configs")), ("neighbors", neighbors(task))):
+            yield ROOT / task / "README.md", name, table
+            yield ROOT / task / "README_cn.md", name, in_chinese(table)
         yield ROOT / "docs" / "paper.md", task, paper_table(task)
     yield ROOT / "docs" / "reproduction.md", "training_cost", cost_table()
+    yield ROOT / "docs" / "gpu.md", "memory", memory_table()
+
+
+def summary_table() -> str:
+    """The paper's models: counts of the classifiers with the paper's in parentheses, and a figure for each task."""
+    shown = {  # title: task and metric
+        "ImageNet top-1": ("image_classification", "top1"),
+        "ADE20K mIoU": ("semantic_segmentation", "mIoU"),
+        "COCO box AP": ("object_detection", "box_AP"),
+        "COCO mask AP": ("object_detection", "mask_AP"),
+    }
+    figures, rows = {task: printed(task) for task in TABLES}, []
+    for model in MODELS:
+        params, flops = _with_units(_counted("image_classification", model))
+        counted = figures["image_classification"]
+        sizes = f"{params} ({counted[model, 'params'].text}M)", f"{flops} ({counted[model, 'flops'].text}G)"
+        rows.append([f"`{model}`", *sizes, *(figures[task][model, metric].text for task, metric in shown.values())])
+    header = ["model", "params (paper)", "multiply-adds at 224x224 (paper)", *(f"paper's {title}" for title in shown)]
+    return markdown_table(header, rows, range(1, len(header)))
 
 
 def model_table(task: str, folder: str) -> str:
@@ -186,6 +210,22 @@ def cost_table() -> str:
         cells += [f"{cost.flops / 1e18:.1f}e18", f"{cost.state_bytes / 1e9:.1f}"]
         rows.append([*cells, f"{cost.gpu_hours:.0f}", f"{cost.gpu_hours / 8:.1f}"])
     return markdown_table([*header, "hours on 8 A100"], rows, range(1, 7))
+
+
+def memory_table() -> str:
+    """The computed memory of training each row of the paper, and the largest batch for each size of a GPU."""
+    header = ["configuration", "GB of state", "MB per image", *(f"batch in {card} GB" for card in CARDS)]
+    rows = []
+    for file, task in ((configuration(task, model), task) for task in TABLES for model in MODELS):
+        full, half = (training_memory(task, file, amp) for amp in (False, True))
+        forms = (full.state, full.image), (half.state, half.image), (half.state, half.recomputed)
+        cells = [" / ".join(f"{state / 1e9:.1f}" for state in (full.state, half.state))]
+        cells += [" / ".join(f"{image / 1e6:.0f}" for _, image in forms)]
+        for card in CARDS:
+            largest = [max(0, int((USABLE * card * 1e9 - state) / image)) for state, image in forms]
+            cells.append(" / ".join(str(batch) if batch else "-" for batch in largest))
+        rows.append([f"`{file.relative_to(ROOT).as_posix()}`", *cells])
+    return markdown_table(header, rows, range(1, len(header)))
 
 
 # ---- cells
