@@ -72,7 +72,9 @@ def main(argv: Sequence[str]) -> None:
     matplotlib.rcParams["text.parse_math"] = False  # names of folders may have dollar signs
 
     # One above the other, so that the texts can be read on a phone, too.
-    figure, (loss_axes, metric_axes) = plt.subplots(2, 1, figsize=(5.5, 5), sharex=True, layout="constrained")
+    figure, (loss_axes, metric_axes) = plt.subplots(
+        2, 1, figsize=(5.5, 5 + 0.2 * len(data)), sharex=True, layout="constrained"
+    )
     for folder, train, val in data:
         name = printable(folder.name)
         loss_axes.plot(*zip(*_points(train, unit, "loss"), strict=True), label=name)
@@ -83,7 +85,8 @@ def main(argv: Sequence[str]) -> None:
     metric_axes.set(title="validation", xlabel=unit, ylabel=f"{title} in %")
     metric_axes.set_xlim(left=0)
     metric_axes.xaxis.get_major_locator().set_params(integer=True)
-    metric_axes.legend(title="best", loc="lower right")
+    lines = metric_axes.get_legend_handles_labels()
+    figure.legend(*lines, title="best", loc="outside lower center", frameon=False)  # where it hides no curve
     for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.3)
     try:
