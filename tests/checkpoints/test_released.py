@@ -77,12 +77,14 @@ def test_a_registry_adds_rows(tmp_path, monkeypatch):
     save_file(numpy_state(create_model("pale_nano", num_classes=4)), tmp_path / "flowers.pdparams")
     row = {"model": "pale_nano", "tag": "flowers", "location": "flowers.pdparams", **FIGURE}
     remote = {**row, "tag": "remote", "location": "https://host/x.pdparams#sha256=" + 64 * "0"}
-    (tmp_path / "registry.json").write_text(json.dumps([row, remote]))
+    old = {"model": "pale_nano", "tag": "old", "location": "old.pdparams", "top1": 90.0, "tested_on": "flowers"}
+    (tmp_path / "registry.json").write_text(json.dumps([row, remote, old]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PALE_WEIGHTS", "registry.json")
     assert create_model("pale_nano", pretrained="flowers").num_classes == 4
     assert resolve_weights("pale_nano", "remote") == remote["location"]
     assert "flowers" not in [row.tag for row in list_weights("pale_tiny")]
+    assert [(row.metric, row.value) for row in list_weights() if row.tag == "old"] == [("top1", 90.0)]
 
 
 @pytest.mark.parametrize("text", ["{", '[{"model": "pale_nano"}]', '[{"model": 1}]', "7"])
