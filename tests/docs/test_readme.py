@@ -16,7 +16,6 @@ from contextlib import nullcontext
 from unittest.mock import patch
 
 import nbformat
-import numpy as np
 import paddle
 import pytest
 from nbclient import NotebookClient
