@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_utils
+from scipy.optimize import linear_sum_assignment
 
 from common.inference.predictor import PredictOptions
 from common.pictures.drawing import font_size, palette, side_by_side
@@ -22,7 +23,8 @@ __all__ = ["detections_beside_truth", "draw_detections"]
 
 _SMALL = 640  # pixels; an image whose longer side is shorter is enlarged, or labels would hide the objects
 _OPACITY = 0.35  # of the masks
-_FONT = 1 / 50  # of the picture's size
+_FONT = 1 / 36  # of the picture's size
+_SAME_OBJECT = 0.1  # IoU
 
 
 def draw_detections(
@@ -32,6 +34,7 @@ def draw_detections(
     scores: np.ndarray | None,
     masks: Sequence[dict[str, Any]] | None,
     names: Sequence[str],
+    numbers: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw objects over an image: translucent masks, boxes, and a label with class and score at each box.
 
@@ -46,6 +49,7 @@ def draw_detections(
         scores: float [n] in 0..1, or ``None``.
         masks: n COCO RLE dicts of the image's size, or ``None``.
         names: of all classes.
+        numbers: integers [n], which color each object has if there is only one class; 0 to n - 1 by default.
 
     Returns:
         RGB uint8 [k h, k w, 3]: an image whose longer side has less than 640 pixels is enlarged by an integer k.
@@ -58,7 +62,9 @@ def draw_detections(
     pixels = cv2.resize(image, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC)
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * scale
     # The palette's first color is for a background.
-    colors = palette(len(names) + 1)[1:][labels] if len(names) > 1 else np.resize(palette(20)[1:], (len(labels), 3))
+    colors = palette(len(names) + 1)[1:] if len(names) > 1 else palette(20)[1:]
+    numbers = np.arange(len(labels)) if numbers is None else numbers
+    colors = colors[labels] if len(names) > 1 else colors[numbers % len(colors)]
     font = choose_font(names, font_size(*pixels.shape[:2], _FONT))
     line = max(2, round(font.size / 9))
     from_large_to_small = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1), kind="stable")
@@ -91,6 +97,8 @@ def detections_beside_truth(
 ) -> np.ndarray:
     """Two pictures of :func:`draw_detections` side by side: the detections and the ground truth.
 
+    If there is only one class, a detection and the true object that it overlaps most have the same color.
+
     Args:
         image: RGB uint8 [h, w, 3].
         detections: sorted by score, the highest first.
@@ -106,8 +114,21 @@ def detections_beside_truth(
     found = draw_detections(
         image, detections.boxes[:shown], detections.labels[:shown], detections.scores[:shown], masks, names
     )
-    true = draw_detections(image, truth.boxes, truth.labels, None, truth.masks, names)
-    return side_by_side([found, true], [f"detections, score at least {threshold:g}", "truth"])
+    numbers = _match(detections.boxes[:shown], truth.boxes)
+    true = draw_detections(image, truth.boxes, truth.labels, None, truth.masks, names, numbers)
+    return side_by_side([found, true], [f"detections, score at least {threshold:g}", "ground truth"])
+
+
+def _match(found: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """The number of the detection of each true object, each used once, or a number above all of them: int64 [true]."""
+    numbers = len(found) + np.arange(len(true))
+    if len(found) and len(true):
+        sides = [np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1) for boxes in (true, found)]
+        iou = mask_utils.iou(*(boxes.astype(np.float64) for boxes in sides), np.zeros(len(found)))
+        for row, column in zip(*linear_sum_assignment(iou, maximize=True), strict=True):
+            if iou[row, column] >= _SAME_OBJECT:
+                numbers[row] = column
+    return numbers
 
 
 def _draw_mask(pixels: np.ndarray, mask: dict[str, Any], scale: int, color: np.ndarray, line: int) -> None:

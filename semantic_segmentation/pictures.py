@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from common.pictures.drawing import overlay, palette, present_classes, side_by_s
 from semantic_segmentation.images import as_picture
 
 __all__ = ["labeled_images", "original_image", "prediction_beside_truth"]
+
+_SMALL = 320  # pixels; an image whose longer side is shorter is enlarged, or the texts would be small on a page
 
 
 def original_image(
@@ -43,11 +46,13 @@ def prediction_beside_truth(
         names: of all classes.
 
     Returns:
-        RGB uint8.
+        RGB uint8; an image whose longer side has less than 320 pixels is enlarged by an integer.
     """
     colors = palette(len(names))
     panels = [image, overlay(image, prediction, colors), overlay(image, label, colors)]
-    row = side_by_side(panels, ["image", "prediction", "truth"])
+    scale = math.ceil(_SMALL / max(image.shape[:2]))
+    panels = [panel.repeat(scale, axis=0).repeat(scale, axis=1) for panel in panels]
+    row = side_by_side(panels, ["image", "prediction", "ground truth"])
     return _with_present_classes(row, [prediction, label], names)
 
 

@@ -71,21 +71,24 @@ def main(argv: Sequence[str]) -> None:
 
     matplotlib.rcParams["text.parse_math"] = False  # names of folders may have dollar signs
 
-    figure, (loss_axes, metric_axes) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    # One above the other, so that the texts can be read on a phone, too.
+    figure, (loss_axes, metric_axes) = plt.subplots(2, 1, figsize=(5.5, 5), sharex=True, layout="constrained")
     for folder, train, val in data:
         name = printable(folder.name)
         loss_axes.plot(*zip(*_points(train, unit, "loss"), strict=True), label=name)
         points = _points(val, unit, criterion)
         label = f"{name}: {max(y for _, y in points):.2f} %"
         metric_axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    loss_axes.set(xlabel=unit, ylabel="training loss")
-    metric_axes.set(xlabel=unit, ylabel=f"validation {title} in %")
+    loss_axes.set(title="training", ylabel="loss")
+    metric_axes.set(title="validation", xlabel=unit, ylabel=f"{title} in %")
+    metric_axes.set_xlim(left=0)
+    metric_axes.xaxis.get_major_locator().set_params(integer=True)
     metric_axes.legend(title="best", loc="lower right")
     for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.3)
     try:
         with replace_file(arguments.out) as file:
-            figure.savefig(file, dpi=110, format=arguments.out.suffix[1:] or "png")
+            figure.savefig(file, dpi=180, format=arguments.out.suffix[1:] or "png")
     except Exception as error:  # matplotlib raises any type, of formats and of values too large for an axis
         raise UserError(f"cannot write {arguments.out}: {one_line(error)}") from error
     print(f"wrote {arguments.out}")

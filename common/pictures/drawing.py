@@ -202,7 +202,7 @@ def _white(height: int, width: int) -> Image.Image:
     return Image.new("RGB", (width, height), "white")
 
 
-def font_size(height: int, width: int, share: float = 1 / 36) -> int:
+def font_size(height: int, width: int, share: float = 1 / 26) -> int:
     """Choose a font size in pixels for a picture.
 
     Args:

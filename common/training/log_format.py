@@ -10,14 +10,13 @@ from pathlib import Path
 
 __all__ = ["counted", "duration", "labeled", "metric_columns", "near_path", "number", "progress_line", "title"]
 
-_LABEL = 11  # columns of the longest label, "visualize:", and a blank
 _NUMBER = 6  # columns of a number that may have any size
 _WORDS = 5  # columns of "train", the longest word in place of a step
 
 
 def labeled(label: str, text: str) -> str:
-    """``label:     text``, with further lines below the text."""
-    return f"{label + ':':<{_LABEL}}" + text.replace("\n", "\n" + " " * _LABEL)
+    """``label: text``, with further lines below the text."""
+    return f"{label}: " + text.replace("\n", "\n" + " " * (len(label) + 2))
 
 
 def counted(count: int, one: str, many: str = "") -> str:

@@ -79,7 +79,7 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
         steps_per_unit = training.sampler.steps_per_epoch if task.unit == "epoch" else 1
         training.total_steps += config.TRAIN.COOLDOWN * steps_per_unit
     facts = {
-        "data": f"{training.evaluator.data_set}, {training.description}",
+        "data": f"{training.description} ({training.evaluator.data_set})",
         "length": _length(task, training),
         "config": settings,
         "output": f"{near_path(folder.folder)}, with config.yaml and log.jsonl",
@@ -139,7 +139,7 @@ def _evaluate(task: Task, settings: str = "") -> dict[str, Any]:
     if report.left_out or report.renamed:
         log.line(str(report))
     metrics, details, files = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run
-    log.result(f"{name}: " + "  ".join(f"{title(key)} {value:.6g}" for key, value in metrics.items()))
+    log.result(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
     if details:
         log.result(details)
     if record:

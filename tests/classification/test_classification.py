@@ -95,7 +95,7 @@ def test_train_evaluate_predict_and_resume_by_the_commands_that_training_prints(
 
     commands = next_commands(output)
     evaluated = run_program(*commands["evaluate"], cwd=tmp_path)
-    assert f"top-1 {best:.6g}" in evaluated.stdout, evaluated.stdout
+    assert f"top1 {best:.6g}" in evaluated.stdout, evaluated.stdout
 
     image = shapes / "val" / "red" / "00.png"
     predicted = run_program(PREDICT, image, *commands["predict"][2:], "--json", cwd=tmp_path)

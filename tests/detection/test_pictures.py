@@ -131,7 +131,7 @@ def test_detections_beside_truth(written):
         "cat 0.90",
         "a rather long class name",
         "detections, score at least 0.5",
-        "truth",
+        "ground truth",
     ]
     assert picture.shape[1] > 2 * 640
     assert [bool((picture == color).all(-1).any()) for color in palette(4)[1:]] == [True, False, True]
@@ -139,3 +139,18 @@ def test_detections_beside_truth(written):
     detections.masks = truth.masks = None
     detections_beside_truth(image, detections, truth, NAMES, threshold=0.2)
     assert [text for text, _ in written[:2]] == ["cat 0.90", "dog 0.30"]
+
+
+def test_a_detection_and_its_true_object_have_the_same_color():
+    boxes = np.array([[left, 100, left + 80, 200] for left in (50, 250, 450)], np.float32)
+    labels = np.zeros(3, np.int64)
+    found = SimpleNamespace(boxes=boxes[:2], labels=labels[:2], scores=np.array([0.9, 0.8]), masks=None)
+    truth = SimpleNamespace(boxes=boxes[[2, 1, 0]] + 10, labels=labels, masks=None)
+    picture = detections_beside_truth(black(640, 640), found, truth, ["nucleus"])
+    left, right = (picture[:, half] for half in (slice(None, 670), slice(670, None)))
+    colors = palette(20)[1:6]
+    # The third true object, which is not detected, has a color of its own.
+    assert [bool((left == color).all(-1).any()) for color in colors] == [True, True, False, False, False]
+    assert [bool((right == color).all(-1).any()) for color in colors] == [True, True, True, False, False]
+    places = [[np.nonzero((half == color).all(-1))[1].mean() for color in colors[:2]] for half in (left, right)]
+    assert np.diff(places[0]) == pytest.approx(np.diff(places[1]), abs=3)

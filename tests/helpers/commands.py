@@ -52,5 +52,6 @@ def blocks(document: Path, language: str) -> list[str]:
 
 def commands(document: Path) -> list[str]:
     """The shell commands of a document; those joined with ``&&`` are separate."""
-    lines = (line for block in blocks(document, "bash") for line in block.splitlines() if line.strip())
+    joined = (block.replace("\\\n", " ") for block in blocks(document, "bash"))
+    lines = (line for block in joined for line in block.splitlines() if line.strip())
     return [command for line in lines for command in line.split(" && ")]

@@ -33,7 +33,9 @@ def test_legends_have_the_classes_that_occur():
     label[:10], label[-5:], prediction[:, :30] = 1, 255, 2
     image, names = random_image(40, 60), ["background", "nucleus", "other"]
     first, second, third = (tuple(color) for color in palette(3).tolist())
-    assert {first, second, third} <= colors_of(prediction_beside_truth(image, label, prediction, names))
+    picture = prediction_beside_truth(image, label, prediction, names)
+    assert {first, second, third} <= colors_of(picture)
+    assert picture.shape[1] > 3 * 320  # small images are enlarged
     found = colors_of(labeled_images([image, image], [label, label], names))
     assert {first, second} <= found
     assert third not in found

@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from common.errors import UserError
@@ -29,6 +30,17 @@ def test_values_that_were_not_finite_are_left_out(tmp_path):
     plot(tmp_path, lines(TRAIN, without_loss, {**TRAIN, "epoch": 0.7}, VAL))
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > picture.height
+
+
+def test_the_axis_has_whole_epochs(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure))
+    plot(tmp_path, lines(TRAIN, {**TRAIN, "epoch": 1.0}, VAL, {**VAL, "epoch": 3.0}))
+    for axes in shown[0].axes:
+        assert axes.get_title()
+        places = axes.get_xticks()
+        assert (places == places.round()).all()
+        assert axes.get_xlim()[0] == 0
 
 
 def test_an_existing_file_is_kept(tmp_path):

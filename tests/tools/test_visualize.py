@@ -16,6 +16,7 @@ from common.pale_transformer import PaleTransformer
 from common.tasks import TASKS
 from tests.helpers.programs import ROOT
 from tools import visualize
+from tools.helpers import visualize_figures
 from tools.helpers.visualize_attention import (
     _attended,
     attention_rollout,
@@ -24,8 +25,9 @@ from tools.helpers.visualize_attention import (
     observed_attention,
     token_at,
 )
-from tools.helpers.visualize_figures import _draw_heat
+from tools.helpers.visualize_figures import _draw_heat, draw_pale
 from tools.helpers.visualize_gradients import ReceptiveField, grad_cam, receptive_fields
+from tools.helpers.visualize_model import Subject
 
 SMALL = {"embed_dim": 4, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 2, 2), "pale_size": 2, "num_classes": 5}
 
@@ -175,8 +177,25 @@ def check_pictures(folder, names):
     assert {path.name for path in folder.iterdir()} == names
     for path in folder.iterdir():
         with Image.open(path) as image:
-            assert image.width == 990
+            assert 800 < image.width < 2000
             assert 150 < image.height < 3000
+
+
+def test_panels_of_all_stages_have_one_size():
+    picture = np.zeros((44, 60, 3), np.uint8)  # padded differently in each stage
+    subject = Subject(None, small_model(), [], random_images(44, 60), picture, (30, 20), [1, 2, 3], None)
+    panels = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(visualize_figures, "_as_image", lambda figure: panels.extend(figure.axes[:3]))
+        draw_pale(subject)
+    assert len({(axes.get_xlim(), axes.get_ylim()) for axes in panels}) == 1
+
+
+def test_a_wide_title_is_not_cut():
+    flat = np.zeros((32, 32, 3), np.uint8), np.ones((2, 2))
+    narrow, wide = (_draw_heat(*flat, "Grad-CAM", name) for name in ("cat", "W" * 60))
+    assert wide.width > narrow.width
+    assert (np.asarray(wide)[:, -1] == 255).all()
 
 
 def test_a_classifier_is_shown_in_all_ways(tmp_path, capsys):
@@ -190,7 +209,7 @@ def test_a_classifier_is_shown_in_all_ways(tmp_path, capsys):
 
 
 def test_dollars_in_a_class_name_are_no_formula():
-    assert _draw_heat(np.zeros((32, 32, 3), np.uint8), np.ones((2, 2)), r"Grad-CAM: $\frac{$").size
+    assert _draw_heat(np.zeros((32, 32, 3), np.uint8), np.ones((2, 2)), "Grad-CAM", r"$\frac{$").size
 
 
 @pytest.mark.parametrize("task", ["semantic_segmentation", "object_detection"])

@@ -88,7 +88,7 @@ def test_the_next_commands_can_be_pasted(tmp_path, shapes_config, monkeypatch, e
         assert shutil.which(python) == sys.executable
         check_command(re.sub(r"\S*/((image_classification|tools)/)", r"\1", command.partition("\n")[0]))
         assert (tmp_path / script).is_file()
-        assert "'a run/" in command  # relative, and quoted
+        assert f"'{tmp_path}/a run/" in command  # as it was given, and quoted
     assert (example or str(ROOT / "docs" / "digit.png")) in shlex.split(commands["predict"])
 
 
@@ -108,4 +108,4 @@ def test_a_verbose_run_prints_the_whole_configuration_and_all_metrics(shapes_con
 
 
 def test_further_lines_stand_below_the_text_of_a_label():
-    assert labeled("data", "one\ntwo") == "data:      one\n           two"
+    assert labeled("data", "one\ntwo") == "data: one\n      two"

@@ -110,12 +110,12 @@ def test_classes_of_another_name_are_named_by_resumed_runs_and_evaluations(tmp_p
     (listed / "val_list.txt").write_text(f"{next((shapes / 'val' / 'red').iterdir())} 2\n")
     flags = ("-eval", "-pretrained", tmp_path / "out" / "best.pdparams", "-dataset", "list", "-data_path", listed)
     tiny_runs.run(Classification, shapes_config, *flags)
-    assert "images:    1 validation images of 3 classes: azure, green, red" in capsys.readouterr().out
+    assert "images: 1 validation images of 3 classes: azure, green, red" in capsys.readouterr().out
     (listed / "class_names.txt").write_text("azure\ncyan\nred\n")
     tiny_runs.run(Classification, shapes_config, *flags)
     shown = capsys.readouterr().out
     assert "other name: class 1 is 'cyan' in the data and 'green' in the weights" in shown
-    assert "images:    1 validation images of 3 classes: azure, cyan, red" in shown
+    assert "images: 1 validation images of 3 classes: azure, cyan, red" in shown
     assert "warning: no validation images of 2 classes: azure, cyan" in shown
 
 

@@ -37,9 +37,7 @@ def test_a_run_stops_early_and_ends_like_a_finished_one(tmp_path, shapes_config,
     run(Classification, shapes_config, *options, 2)
     output = capsys.readouterr().out
     assert STOPPED.format("4/5", 2) in output
-    assert (
-        "best:      top-1 50.00 after epoch 3/5" in output
-    )  # of equal results the later one is kept, but it is not better
+    assert "best: top-1 50.00 after epoch 3/5" in output  # of equal results the later one is kept, but it is not better
     assert re.search(r"^resume: .*latest\.pdparams -opts TRAIN\.EARLY_STOP 0$", output, re.MULTILINE)
 
     run(Classification, shapes_config, "-resume", "auto", *options, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +14,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Circle, Patch
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, Patch, Rectangle
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,30 +34,45 @@ from tools.helpers.visualize_model import Subject, class_score
 __all__ = ["DRAW", "draw_receptive_fields"]
 
 Pictures = dict[str, Image.Image]
-_WIDTH, _DPI = 9.0, 110  # inches, pixels per inch
+_WIDTH, _DPI = 5.5, 180  # inches, pixels per inch: texts of 8 points can be read on a phone, too
+_PANEL = 1.1  # least width in inches for "up to 3.9 %" below a panel
 # Okabe and Ito's colors.
 _COLORS = {"rows": "#0072b2", "columns": "#e69f00", "window": "#009e73", "whole map": "#cc79a7"}
 _TOKEN = "#d55e00"
 _HEAT = "magma"
 
 
-def _new_figure(height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+def _new_figure(height: float, rows: int, columns: int, width: float = _WIDTH) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _grid(panels: int, aspect: float, extra: float) -> tuple[Figure, list[Axes]]:
+    """Panels of one size, two in a row.
+
+    Args:
+        aspect: height / width of a panel.
+        extra: height of the title of a row, in inches.
+    """
+    columns = min(panels, 2)
+    rows = -(-panels // columns)
+    figure, axes = _new_figure(rows * (_WIDTH / columns * aspect + extra) + 0.6, rows, columns)
+    for unused in axes.ravel()[panels:]:
+        unused.set_axis_off()
+    return figure, list(axes.ravel()[:panels])
+
+
 def _as_image(figure: Figure) -> Image.Image:
-    figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    """The figure without white margins, and with titles that are wider than their panel."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.06)
+    return Image.open(file).convert("RGB")
 
 
-def _show(axes: Axes, picture: np.ndarray, sides: Sequence[int] | None = None) -> None:
-    """An image, on gray up to ``sides``, height and width with padding."""
-    height, width = sides or picture.shape[:2]
-    axes.set_facecolor("0.85")
+def _show(axes: Axes, picture: np.ndarray) -> None:
     axes.imshow(picture, extent=(0, picture.shape[1], picture.shape[0], 0))
-    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    axes.set(xticks=[], yticks=[])
 
 
 def _extent(tokens: np.ndarray, stride: int) -> tuple[int, int, int, int]:
@@ -76,13 +94,16 @@ def draw_pale(subject: Subject) -> Pictures:
         height, width = (-(-side // stride) for side in subject.picture.shape[:2])
         token = token_at(subject.pixel, stride, height, width)
         found.append((token, groups_of_token(subject.backbone, stage - 1, height, width, token)))
-    aspect = max(groups[0].shape[0] / groups[0].shape[1] for _, groups in found)
-    figure, panels = _new_figure(_WIDTH / len(strides) * aspect + 1.05, 1, len(strides))
+    # The padded sides differ from stage to stage; all panels are as large as the largest.
+    bottom, right = np.max([np.multiply(groups[0].shape, s) for s, (_, groups) in zip(strides, found, strict=True)], 0)
+    figure, panels = _grid(len(strides), bottom / right, 0.4)
     kinds: set[str] = set()
-    for axes, stage, stride, (token, groups) in zip(panels[0], subject.stages, strides, found, strict=True):
+    for axes, stage, stride, (token, groups) in zip(panels, subject.stages, strides, found, strict=True):
         height, width = groups[0].shape
-        _show(axes, subject.picture, (height * stride, width * stride))
-        title = [f"stage {stage}: {height}x{width} tokens of {stride} pixels"]
+        axes.add_patch(Rectangle((0, 0), width * stride, height * stride, color="0.85", zorder=-1))  # padding
+        _show(axes, subject.picture)
+        axes.set(xlim=(0, right), ylim=(bottom, 0), frame_on=False)
+        title = []
         for group in groups:
             kind, text = describe_group(group)
             kinds.add(kind)
@@ -90,10 +111,11 @@ def draw_pale(subject: Subject) -> Pictures:
             tint = group[..., None] * np.array(to_rgba(_COLORS[kind], 0.6))
             axes.imshow(tint, extent=_extent(group, stride), interpolation="nearest")
         _mark(axes, token, stride)
-        axes.set_title("\n".join(title), fontsize=8)
-        axes.set_anchor("N")
+        axes.set_title(
+            f"stage {stage}: {height}x{width} tokens of {stride}x{stride} pixels\n{'; '.join(title)}", fontsize=8
+        )
     handles = [Patch(color=_COLORS[kind], label=f"its {kind}") for kind in _COLORS if kind in kinds]
-    handles.append(Patch(facecolor=_TOKEN, label="the token"))
+    handles.append(Line2D([], [], color=_TOKEN, marker="o", markeredgecolor="white", ls="", ms=8, label="the token"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
     return {"pale": _as_image(figure)}
 
@@ -125,9 +147,9 @@ def _draw_weights(
         blocks: for each, see :meth:`tools.helpers.visualize_attention.BlockAttention.of_token`.
     """
     heads, rows, columns = blocks[0][0].shape
-    side = _WIDTH / (heads + 1.2)
-    height = len(blocks) * (side * picture.shape[0] / picture.shape[1] + 0.12) + 0.9
-    figure, panels = _new_figure(height, len(blocks), heads + 1)
+    width = max(_WIDTH, _PANEL * (heads + 1))
+    height = len(blocks) * (width / (heads + 1.2) * picture.shape[0] / picture.shape[1] + 0.14) + 0.9
+    figure, panels = _new_figure(height, len(blocks), heads + 1, width)
     gray = np.asarray(Image.fromarray(picture).convert("L").convert("RGB"))
     for block, (line, (weights, _)) in enumerate(zip(panels, blocks, strict=True)):
         _show(line[0], picture)
@@ -142,12 +164,17 @@ def _draw_weights(
     to_padding = max(float(shares.max()) for _, shares in blocks)
     padding = f"; up to {100 * to_padding:.0f} % goes to padding, which is not shown" if to_padding > 0.005 else ""
     title = f"stage {stage}: attention of one token, of {rows}x{columns}; gray: not in its group{padding}"
-    figure.suptitle(title, fontsize=9)
-    scale = figure.colorbar(
-        ScalarMappable(Normalize(0, 1), _HEAT), ax=list(panels.ravel()), location="bottom", aspect=60, shrink=0.5
-    )
-    scale.set_ticks([0, 1], labels=["0", "the head's largest weight"], fontsize=8)
+    figure.suptitle(textwrap.fill(title, 70), fontsize=9)
+    label = "weight / the head's largest weight"
+    _scale(figure, ScalarMappable(Normalize(0, 1), _HEAT), panels.ravel().tolist(), label)
     return _as_image(figure)
+
+
+def _scale(figure: Figure, mappable: ScalarMappable, panels: list[Axes], label: str) -> None:
+    """A color bar below the panels."""
+    bar = figure.colorbar(mappable, ax=panels, location="bottom", aspect=40, shrink=0.7, pad=0.03)
+    bar.set_label(textwrap.fill(label, 80), fontsize=8)
+    bar.ax.tick_params(labelsize=8)
 
 
 def draw_grad_cam(subject: Subject) -> Pictures:
@@ -157,34 +184,36 @@ def draw_grad_cam(subject: Subject) -> Pictures:
     # A map of one token, such as the fourth of a 32x32 digit, does not locate anything.
     stage = next((n for n in reversed(subject.stages) if side > strides[n - 1]), subject.stages[-1])
     heat = grad_cam(subject.model, lambda: score(subject.images), stage - 1)
-    return {"grad_cam": _draw_heat(subject.picture, heat, f"Grad-CAM of stage {stage}: {text}")}
+    return {"grad_cam": _draw_heat(subject.picture, heat, f"Grad-CAM, stage {stage}", text)}
 
 
 def draw_rollout(subject: Subject) -> Pictures:
     text, score = class_score(subject)
     heat = attention_rollout(subject.model, subject.images, score)
-    return {"rollout": _draw_heat(subject.picture, heat, f"attention rollout: {text}")}
+    return {"rollout": _draw_heat(subject.picture, heat, "attention rollout", text)}
 
 
-def _draw_heat(picture: np.ndarray, heat: np.ndarray, title: str) -> Image.Image:
+def _draw_heat(picture: np.ndarray, heat: np.ndarray, method: str, of: str) -> Image.Image:
     """An image beside a heat map over it.
 
     Args:
         picture: RGB uint8 ``[h, w, 3]``.
         heat: ``[H, W]``, 0 or more, over the whole picture.
-        title: may contain a class name.
+        of: what the heat is of; contains a class name.
     """
     height, width = picture.shape[:2]
-    figure, panels = _new_figure(_WIDTH * 0.42 * height / width + 0.9, 1, 2)
-    left, right = panels[0]
-    _show(left, picture)
-    _show(right, picture)
+    figure, (panels,) = _new_figure(_WIDTH * 0.42 * height / width + 0.6, 1, 2)
+    for axes in panels:
+        _show(axes, picture)
     shares, extent = heat / (heat.max() or 1), (0, width, height, 0)
-    image = right.imshow(shares, _HEAT, vmin=0, vmax=1, alpha=0.65, extent=extent, interpolation="bilinear")
-    figure.colorbar(image, ax=[right], fraction=0.05).set_ticks([0, 1], labels=["0", "largest"], fontsize=8)
-    left.set_title("input of the model", fontsize=9)
-    font = FontProperties(fname=choose_font([title], 12).path, size=9)
-    right.set_title(printable(title), fontproperties=font, parse_math=False)  # a class name may have dollars
+    panels[1].imshow(shares, _HEAT, vmin=0, vmax=1, alpha=0.65, extent=extent, interpolation="bilinear")
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), _HEAT), ax=panels[1], fraction=0.05)
+    bar.set_label("value / maximum", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    of = textwrap.fill(printable(of), 36)
+    font = FontProperties(fname=choose_font([of], 12).path, size=9)
+    panels[0].set_title("input of the model", fontproperties=font)
+    panels[1].set_title(f"{method}\n{of}", fontproperties=font, parse_math=False)  # a class name may have dollars
     return _as_image(figure)
 
 
@@ -205,19 +234,21 @@ def draw_receptive_fields(subjects: Sequence[Subject]) -> Pictures:
     inputs = [subject.images for subject in subjects]
     fields = receptive_fields(subjects[0].model, tqdm(inputs, disable=None, leave=False))
     height, width = sizes[0]
-    figure, panels = _new_figure(_WIDTH / len(fields) * height / width + 1.0, 1, len(fields))
+    figure, panels = _grid(len(fields), height / width, 0.5)
     largest = max(float(field.shares.max()) for field in fields)
     norm = LogNorm(largest * 1e-5, largest, clip=True)
-    for stage, (axes, field) in enumerate(zip(panels[0], fields, strict=True), 1):
+    for stage, (axes, field) in enumerate(zip(panels, fields, strict=True), 1):
         image = axes.imshow(field.shares, _HEAT, norm=norm, extent=(0, width, height, 0))
         radii = [field.radius(share) for share in (0.5, 0.95)]
         for radius, style in zip(radii, ("-", "--"), strict=True):
             axes.add_patch(Circle(field.center, radius, fill=False, color="white", linestyle=style))
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[0, width], yticks=[0, height])
-        axes.tick_params(labelsize=7)
-        axes.set_title(f"stage {stage}: 50 % within {radii[0]},\n95 % within {radii[1]} pixels", fontsize=8)
-    scale = figure.colorbar(image, ax=list(panels[0]), location="bottom", aspect=60, shrink=0.6)
+        axes.set_xlabel("x in pixels", fontsize=8, labelpad=-8)
+        axes.set_ylabel("y in pixels", fontsize=8, labelpad=-10)
+        axes.label_outer()
+        axes.tick_params(labelsize=8)
+        axes.set_title(f"stage {stage}: 50 % within {radii[0]} pixels,\n95 % within {radii[1]} pixels", fontsize=8)
     mean = f", mean of {len(subjects)} images" if len(subjects) > 1 else ""
-    scale.set_label(f"share of each pixel in the gradient of the center token{mean}; circles: 50 %, 95 %", fontsize=8)
-    scale.ax.tick_params(labelsize=7)
+    label = f"share of each pixel in the gradient of the center token{mean}; circles: 50 %, 95 %"
+    _scale(figure, image, panels, label)
     return {"receptive_field": _as_image(figure)}
