@@ -166,5 +166,8 @@ def _read_registry(file: str) -> list[ReleasedWeights]:
         content = read_json(path, source)
     except OSError as error:
         raise UserError(f"cannot read {source}: {error.strerror}") from error
+    for row in content if isinstance(content, list) else []:
+        if isinstance(row, dict) and "top1" in row:  # of version 0.1.0
+            row |= {"metric": "top1", "value": row.pop("top1")}
     rows = check_value(content, list[ReleasedWeights], source)
     return [row if "://" in row.location else replace(row, location=str(path.parent / row.location)) for row in rows]

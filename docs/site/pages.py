@@ -56,7 +56,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, page, content=f"---\ntitle: {module}\n---\n\n::: {module}\n"))
     for file in list(files.documentation_pages()):
         for match in LINK.finditer(file.content_string):
-            if source := _shown_source(match["target"], file.src_uri):
+            if source := _shown_source(match["target"], file.src_uri, files):
                 _add_source(files, config, source)
     return files
 
@@ -69,7 +69,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         source = _resolve(target, page.file.src_uri)
         if source and _in_reference(source):
             return "../" * page.file.src_uri.count("/") + f"reference/{_name(source)[:-3]}.md"
-        if source and (source.suffix == ".ipynb" or _shown_source(target, page.file.src_uri)):
+        if source and (source.suffix == ".ipynb" or _shown_source(target, page.file.src_uri, files)):
             return target.rstrip("/") + _page_name(source)[len(_name(source)) :]
         return target
 
@@ -135,11 +135,12 @@ def _resolve(target: str, page: str) -> Path | None:
     return path if path.exists() and path.is_relative_to(ROOT) else None
 
 
-def _shown_source(target: str, page: str) -> Path | None:
-    """The linked file or folder if it needs a page that shows it, since it is neither a document nor an image."""
+def _shown_source(target: str, page: str, files: Files) -> Path | None:
+    """The linked file or folder if it needs a page that shows it, since it is not on the site."""
     source = _resolve(target, page)
-    shown = source and source.suffix not in (".md", ".ipynb", ".png", ".jpg") and not _in_reference(source)
-    return source if shown else None
+    if not source or source.suffix == ".ipynb" or _in_reference(source) or files.get_file_from_path(_name(source)):
+        return None
+    return source
 
 
 def _add_source(files: Files, config: MkDocsConfig, source: Path) -> None:
@@ -150,11 +151,14 @@ def _add_source(files: Files, config: MkDocsConfig, source: Path) -> None:
     title = f"---\nsearch:\n  exclude: true\n---\n\n# {_name(source)}\n\n"
     if source.is_dir():
         children = sorted(child for child in source.iterdir() if child.is_file())
-        listing = "\n".join(f"- [{child.name}]({child.name}.md)" for child in children)
+        on_site = [files.get_file_from_path(_name(child)) is not None for child in children]
+        names = [child.name if found else f"{child.name}.md" for child, found in zip(children, on_site, strict=True)]
+        listing = "\n".join(f"- [{child.name}]({name})" for child, name in zip(children, names, strict=True))
         page = File.generated(config, name, content=f"{title}{listing}\n", inclusion=InclusionLevel.NOT_IN_NAV)
         files.append(page)
-        for child in children:
-            _add_source(files, config, child)
+        for child, found in zip(children, on_site, strict=True):
+            if not found:
+                _add_source(files, config, child)
     else:
         text = source.read_text(encoding="utf-8")
         content = f"{title}````{LANGUAGES.get(source.suffix, 'text')}\n{text}\n````\n"

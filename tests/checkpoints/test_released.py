@@ -39,7 +39,8 @@ def test_unknown_tags_and_imagenet_weights_are_refused():
         "object_detection/nuclei",
     ],
 )
-def test_a_tag_alone_gives_the_model_that_has_the_figure_of_the_table(name):
+def test_a_tag_alone_gives_the_model_that_has_the_figure_of_the_table(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the evaluation of detection writes files
     row = list_weights()[list_tags().index(name)]
     flags = Namespace(pretrained=name, weights="", cfg=None, device="cpu", opts=[])
     task, predictor, checkpoint = open_weights(flags)  # as tools/predict.py does
@@ -76,12 +77,14 @@ def test_a_registry_adds_rows(tmp_path, monkeypatch):
     save_file(numpy_state(create_model("pale_nano", num_classes=4)), tmp_path / "flowers.pdparams")
     row = {"model": "pale_nano", "tag": "flowers", "location": "flowers.pdparams", **FIGURE}
     remote = {**row, "tag": "remote", "location": "https://host/x.pdparams#sha256=" + 64 * "0"}
-    (tmp_path / "registry.json").write_text(json.dumps([row, remote]))
+    old = {"model": "pale_nano", "tag": "old", "location": "old.pdparams", "top1": 90.0, "tested_on": "flowers"}
+    (tmp_path / "registry.json").write_text(json.dumps([row, remote, old]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PALE_WEIGHTS", "registry.json")
     assert create_model("pale_nano", pretrained="flowers").num_classes == 4
     assert resolve_weights("pale_nano", "remote") == remote["location"]
     assert "flowers" not in [row.tag for row in list_weights("pale_tiny")]
+    assert [(row.metric, row.value) for row in list_weights() if row.tag == "old"] == [("top1", 90.0)]
 
 
 @pytest.mark.parametrize("text", ["{", '[{"model": "pale_nano"}]', '[{"model": 1}]', "7"])

@@ -90,7 +90,7 @@ def test_uneven_data_is_trained_with_printed_weights_and_validated_without(tmp_p
     assert evaluated["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
     capsys.readouterr()
     run(Classification, shapes_config, "-epochs", 1, "-output", tmp_path / "unweighted")
-    losses = [re.search(r"epoch 1/1 train +loss (\S+)", text)[1] for text in (output, capsys.readouterr().out)]
+    losses = [re.search(r"epoch 1/1 +train +loss +(\S+)", text)[1] for text in (output, capsys.readouterr().out)]
     assert losses[0] != losses[1]
 
 

@@ -213,7 +213,7 @@ def test_training_starts_from_a_classifier_or_a_segmenter_of_other_classes(tmp_p
         tmp_path / "tuned", "-opts", "TRAIN.LAYER_DECAY", "0.8")  # fmt: skip
     shown = capsys.readouterr().out
     assert "new decode_head.cls, auxiliary_head.cls" in shown
-    assert "validation images of 4 classes: background, red, green, blue\n" in shown
+    assert "validation images of 4 classes: background, red, green, blue (" in shown
     assert load_file(tmp_path / "tuned" / "best")["model"]["decode_head.cls.weight"].shape[0] == 4
 
 
