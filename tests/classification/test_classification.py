@@ -279,7 +279,7 @@ def test_a_subset_of_the_classes_and_several_labels_are_evaluated_and_recorded(
     for options in ((), ("DATA.CLASS_SUBSET", "True"), real, (*real, "DATA.CLASS_SUBSET", "True")):
         flags = (*evaluate, *(("-opts", *options) if options else ()))
         if ranks:
-            figures = re.search(r"top-1 (\S+) .*images (\d+)\n", train(shapes_config, *flags, ranks=ranks))
+            figures = re.search(r"top1 (\S+) .*images (\d+)\n", train(shapes_config, *flags, ranks=ranks))
             found.append((float(figures[1]), int(figures[2])))
         else:
             metrics = run(Classification, shapes_config, *flags)
@@ -348,7 +348,7 @@ def test_three_ranks_give_the_metrics_and_the_report_of_one(tmp_path, shapes, sh
     (shapes / "val" / "red" / "00.png").unlink()  # 20 images do not divide by 3
     evaluate = ("-eval", "-pretrained", best, "-report")
     outputs = [train(shapes_config, *evaluate, tmp_path / str(ranks), ranks=ranks) for ranks in (0, 3)]
-    one, three = (re.search(r"top-1 (\S+)  loss (\S+)  ece (\S+)  images (\d+)", output) for output in outputs)
+    one, three = (re.search(r"top1 (\S+)  loss (\S+)  ece (\S+)  images (\d+)", output) for output in outputs)
     assert one[4] == three[4] == "20"
     assert one[1] == three[1]
     assert [float(text) for text in three.group(2, 3)] == pytest.approx([float(one[2]), float(one[3])], rel=1e-4)
