@@ -24,8 +24,8 @@ class TrainingMemory(NamedTuple):
     """Bytes on each GPU.
 
     Attributes:
-        state: weights, gradients, the moments of AdamW and averaged weights in float32; with ``amp``, the weights in
-            bfloat16, too.
+        state: weights, gradients, the moments of AdamW, and averaged weights twice, in float32; with ``amp``, the
+            weights in bfloat16, too.
         image: what the backward pass needs of the forward pass of one image.
         recomputed: the same if blocks are recomputed.
     """
@@ -75,7 +75,7 @@ def training_memory(task: str, file: Path, amp: bool) -> TrainingMemory:
     recomputed = image + max(kinds.values())
     for shape in inputs.values():
         recomputed += 4 * math.prod(shape) - kinds[tuple(shape)]  # a block's input, in float32, is kept
-    state = params(model) * (4 * (5 if config.TRAIN.EMA_DECAY > 0 else 4) + 2 * amp)
+    state = params(model) * (4 * (6 if config.TRAIN.EMA_DECAY > 0 else 4) + 2 * amp)
     return TrainingMemory(state, image, recomputed)
 
 
