@@ -29,7 +29,9 @@ def test_the_site_has_the_documents_their_sources_and_the_reference(tmp_path):
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert 'href="image_classification/#what-a-model-gets-wrong"' in (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert 'href="image_classification/#what-a-model-gets-wrong"' in (tmp_path / "index.html").read_text(
+        encoding="utf-8"
+    )
     assert (tmp_path / "image_classification/configs/ablation/index.html").is_file()
     assert "NUM_CLASSES" in (tmp_path / "image_classification/config.py/index.html").read_text(encoding="utf-8")
     assert 'href="common/training/task/"' in (tmp_path / "reference/index.html").read_text(encoding="utf-8")
