@@ -118,9 +118,8 @@ def _index() -> str:
             docstring = ast.get_docstring(
                 ast.parse((ROOT / page[len("reference/") : -3]).with_suffix(".py").read_text())
             )
-            summary = re.sub(
-                r":\w+:(?=`)", "", (docstring or "").partition("\n\n")[0].replace("\n", " ")
-            )  # without roles
+            first = (docstring or "").partition("\n\n")[0].replace("\n", " ")
+            summary = re.sub(r":\w+:(?=`)", "", first)  # without roles
             lines.append(f"| [{_title(page)}]({page[len('reference/') :]}) | {summary} |")
     return "\n".join(lines) + "\n"
 
