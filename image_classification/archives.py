@@ -6,7 +6,7 @@ import functools
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,8 @@ class ArchiveTree:
         archives: tar and zip files.
         split_names: what the split's folder may be called.
     """
+
+    others: Sequence[str] = ()  # as in FolderTree; other members of archives are not listed
 
     def __init__(self, root: Path, path: Path, archives: list[Path], split_names: tuple[str, ...]):
         self.path, self._root, self._archives, self._split_names = path, root, archives, split_names

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.class_names import check_class_names, composed
-from common.data.image_file import is_ignored, list_images
+from common.data.image_file import is_ignored, list_images, other_files_warning
 from common.errors import UserError
 from image_classification.archives import ArchiveTree, compressed_hint, list_archives
 from image_classification.dataset_types import Dataset, FileDataset, class_count
@@ -29,10 +29,14 @@ class FolderTree:
     Args:
         root: folder of the data.
         path: the folder that has the class folders.
+
+    Attributes:
+        others: files with other suffixes in the classes that :meth:`files` has listed.
     """
 
     def __init__(self, root: Path, path: Path):
         self.path, self._root = path, root
+        self.others: list[str] = []
 
     def class_names(self) -> list[str]:
         """The names of the class folders, sorted."""
@@ -41,7 +45,8 @@ class FolderTree:
     def files(self, class_name: str) -> list[str]:
         """The images of a class, sorted; relative to the root."""
         folder = self.path / class_name
-        return [f"{folder.relative_to(self._root)}{file[len(str(folder)) :]}" for file in list_images(folder)]
+        images = list_images(folder, others=self.others)
+        return [f"{folder.relative_to(self._root)}{file[len(str(folder)) :]}" for file in images]
 
     def dataset(
         self, names: list[str], labels: np.ndarray, class_names: list[str] | None, num_classes: int
@@ -62,26 +67,30 @@ def build_folder(
     tree = trees.get(split) or FolderTree(path, path)
     folders = _class_folders(tree)
     numbered, class_names = _number_classes(folders, trees.get("train", tree), known_classes)
-    names, labels = [], []
+    names, labels, empty = [], [], []
     for label, folder in enumerate(numbered):
         if folder not in folders:
             continue
         files = tree.files(folders[folder].name)
         if not files and (split == "train" or not trees):
-            raise UserError(f"class folder {folders[folder]} has no images: fill or remove it")
+            empty.append(str(folders[folder]))
         if not trees:
             files = _select_split(files, split)
         names += files
         labels += [label] * len(files)
+    if empty:
+        hint = f"; {other_files_warning(tree.others)}" if tree.others else ""
+        raise UserError(f"no images in the class folders {', '.join(empty)}: fill or remove them{hint}")
     if not names:
         raise UserError(f"{path} has too few images for the {split} split: each class needs at least two")
     labels = np.array(labels, np.int64)
     count = class_count(num_classes, class_names, labels, path)
     dataset = tree.dataset(names, labels, class_names, count)
+    dataset.notes = [other_files_warning(tree.others)] if tree.others else []
     if split == "val" and not trees:
         dataset.notes = [
             f"{path} has no val folder, so a fixed random {HELD_OUT_FRACTION:.0%} of each class is the validation split"
-        ]
+        ]  # the training split has named the other files already
     return dataset
 
 

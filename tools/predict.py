@@ -40,11 +40,14 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= arguments.threshold <= 1:
         raise UserError(f"-threshold is {arguments.threshold:g}; it must be between 0 and 1")
 
-    from common.data.image_file import deep_image_warning
+    from common.data.image_file import deep_image_warning, other_files_warning
     from common.inference.exported_model import find_exported
     from common.inference.predictor import PredictOptions, find_images
 
-    files = find_images(arguments.images, arguments.out)
+    others: list[str] = []
+    files = find_images(arguments.images, arguments.out, others)
+    if others:
+        print(printable(f"warning: {other_files_warning(others)}"), file=sys.stderr)
     exported = find_exported(arguments.pretrained)
     if arguments.precision and not exported:
         raise UserError(f"-precision {arguments.precision}: only OpenVINO's model.xml of tools/export.py has a choice")

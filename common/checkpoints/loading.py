@@ -32,7 +32,6 @@ __all__ = [
     "LoadReport",
     "attention_of",
     "deployed_state",
-    "has_average",
     "load_pretrained",
     "load_weights",
     "numpy_state",
@@ -111,14 +110,14 @@ class Checkpoint:
 
         Args:
             state: a training state or PaddleViT checkpoint (``model``, ``model_ema``), or the weights themselves.
-            ema: take the averaged weights (``model_ema``); None takes them if there are both.
+            ema: take the averaged weights (``model_ema``); None takes them if there are some.
 
         Raises:
             UserError: there are no weights, an entry of the metadata has another type, or there are more classes than
                 memory could hold a model for.
         """
         if ema is None:
-            ema = has_average(state)
+            ema = state.get("model_ema") is not None
         elif ema and state.get("model_ema") is None:
             raise UserError(f"{source} has no averaged weights (model_ema); choose model (-weights, or ema=False)")
         key = "model_ema" if ema else "model"
@@ -177,11 +176,6 @@ class Checkpoint:
         return check_value({str(key).lower(): value for key, value in data.items()}, Preprocessing, source)
 
 
-def has_average(state: Mapping[str, Any]) -> bool:
-    """Whether the content of a file has weights and their average."""
-    return "model" in state and state.get("model_ema") is not None
-
-
 def read_state(source: str | Path) -> dict[str, Any]:
     """Read the content of a file, with the parameter names of this version.
 
@@ -195,7 +189,7 @@ def read_state(source: str | Path) -> dict[str, Any]:
     for name, usual in _OTHER_NAMES.items():
         if isinstance(state.get(name), dict) and not isinstance(state.get(usual), dict):
             state[usual] = state.pop(name)
-    if "model" not in state:
+    if "model" not in state and "model_ema" not in state:
         return rename_keys(state)
     parts = [name for name in ("model", "model_ema", "optimizer") if isinstance(state.get(name), dict)]
     renamed = {**state, **{name: rename_keys(state[name]) for name in parts}}
@@ -227,7 +221,7 @@ def read_checkpoint(
     state = read_state(path)  # first, since a file of any length may be no weights
     sha256 = sha256_of(path)
     name = str(found if source is True else source)
-    if ema is None and has_average(state) and is_main_process() and not is_quiet():
+    if ema is None and "model" in state and state.get("model_ema") is not None and is_main_process() and not is_quiet():
         line = f"{name}: the averaged weights are taken (model_ema); -weights model, or ema=False, takes the others"
         print(printable(line), file=sys.stderr, flush=True)
     return replace(Checkpoint.from_state(state, name, ema), path=path, sha256=sha256)

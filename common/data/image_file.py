@@ -18,7 +18,8 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -46,6 +47,7 @@ __all__ = [
     "look_at_image",
     "naming_the_file",
     "open_image",
+    "other_files_warning",
     "read_image",
     "stored_bits",
     "to_rgb",
@@ -73,14 +75,19 @@ _TURNS = {  # from the stored pixels of each EXIF orientation to the upright ima
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder is never data: hidden ones (``._photo.jpg``, ``.ipynb_checkpoints``), ``__MACOSX``."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder is never data: hidden ones (``._photo.jpg``), and what macOS and Windows add."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
-def list_images(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+def list_images(
+    folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, others: list[str] | None = None
+) -> list[str]:
     """List the files in and below a folder whose names end in one of these suffixes, in lower case, sorted.
 
     Links to folders are followed. What :func:`is_ignored` names is left out.
+
+    Args:
+        others: is extended by the files with other suffixes.
     """
     found, visited = [], set()
     for parent, subfolders, files in os.walk(folder, followlinks=True):  # strings: a million Path objects take long
@@ -90,9 +97,22 @@ def list_images(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) 
             continue
         visited.add(real_parent)
         subfolders[:] = [name for name in subfolders if not is_ignored(name)]
-        paths = (os.path.join(parent, name) for name in files if not is_ignored(name))  # noqa: PTH118
-        found += [path for path in paths if path.lower().endswith(suffixes)]
+        for name in files:
+            if not is_ignored(name):
+                images = found if name.lower().endswith(suffixes) else others
+                if images is not None:
+                    images.append(os.path.join(parent, name))  # noqa: PTH118
     return sorted(found)
+
+
+def other_files_warning(others: Sequence[str]) -> str:
+    """Say how many files :func:`list_images` has left out, at least one."""
+    counts = Counter(Path(file).suffix.lower() or "no suffix" for file in others).most_common(5)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
+    return (
+        f"{len(others)} files are left out, because their suffixes are none of {' '.join(IMAGE_SUFFIXES)}: {kinds}, "
+        f"such as {min(others)}; convert them if they are images"
+    )
 
 
 @contextmanager

@@ -32,10 +32,13 @@ NOT_FINITE = "the outputs of the model are not finite; check the image and the w
 _PADDING = 127  # gray, in pictures of the model's input
 
 
-def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
+def find_images(paths: Sequence[str], out: Path | None = None, others: list[str] | None = None) -> list[str]:
     """Replace each folder by the images in and below it, except those in and below the output folder ``out``.
 
     If a folder has no images, its ``.npy`` files are taken.
+
+    Args:
+        others: is extended by the files of folders that are not taken, because of their suffixes.
 
     Raises:
         UserError: a path does not exist, or a folder has no images.
@@ -43,7 +46,12 @@ def find_images(paths: Sequence[str], out: Path | None = None) -> list[str]:
     files = []
     for path in map(Path, paths):
         if path.is_dir():
-            images = list_images(path) or list_images(path, (ARRAY_SUFFIX,))
+            left_out: list[str] = []
+            images = list_images(path, others=left_out)
+            if not images:
+                images, left_out = list_images(path, (ARRAY_SUFFIX,)), []
+            if others is not None:
+                others += left_out
             written = None if out is None else os.path.realpath(out)  # Path.resolve raises for a link to itself
             found = [file for file in images if not written or not Path(os.path.realpath(file)).is_relative_to(written)]
             if images and not found:

@@ -6,6 +6,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from .eager import runs_eagerly
+
 __all__ = ["ScaledDotProductAttention"]
 
 
@@ -50,7 +52,7 @@ class ScaledDotProductAttention(nn.Layer):
 @paddle.jit.not_to_static
 def _has_fused_kernel(query: Tensor) -> bool:
     return (
-        paddle.in_dynamic_mode()
+        runs_eagerly()
         and query.place.is_gpu_place()
         and query.dtype in (paddle.float16, paddle.bfloat16)
         and query.shape[-1] % 8 == 0

@@ -12,13 +12,15 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
+from .eager import runs_eagerly
+
 __all__ = ["depthwise_conv2d", "linear", "serve"]
 
 
 @paddle.jit.not_to_static
 def serve(x: Tensor) -> bool:
     """Whether operations on ``x`` run eagerly and on a CPU, and not on a GPU or in a program that is being traced."""
-    return paddle.in_dynamic_mode() and x.place.is_cpu_place()
+    return runs_eagerly() and x.place.is_cpu_place()
 
 
 def depthwise_conv2d(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:

@@ -81,7 +81,7 @@ class RunFolder:
         if continues and overwrite:
             raise UserError(f"-overwrite would delete the run in {self.folder} that -resume continues; give only one")
         self._replaces = is_run and not continues
-        if self._replaces and not overwrite:
+        if self._replaces and not overwrite and self._has_results():
             raise UserError(
                 f"{self.folder} holds a run; continue it with -resume auto, replace it with -overwrite, or give "
                 "another -output"
@@ -191,6 +191,12 @@ class RunFolder:
 
     def _is_run(self) -> bool:
         return any(_SIGNS_OF_A_RUN.fullmatch(path.name) for path in self.folder.iterdir())
+
+    def _has_results(self) -> bool:
+        """Whether the run has weights or a line of its log; one that ended before its first line, over its data, has
+        none."""
+        log = self.folder / "log.jsonl"
+        return any(self.folder.glob(f"*{SUFFIXES[0]}")) or (log.exists() and log.stat().st_size > 0)
 
     def _refuse_other_files(self) -> None:
         if not self.folder.is_dir() or self._is_run():

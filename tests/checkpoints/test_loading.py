@@ -69,6 +69,9 @@ def test_averaged_weights_are_loaded_unless_the_others_are_chosen(tmp_path, caps
     for ema, expected in ((False, plain), (True, average)):
         load_pretrained(model, tmp_path / "state", ema=ema)
         assert_equal(model, numpy_state(expected))
+    save_file({"model_ema": numpy_state(average)}, tmp_path / "alone.pdparams")
+    load_pretrained(model, tmp_path / "alone")
+    assert_equal(model, numpy_state(average))
     save_file({"model": numpy_state(plain)}, tmp_path / "without.pdparams")
     load_pretrained(model, tmp_path / "without")
     assert_equal(model, numpy_state(plain))

@@ -26,6 +26,10 @@ def test_folder_trees(trees, monkeypatch):
     assert (train.labels.tolist(), val.labels.tolist()) == ([0, 0, 1], [1])
     assert train.describe(1) == str(trees / "train" / "cat" / "deep" / "er" / "2.png")
     assert train.load(1).size == (8, 6)
+    (warning,) = train.warnings()
+    assert warning.startswith("1 files are left out")
+    assert f"1 .txt, such as {trees}/train/cat/notes.txt" in warning
+    assert not val.warnings()
     names = train.names().tolist()
     assert names == [b"train/cat/1.JPG", b"train/cat/deep/er/2.png", b"train/dog/1.png"]
     monkeypatch.chdir(trees)
@@ -37,7 +41,9 @@ def test_folder_mistakes(trees, tmp_path):
     save_image(trees / "val" / "horse" / "1.png")
     fails([f"class folder {trees / 'val' / 'horse'}", str(trees / "train")], "folder", trees, "val")
     (trees / "train" / "emu").mkdir()
-    fails(str(trees / "train" / "emu"), "folder", trees, "train")
+    (trees / "train" / "fox").mkdir()
+    (trees / "train" / "fox" / "1.HEIC").touch()
+    fails([f"{trees / 'train' / 'emu'}, {trees / 'train' / 'fox'}", "1 .txt, 1 .heic"], "folder", trees, "train")
     (tmp_path / "flat").mkdir()
     fails([str(tmp_path / "flat"), "no class folders"], "folder", tmp_path / "flat", "train")
     save_image(tmp_path / "one" / "val" / "dog" / "1.png")
@@ -64,6 +70,7 @@ def test_links_are_followed_and_files_of_the_system_ignored(tmp_path):
     (tmp_path / "data" / "cat" / "circle").symlink_to(tmp_path / "data" / "cat")
     dataset = build_dataset("folder", tmp_path / "data", "train")
     assert dataset.names().tolist() == [b"cat/linked/1.png", b"dog/1.png"]
+    assert not dataset.warnings()
 
 
 def test_class_folders_of_both_unicode_forms_are_one_class(tmp_path):

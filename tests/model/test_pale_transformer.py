@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -466,3 +467,17 @@ def test_recompute_gathers_statistics_without_gradients_too():
         states.append(numpy_state(model))
     for name, expected in states[0].items():
         np.testing.assert_allclose(states[1][name], expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_paddles_default_form_of_to_static_computes_the_same():
+    """It executes Python symbolically (SOT), and fails over an expression with the place of an intermediate tensor."""
+    model = randomize(small_model(), 0.3)
+    images = random_images(2, 32)
+    program = paddle.jit.to_static(copy.deepcopy(model))
+    losses = [layer(images).square().sum() for layer in (model, program)]
+    for loss in losses:
+        loss.backward()
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-5)
+    for expected, parameter in zip(model.parameters(), program.parameters(), strict=True):
+        if not expected.stop_gradient:  # otherwise a statistic of BatchNorm
+            np.testing.assert_allclose(parameter.grad.numpy(), expected.grad.numpy(), rtol=1e-3, atol=1e-4)

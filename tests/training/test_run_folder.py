@@ -128,6 +128,15 @@ def test_a_run_is_continued_or_replaced_only_on_demand(tmp_path, sign):
     assert files(folder) == {sign, "notes.txt", "config.yaml", "log.jsonl"}
 
 
+def test_a_run_that_ended_before_its_first_line_may_be_started_again(tmp_path):
+    claim(tmp_path).begin("config")
+    claim(tmp_path).begin("another")
+    assert (tmp_path / "config.yaml").read_text() == "another"
+    (tmp_path / "best.pdparams").touch()
+    with pytest.raises(UserError, match="holds a run"):
+        claim(tmp_path)
+
+
 @pytest.mark.parametrize("other", ["config.yaml", "best.pdparams", "photo.png", "log/notes.txt", "pictures/cat.png"])
 @pytest.mark.parametrize("flags", [("", False), ("auto", False), ("", True)])
 def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path, other, flags):
