@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
 from .data.preprocessing import EvalTransform
 from .pale_transformer import PaleTransformer
 
@@ -10,6 +15,9 @@ __all__ = ["transforms_for"]
 
 def transforms_for(model: PaleTransformer) -> EvalTransform:
     """The evaluation transform of the launchers, with the settings of ``model.default_cfg``.
+
+    It applies the EXIF orientation, as the launchers do when they read a file. ``create_model(..., image_size=N)``
+    chooses another size.
 
     Returns:
         A function from a Pillow RGB image to float32 ``[3, size, size]``; ``paddle.to_tensor(array[None])`` is a batch
@@ -20,4 +28,9 @@ def transforms_for(model: PaleTransformer) -> EvalTransform:
     """
     if model.in_channels != 3:
         raise ValueError(f"in_channels is {model.in_channels}; the transform makes images of 3 channels")
-    return EvalTransform(model.preprocessing)
+    return _UprightTransform(model.preprocessing)
+
+
+class _UprightTransform(EvalTransform):
+    def __call__(self, image: Image.Image, rng: Any = None) -> np.ndarray:
+        return super().__call__(ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else image, rng)

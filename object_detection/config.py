@@ -6,7 +6,6 @@ PaddleDetection has a section for each component, such as ``FPN`` or ``TrainRead
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Container
 from pathlib import Path
 
@@ -66,17 +65,15 @@ _FREE_KEYS = """
 """
 
 
+# Of PaddleDetection's programs, see the table in README.md, and of version 0.1.0.
+_IGNORED_KEYS = """
+    use_gpu use_xpu use_npu use_mlu log_iter save_dir snapshot_epoch worker_num find_unused_parameters weights use_ema
+    ema_decay ON_PROBLEM
+"""
+
+
 def _check(config: CfgNode) -> None:
     """Reject values that no run can use. PaddleDetection's components check their own sections."""
-    if config.pop("ON_PROBLEM", None) is not None:  # of version 0.1.0
-        from common.runtime.distributed import is_main_process  # imports Paddle
-
-        if is_main_process():
-            print(
-                "warning: ON_PROBLEM is ignored: each kind of problem has a fixed treatment, and -strict makes all of "
-                "them errors",
-                file=sys.stderr,
-            )
     require(config, "epoch", lambda value: value > 0, "must be greater than 0")
     require(config, "num_classes", lambda value: value >= 0, "must not be negative")
     require(config, "PICTURE_THRESHOLD", lambda value: 0 <= value <= 1, "must be between 0 and 1")
@@ -102,4 +99,5 @@ CONFIG = TaskConfig(
     invocation_keys=frozenset({"CHECK_DATA"}),
     open_sections=_ToolkitSections(),
     allowed=ALLOWED,
+    ignored_keys=frozenset(_IGNORED_KEYS.split()),
 )

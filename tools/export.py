@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
             checks, agreement, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
             texts = {
                 LABELS: "".join(f"{label}\n" for label in exportable.labels),
-                PREPROCESSING: _as_json(exportable.preprocessing),
+                PREPROCESSING: _as_json({"exif_orientation": "apply first", **exportable.preprocessing}),
                 CONFIG: TASKS[task].config().dump(predictor.config),
             }
             for name, text in texts.items():

@@ -61,9 +61,13 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"weights {self.source}: {self.summary()}"]
+        missing, unexpected, left_out = self.missing, self.unexpected, self.left_out
+        if self.new_parts:  # the only differences, which one line each then says
+            missing, unexpected = [], []
+            left_out = [*left_out, *dict.fromkeys(name.partition(".")[0] for name in self.unexpected)]
         for kind, names in (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
+            ("missing", missing),
+            ("unexpected", unexpected),
             ("other shape", self.mismatched),
             ("interpolated", self.interpolated),
             ("other name", self.renamed),
@@ -74,8 +78,8 @@ class LoadReport:
                 lines.append(f"  {kind}: and {len(names) - _SHOWN} more")
         if self.new_parts:
             lines.append(f"  new {', '.join(self.new_parts)}: train it before use")
-        if self.left_out:
-            lines.append(f"  skipped {', '.join(self.left_out)}: not used by this model")
+        if left_out:
+            lines.append(f"  skipped {', '.join(left_out)}: not used by this model")
         if self.note:
             lines.append(f"  {self.note}")
         return "\n".join(lines)

@@ -89,7 +89,8 @@ def list_images(
     Args:
         others: is extended by the files with other suffixes.
     """
-    found, visited = [], set()
+    found: list[str] = []
+    visited = set()
     for parent, subfolders, files in os.walk(folder, followlinks=True):  # strings: a million Path objects take long
         real_parent = os.path.realpath(parent)
         if real_parent in visited:  # a link to a folder above

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ..checkpoints.released import list_tags
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..runtime.command_line import ArgumentParser
 from ..runtime.folders import expand_home
 from ..runtime.yaml_text import parse, read_yaml
@@ -216,6 +217,7 @@ class TaskConfig:
         allowed: what the configuration inside weights may say, by dotted key or open section. Open sections that are
             not in it are refused; a key of the task that is not in it must be harmless with any value of its type.
         machine_keys: keys that name files; inside weights they are ignored.
+        ignored_keys: keys of a toolkit's program, or of earlier versions, that have no effect, which a warning says.
     """
 
     default_file: Path
@@ -227,6 +229,7 @@ class TaskConfig:
     open_sections: Container[str] = frozenset()
     allowed: Mapping[str, Kind] = field(default_factory=dict)
     machine_keys: frozenset[str] = frozenset()
+    ignored_keys: frozenset[str] = frozenset()
 
     # ---- flags
 
@@ -388,7 +391,15 @@ class TaskConfig:
         for name, task in TASKS.items() if not prefix else ():
             if task.own_key in values and task.own_key not in config:
                 raise UserError(f"{source} has a configuration of {name}; give one of this task")
+        if ignored := [name for name in values if not prefix and name in self.ignored_keys]:
+            from ..runtime.distributed import is_main_process  # imports Paddle
+
+            if is_main_process():
+                line = f"warning: {source}: ignored, since this project has other keys for it: {', '.join(ignored)}"
+                print(printable(line), file=sys.stderr)
         for name, value in values.items():
+            if name in ignored:
+                continue
             key = f"{prefix}{name}"
             if isinstance(value, dict) and isinstance(find(config, key), CfgNode) and key not in self.open_sections:
                 self._merge(config, value, source, f"{key}.")

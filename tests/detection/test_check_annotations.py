@@ -470,7 +470,7 @@ def test_warnings_about_images_are_repeated_when_their_check_is_skipped(coco, fo
 # ---- flags
 
 
-def test_strict_is_a_flag_and_the_former_key_is_ignored_with_a_warning(tmp_path, boxes, boxes_config, capsys):
+def test_strict_is_a_flag_and_keys_without_effect_are_ignored_with_a_warning(tmp_path, boxes, boxes_config, capsys):
     file = boxes / "annotations/train.json"
     train = json.loads(file.read_text())
     train["annotations"][0]["bbox"] = [0, 0, 0, 5]
@@ -480,6 +480,7 @@ def test_strict_is_a_flag_and_the_former_key_is_ignored_with_a_warning(tmp_path,
         capsys.readouterr().out
     )
     old = tmp_path / "old.yml"
-    old.write_text(f"_BASE_: {boxes_config}\nON_PROBLEM: {{BOX_WITHOUT_AREA: skip}}\n")
+    old.write_text(f"_BASE_: {boxes_config}\nON_PROBLEM: {{BOX_WITHOUT_AREA: skip}}\nuse_gpu: true\n")
     assert load("-cfg", old) == load("-cfg", boxes_config)
-    assert capsys.readouterr().err.count("warning: ON_PROBLEM is ignored") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"warning: {old}: ignored, since this project has other keys for it: ON_PROBLEM, use_gpu"

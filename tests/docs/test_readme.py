@@ -21,6 +21,7 @@ import pytest
 from nbclient import NotebookClient
 
 from common.flops import params
+from common.inference.export_formats import open_onnx
 from common.layers.variants import VARIANTS
 from common.pale_transformer import create_model
 from common.tasks import TASKS
@@ -148,6 +149,27 @@ def test_the_commands_of_the_readme_work_in_their_order(checkout):
     code = f"{classify}{by_paddle}print(logits.argmax())\n{by_openvino}print(logits.argmax())"
     printed = subprocess.run([sys.executable, "-c", code], cwd=checkout, stdout=subprocess.PIPE, text=True, check=True)
     assert re.fullmatch(r"7 89\.\d%\n(.*\n)*7\n7\n", printed.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("toolkit", "data"), [("paddleseg", "he_masks"), ("paddledetection", "nuclei_detection")])
+def test_the_examples_for_own_data_in_the_toolkits_work(checkout, toolkit, data):
+    document, folder = ROOT / "docs" / f"{toolkit}.md", checkout / "own"
+    shell(f"python -m common.demo_data {data}", checkout)
+    shutil.copytree(checkout / "data" / data, folder / "data")
+    configurations = r"\*\*`(\w+\.yml)`\*\*.*?```yaml\n(.*?)```"
+    for name, text in re.findall(configurations, document.read_text(encoding="utf-8"), re.DOTALL):
+        (folder / name).write_text(text)
+    for language, name in (("yml", "own.yml"), ("py", "own.py")):
+        (text,) = blocks(document, language)
+        (folder / name).write_text(text)
+    shell("python own.py", folder)
+    for command in commands(document):
+        if command.startswith(("python tools/export.py", "paddle2onnx")):
+            shell(command.replace("tools/", "../tools/"), folder)
+    assert (folder / "exported" / "model.xml").exists()
+    if toolkit == "paddleseg":
+        open_onnx(folder / "model.onnx")  # refuses operators of a wrong version
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from common import create_model, transforms_for
 from common.checkpoints.file_format import save_file
@@ -30,6 +30,15 @@ def test_without_weights_it_is_that_of_the_default_configuration():
     cfg = {"crop_pct": data.CROP_PCT, "interpolation": data.INTERPOLATION, "mean": data.MEAN, "std": data.STD}
     assert cfg.items() <= model.default_cfg.items()
     assert transforms_for(create_model("pale_nano", image_size=64))(IMAGE).shape == (3, 64, 64)
+
+
+def test_the_orientation_of_a_phone_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    IMAGE.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.png", exif=exif)
+    transform = transforms_for(create_model("pale_nano"))
+    phone = Image.open(tmp_path / "phone.png").convert("RGB")
+    np.testing.assert_array_equal(transform(phone), transform(IMAGE))
 
 
 @pytest.mark.parametrize("tag", ["mnist5k", "fashion_mnist"])
