@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from paddle import nn
 
 from common.errors import UserError
-from common.inference.export_formats import convert_to_onnx, export_onnx, save_program
+from common.inference import export_formats
+from common.inference.export_formats import convert_to_onnx, export_onnx, open_openvino, save_program
 from common.pale_transformer import create_model
 
 
@@ -153,3 +155,40 @@ def test_modules_of_the_present_folder_are_not_imported(model, tmp_path, monkeyp
     export_onnx(model, "model.onnx", {"images": [None, 3, 32, 32]}, ["logits"])
     assert not (tmp_path / "has_run").exists()
     assert (tmp_path / "model.onnx").stat().st_size
+
+
+def test_openvino_computes_the_same_with_three_axes_for_each_size(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    ops, rng = openvino.opset13, np.random.default_rng(0)
+    images = ops.parameter([1, 6, -1, -1], np.float32, name="images")
+    kernels = rng.standard_normal((4, 6, 3, 3), np.float32)
+    maps = ops.transpose(ops.convolution(images, kernels, [1, 1], [1, 1], [1, 1], [1, 1]), [0, 2, 3, 1])
+    plain = openvino.Model([maps], [images])
+    openvino.save_model(plain, tmp_path / "model.xml", compress_to_fp16=False)
+    expected = openvino.Core().compile_model(plain, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    run = open_openvino(tmp_path / "model.xml", "f32")
+    for height, width in ((5, 7), (5, 7), (8, 3)):  # the first, of which the sizes are fixed, again, and another
+        image = rng.standard_normal((1, 6, height, width), np.float32)
+        (found,) = run({"images": image})
+        assert found.shape == (1, height, width, 4)
+        np.testing.assert_allclose(found, expected(image)[0], rtol=1e-4, atol=1e-5)
+    changed = export_formats._transpose_three_axes(plain)
+    axes = [
+        op.input_value(1).get_node().get_data().tolist()
+        for op in changed.get_ops()
+        if op.get_type_name() == "Transpose"
+    ]
+    assert axes == [[0, 2, 1]]
+
+
+def test_what_openvino_cannot_do_is_told_with_the_remedy(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    (tmp_path / "model.xml").write_text("<net/>")
+    with pytest.raises(UserError, match=r"OpenVINO cannot run .*model\.xml: "):
+        open_openvino(tmp_path / "model.xml")
+    monkeypatch.setattr(export_formats, "computes_in_bfloat16", lambda: False)
+    with pytest.raises(UserError, match=r"-precision bf16: .*give f32"):
+        open_openvino(tmp_path / "model.xml", "bf16")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"pip install -r requirements-export\.txt"):
+        open_openvino(tmp_path / "model.xml")
