@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another -out") from error
     largest = max(max(differences.values()) for differences in checks.values())
-    print(f"OK: {' and '.join(checks)}, {len(cases)} checks each, largest difference {largest:.1e}")
+    print(f"OK: {', '.join(checks)}, {len(cases)} checks of each format, largest difference {largest:.1e}")
 
 
 def _write_formats(

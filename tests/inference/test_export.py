@@ -359,7 +359,7 @@ def test_a_format_that_cannot_be_written_is_left_out_unless_it_is_required(
     flags = ["-pretrained", "mnist5k", "-out", str(tmp_path), "-images", str(photographs)]
     said = run_export(capsys, *flags)
     assert "warning: no onnx file: paddle2onnx is not installed" in said.err
-    assert "OK: paddle, 4 checks each, " in said.out
+    assert "OK: paddle, 4 checks of each format, " in said.out
     left_out = json.loads((tmp_path / "model_card.json").read_text())["left_out"]
     assert left_out == {"onnx": "paddle2onnx is not installed"}
     with pytest.raises(UserError, match="paddle2onnx is not installed"):
