@@ -29,7 +29,7 @@ sys.path[0] = str(ROOT)  # where common/, tools/ and the folders of the tasks ar
 
 from yacs.config import CfgNode  # noqa: E402
 
-from common.errors import StoppedBySignal, UserError  # noqa: E402
+from common.errors import StoppedBySignal, UserError, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.csv_table import append_rows, read_table  # noqa: E402
 from common.runtime.signals import stop_with_parent  # noqa: E402
@@ -238,15 +238,15 @@ def train_all(arguments: Namespace, file: Path) -> None:
             top1 = job.top1()
         except UserError as error:
             failed.append(job)
-            print(f"[{number}/{total}] {job} failed: {error}", flush=True)
+            print(printable(f"[{number}/{total}] {job} failed: {error}"), flush=True)
             continue
         append_rows(file, Result, [Result(job.row, job.seed, top1, *costs[job.row], *ran_on, str(date.today()))])
-        print(f"[{number}/{total}] {job}: top-1 {top1:.2f}", flush=True)
+        print(printable(f"[{number}/{total}] {job}: top-1 {top1:.2f}"), flush=True)
     if failed:
         raise UserError(
             f"{len(failed)} runs failed ({', '.join(map(str, failed))}); run the same command again to repeat them"
         )
-    print(f"all results are in {file}")
+    print(printable(f"all results are in {file}"))
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, options: Sequence[str]) -> Iterator[Job]:

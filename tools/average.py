@@ -10,6 +10,7 @@ statistics are averaged like weights, which only approximates those of the avera
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the folders of the tasks are
 
-from common.errors import UserError  # noqa: E402
+from common.errors import UserError, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
 from common.training.config import WEIGHTS  # noqa: E402
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     out: Path = arguments.out
     if out.suffix not in SUFFIXES:
         raise UserError(f"-out is {out}; give a name that ends in {' or '.join(SUFFIXES)}")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} exists already; give another -out")
     files = arguments.checkpoints
     if arguments.last is not None:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     if len(files) < 2:
         raise UserError("give at least two checkpoints, or -last N and the folder of a run")
     save_file(average(files, WEIGHTS[arguments.weights]), out)
-    print(f"{out}: the average of {len(files)} checkpoints, {', '.join(map(str, files))}")
+    print(printable(f"{out}: the average of {len(files)} checkpoints, {', '.join(map(str, files))}"))
 
 
 def average(files: Sequence[str | Path], ema: bool | None = None) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _check(arguments: Namespace) -> None:
         values = getattr(arguments, name)
         if len(set(values)) < len(values):
             raise UserError(f"{name} {' '.join(map(str, values))}: duplicates are not allowed")
-    if arguments.csv and arguments.csv.exists():
+    if arguments.csv and os.path.lexists(arguments.csv):
         raise UserError(f"{arguments.csv} exists already; give another -csv, or delete it")
     if arguments.into:
         read_section(arguments.into, SECTION)  # complains if there is none

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/, tools/ and the folders of the tasks are
 
-from common.errors import UserError, one_line  # noqa: E402
+from common.errors import UserError, one_line, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.verbosity import is_quiet  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
             # What UTF-8 cannot express, such as bytes of file names, thus becomes an escape of JSON.
             (folder / CARD).write_text(_as_json(card), encoding="utf-8", errors="backslashreplace")
             for file in replace_exported(folder, out):
-                print(file)
+                print(printable(str(file)))
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another -out") from error
     largest = max(max(differences.values()) for differences in checks.values())
@@ -188,7 +188,7 @@ def _find_images(paths: Sequence[str] | None) -> list[str]:
 
 def _tell(message: str) -> None:
     if message.startswith("warning: ") or not is_quiet():
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def _as_json(values: Any) -> str:

@@ -17,7 +17,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the 
 from common.errors import UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
-from common.runtime.signals import clean_up_on_signals  # noqa: E402
 from common.training.config import WEIGHTS, add_weights_flags  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
 from image_classification.label_map_alignment import TOKEN_STRIDE  # noqa: E402
@@ -39,7 +38,6 @@ def main(argv: Sequence[str]) -> None:
 
     if world_size() > 1:
         raise UserError("label maps are computed by one process; start this without the launcher")
-    clean_up_on_signals()
     source = arguments.pretrained
     checkpoint = read_checkpoint(source, ema=WEIGHTS[arguments.weights])
     config = CONFIG.of_weights(checkpoint.config, source, arguments)

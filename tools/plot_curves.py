@@ -9,6 +9,7 @@ The runs must be of one task. The metric is the one that selects the best weight
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ def _points(records: Sequence[Mapping[str, float | str]], unit: str, metric: str
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    if arguments.out.exists():
+    if os.path.lexists(arguments.out):
         raise UserError(f"{arguments.out} exists already; delete it, or give another -out")
     data = [(folder, read_records(folder, "train"), read_records(folder, "val")) for folder in arguments.runs]
 
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
             figure.savefig(file, dpi=180, format=arguments.out.suffix[1:] or "png")
     except Exception as error:  # matplotlib raises any type, of formats and of values too large for an axis
         raise UserError(f"cannot write {arguments.out}: {one_line(error)}") from error
-    print(f"wrote {arguments.out}")
+    print(printable(f"wrote {arguments.out}"))
 
 
 def _parser() -> ArgumentParser:

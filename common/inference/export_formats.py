@@ -23,6 +23,7 @@ from paddle import nn
 
 from ..errors import UserError, one_line
 from ..fuse import fuse
+from ..runtime.signals import stop_with_parent
 
 __all__ = [
     "FORMATS",
@@ -166,7 +167,14 @@ def convert_to_onnx(graph: Path, weights: Path, path: str | Path, outputs: Seque
         if graph.suffix == ".json":
             # Only paddle2onnx 2 has optimizers. They need packages that it does not require, and give no speed.
             command += ["--optimize_tool", "None"]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
+        result = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=folder,
+            preexec_fn=stop_with_parent,  # this program may be killed
+        )
         if not converted.exists() or not converted.stat().st_size:
             lines = re.findall(r"^.*(?:error|unsupported|fail).*$", result.stdout, re.IGNORECASE | re.MULTILINE)
             raise UserError(f"paddle2onnx cannot convert this model: {(lines or ['no reason given'])[0].strip()}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError, one_line, printable
 from .folders import expand_home
-from .signals import stop_with_launcher
+from .signals import clean_up_on_signals, stop_with_launcher
 from .verbosity import choose_verbosity
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(
             description=summary, epilog="\n\n".join(epilog), formatter_class=_HelpFormatter, add_help=False, **options
         )
+        self.register("type", Path, _path)
         self.add_argument("-h", "-help", "--help", action="help", help="show this message and exit")
         self.add_flag("debug", action="store_true", help="show the traceback of an error")
 
@@ -93,11 +94,18 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; -h lists the flags")
 
 
+def _path(text: str) -> Path:
+    if not text:  # as of a shell variable that is not set; Path would make the current folder of it
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run ``main(arguments)``, then exit with 0, or with 2 and one line for an error that the user can correct.
 
     ``-debug`` among the arguments prints the traceback as well. If one of several ranks fails, all exit with its code
-    and print its line. A run that saved its state because of a signal exits with 128 plus the signal's number.
+    and print its line. A program that a signal ends removes its unfinished files, or a run saves its state; the exit
+    code is then 128 plus the signal's number.
     """
     stop_with_launcher()
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -115,7 +123,13 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the handler that Paddle's import has set can hang
             watch = failure_watch.FailureWatch()
             failure_watch.init_process_group()
-        main(argv)
+        else:
+            clean_up_on_signals()
+        try:
+            main(argv)
+        except SystemExit as end:  # of -h, too
+            exit_code = int(end.code or 0)
+        sys.stdout.flush()  # an error of the disk or the reader is caught here, but not when the interpreter ends
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(128 + signal.SIGPIPE)
@@ -129,8 +143,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             where = f"{error.filename}: " if error.filename else ""
             message = f"{where}{error.strerror or error}; check path, permissions and free space"
         _fail(watch, message, EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        _fail(watch, "interrupted", 128 + signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        _fail(watch, "interrupted", 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except StoppedBySignal as stop:
         exit_code = stop.exit_code
     except Exception as error:
@@ -160,6 +174,7 @@ def _leave(exit_code: int) -> NoReturn:
     """Exit without waiting for reader processes or an unfinished collective operation."""
     for reader in multiprocessing.active_children():
         reader.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it, or its disk is full
+            stream.flush()
     os._exit(exit_code)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.machinery
 import multiprocessing
 import os
 import signal
 import sys
 import time
+from types import ModuleType
+from typing import Any, NoReturn
 
 __all__ = ["StopRequest", "bind_to_parent", "clean_up_on_signals", "stop_with_launcher", "stop_with_parent"]
 
@@ -58,11 +61,44 @@ def bind_to_parent() -> None:
 def clean_up_on_signals() -> None:
     """Let SIGTERM and SIGHUP end this program as Ctrl-C does, so that it removes unfinished files.
 
-    To be called after Paddle's import, which sets a handler of SIGTERM that ends the process at once.
+    They raise ``KeyboardInterrupt`` with the number of the signal, also after a later import of Paddle.
     """
+    _interrupt_on_signals()
+    sys.meta_path.insert(0, _PaddleFinder)
+
+
+def _interrupt_on_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+class _PaddleFinder:
+    """Sets the handlers anew after Paddle's import, which sets one of SIGTERM that ends the process at once.
+
+    Signals wait for the end of the import, which makes an ``ImportError`` of an interruption.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.PathFinder.find_spec(name) if name == "paddle" else None
+        if spec and spec.loader:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+                try:
+                    load(module)
+                finally:
+                    _interrupt_on_signals()
+                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 class StopRequest:

@@ -38,7 +38,6 @@ def launch(documentation: str, name: str) -> None:
         settings = "\n".join([near_path(arguments.cfg), *config_spec.changes(config, arguments.cfg)])
         from .run import run_task  # imports Paddle
 
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the handler that Paddle's import has set can hang
         task = TASKS[name].task()(config)
         run_task(task, settings)
         if task.log.reader_is_gone:

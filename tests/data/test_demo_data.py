@@ -1,6 +1,9 @@
 """Demo data: downloads with a stand-in for pip, and the real data sets."""
 
 import hashlib
+import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -8,11 +11,13 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from common.demo_data import wheels as demo_data
 from common.demo_data.__main__ import main
 from common.errors import UserError
+from tests.helpers.programs import ROOT
 
 WHEEL = demo_data.Wheel(
     package="toy",
@@ -50,6 +55,24 @@ def pip(monkeypatch):
 
 def files_under(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_pip_ends_with_the_program_that_started_it(tmp_path, number):
+    with socket.create_server(("localhost", 0)) as silent:  # never answers
+        index = f"http://localhost:{silent.getsockname()[1]}"
+        environment = os.environ | {"PALE_DATA": str(tmp_path), "PIP_INDEX_URL": index, "PIP_NO_CACHE_DIR": "1"}
+        command = [sys.executable, "-m", "common.demo_data", "mnist5k"]
+        program = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        connection, _ = silent.accept()
+        with connection:
+            (pip,) = psutil.Process(program.pid).children()
+            program.send_signal(number)
+            pip.wait(timeout=30)
+            program.wait(timeout=30)
+    if number == signal.SIGTERM:
+        assert program.returncode == 128 + number
+        assert not list(tmp_path.iterdir())
 
 
 def test_the_first_call_downloads_the_pinned_wheel_and_copies_the_listed_members(pip, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import os
 import shutil
 import signal
 from argparse import Namespace
@@ -203,8 +202,8 @@ def test_wrong_flags(tmp_path, flags, problem):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_that_is_told_to_stop_leaves_nothing(tmp_path, monkeypatch, photographs):
-    monkeypatch.setattr(export, "_write_formats", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+def test_an_export_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, photographs):
+    monkeypatch.setattr(export, "_write_formats", lambda *_: signal.raise_signal(signal.SIGINT))
     out, image = tmp_path / "out", photographs / "roof.png"
     with pytest.raises(KeyboardInterrupt):
         export.main(["-pretrained", "mnist5k", "-out", str(out), "-images", str(image)])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
+from common.runtime.command_line import ArgumentParser
 from tests.helpers.programs import ROOT
 
 
@@ -54,3 +59,85 @@ run(main, [])
 """
     command = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, program]
     assert subprocess.run(command, cwd=ROOT).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("ending", "target", "code", "said"),
+    [
+        ("", "pipe", 128 + signal.SIGPIPE, ""),
+        ("raise SystemExit", "pipe", 128 + signal.SIGPIPE, ""),
+        ("raise UserError('stop')", "pipe", 2, "error: stop\n"),
+        ("", "/dev/full", 2, "error: No space left on device; check path, permissions and free space\n"),
+        ("raise UserError('stop')", "/dev/full", 2, "error: stop\n"),
+    ],
+)
+def test_what_nobody_reads_or_no_disk_takes_is_no_traceback(ending, target, code, said):
+    program = f"""
+from common.errors import UserError
+from common.runtime.command_line import run
+
+def main(argv):
+    print("a line")
+    {ending}
+
+run(main, [])
+"""
+    if target == "pipe":
+        reader, output = os.pipe()
+        os.close(reader)
+    else:
+        output = os.open(target, os.O_WRONLY)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)
+    os.close(output)
+    assert (result.returncode, result.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_removes_what_is_unfinished_also_after_the_import_of_paddle(tmp_path, number):
+    program = f"""
+import signal
+from pathlib import Path
+from common.runtime.atomic_file import replace_file
+from common.runtime.command_line import run
+
+def main(argv):
+    import paddle
+
+    with replace_file(Path({str(tmp_path / "file")!r})):
+        signal.raise_signal({int(number)})
+
+run(main, [])
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert not list(tmp_path.iterdir())
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (128 + number, "error: interrupted")
+
+
+def test_an_interruption_amid_the_import_of_paddle_is_no_import_error(tmp_path):
+    (tmp_path / "paddle.py").write_text(
+        "import signal\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('initialization failed')\n"
+    )
+    program = f"""
+import sys
+from common.runtime.command_line import run
+
+def main(argv):
+    sys.path.insert(0, {str(tmp_path)!r})
+    import paddle
+
+run(main, [])
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGINT, "error: interrupted\n")
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    parser = ArgumentParser("A program.")
+    parser.add_flag("out", parser.add_argument_group("output"), type=Path)
+    assert parser.parse_args(["-out", "."]).out == Path()
+    with pytest.raises(UserError, match="-out: the path is empty"):
+        parser.parse_args(["-out", ""])

@@ -19,6 +19,7 @@ from image_classification.datasets import build_dataset
 from image_classification.label_maps import _read_array
 from object_detection.coco_file import read_annotations
 from semantic_segmentation.datasets import _find_files
+from tools.helpers.markdown import read_section
 from tools.plot_curves import read_records
 
 
@@ -40,6 +41,7 @@ READERS = {
     "log.jsonl": lambda path: read_records(path.parent, "train"),
     "results.csv": lambda path: append_rows(path, Result, []),
     "weights.json": read_registry,
+    "document.md": lambda path: read_section(path, "ablation"),
     "images.npy": lambda path: _read_array(path.parent, "images", "S", (1,)),
 }
 

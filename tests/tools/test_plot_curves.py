@@ -43,6 +43,13 @@ def test_the_axis_has_whole_epochs(tmp_path, monkeypatch):
         assert axes.get_xlim()[0] == 0
 
 
+def test_a_link_to_a_missing_file_is_kept(tmp_path):
+    (tmp_path / "curves.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"curves\.png exists already"):
+        plot(tmp_path, lines(TRAIN, VAL))
+    assert (tmp_path / "curves.png").is_symlink()
+
+
 def test_an_existing_file_is_kept(tmp_path):
     (tmp_path / "curves.png").write_text("mine")
     with pytest.raises(UserError, match=r"curves\.png exists already; delete it, or give another -out"):
@@ -50,11 +57,12 @@ def test_an_existing_file_is_kept(tmp_path):
     assert (tmp_path / "curves.png").read_text() == "mine"
 
 
-def test_a_folder_may_have_any_name(tmp_path):
+def test_a_folder_may_have_any_name(tmp_path, capsys):
     run = tmp_path / os.fsdecode(b"$\\frac$ \xff\x1b\n")
     run.mkdir()
     plot(run, lines(TRAIN, VAL))
     assert (run / "curves.png").exists()
+    assert r"\xff\x1b\n/curves.png" in capsys.readouterr().out.replace(r"\udcff", r"\xff")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common.errors import UserError, printable
 from common.runtime.atomic_file import write_text
+from common.runtime.regular_file import open_regular
 
 __all__ = ["markdown_table", "read_section", "replace_section"]
 
@@ -56,7 +57,8 @@ def replace_section(document: Path, name: str, content: str) -> None:
 def _split(document: Path, name: str) -> tuple[str, str, str]:
     """The text up to the section, the section, and the rest; the marks are in the first and the last."""
     try:
-        text = document.read_text(encoding="utf-8")
+        with open_regular(document, encoding="utf-8") as file:
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {document}: {getattr(error, 'strerror', None) or error}") from error
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
