@@ -63,14 +63,10 @@ def clean_up_on_signals() -> None:
 
     They raise ``KeyboardInterrupt`` with the number of the signal, also after a later import of Paddle.
     """
-    _interrupt_on_signals()
-    sys.meta_path.insert(0, _PaddleFinder)
-
-
-def _interrupt_on_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, _interrupt)
+    sys.meta_path.insert(0, _PaddleFinder)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -78,9 +74,10 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 
 class _PaddleFinder:
-    """Sets the handlers anew after Paddle's import, which sets one of SIGTERM that ends the process at once.
+    """Keeps the handlers of signals through Paddle's import.
 
-    Signals wait for the end of the import, which makes an ``ImportError`` of an interruption.
+    The import sets one of SIGTERM that ends the process at once, and turns a ``KeyboardInterrupt`` into an
+    ``ImportError``.
     """
 
     @staticmethod
@@ -90,12 +87,19 @@ class _PaddleFinder:
             load = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+                arrived: list[int] = []
+                previous = {
+                    number: signal.signal(number, lambda number, frame: arrived.append(number))
+                    for number in _STOP_SIGNALS
+                    if signal.getsignal(number) != signal.SIG_IGN
+                }
                 try:
                     load(module)
                 finally:
-                    _interrupt_on_signals()
-                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+                    for number, handler in previous.items():
+                        signal.signal(number, handler)
+                if arrived:
+                    raise KeyboardInterrupt(arrived[0])
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

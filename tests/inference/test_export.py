@@ -210,6 +210,11 @@ def test_an_export_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, pho
     assert not list(out.iterdir())
 
 
+def test_names_of_images_cannot_steer_the_terminal(capsys):
+    export._tell("running pale_nano on a\x1b[2J\u202e.png")
+    assert capsys.readouterr().err == "running pale_nano on a\\x1b[2J\\u202e.png\n"
+
+
 def test_sides_of_a_fixed_size(doubling):
     assert export._fixed_size([64], doubling) == (64, 64)
     assert export._fixed_size([64, 40], doubling) == (64, 40)
