@@ -73,7 +73,7 @@ def split_warnings(
         if len(found_classes) > 1:
             names = ", ".join(printable(class_names[label]) if class_names else str(label) for label in found_classes)
             lines.append(
-                f"{printable(min(group))}, itself or as a copy, is in the training data with different classes, {names}; "
+                f"{printable(min(group))}, itself or as a copy, is in the training data with several classes, {names}; "
                 "correct this and other such images"
             )
             break
