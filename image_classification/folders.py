@@ -93,12 +93,13 @@ def build_folder(
     dataset.notes = [other_files_warning(tree.others)] if tree.others else []
     if isinstance(tree, FolderTree) and (beside := _list_beside(tree.path)):
         dataset.notes.append(
-            f"{len(beside)} images beside the class folders of {tree.path} are left out, such as {min(beside)}; move them "
-            "into the folder of their class"
+            f"{len(beside)} images beside the class folders of {tree.path} are left out, such as {min(beside)}; move "
+            "them into the folder of their class"
         )
     if split == "val" and not trees:
         dataset.notes = [
-            f"{path} has no val folder, so about {HELD_OUT_FRACTION:.0%} of each class, always the same, are the validation split"
+            f"{path} has no val folder, so about {HELD_OUT_FRACTION:.0%} of each class, always the same, are the "
+            "validation split"
         ]  # the training split has named the other files already
     return dataset
 
