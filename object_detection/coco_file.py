@@ -76,16 +76,15 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
         UserError: the file does not exist, is not JSON, or has another structure.
     """
     path = Path(path)
-    if not path.is_file():
-        problem = "are not a file" if path.exists() else "do not exist"
+    if not path.exists():
         raise UserError(
-            f"{where}: the annotations {path} {problem}; set {where}.anno_path to a JSON file in COCO format"
+            f"{where}: the annotations {path} do not exist; set {where}.anno_path to a JSON file in COCO format"
             f"{missing_hint(path)}"
         )
     try:
         coco = read_json(path, f"{where}: {path}", max_bytes=_MAX_BYTES)
     except OSError as error:
-        raise UserError(f"{where}: cannot read {path}: {error.strerror}; give a readable file") from error
+        raise UserError(f"{where}: cannot read {path}: {error.strerror}; set {where}.anno_path to a JSON file") from error
     for key in _RULES:
         if not isinstance(coco, dict) or not isinstance(coco.get(key), list):
             raise UserError(f"{where}: {path} has no list of {key}; give a file in COCO format")
