@@ -84,7 +84,7 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
     try:
         coco = read_json(path, f"{where}: {path}", max_bytes=_MAX_BYTES)
     except OSError as error:
-        raise UserError(f"{where}: cannot read {path}: {error.strerror}; set {where}.anno_path to a JSON file") from error
+        raise UserError(f"{where}: cannot read {path}: {error.strerror}; give a readable JSON file") from error
     for key in _RULES:
         if not isinstance(coco, dict) or not isinstance(coco.get(key), list):
             raise UserError(f"{where}: {path} has no list of {key}; give a file in COCO format")

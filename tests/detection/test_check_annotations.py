@@ -430,7 +430,7 @@ def test_reading(coco, tmp_path):
     path = tmp_path / "anns.json"
     with pytest.raises(UserError, match=r"TrainDataset: the annotations .*anns\.json do not exist"):
         read_annotations(path, "TrainDataset")
-    with pytest.raises(UserError, match=f"TrainDataset: cannot read {tmp_path}: Is a directory; set"):
+    with pytest.raises(UserError, match=f"TrainDataset: cannot read {tmp_path}: Is a directory; give"):
         read_annotations(tmp_path, "TrainDataset")
     path.write_text(json.dumps(coco))
     assert read_annotations(path, "TrainDataset") == coco
