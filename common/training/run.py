@@ -11,7 +11,7 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint, load_weights, read_checkpoint, read_state
-from ..checkpoints.released import local_path
+from ..checkpoints.released import local_path, resolve_weights
 from ..errors import StoppedBySignal, UserError
 from ..flops import params
 from ..runtime.atomic_file import copy_file
@@ -59,7 +59,7 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
     if config.RESUME not in ("", "auto"):
         local_path(config.RESUME)  # a wrong path is an error of its own, not that the folder holds another run
     folder = RunFolder(Path(config.OUTPUT), config.KEEP_CHECKPOINTS, task.unit)
-    folder.claim(config.RESUME, config.OVERWRITE, log.line, config.MODEL.PRETRAINED)
+    folder.claim(config.RESUME, config.OVERWRITE, log.line, _pretrained_files(task) if config.OVERWRITE else ())
     resumed = _find_training_state(task, folder)
     training = task.build_training(resumed=bool(resumed))
     _require_equal_ranks(training.data_hashes)
@@ -252,8 +252,22 @@ def _require_equal_ranks(own: Mapping[str, str]) -> None:
 
 def freezes_random_weights(config: CfgNode) -> bool:
     """Whether parts are frozen, but no section names weights: neither the task's nor those of a toolkit's models."""
-    keys = (key for key in keys_of(config) if key.rpartition(".")[2].lower() == "pretrained")
-    return bool(config.TRAIN.FREEZE) and not any(find(config, key) for key in keys)
+    return bool(config.TRAIN.FREEZE) and not any(_pretrained(config))
+
+
+def _pretrained(config: CfgNode) -> list[Any]:
+    return [find(config, key) for key in keys_of(config) if key.rpartition(".")[2].lower() == "pretrained"]
+
+
+def _pretrained_files(task: Task) -> list[Path]:
+    """The files of all weights that a new run starts from; a tag or a link may lead into its folder.
+
+    Raises:
+        UserError: there is no such file or tag.
+    """
+    names = [name for name in _pretrained(task.config) if name and isinstance(name, str)]
+    found = [resolve_weights(task.backbone_name, name, task.name) for name in names]
+    return [local_path(source) for source in found if "://" not in str(source)]  # downloads are elsewhere
 
 
 def _ends_in_warm_up(task: Task, training: Training) -> bool:

@@ -274,3 +274,13 @@ def test_a_resumed_run_refuses_weights_that_it_would_ignore(tmp_path, shapes_con
 def test_freezing_random_weights_is_warned_of(pretrained, warned):
     config = load(CONFIG, "-pretrained", pretrained, "-opts", "TRAIN.FREEZE", "[stem]")
     assert run.freezes_random_weights(config) == warned
+
+
+def test_overwriting_spares_the_weights_that_the_section_of_a_toolkit_names(tmp_path, squares_config):
+    weights = tmp_path / "out" / "best.pdparams"
+    save_file({}, weights)
+    (tmp_path / "out" / "log.jsonl").touch()
+    with pytest.raises(UserError, match=r"-overwrite would delete .*best\.pdparams, which the new run starts from"):
+        tiny_runs.run(TASKS["semantic_segmentation"].task(), squares_config, "-overwrite", "-opts",
+                      "model.backbone.pretrained", weights)  # fmt: skip
+    assert weights.exists()
