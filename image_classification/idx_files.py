@@ -16,6 +16,7 @@ from image_classification.dataset_types import ArrayDataset, Dataset, check_labe
 __all__ = ["build_idx"]
 
 _MAX_IDX_BYTES = 2**32
+_MAX_IMAGES = 2**24  # in a file, since each needs more than its bytes there, such as a label of 8 bytes
 
 
 def build_idx(path: Path, split: str, num_classes: int | None, class_names: list[str] | None = None) -> Dataset:
@@ -58,10 +59,10 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
             size = math.prod(shape)
             if not size:
                 raise UserError(f"{file} is empty: its header gives the shape {shape}; download it again")
-            if size > _MAX_IDX_BYTES:
+            if size > _MAX_IDX_BYTES or shape[0] > _MAX_IMAGES:
                 raise UserError(
-                    f"{file} has {size:,} bytes according to its header {shape}, more than {_MAX_IDX_BYTES:,}: give "
-                    "the images as files, with -dataset list"
+                    f"{file} has {size:,} bytes according to its header {shape}, more than {_MAX_IDX_BYTES:,}, or more "
+                    f"than {_MAX_IMAGES:,} images: give the images as files, with -dataset list"
                 )
             content = stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
