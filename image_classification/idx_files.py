@@ -11,6 +11,7 @@ import numpy as np
 
 from common.data.image_file import check_size
 from common.errors import UserError
+from common.runtime.regular_file import open_regular
 from image_classification.dataset_types import ArrayDataset, Dataset, check_labels, class_count
 
 __all__ = ["build_idx"]
@@ -46,7 +47,7 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
         raise UserError(f"{path} has neither {name} nor {file.name}: download one of them, or check -data_path")
     header = 4 + 4 * ndim
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with gzip.open(file) if file.suffix == ".gz" else open_regular(file, "rb") as stream:
             head = stream.read(header)
             if head[:4] != bytes([0, 0, 8, ndim]):
                 raise UserError(

@@ -16,7 +16,6 @@ import io
 import logging
 import os
 import re
-import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import UserError, missing_hint, one_line
+from ..runtime.regular_file import is_regular
 from .preprocessing import MAX_PIXELS
 
 __all__ = [
@@ -160,13 +160,13 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
 
 
 def check_regular(path: str | Path) -> None:
-    """Refuse what is not a regular file: opening a pipe would wait for ever.
+    """Refuse what is not a regular file, as a pipe, for which one would wait for ever.
 
     Raises:
         OSError: there is no such file.
         UserError: it is not a regular file. The message does not name it.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+    if not is_regular(path):
         raise UserError("it is not a regular file; replace or remove it")
 
 
