@@ -215,12 +215,12 @@ def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> N
                 path = given if given.is_file() else path
             elif given.is_file() and not given.samefile(path):
                 raise UserError(f"{name}.{key} is {given}, which exists here and as {path}; give an absolute path")
-            if path.exists():
-                _check_list(path, arguments.get("separator", " "))
+            if path.exists() or key == f"{mode}_path":
+                _check_list(path, arguments.get("separator", " "), f"{name}.{key}")
             arguments[key] = str(path)
 
 
-def _check_list(path: Path, separator: str | None) -> None:
+def _check_list(path: Path, separator: str | None, where: str) -> None:
     """Check that PaddleSeg can read the list, and say which line it cannot read."""
     try:
         for number, line in enumerate(read_lines(path), 1):
@@ -234,7 +234,10 @@ def _check_list(path: Path, separator: str | None) -> None:
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read the list {path} ({error}); save it as UTF-8") from error
     except OSError as error:
-        raise UserError(f"cannot read the list {path} ({error.strerror}); give a file of lines IMAGE MASK") from error
+        raise UserError(
+            f"cannot read the list {path} ({error.strerror}); give a file of lines IMAGE MASK as {where}"
+            f"{missing_hint(path)}"
+        ) from error
 
 
 def _build_transform(item: Any, where: str, training: bool, ignore_index: int, channels: int) -> Callable[[dict], dict]:
@@ -277,9 +280,10 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
         return [str(number) for number in range(dataset.num_classes)]
     names, file = found
     if len(names) != dataset.num_classes:
+        other = f", or give -num_classes {len(names)}" if len(names) > 1 else ""
         raise UserError(
             f"{file} names {len(names)} classes, num_classes is {dataset.num_classes}: "
-            f"give -num_classes {len(names)}, or correct the file"
+            f"write one name for each class, also for class 0, usually the background{other}"
         )
     return names
 

@@ -142,7 +142,10 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
     if not isinstance(source, io.BytesIO):
         check_regular(source)
     with _open(source) as file:
-        _check_header_of_ppm(file.read(_MAX_HEADER))
+        head = file.read(_MAX_HEADER)
+        if not head:
+            raise UserError("it is empty; replace or remove it")
+        _check_header_of_ppm(head)
         file.seek(0)
         try:
             image = Image.open(file, formats=_FORMATS)
@@ -380,20 +383,19 @@ def look_at_image(path: str) -> ImageInfo:
         UserError: as :func:`read_image`.
     """
     check_header(path, scans=False)
-    try:
-        with open_image(path) as image:
-            is_deep, orientation = stored_bits(path, image) > 8, exif_orientation(image)
-            if image.format in ("PNG", "JPEG"):
-                size = image.size if orientation < 5 else image.size[::-1]
-                if image.format == "PNG":
-                    image.verify()
-                elif not _has_end_of_jpeg(path):
-                    _check_scans(path)
-                    image.load()
-            else:
-                size = None
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    with naming_the_file(path), open_image(path) as image:
+        if image.mode == "F":
+            raise UserError("its pixels are floating-point numbers; save it with 8 bits")
+        is_deep, orientation = stored_bits(path, image) > 8, exif_orientation(image)
+        if image.format in ("PNG", "JPEG"):
+            size = image.size if orientation < 5 else image.size[::-1]
+            if image.format == "PNG":
+                image.verify()
+            elif not _has_end_of_jpeg(path):
+                _check_scans(path)
+                image.load()
+        else:
+            size = None
     width, height = size or read_image(path).shape[1::-1]
     return ImageInfo(width, height, is_deep, orientation)
 

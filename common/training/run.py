@@ -14,6 +14,7 @@ from ..checkpoints.loading import Checkpoint, load_weights, read_checkpoint, rea
 from ..checkpoints.released import local_path
 from ..errors import StoppedBySignal, UserError
 from ..flops import params
+from ..runtime.atomic_file import copy_file
 from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
 from ..runtime.verbosity import is_verbose
@@ -96,6 +97,8 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
         _resume(trainer, *resumed)
     task.preflight(training)
     folder.begin(task.config_spec.dump(config))
+    if resumed:
+        _carry_best(trainer, folder, Path(resumed[0]).parent)
     log.open(folder.folder, trainer.position)
     try:
         best = trainer.run()
@@ -217,6 +220,16 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
             f"{title(task.criterion)} may fall at first; to continue at a low rate, undo the differences above, "
             "and raise TRAIN.COOLDOWN to train longer"
         )
+
+
+def _carry_best(trainer: Trainer, folder: RunFolder, source: Path) -> None:
+    """Copy the best weights from the folder of the resumed state, or else let the next validation write new ones."""
+    of_source = source / folder.best.name
+    if is_main_process() and not folder.best.exists() and of_source.is_file():
+        copy_file(of_source, folder.best)
+    if trainer.state.best and trainer.state.step < trainer.total_steps and not gather_objects(folder.best.exists())[0]:
+        trainer.log.line(f"warning: {folder.best} is missing, so the best result is that of the coming validations")
+        trainer.state.best = {}
 
 
 def _require_equal_ranks(own: Mapping[str, str]) -> None:

@@ -103,7 +103,7 @@ def png_content():
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "its content is none of BMP, .*; replace or remove it"),
+        (b"", "it is empty; replace or remove it"),
         (b"no image", "its content is none of BMP, .*; replace or remove it"),
         # Pillow would run Ghostscript.
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "its content is none of BMP"),
@@ -149,7 +149,7 @@ def test_only_a_damaged_image_is_called_damaged(tmp_path, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    (tmp_path / "a.png").touch()
+    (tmp_path / "a.png").write_bytes(b"x")
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(UserError, match=r"Permission denied; check|not enough memory; crop"):
         look_at_image(str(tmp_path / "a.png"))
@@ -285,6 +285,9 @@ def test_floating_point_pixels_of_a_file_that_opencv_keeps_so_are_refused(tmp_pa
     Image.fromarray(np.ones((40, 30), np.float32)).save(tmp_path / "a.ppm")  # a PFM file
     with pytest.raises(UserError, match="floating-point numbers; save it with 8 bits"):
         read_image(str(tmp_path / "a.ppm"))
+    Image.fromarray(np.ones((40, 30), np.float32)).save(tmp_path / "a.tif")  # which OpenCV does not decode
+    with pytest.raises(UserError, match="floating-point numbers; save it with 8 bits"):
+        look_at_image(str(tmp_path / "a.tif"))
 
 
 def test_a_damaged_header_is_an_error_of_the_user(tmp_path):

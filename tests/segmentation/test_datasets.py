@@ -102,7 +102,11 @@ def test_class_names_come_from_a_file_beside_the_data(folder):
     (folder / "labels.txt").write_text("ground\nsky\n")
     assert_error(lambda: build(train_section(folder)), ["labels.txt and", "class_names.txt have different class names"])
     (folder / "class_names.txt").unlink()
-    assert_error(lambda: build(train_section(folder)), ["labels.txt names 2 classes", "num_classes is 3"])
+    parts = ["labels.txt names 2 classes, num_classes is 3: write one name for each class", ", or give -num_classes 2"]
+    assert_error(lambda: build(train_section(folder)), parts)
+    (folder / "labels.txt").write_text("sky\n")
+    with pytest.raises(UserError, match=r"usually the background$"):  # one class cannot be trained
+        build(train_section(folder))
 
 
 def test_ade20k_has_class_names_and_the_same_order_on_every_machine(tmp_path, monkeypatch):
@@ -136,7 +140,7 @@ MISTAKES = [
     ({"type": "Nuclei", "img_channels": 4, "num_classes": 2}, ["img_channels", "Nuclei have 3 channels"]),
     ({"dataset_root": "nowhere"}, ["nowhere is not a folder; give the folder of the images and masks"]),
     ({"train_path": None}, ["train_dataset (Dataset)", "`train_path` is necessary"]),
-    ({"train_path": "lost.txt"}, ["`train_path` is not found", "own/lost.txt"]),
+    ({"train_path": "lost.txt"}, ["cannot read the list", "own/lost.txt", "lines IMAGE MASK as train_dataset.tr"]),
     ({"transforms": [{"type": "Normalizer"}]}, ["transforms[0]: unknown type 'Normalizer'", "Normalize"]),
     ({"transforms": [{"type": "Normalize", "mean": [123.7, 116.3, 103.5]}]}, ["the mean 123.7 of Normalize is not of"]),
     ({"transforms": [CROP, {**CROP, "size": 3}]}, ["transforms[1] (RandomPaddingCrop)", "'size'", "crop_size"]),

@@ -239,6 +239,22 @@ def test_the_rate_of_an_epoch_that_is_trained_again_is_no_jump(tmp_path, shapes_
     assert "jumps" not in output
 
 
+def test_a_run_that_goes_on_elsewhere_or_without_its_best_weights_has_some_in_the_end(tmp_path, shapes_config, capsys):
+    tiny_runs.run(Classification, shapes_config)
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    state = load_file(out / "latest.pdparams")
+    save_file({**state, "best": {**state["best"], "top1": 101.0}}, out / "latest.pdparams")  # nothing can be better
+    best = (out / "best.pdparams").read_bytes()
+    flags = ("-resume", out / "latest.pdparams", "-opts", "TRAIN.COOLDOWN", 1)
+    tiny_runs.run(Classification, shapes_config, "-output", elsewhere, *flags)
+    assert (elsewhere / "best.pdparams").read_bytes() == best
+    (out / "best.pdparams").unlink()
+    capsys.readouterr()
+    tiny_runs.run(Classification, shapes_config, *flags)
+    assert "best.pdparams is missing, so the best result is that of the coming validations" in capsys.readouterr().out
+    assert (out / "best.pdparams").exists()
+
+
 def test_a_cooldown_at_the_highest_rate_is_refused_and_not_advised(tmp_path, shapes_config, capsys):
     with pytest.raises(UserError, match=r"TRAIN.COOLDOWN would continue at the highest rate, .* raise TRAIN.EPOCHS"):
         tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.COOLDOWN", 1, "TRAIN.WARMUP_EPOCHS", 2)
