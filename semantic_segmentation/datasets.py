@@ -28,7 +28,7 @@ from paddleseg.cvlibs import manager
 
 from common.data.channel_image import ARRAY_SUFFIX
 from common.data.class_names import read_class_names
-from common.data.image_file import check_header, is_ignored
+from common.data.image_file import check_header, is_ignored, list_images
 from common.demo_data import folders as demo_folders
 from common.errors import UserError, missing_hint, one_line
 from common.runtime.folders import expand_home
@@ -259,10 +259,11 @@ def _pair_by_name(root: Path, kind: str, mode: str) -> list[list[str]]:
     """Pair each image with the mask of its name; the check of the data reports missing masks."""
     image_pattern, mask_pattern = (pattern.format(mode=mode) for pattern in _PAIRED_BY_ORDER[kind])
     pairs = []
-    for image in sorted(root.glob(image_pattern)):
-        if is_ignored(image.name):
+    for image in map(Path, list_images(root / image_pattern.partition("*")[0])):  # glob ignores folders it cannot list
+        name = image.relative_to(root)
+        if not name.match(image_pattern):
             continue
-        mask = str(image.relative_to(root))
+        mask = str(name)
         for old, new in zip(image_pattern.split("*"), mask_pattern.split("*"), strict=True):
             mask = mask.replace(old, new)
         pairs.append([str(image), str(root / mask)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -228,17 +229,27 @@ def test_a_missing_benchmark_is_reported_and_not_downloaded(tmp_path, monkeypatc
         ("CocoStuff", "images/val2017/{}.jpg", "annotations/val2017/{}.png"),
     ],
 )
-def test_images_are_paired_with_the_masks_of_their_names(tmp_path, kind, image, mask):
+def test_images_are_paired_with_the_masks_of_their_names(tmp_path, monkeypatch, kind, image, mask):
     for path in (image.format("a"), image.format("b"), mask.format("b"), mask.format("c")):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    dataset = build({"type": kind, "dataset_root": str(tmp_path), "mode": "val", "transforms": PLAIN})
+    section = {"type": kind, "dataset_root": str(tmp_path), "mode": "val", "transforms": PLAIN}
+    dataset = build(section)
     assert dataset.class_names[13] == ("car" if kind == "Cityscapes" else "13")
     pairs = [[f"{tmp_path}/{pattern.format(name)}" for pattern in (image, mask)] for name in "ab"]
     assert dataset.file_list == pairs
     Image.new("RGB", (3, 3)).save(pairs[0][0])
     with pytest.raises(UserError, match=f"{pairs[0][1]} does not exist; restore it"):
         EvalDataset(dataset)[SampleKey(0, 0, 0)]
+
+    def scandir(path, original=os.scandir):
+        if Path(path).name == "city":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    (tmp_path / image).parents[0 if kind == "CocoStuff" else 1].joinpath("city").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert_error(lambda: build(section), ["cannot list ", "/city: Permission denied"])
 
 
 # ---- samples
