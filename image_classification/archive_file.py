@@ -22,7 +22,7 @@ from common.errors import UserError, one_line
 __all__ = ["ARCHIVE_SUFFIXES", "Member", "list_archive", "read_member"]
 
 _BLOCK = 512  # bytes, of which a tar is made
-_MAX_HEADER = 2**20  # bytes of a tar's extended header, such as a long name
+_MAX_HEADER = 2**13  # bytes of a tar's extended header: a path has 4,096, and old tarfiles take the square of it
 _MAX_SIZE = 2**30  # bytes of an image
 _LOCAL_HEADER = 30  # bytes before the name of a zip's member (APPNOTE.TXT, 4.3.7)
 _IS_UTF8, _UNIX = 0x800, 3  # of the flags, and of the systems that make zips (4.4.4 and 4.4.2)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from common.data.class_names import check_class_names, composed
-from common.data.image_file import is_ignored, list_images, other_files_warning
+from common.data.image_file import IMAGE_SUFFIXES, is_ignored, list_images, other_files_warning
 from common.errors import UserError
 from image_classification.archives import ArchiveTree, compressed_hint, list_archives
 from image_classification.dataset_types import Dataset, FileDataset, class_count
@@ -18,7 +20,7 @@ __all__ = ["build_folder"]
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}  # in any letter case
 _LAYOUTS = (
     "train/CLASS/*.jpg and val/CLASS/*.jpg, train.tar and val.tar (or .zip) with CLASS/*.jpg, or CLASS/*.jpg, of which "
-    "20 % become the validation split"
+    "about 20 % become the validation split"
 )
 HELD_OUT_FRACTION = 0.2
 
@@ -74,22 +76,30 @@ def build_folder(
         files = tree.files(folders[folder].name)
         if not files and (split == "train" or not trees):
             empty.append(str(folders[folder]))
-        if not trees:
+        if files and not trees:
             files = _select_split(files, split)
         names += files
         labels += [label] * len(files)
     if empty:
         hint = f"; {other_files_warning(tree.others)}" if tree.others else ""
         raise UserError(f"no images in the class folders {', '.join(empty)}: fill or remove them{hint}")
+    if not names and trees:
+        raise UserError(f"the class folders of {tree.path} have no images: add some")
     if not names:
         raise UserError(f"{path} has too few images for the {split} split: each class needs at least two")
     labels = np.array(labels, np.int64)
     count = class_count(num_classes, class_names, labels, path)
     dataset = tree.dataset(names, labels, class_names, count)
     dataset.notes = [other_files_warning(tree.others)] if tree.others else []
+    if isinstance(tree, FolderTree) and (beside := _list_beside(tree.path)):
+        dataset.notes.append(
+            f"{len(beside)} images beside the class folders of {tree.path} are left out, such as {min(beside)}; move "
+            "them into the folder of their class"
+        )
     if split == "val" and not trees:
         dataset.notes = [
-            f"{path} has no val folder, so a fixed random {HELD_OUT_FRACTION:.0%} of each class is the validation split"
+            f"{path} has no val folder, so about {HELD_OUT_FRACTION:.0%} of each class, always the same, are the "
+            "validation split"
         ]  # the training split has named the other files already
     return dataset
 
@@ -171,9 +181,17 @@ def _number_classes(
     return class_names, class_names
 
 
+def _list_beside(folder: Path) -> list[str]:
+    """The images in a folder, not in its subfolders."""
+    names = (entry.name for entry in folder.iterdir() if entry.is_file())
+    return [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not is_ignored(name)]
+
+
 def _select_split(files: list[str], split: str) -> list[str]:
-    held_out = 0 if len(files) < 2 else max(1, round(HELD_OUT_FRACTION * len(files)))
-    # RandomState's streams are the same in every version of NumPy, so that the split never changes.
-    order = np.random.RandomState(0).permutation(len(files))
-    chosen = order[:held_out] if split == "val" else order[held_out:]
-    return [files[index] for index in np.sort(chosen)]
+    """Choose by a hash of each name, so that no trained image becomes a validation image when files are added."""
+    hashes = [hashlib.sha256(os.fsencode(file)).digest() for file in files]
+    limit = bytes([round(256 * HELD_OUT_FRACTION)])
+    held_out = {value for value in hashes if value < limit} or {min(hashes)}
+    if len(held_out) == len(files):
+        held_out.remove(max(hashes))
+    return [file for file, value in zip(files, hashes, strict=True) if (value in held_out) == (split == "val")]

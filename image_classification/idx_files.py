@@ -11,11 +11,13 @@ import numpy as np
 
 from common.data.image_file import check_size
 from common.errors import UserError
+from common.runtime.regular_file import open_regular
 from image_classification.dataset_types import ArrayDataset, Dataset, check_labels, class_count
 
 __all__ = ["build_idx"]
 
 _MAX_IDX_BYTES = 2**32
+_MAX_IMAGES = 2**24  # in a file, since each needs more than its bytes there, such as a label of 8 bytes
 
 
 def build_idx(path: Path, split: str, num_classes: int | None, class_names: list[str] | None = None) -> Dataset:
@@ -45,7 +47,7 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
         raise UserError(f"{path} has neither {name} nor {file.name}: download one of them, or check -data_path")
     header = 4 + 4 * ndim
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with gzip.open(file) if file.suffix == ".gz" else open_regular(file, "rb") as stream:
             head = stream.read(header)
             if head[:4] != bytes([0, 0, 8, ndim]):
                 raise UserError(
@@ -58,10 +60,10 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
             size = math.prod(shape)
             if not size:
                 raise UserError(f"{file} is empty: its header gives the shape {shape}; download it again")
-            if size > _MAX_IDX_BYTES:
+            if size > _MAX_IDX_BYTES or shape[0] > _MAX_IMAGES:
                 raise UserError(
-                    f"{file} has {size:,} bytes according to its header {shape}, more than {_MAX_IDX_BYTES:,}: give "
-                    "the images as files, with -dataset list"
+                    f"{file} has {size:,} bytes according to its header {shape}, more than {_MAX_IDX_BYTES:,}, or more "
+                    f"than {_MAX_IMAGES:,} images: give the images as files, with -dataset list"
                 )
             content = stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:

@@ -25,7 +25,7 @@ from common.data.image_file import look_at_image
 from common.data.polygons import mask_to_polygons
 from common.errors import UserError, missing_hint, one_line
 from common.runtime.distributed import gather_objects, rank, world_size
-from object_detection.coco_file import is_number
+from object_detection.coco_file import ADDED, is_number
 
 __all__ = ["PROBLEMS", "AnnotationReport", "check_annotations"]
 
@@ -78,12 +78,18 @@ PROBLEMS = {
         "boxes lie within one pixel", ERROR, "write bbox in pixels, not as shares of the image's width and height"
     ),
     "BOX_BESIDE_MASK": Problem(
-        "boxes differ from the extent of their polygons", "kept", "write bbox as [x, y, width, height] of the polygons"
+        "boxes differ from the extent of their polygons", "kept", "correct bbox, [x, y, width, height], or the polygons"
     ),
     "BOX_FORMAT": Problem(
         "boxes, the majority, differ from the extent of their polygons, or fit polygons or image better as two corners",
         ERROR,
-        "write bbox as [x, y, width, height], not as two corners, nor with the center in place of the corner",
+        "write bbox as [x, y, width, height], not as two corners, nor with the center in place of the corner, and the "
+        "polygons as x, y, x, y, ... in pixels",
+    ),
+    "AREA_BEYOND_BOX": Problem(
+        "areas are larger than the box",
+        "kept: results for small, medium and large objects go by them",
+        "write area as the number of pixels of the mask, or width * height of the box",
     ),
     "MASK_INVALID": Problem(
         "masks are neither polygons nor the run-length encoding of a mask of the image's size",
@@ -111,7 +117,7 @@ PROBLEMS = {
     ),
 }
 
-_TOLERANCE = 1.0  # pixels that a box may reach out of its image: many boxes have rounded corners
+_TOLERANCE = 1.0  # pixels that a box may reach out of its image, on each side: many boxes have rounded corners
 _MIN_SIDE = 1e-5  # pixels; PaddleDetection drops smaller boxes
 _OVERLAP = 0.5  # IoU of a box and the extent of its polygons, below which they differ
 _FARTHEST = 2  # times the longer side of the image: pycocotools follows edges in steps of a fifth of a pixel
@@ -169,13 +175,16 @@ def check_annotations(
     _check_images(coco["images"], Path(image_dir), report, record, progress)
     if not report.problems:  # which may be why a category has no object
         for category, counts in zip(categories, report.count_objects(), strict=True):
-            if not counts.any():
+            if not counts.any() and not category.get(ADDED):
                 report.add("CATEGORY_UNUSED", f"{path}: category {category['id']} {category['name']!r}")
     if raise_errors:
         report.raise_errors()
     if not report.problems and not report.count_objects().any():
+        remedy = "; add annotations"
+        if crowds := len(report.annotations):
+            remedy = f": all {crowds:,} are crowds, which are not trained on; write iscrowd 0 for single objects"
         reasons = "".join(f"; {line}" for line in report.warnings())
-        raise UserError(f"{path} has no usable object for the {split} split; add annotations{reasons}")
+        raise UserError(f"{path} has no usable object for the {split} split{remedy}{reasons}")
     return {**coco, "annotations": report.annotations}, report
 
 
@@ -348,6 +357,10 @@ class _AnnotationCheck:
             key = (annotation["image_id"], annotation["category_id"], *original["bbox"])
             is_usable = key not in self.seen_objects or not found("OBJECT_REPEATED", f"the box {original['bbox']}")
             self.seen_objects.add(key)
+        if is_usable and not kinds:
+            (_, _, box_width, box_height), area = original["bbox"], original.get("area")
+            if is_number(area) and area > (box_width + 2 * _TOLERANCE) * (box_height + 2 * _TOLERANCE):
+                is_usable = not found("AREA_BEYOND_BOX", f"the area {area} and the box {original['bbox']}")
         if is_usable and self.masks:
             is_usable = self._check_mask(annotation, height, width, found)
         if is_usable:
@@ -438,7 +451,7 @@ class _AnnotationCheck:
             annotation["area"] = (
                 _area(annotation, height, width) if self.masks else float(np.prod(annotation["bbox"][2:]))
             )
-        missing = ["no iscrowd"] * (crowd is None) + [f"the area {area}"] * (not has_area)
+        missing = ["no iscrowd"] * (crowd is None) + [f"the area {area!r}"] * (not has_area)
         return not found("FIELD_MISSING", " and ".join(missing))
 
 
@@ -543,7 +556,7 @@ def _check_images(
     numbers = range(rank(), len(images), world_size())
     problems = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda number: _check_image(paths[number], sizes[number]), numbers)
+        found = pool.map(lambda number: _check_image(paths[number], sizes[number], folder), numbers)
         for number, of_image in zip(numbers, found, strict=True):
             problems += [(number, *problem) for problem in of_image]
             progress()
@@ -555,10 +568,13 @@ def _check_images(
         passed.add(map(report.warning, kinds))
 
 
-def _check_image(path: str, expected: tuple[int, int]) -> list[tuple[str, str]]:
+def _check_image(path: str, expected: tuple[int, int], folder: Path) -> list[tuple[str, str]]:
     """The kinds of problems that an image has, and what was found."""
-    if not os.path.isfile(path):  # noqa: PTH113  (before Python 3.13, Path's raises when the name is too long)
-        return [("IMAGE_MISSING", f"image {path} does not exist{missing_hint(path)}")]
+    if not os.path.exists(path):  # noqa: PTH110  (before Python 3.13, Path's raises when the name is too long)
+        hint, name = missing_hint(path), Path(path).name
+        if not hint and os.path.exists(folder / name):  # noqa: PTH110
+            hint = f"; {folder / name} does: write file_name relative to image_dir, {name}"
+        return [("IMAGE_MISSING", f"image {path} does not exist{hint}")]
     try:
         width, height, is_deep, orientation = look_at_image(path)
     except UserError as error:

@@ -17,7 +17,14 @@ from common.data.image_file import check_size
 from common.errors import UserError, missing_hint
 from common.schema import read_json
 
-__all__ = ["check_same_categories", "complete_categories", "index_annotations", "is_number", "read_annotations"]
+__all__ = [
+    "ADDED",
+    "check_same_categories",
+    "complete_categories",
+    "index_annotations",
+    "is_number",
+    "read_annotations",
+]
 
 
 def is_number(value: Any) -> bool:
@@ -25,6 +32,7 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e9  # False for NaN
 
 
+ADDED = "added"  # key of a category that is not in the file
 _MAX_BYTES = 1 << 32  # COCO's largest annotation file has a tenth of it
 
 _Rule = tuple[Callable[[Any], bool], str]
@@ -68,7 +76,7 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
         UserError: the file does not exist, is not JSON, or has another structure.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
             f"{where}: the annotations {path} do not exist; set {where}.anno_path to a JSON file in COCO format"
             f"{missing_hint(path)}"
@@ -76,7 +84,7 @@ def read_annotations(path: str | Path, where: str) -> dict[str, Any]:
     try:
         coco = read_json(path, f"{where}: {path}", max_bytes=_MAX_BYTES)
     except OSError as error:
-        raise UserError(f"{where}: cannot read {path}: {error.strerror}; give a readable file") from error
+        raise UserError(f"{where}: cannot read {path}: {error.strerror}; give a readable JSON file") from error
     for key in _RULES:
         if not isinstance(coco, dict) or not isinstance(coco.get(key), list):
             raise UserError(f"{where}: {path} has no list of {key}; give a file in COCO format")
@@ -141,13 +149,14 @@ def complete_categories(annotations: dict[str, Any], class_names: Sequence[str])
         class_names: of the model.
 
     Returns:
-        The annotations with a category for each class name, or unchanged if they have as many or other categories.
+        The annotations with a category for each class name, new ones with the key ``ADDED``, or unchanged if they have
+        as many or other categories.
     """
     own = {entry["name"]: entry for entry in annotations["categories"]}
     if len(own) >= len(class_names) or not set(own) <= set(class_names):
         return annotations
     new_ids = itertools.count(1 + max((entry["id"] for entry in own.values()), default=0))
-    categories = [own.get(name) or {"id": next(new_ids), "name": name} for name in class_names]
+    categories = [own.get(name) or {"id": next(new_ids), "name": name, ADDED: True} for name in class_names]
     return {**annotations, "categories": categories}
 
 

@@ -28,7 +28,7 @@ from paddleseg.cvlibs import manager
 
 from common.data.channel_image import ARRAY_SUFFIX
 from common.data.class_names import read_class_names
-from common.data.image_file import check_header, is_ignored
+from common.data.image_file import check_header, is_ignored, list_images
 from common.demo_data import folders as demo_folders
 from common.errors import UserError, missing_hint, one_line
 from common.runtime.folders import expand_home
@@ -215,12 +215,12 @@ def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> N
                 path = given if given.is_file() else path
             elif given.is_file() and not given.samefile(path):
                 raise UserError(f"{name}.{key} is {given}, which exists here and as {path}; give an absolute path")
-            if path.exists():
-                _check_list(path, arguments.get("separator", " "))
+            if path.exists() or key == f"{mode}_path":
+                _check_list(path, arguments.get("separator", " "), f"{name}.{key}")
             arguments[key] = str(path)
 
 
-def _check_list(path: Path, separator: str | None) -> None:
+def _check_list(path: Path, separator: str | None, where: str) -> None:
     """Check that PaddleSeg can read the list, and say which line it cannot read."""
     try:
         for number, line in enumerate(read_lines(path), 1):
@@ -234,7 +234,10 @@ def _check_list(path: Path, separator: str | None) -> None:
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read the list {path} ({error}); save it as UTF-8") from error
     except OSError as error:
-        raise UserError(f"cannot read the list {path} ({error.strerror}); give a file of lines IMAGE MASK") from error
+        raise UserError(
+            f"cannot read the list {path} ({error.strerror}); give a file of lines IMAGE MASK as {where}"
+            f"{missing_hint(path)}"
+        ) from error
 
 
 def _build_transform(item: Any, where: str, training: bool, ignore_index: int, channels: int) -> Callable[[dict], dict]:
@@ -256,10 +259,11 @@ def _pair_by_name(root: Path, kind: str, mode: str) -> list[list[str]]:
     """Pair each image with the mask of its name; the check of the data reports missing masks."""
     image_pattern, mask_pattern = (pattern.format(mode=mode) for pattern in _PAIRED_BY_ORDER[kind])
     pairs = []
-    for image in sorted(root.glob(image_pattern)):
-        if is_ignored(image.name):
+    for image in map(Path, list_images(root / image_pattern.partition("*")[0])):  # glob ignores folders it cannot list
+        name = image.relative_to(root)
+        if not name.match(image_pattern):
             continue
-        mask = str(image.relative_to(root))
+        mask = str(name)
         for old, new in zip(image_pattern.split("*"), mask_pattern.split("*"), strict=True):
             mask = mask.replace(old, new)
         pairs.append([str(image), str(root / mask)])
@@ -276,9 +280,10 @@ def _class_names(dataset: paddleseg_datasets.Dataset, kind: str) -> list[str]:
         return [str(number) for number in range(dataset.num_classes)]
     names, file = found
     if len(names) != dataset.num_classes:
+        other = f", or give -num_classes {len(names)}" if len(names) > 1 else ""
         raise UserError(
             f"{file} names {len(names)} classes, num_classes is {dataset.num_classes}: "
-            f"give -num_classes {len(names)}, or correct the file"
+            f"write one name for each class, also for class 0, usually the background{other}"
         )
     return names
 

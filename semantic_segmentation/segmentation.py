@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from yacs.config import CfgNode
 from common.checkpoints.loading import Checkpoint
 from common.data.class_names import distinct_names, list_names
 from common.data.split_warnings import split_warnings
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.runtime.distributed import rank, world_size
 from common.runtime.verbosity import is_verbose
 from common.training.config import plain
@@ -252,7 +254,16 @@ class SegmentationEvaluator(Evaluator):
 
 def _split_warnings(train_set: datasets.Dataset, val_set: datasets.Dataset) -> list[str]:
     images = ([image for image, _ in dataset.file_list] for dataset in (train_set, val_set))
-    return split_warnings(train_set.class_names, *images)
+    lines = split_warnings(train_set.class_names, *images)
+    for split, dataset in (("training", train_set), ("validation", val_set)):
+        pairs = {tuple(map(os.path.normpath, pair)) for pair in dataset.file_list}
+        masks = Counter(image for image, _ in pairs)
+        if repeated := [image for image, count in masks.items() if count > 1]:
+            lines.append(
+                f"{len(repeated):,} images of the {split} data have more than one mask, such as "
+                f"{printable(min(repeated))}; keep the line of the right one"
+            )
+    return lines
 
 
 def _hash_data(dataset: datasets.Dataset) -> str:

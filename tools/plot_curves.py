@@ -78,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
     )
     for folder, train, val in data:
         name = printable(folder.name)
+        name = " " * name.startswith("_") + name  # matplotlib leaves names that begin with _ out of the legend
         loss_axes.plot(*zip(*_points(train, unit, "loss"), strict=True), label=name)
         points = _points(val, unit, criterion)
         label = f"{name}: {max(y for _, y in points):.2f} %"

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..runtime.regular_file import open_regular
 
 __all__ = ["download", "sha256_of", "split_hash"]
 
@@ -166,7 +167,7 @@ def _fetch(address: str, partial: Path, most: int) -> None:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path, "rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(_CHUNK):
             digest.update(chunk)

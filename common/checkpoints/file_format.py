@@ -9,13 +9,14 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
 from ..errors import UserError, missing_hint, one_line
 from ..runtime.atomic_file import replace_file
 from ..runtime.folders import expand_home
+from ..runtime.regular_file import open_regular
 from .safe_pickle import UnsafePickleError, load_arrays
 
 __all__ = ["SUFFIXES", "DamagedFileError", "float32_of_bfloat16", "load_file", "locate_file", "save_file"]
@@ -110,7 +111,7 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
 class _ChecksumWriter:
     """A file with the CRC-32 of the written bytes."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         self._file, self.checksum = file, 0
 
     def write(self, data: Any) -> int:
@@ -118,7 +119,7 @@ class _ChecksumWriter:
         return self._file.write(data)
 
 
-def _checksum(file: BinaryIO, size: int) -> int:
+def _checksum(file: IO[bytes], size: int) -> int:
     """CRC-32 of the next ``size`` bytes."""
     checksum = 0
     while size > 0 and (chunk := file.read(min(_CHUNK, size))):
@@ -128,7 +129,7 @@ def _checksum(file: BinaryIO, size: int) -> int:
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
+    with open_regular(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - _TRAILER.size))
         trailer = file.read()

@@ -224,6 +224,9 @@ def read_checkpoint(
     if ema is None and "model" in state and state.get("model_ema") is not None and is_main_process() and not is_quiet():
         line = f"{name}: the averaged weights are taken (model_ema); -weights model, or ema=False, takes the others"
         print(printable(line), file=sys.stderr, flush=True)
+    if ema is False and state.get("model_ema") is None and is_main_process():
+        line = f"warning: {name} has one set of weights, perhaps averaged; -weights, or ema, changes nothing"
+        print(printable(line), file=sys.stderr, flush=True)
     return replace(Checkpoint.from_state(state, name, ema), path=path, sha256=sha256)
 
 

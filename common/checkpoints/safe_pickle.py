@@ -13,7 +13,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class UnsafePickleError(Exception):
     """The file contains something other than weights, or is damaged; the message says which."""
 
 
-def load_arrays(file: BinaryIO, size: int) -> Any:
+def load_arrays(file: IO[bytes], size: int) -> Any:
     """Read one pickle of containers, numbers, strings, ``None`` and numeric NumPy arrays.
 
     Args:
@@ -61,7 +61,7 @@ def load_arrays(file: BinaryIO, size: int) -> Any:
 class _Bounded(io.RawIOBase):
     """A file that refuses to read more bytes than it has, before memory is allocated for them."""
 
-    def __init__(self, file: BinaryIO, size: int):
+    def __init__(self, file: IO[bytes], size: int):
         self._file, self._left = file, size
 
     def read(self, count: int = -1) -> bytes:
@@ -228,7 +228,7 @@ class _Unpickler(pickle._Unpickler):
     The reader in C allocates its memo up to any index that a file names, and opcodes cannot be removed from it.
     """
 
-    def __init__(self, file: BinaryIO, size: int):
+    def __init__(self, file: IO[bytes], size: int):
         super().__init__(_Bounded(file, size))
         self.dispatch = _Operations(_Unpickler.dispatch)
         self._copies_left = size

@@ -16,7 +16,6 @@ import io
 import logging
 import os
 import re
-import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import UserError, missing_hint, one_line
+from ..runtime.regular_file import is_regular
 from .preprocessing import MAX_PIXELS
 
 __all__ = [
@@ -63,6 +63,9 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)  # it prints a line for each file it cannot read
 _LOOKED_AT = 100  # images whose headers are read for deep_image_warning
 _MAX_HEADER = 4096  # bytes of a PPM file, whose header Pillow reads byte by byte
+_MOST_TEXTS = 32  # compressed ones in a PNG; libpng unpacks and keeps 8 MB of each
+_MOST_SCANS = 100  # of a JPEG; 10 are usual for a progressive one
+_BYTES_PER_SCAN = 2**15  # a JPEG may have one more for each: half of them are two bytes that mean nothing in other data
 _TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -75,8 +78,8 @@ _TURNS = {  # from the stored pixels of each EXIF orientation to the upright ima
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder is never data: hidden ones (``._photo.jpg``), and what macOS and Windows add."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+    """Whether a file or folder is never data: hidden ones (``._photo.jpg``), and what operating systems add."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "lost+found")
 
 
 def list_images(
@@ -88,10 +91,18 @@ def list_images(
 
     Args:
         others: is extended by the files with other suffixes.
+
+    Raises:
+        UserError: a folder cannot be listed.
     """
+
+    def refuse(error: OSError) -> None:  # os.walk leaves such folders out otherwise
+        raise UserError(f"cannot list {error.filename}: {error.strerror}; check permissions and the disk") from error
+
     found: list[str] = []
     visited = set()
-    for parent, subfolders, files in os.walk(folder, followlinks=True):  # strings: a million Path objects take long
+    # Strings, because a million Path objects take long.
+    for parent, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real_parent = os.path.realpath(parent)
         if real_parent in visited:  # a link to a folder above
             subfolders.clear()
@@ -131,7 +142,10 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
     if not isinstance(source, io.BytesIO):
         check_regular(source)
     with _open(source) as file:
-        _check_header_of_ppm(file.read(_MAX_HEADER))
+        head = file.read(_MAX_HEADER)
+        if not head:
+            raise UserError("it is empty; replace or remove it")
+        _check_header_of_ppm(head)
         file.seek(0)
         try:
             image = Image.open(file, formats=_FORMATS)
@@ -149,13 +163,13 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
 
 
 def check_regular(path: str | Path) -> None:
-    """Refuse what is not a regular file: opening a pipe would wait for ever.
+    """Refuse what is not a regular file, as a pipe, for which one would wait for ever.
 
     Raises:
         OSError: there is no such file.
         UserError: it is not a regular file. The message does not name it.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+    if not is_regular(path):
         raise UserError("it is not a regular file; replace or remove it")
 
 
@@ -185,8 +199,11 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def check_header(path: str) -> None:
+def check_header(path: str, scans: bool = True) -> None:
     """Check what the header of an image tells, before a toolkit decodes it.
+
+    Args:
+        scans: whether to count those of a JPEG, which reads the whole file.
 
     Raises:
         UserError: the file does not exist, cannot be opened, or as :func:`open_image`; the message names the file.
@@ -194,6 +211,8 @@ def check_header(path: str) -> None:
     with naming_the_file(path), open_image(path) as image:
         if image.format == "PNG":
             _check_chunks(path)
+        elif scans:
+            _check_scans(path)
 
 
 @contextmanager
@@ -215,18 +234,34 @@ def _check_chunks(path: str) -> None:
     """Refuse what OpenCV does not check in a PNG.
 
     It allocates a chunk of any length that is stated, up to 4 GiB, and libpng prints the name of a color profile in
-    warnings.
+    warnings. It unpacks a thousand texts.
     """
     with Path(path).open("rb") as file:
-        end, size, kind = 8, os.fstat(file.fileno()).st_size, b""
+        end, size, kind, texts = 8, os.fstat(file.fileno()).st_size, b"", 0
         while end < size and kind != b"IEND":
             file.seek(end)
             length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
             end += length + 12  # its length, kind and checksum
             if end > size:
                 raise UserError("it is damaged (a chunk is longer than the file); replace or remove it")
+            texts += kind in (b"iTXt", b"zTXt")
+            if texts > _MOST_TEXTS:
+                raise UserError(f"it has more than {_MOST_TEXTS} compressed texts; save it again without them")
             if kind == b"iCCP" and not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
                 raise UserError("the name of its color profile cannot be printed; remove the profile")
+
+
+def _check_scans(source: str | Path | io.BytesIO) -> None:
+    """Refuse a JPEG of thousands of scans: each takes as long as the whole image, and may have 10 bytes."""
+    with _open(source) as file:
+        if file.read(2) != b"\xff\xd8":
+            return
+        scans = size = 0
+        while block := file.read(2**20):
+            size += len(block)
+            scans += block.count(b"\xff\xda")
+    if scans > _MOST_SCANS + size // _BYTES_PER_SCAN:
+        raise UserError(f"it has more than {_MOST_SCANS} scans; save it again")
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
@@ -255,6 +290,7 @@ def load_rgb(source: str | Path | io.BytesIO, min_size: int | None = None) -> Im
     """
     try:
         with open_image(source) as image:
+            _check_scans(source)
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
             turn = None if image.format == "TIFF" else _TURNS.get(exif_orientation(image))  # Pillow turns TIFF files
@@ -346,20 +382,20 @@ def look_at_image(path: str) -> ImageInfo:
     Raises:
         UserError: as :func:`read_image`.
     """
-    check_header(path)
-    try:
-        with open_image(path) as image:
-            is_deep, orientation = stored_bits(path, image) > 8, exif_orientation(image)
-            if image.format in ("PNG", "JPEG"):
-                size = image.size if orientation < 5 else image.size[::-1]
-                if image.format == "PNG":
-                    image.verify()
-                elif not _has_end_of_jpeg(path):
-                    image.load()
-            else:
-                size = None
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    check_header(path, scans=False)
+    with naming_the_file(path), open_image(path) as image:
+        if image.mode == "F":
+            raise UserError("its pixels are floating-point numbers; save it with 8 bits")
+        is_deep, orientation = stored_bits(path, image) > 8, exif_orientation(image)
+        if image.format in ("PNG", "JPEG"):
+            size = image.size if orientation < 5 else image.size[::-1]
+            if image.format == "PNG":
+                image.verify()
+            elif not _has_end_of_jpeg(path):
+                _check_scans(path)
+                image.load()
+        else:
+            size = None
     width, height = size or read_image(path).shape[1::-1]
     return ImageInfo(width, height, is_deep, orientation)
 

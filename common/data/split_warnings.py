@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def split_warnings(
     training: Iterable[str | bytes],
     validation: Iterable[str | bytes],
     root: str | Path = "",
+    labels: Iterable[int] = (),
 ) -> list[str]:
     """Return what looks wrong but may be intended: classes of one name, and images that are repeated.
 
@@ -31,13 +33,15 @@ def split_warnings(
         class_names: of the data, or None.
         training, validation: paths of the images of each split, relative to the same folder.
         root: that folder. Images that are no files in it are compared by their paths only.
+        labels: of the training images, if each has one; equal images of different classes are named.
     """
     lines = []
     for name, count in Counter(class_names or ()).items():
         if count > 1:
             numbers = [str(number) for number, other in enumerate(class_names or ()) if other == name]
             lines.append(f"classes {', '.join(numbers)} are all called {name!r}")
-    counts = [Counter(os.fsdecode(os.path.normpath(path)) for path in paths) for paths in (training, validation)]
+    paths = [[os.fsdecode(os.path.normpath(path)) for path in split] for split in (training, validation)]
+    counts = [Counter(split) for split in paths]
     for split, found in zip(("training", "validation"), counts, strict=True):
         if repeated := [path for path, times in found.items() if times > 1]:
             lines.append(
@@ -50,23 +54,42 @@ def split_warnings(
             f"{len(shared):,} images are both in the training and in the validation data, such as "
             f"{printable(min(shared))}; {advice}"
         )
-    if is_main_process() and len(train) + len(val) <= _MOST_COMPARED and (copies := _copies(train, val - shared, root)):
-        copy, original = map(printable, min(copies.items()))
+    few = is_main_process() and len(train) + len(val) <= _MOST_COMPARED
+    groups = _equal_files(train | val, root) if few else []
+    originals = {path: min(of_train) for group in groups if (of_train := train & group) for path in group - train}
+    if originals:
+        copy, original = map(printable, min(originals.items()))
         lines.append(
-            f"{len(copies):,} images of the validation data are copies of training images, such as {copy} of "
+            f"{len(originals):,} images of the validation data are copies of training images, such as {copy} of "
             f"{original}; {advice}"
         )
+    groups = [train & group for group in groups] + [{path} for path, times in counts[0].items() if times > 1]
+    classes: dict[str, set[int]] = {path: set() for group in groups for path in group}
+    for path, label in zip(paths[0], labels, strict=False):
+        if path in classes:
+            classes[path].add(label)
+    for group in groups:
+        found_classes = sorted(set().union(*map(classes.__getitem__, group)))
+        if len(found_classes) > 1:
+            names = ", ".join(printable(class_names[label]) if class_names else str(label) for label in found_classes)
+            lines.append(
+                f"{printable(min(group))}, itself or as a copy, is in the training data with several classes, {names}; "
+                "correct this and other such images"
+            )
+            break
     return lines
 
 
-def _copies(train: Iterable[str], val: Iterable[str], root: str | Path) -> dict[str, str]:
-    """The validation images whose files equal those of training images, and one such training image for each."""
+def _equal_files(paths: Iterable[str], root: str | Path) -> list[set[str]]:
+    """The groups of files with equal contents."""
+    groups = [set(paths)]
     for length in (4096, -1):  # the first bytes, and then all of the few files that agree in them
-        of_train, of_val = ({path: _digest(Path(root, path), length) for path in paths} for paths in (train, val))
-        same = set(of_train.values()) & set(of_val.values()) - {None}
-        train, val = ([path for path, digest in found.items() if digest in same] for found in (of_train, of_val))
-    originals = {of_train[path]: path for path in train}
-    return {path: originals[of_val[path]] for path in val}
+        equal: dict[bytes | None, set[str]] = defaultdict(set)
+        for path in itertools.chain(*groups):
+            equal[_digest(Path(root, path), length)].add(path)
+        equal.pop(None, None)
+        groups = [group for group in equal.values() if len(group) > 1]
+    return groups
 
 
 def _digest(path: Path, length: int) -> bytes | None:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from paddle import Tensor
 
 from ..checkpoints.download import sha256_of
 from ..checkpoints.released import list_tags
-from ..data.class_names import printable_names
+from ..data.class_names import MAX_CLASSES, printable_names
 from ..errors import UserError, one_line
 from ..runtime.regular_file import read_lines
 from ..schema import Range, check_value, read_json
@@ -46,6 +47,7 @@ CARD = "model_card.json"
 CONFIG = "config.yaml"
 LABELS = "labels.txt"
 PREPROCESSING = "preprocessing.json"
+_MAX_TEXT = 2**24  # bytes of LABELS and CONFIG
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Card:
     """What programs need of a model card."""
 
     task: str
-    classes: Annotated[int, Range(1, 2**31)]
+    classes: Annotated[int, Range(1, MAX_CLASSES)]
     files: dict[str, _File]
     inputs: list[_Port]
     outputs: list[_Port]
@@ -110,14 +112,23 @@ def refuse_other_files(folder: Path) -> None:
     """Refuse a folder in which an export would overwrite other files, such as a run's ``config.yaml``.
 
     Raises:
-        UserError: the folder has files of these names, and no model card.
+        UserError: the folder has files of these names, and no model card of an export.
     """
-    names = [] if (folder / CARD).exists() else [*_MODEL_FILES, LABELS, PREPROCESSING, CONFIG]
+    names = [] if _is_card(folder / CARD) else [*_MODEL_FILES, LABELS, PREPROCESSING, CONFIG, CARD]
     others = [name for name in names if (folder / name).exists()]
     if others:
         raise UserError(
             f"{folder} contains files that are not from tools/export.py ({', '.join(others)}); give another -out"
         )
+
+
+def _is_card(path: Path) -> bool:
+    """Whether a file is the model card of an export; other programs have files of that name, too."""
+    try:
+        check_value(read_json(path, CARD), Card, CARD)
+    except (OSError, UserError):
+        return False
+    return True
 
 
 def replace_exported(new: Path, folder: Path) -> list[Path]:
@@ -210,6 +221,8 @@ class ExportedModel:
     def _read_lines(self, name: str) -> list[str]:
         path = self.file.parent / name
         try:
+            if path.stat().st_size > _MAX_TEXT:
+                raise OSError(errno.EFBIG, f"It has more than {_MAX_TEXT:,} bytes")
             return list(read_lines(path))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -218,10 +231,11 @@ class ExportedModel:
     def _check_files(self) -> None:
         """Compare the files with the card, since a damaged file need not fail.
 
-        Paddle Inference computes NaN without weights, and half a configuration is a valid one.
+        Paddle Inference computes NaN without weights, half a configuration is a valid one, and so are labels in another
+        order.
         """
         weights = {".onnx": [], ".xml": [".bin"]}.get(self.file.suffix, [".pdiparams"])
-        for name in [self.file.name, *(self.file.stem + suffix for suffix in weights), CONFIG]:
+        for name in [self.file.name, *(self.file.stem + suffix for suffix in weights), CONFIG, LABELS]:
             path = self.file.parent / name
             if not path.is_file():
                 raise UserError(f"no such file: {path} of {self.file.name}; export the model again")

@@ -95,6 +95,7 @@ def draw_precision_recall(
             axes.plot(recall, curves[:, number], color="0.8", linewidth=0.6)
         for place, number in enumerate(np.sort(named)):
             label = f"{labels[number]}: {area[number]:.1f}"
+            label = " " * label.startswith("_") + label  # matplotlib leaves those that begin with _ out of the legend
             axes.plot(recall, curves[:, number], color=colormaps["tab10"](place), linewidth=1.2, label=label)
         mean = curves[:, present].mean(axis=1)
         axes.plot(recall, mean, color="black", linewidth=2, label=f"mean: {mean.mean():.1f}")

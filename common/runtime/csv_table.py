@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -58,6 +59,8 @@ def _read(kind: type, cell: str) -> Any:
 def append_rows(file: Path, kind: type[Row], rows: Iterable[Row]) -> None:
     """Append rows to a table, or create it. Without rows, this checks that the file can be written.
 
+    After an error the table has its old rows. It is not replaced as a whole, because several processes may append.
+
     Raises:
         UserError: see :func:`read_table`.
         OSError: the file cannot be written.
@@ -65,18 +68,26 @@ def append_rows(file: Path, kind: type[Row], rows: Iterable[Row]) -> None:
     read_table(file, kind)
     file.parent.mkdir(parents=True, exist_ok=True)
     ends_within_line = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")  # as some editors save it
-    with file.open("a", encoding="utf-8", newline="") as text:
-        if ends_within_line:
-            text.write("\n")
-        writer = csv.writer(text, lineterminator="\n")
-        if not text.tell():
-            writer.writerow(_columns(kind))
-        writer.writerows(map(astuple, rows))
+    size = file.stat().st_size if file.exists() else 0
+    try:
+        with file.open("a", encoding="utf-8", errors="backslashreplace", newline="") as text:  # paths may be no text
+            if ends_within_line:
+                text.write("\n")
+            writer = csv.writer(text, lineterminator="\n")
+            if not text.tell():
+                writer.writerow(_columns(kind))
+            writer.writerows(map(astuple, rows))
+    except OSError:  # such as a full disk, which leaves half a row
+        if size:
+            os.truncate(file, size)
+        else:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def write_columns(file: BinaryIO, columns: Mapping[str, Iterable[Any]]) -> None:
     """Write columns of one length below their headings, in UTF-8; floats get six digits, NaN an empty cell."""
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(list(map(_cell, row)) for row in zip(*columns.values(), strict=True))

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import errno
+import functools
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["open_regular", "read_lines"]
+__all__ = ["is_regular", "open_regular", "read_lines"]
 
 _LONGEST_LINE = 2**16  # characters
 
 
+def is_regular(path: str | Path) -> bool:
+    """Whether a path leads to a file on a disk: no folder, pipe or device, and none of ``/proc``, where some never end.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    status = os.stat(path)  # noqa: PTH116
+    return stat.S_ISREG(status.st_mode) and status.st_dev != _device_of_proc()
+
+
+@functools.cache
+def _device_of_proc() -> int | None:
+    try:
+        return os.stat("/proc/self").st_dev  # noqa: PTH116
+    except OSError:  # other systems have none
+        return None
+
+
 def open_regular(path: Path, mode: str = "r", **options: Any) -> IO[Any]:
     """Open a file for reading, unless it is a pipe or a device: one may never begin, the other never end.
+
+    So may a file of ``/proc``, see :func:`is_regular`.
 
     Args:
         options: further arguments of ``open``.
@@ -22,7 +44,7 @@ def open_regular(path: Path, mode: str = "r", **options: Any) -> IO[Any]:
     Raises:
         OSError: it is one of these, or cannot be opened.
     """
-    if not stat.S_ISREG(kind := path.stat().st_mode) and not stat.S_ISDIR(kind):  # open() says what is wrong there
+    if not is_regular(path) and not path.is_dir():  # open() says what is wrong with a folder
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return path.open(mode, **options)
 

@@ -44,7 +44,10 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
         with open_regular(path, encoding="utf-8", errors="surrogateescape") as file:
             values = read_yaml(file.read(), str(path))
     except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing -cfg") from error
+        remedy = "give an existing -cfg"
+        if including:
+            remedy = f"BASE of {including[-1]} names it: write a path that is relative to this file, or an absolute one"
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}; {remedy}") from error
     bases = [values.pop(key, None) for key in ("BASE", "_base_", "_BASE_")]
     bases = next(filter(None, bases), [])
     for base in [bases] if isinstance(bases, str) else bases:

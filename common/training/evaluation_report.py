@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..pictures.charts import draw_confusion
 from ..runtime.atomic_file import replace_file
 from ..runtime.csv_table import write_columns
 from ..runtime.folders import refuse_other_files
+from ..runtime.regular_file import open_regular
 
 __all__ = ["ReportFiles", "class_files", "confusion_files", "prepare_report", "write_report"]
 
@@ -22,6 +24,7 @@ ReportFiles = Mapping[str, Callable[[BinaryIO], None]]  # functions that write t
 
 # The files of all tasks. One evaluation writes some of them.
 _FILES = ("classes.csv", "confusion.csv", "confusion.png", "precision_recall.csv", "precision_recall.png")
+_HEADING = b"class,"  # how the first of them begins
 
 
 def prepare_report(folder: Path) -> None:
@@ -31,6 +34,8 @@ def prepare_report(folder: Path) -> None:
         UserError: it cannot be created, or contains other files than those of a report.
     """
     refuse_other_files(folder, _is_expected, "those of a report", "-report")
+    if not _is_report(folder):
+        raise UserError(f"{folder} holds files with names of a report that are none; give another -report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,6 +90,15 @@ def confusion_files(names: Sequence[str], matrix: np.ndarray) -> ReportFiles:
         "confusion.csv": partial(write_columns, columns=columns),
         "confusion.png": partial(draw_confusion, matrix=matrix, names=names),
     }
+
+
+def _is_report(folder: Path) -> bool:
+    """Whether a folder has no file of a report, or the table of the classes, which every report has."""
+    table = folder / _FILES[0]
+    if not table.is_file():
+        return not any(os.path.lexists(folder / name) for name in _FILES)
+    with open_regular(table, "rb") as file:
+        return file.read(len(_HEADING)) == _HEADING
 
 
 def _is_expected(path: Path) -> bool:

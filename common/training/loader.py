@@ -222,7 +222,10 @@ def _as_tensor(array: np.ndarray, place: Any) -> paddle.Tensor:
 def _cause(exit_code: int | None) -> str:
     if exit_code is None or exit_code >= 0:
         return f"exit code {exit_code}"
-    return signal.Signals(-exit_code).name
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {-exit_code}"
 
 
 def seed_generators(*seeds: int) -> None:

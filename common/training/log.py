@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,9 +110,10 @@ class TrainingLog:
         kept = [record for record in _read_records(path) if done.includes(record)]
         write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
-        for older in (folder / "visualdl").glob("vdlrecords.*"):
+        curves = folder / "visualdl"
+        for older in () if curves.is_symlink() else curves.glob("vdlrecords.*.log"):  # a link may lead to other runs
             older.unlink()
-        self._visualdl = LogWriter(logdir=str(folder / "visualdl"), display_name=folder.name)
+        self._visualdl = LogWriter(logdir=str(curves), display_name=printable(folder.name))
         for record in kept:
             metrics = {name: value for name, value in record.items() if name not in ("kind", "step")}
             self._add_scalars(record["kind"], done.step_of(record), metrics)
@@ -142,7 +143,7 @@ class TrainingLog:
                 tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
                 sys.stdout.flush()
 
-    @contextmanager
+    @contextlib.contextmanager
     def printing(self) -> Iterator[None]:
         """Around all that prints during training: from when nobody reads it, print to the null device."""
         try:
@@ -167,9 +168,10 @@ class TrainingLog:
                 self._visualdl.add_scalar(f"{kind}/{name}", value, step)
 
     def histogram(self, name: str, step: int, values: np.ndarray) -> None:
-        """Write the distribution of some values of a step to VisualDL."""
+        """Write the distribution of some values of a step to VisualDL, unless there are no buckets between them."""
         if self._visualdl:
-            self._visualdl.add_histogram(name, values.ravel(), step, buckets=_HISTOGRAM_BUCKETS)
+            with contextlib.suppress(ValueError):  # equal values above 2**53; float64 divides all ranges of float32
+                self._visualdl.add_histogram(name, values.ravel().astype(float), step, buckets=_HISTOGRAM_BUCKETS)
 
     def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
         """Write a picture of a step, RGB uint8 ``[height, width, 3]``, to VisualDL, and the latest one to a PNG.

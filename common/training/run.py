@@ -11,9 +11,10 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from ..checkpoints.loading import Checkpoint, load_weights, read_checkpoint, read_state
-from ..checkpoints.released import local_path
+from ..checkpoints.released import local_path, resolve_weights
 from ..errors import StoppedBySignal, UserError
 from ..flops import params
+from ..runtime.atomic_file import copy_file
 from ..runtime.csv_table import append_rows
 from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
 from ..runtime.verbosity import is_verbose
@@ -58,7 +59,7 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
     if config.RESUME not in ("", "auto"):
         local_path(config.RESUME)  # a wrong path is an error of its own, not that the folder holds another run
     folder = RunFolder(Path(config.OUTPUT), config.KEEP_CHECKPOINTS, task.unit)
-    folder.claim(config.RESUME, config.OVERWRITE, log.line, config.MODEL.PRETRAINED)
+    folder.claim(config.RESUME, config.OVERWRITE, log.line, _pretrained_files(task) if config.OVERWRITE else ())
     resumed = _find_training_state(task, folder)
     training = task.build_training(resumed=bool(resumed))
     _require_equal_ranks(training.data_hashes)
@@ -96,6 +97,8 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
         _resume(trainer, *resumed)
     task.preflight(training)
     folder.begin(task.config_spec.dump(config))
+    if resumed:
+        _carry_best(trainer, folder, Path(resumed[0]).parent)
     log.open(folder.folder, trainer.position)
     try:
         best = trainer.run()
@@ -219,6 +222,16 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
         )
 
 
+def _carry_best(trainer: Trainer, folder: RunFolder, source: Path) -> None:
+    """Copy the best weights from the folder of the resumed state, or else let the next validation write new ones."""
+    of_source = source / folder.best.name
+    if is_main_process() and not folder.best.exists() and of_source.is_file():
+        copy_file(of_source, folder.best)
+    if trainer.state.best and trainer.state.step < trainer.total_steps and not gather_objects(folder.best.exists())[0]:
+        trainer.log.line(f"warning: {folder.best} is missing, so the best result is that of the coming validations")
+        trainer.state.best = {}
+
+
 def _require_equal_ranks(own: Mapping[str, str]) -> None:
     """Refuse ranks with other settings, code or data: they would wait for each other forever, or mix up the classes.
 
@@ -239,8 +252,22 @@ def _require_equal_ranks(own: Mapping[str, str]) -> None:
 
 def freezes_random_weights(config: CfgNode) -> bool:
     """Whether parts are frozen, but no section names weights: neither the task's nor those of a toolkit's models."""
-    keys = (key for key in keys_of(config) if key.rpartition(".")[2].lower() == "pretrained")
-    return bool(config.TRAIN.FREEZE) and not any(find(config, key) for key in keys)
+    return bool(config.TRAIN.FREEZE) and not any(_pretrained(config))
+
+
+def _pretrained(config: CfgNode) -> list[Any]:
+    return [find(config, key) for key in keys_of(config) if key.rpartition(".")[2].lower() == "pretrained"]
+
+
+def _pretrained_files(task: Task) -> list[Path]:
+    """The files of all weights that a new run starts from; a tag or a link may lead into its folder.
+
+    Raises:
+        UserError: there is no such file or tag.
+    """
+    names = [name for name in _pretrained(task.config) if name and isinstance(name, str)]
+    found = [resolve_weights(task.backbone_name, name, task.name) for name in names]
+    return [local_path(source) for source in found if "://" not in str(source)]  # downloads are elsewhere
 
 
 def _ends_in_warm_up(task: Task, training: Training) -> bool:

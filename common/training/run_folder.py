@@ -7,7 +7,7 @@ import re
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,10 +24,12 @@ __all__ = ["RunFolder", "numbered_states"]
 # weights without the log, by which the rest is recognized as a run.
 _FILES = (
     r"(best|last|latest|(epoch|step)_\d{4,})\.pdparams",
-    r"config\.yaml|(val|val_ema)_\w+\.json|visualdl/vdlrecords\..+|pictures/(train|val|val_ema)_[^/]+\.png",
+    r"config\.yaml|(val|val_ema)_(bbox|segm)\.json|visualdl/vdlrecords\.\d+\.log",
+    r"pictures/(train_samples|(val|val_ema)_(images|image_\d+))\.png",
     r"log\.jsonl",
 )
 _SUBFOLDERS = "visualdl", "pictures"
+_HOLDER = "host "  # how the content of a lock begins
 # What makes a folder that of a run. The other files may be those of a user, of an evaluation or of a check.
 _SIGNS_OF_A_RUN = re.compile(r"(latest|(epoch|step)_\d{4,})\.pdparams|log\.jsonl")
 # What may be in the folder of a new run: results of data checks and evaluations, logs of Paddle's launcher.
@@ -58,14 +60,14 @@ class RunFolder:
 
     # ---- before the run
 
-    def claim(self, resume: str, overwrite: bool, warn: Callable[[str], None], pretrained: str = "") -> None:
+    def claim(self, resume: str, overwrite: bool, warn: Callable[[str], None], pretrained: Iterable[Path] = ()) -> None:
         """Create the folder, lock it for the life of this object, and refuse one whose files are not this run's.
 
         Args:
             resume: the training state to continue, ``auto`` for that of the folder, or empty.
             overwrite: replace another run.
             warn: called with a message if the file system has no locks.
-            pretrained: the weights to start from, if any.
+            pretrained: files of weights that the run starts from.
 
         Raises:
             UserError: another process writes into the folder, or it contains another run or other files, or the run to
@@ -86,10 +88,9 @@ class RunFolder:
                 f"{self.folder} holds a run; continue it with -resume auto, replace it with -overwrite, or give "
                 "another -output"
             )
-        if self._replaces and self._contains(pretrained):
-            raise UserError(
-                f"-overwrite would delete {pretrained}, which -pretrained starts from; give another -output"
-            )
+        for file in pretrained:
+            if self._replaces and self._contains(file):
+                raise UserError(f"-overwrite would delete {file}, which the new run starts from; give another -output")
 
     def find_latest(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
         """Read the newest intact training state; ``None`` if there is no state at all.
@@ -124,6 +125,8 @@ class RunFolder:
     def begin(self, config: str) -> None:
         """Write ``config.yaml``; delete the files of a replaced run, and temporary files of killed processes.
 
+        Links in place of subfolders are not followed.
+
         Args:
             config: the configuration of the run as yaml.
         """
@@ -157,7 +160,7 @@ class RunFolder:
         self._save(state, self.latest)
 
     def save_numbered(self, state: Mapping[str, Any], number: int) -> None:
-        """Save a state under a number, then as the latest; delete all but the last ``keep`` up to this number.
+        """Save a state under a number, delete all but the last ``keep`` up to this number, then save it as the latest.
 
         Larger numbers, of a run that went back, stay. In this order, a run that is killed in between loses neither: it
         resumes from the older ``latest``, and comes here again.
@@ -167,10 +170,10 @@ class RunFolder:
         numbered = self.folder / f"{self.unit}_{number:04d}{SUFFIXES[0]}"
         self._save(state, numbered)
         if is_main_process():
-            copy_file(numbered, self.latest)
             done = [path for other, path in numbered_states(self.folder, self.unit).items() if other <= number]
             for old in done[: -self.keep]:
                 old.unlink()
+            copy_file(numbered, self.latest)
 
     def save_best(self, weights: Mapping[str, Any]) -> None:
         self._save(weights, self.best)
@@ -185,7 +188,7 @@ class RunFolder:
             self.require_intact()
             save_file(state, path)
 
-    def _contains(self, file: str) -> bool:
+    def _contains(self, file: str | Path) -> bool:
         real = os.path.realpath(file)
         return bool(file) and Path(real).parent == Path(os.path.realpath(self.folder))
 
@@ -205,7 +208,8 @@ class RunFolder:
 
     def _delete(self, pattern: str, temporary: bool = False) -> None:
         """Delete the files whose path relative to the folder matches, or their temporary files."""
-        for folder in (self.folder, *(self.folder / name for name in _SUBFOLDERS)):
+        subfolders = [self.folder / name for name in _SUBFOLDERS]
+        for folder in (self.folder, *(subfolder for subfolder in subfolders if not subfolder.is_symlink())):
             for path in folder.glob("*"):
                 name, is_temporary = _TEMPORARY.subn(r"\1", path.relative_to(self.folder).as_posix())
                 if is_temporary == temporary and re.fullmatch(pattern, name) and not path.is_dir():
@@ -221,21 +225,24 @@ class RunFolder:
         if self._lock_path.is_symlink():  # to another file, which would be emptied
             self._lock_path.unlink()
         self._lock_file = self._lock_path.open("a+", encoding="utf-8", errors="replace")
+        self._lock_file.seek(0)
+        content = self._lock_file.read(500)
+        if content and not content.startswith(_HOLDER):
+            raise UserError(f"{self._lock_path} is a file of another program; give another -output")
         try:
             import fcntl  # not on Windows
 
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._locked = True
         except (BlockingIOError, PermissionError) as error:
-            self._lock_file.seek(0)
-            holder = "".join(filter(str.isprintable, self._lock_file.read(500)))
+            holder = "".join(filter(str.isprintable, content))
             raise UserError(
                 f"another run writes into {self.folder} ({holder}); wait for its end, stop it, or give another -output"
             ) from error
         except (ImportError, OSError) as error:
             warn(f"warning: {self.folder} cannot be locked ({error}); start no other run that writes into it")
         self._lock_file.truncate(0)
-        self._lock_file.write(f"host {socket.gethostname()}, process {os.getpid()}: {shlex.join(sys.argv)}\n")
+        self._lock_file.write(f"{_HOLDER}{socket.gethostname()}, process {os.getpid()}: {shlex.join(sys.argv)}\n")
         self._lock_file.flush()
 
 

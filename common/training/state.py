@@ -181,6 +181,8 @@ class TrainingState:
             value = f"{title(self._task.criterion)} {best[self._task.criterion]:.2f}"
             differences.append(f"the best result so far, {value}, is of the other validation data")
         load_optimizer_state(self.optimizer, self.model, state.optimizer, source)
+        if state.learning_rate is not None:
+            self.optimizer.set_lr(state.learning_rate)  # it may be saved again before the next step
         if state.scaler:
             self.scaler.load_state_dict(dict(vars(state.scaler)))
         if last_epoch is None:

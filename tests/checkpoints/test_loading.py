@@ -76,6 +76,8 @@ def test_averaged_weights_are_loaded_unless_the_others_are_chosen(tmp_path, caps
     load_pretrained(model, tmp_path / "without")
     assert_equal(model, numpy_state(plain))
     assert not capsys.readouterr().err
+    load_pretrained(model, tmp_path / "without", ema=False)
+    assert "without has one set of weights, perhaps averaged; -weights" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"no averaged weights \(model_ema\); choose model"):
         load_pretrained(model, tmp_path / "without", ema=True)
 

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tarfile
+import time
 import tracemalloc
 import zipfile
 import zlib
@@ -180,6 +181,15 @@ def test_a_size_beyond_the_tar_is_refused_without_memory(tmp_path, size, kind):
         assert tracemalloc.get_traced_memory()[1] < 10**7
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_header_longer_than_any_path_is_refused_at_once(tmp_path, form):
+    longest = {f"{'x' * 250}/" * 16 + "1.jpg": b"1"}
+    assert read_all(write_tar(tmp_path / "a.tar", longest, format=form)) == longest
+    began = time.process_time()  # some versions of tarfile take the square of the number of digits
+    refused(write_tar(tmp_path / "b.tar", {"9" * 100_000: b"1"}, format=form), "a header is too long")
+    assert time.process_time() - began < 1
 
 
 def test_an_image_of_more_than_a_gibibyte_is_refused(tmp_path):

@@ -105,20 +105,28 @@ def test_folders_may_have_the_numbers_of_the_classes_as_names(tmp_path):
 
 
 def test_folder_without_splits_holds_out_a_fixed_fifth_of_each_class(tmp_path):
-    for name, count in (("many", 20), ("two", 2), ("one", 1)):
+    for name, count in (("many", 100), ("two", 2), ("one", 1)):
         for number in range(count):
             save_image(tmp_path / name / f"{number}.png")
     train, val = (build_dataset("folder", tmp_path, split) for split in ("train", "val"))
     assert train.class_names == val.class_names == ["many", "one", "two"]
-    assert np.bincount(train.labels).tolist() == [16, 1, 1]
-    assert np.bincount(val.labels, minlength=3).tolist() == [4, 0, 1]
+    assert np.bincount(train.labels).tolist() == [79, 1, 1]
+    assert np.bincount(val.labels, minlength=3).tolist() == [21, 0, 1]
     assert [train.warnings(), *val.warnings()] == [
         [],
-        f"{tmp_path} has no val folder, so a fixed random 20% of each class is the validation split",
+        f"{tmp_path} has no val folder, so about 20% of each class, always the same, are the validation split",
     ]
-    assert len({*train.names(), *val.names()}) == 23
+    assert len({*train.names(), *val.names()}) == 103
     # Results are only comparable while the split never changes.
-    assert [os.fsdecode(name) for name in val.names()[:4]] == [f"many/{number}.png" for number in (1, 16, 8, 9)]
+    assert [os.fsdecode(name) for name in val.names()[:4]] == [f"many/{number}.png" for number in (20, 25, 30, 32)]
+    for number in range(100, 150):
+        save_image(tmp_path / "many" / f"{number}.png")
+    assert not set(train.names()) & set(build_dataset("folder", tmp_path, "val").names())
+    save_image(tmp_path / "beside.png")
+    assert "1 images beside the class folders" in build_dataset("folder", tmp_path, "train").warnings()[0]
     for name in ("cat", "dog"):
         save_image(tmp_path / "single" / name / "a.png")
     fails("too few images for the val split", "folder", tmp_path / "single", "val")
+    for name in ("val/cat", "val/dog", "train/cat", "train/dog"):
+        (tmp_path / "emptied" / name).mkdir(parents=True)
+    fails("have no images: add some", "folder", tmp_path / "emptied", "val")

@@ -60,6 +60,7 @@ def test_idx_missing_or_contradictory(tmp_path):
         (idx_bytes(IDX_IMAGES) + b"x", "more bytes of content"),
         (idx_bytes(IDX_IMAGES)[:10], "its header is cut off"),
         (idx_bytes(np.zeros((3, 1, 33), np.uint8)), "33x1 pixels, and one side is more than 32 times the other"),
+        (struct.pack(">4B3I", 0, 0, 8, 3, 2**24 + 1, 1, 1) + bytes(2**24 + 1), "16,777,216 images"),
         (struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "header"),
         (idx_bytes(IDX_IMAGES[:0]), "empty"),
     ],

@@ -11,6 +11,7 @@ import sys
 import time
 import unicodedata
 import zlib
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -42,6 +43,21 @@ def test_images_are_listed_by_suffix_without_hidden_files_and_folders(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert list_images(tmp_path) == [str(tmp_path / name) for name in ("a.tiff", "b/photo.JPG", "folder.png/c.webp")]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    def scandir(path, original=os.scandir):
+        if Path(path).name in ("more", "lost+found"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    for name in ("more", "lost+found"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"cannot list .*/more: Permission denied; check permissions"):
+        list_images(tmp_path)
+    (tmp_path / "more").rmdir()
+    assert not list_images(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["天空.png", "a%05d.png", NOT_UTF8])
@@ -87,7 +103,7 @@ def png_content():
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "its content is none of BMP, .*; replace or remove it"),
+        (b"", "it is empty; replace or remove it"),
         (b"no image", "its content is none of BMP, .*; replace or remove it"),
         # Pillow would run Ghostscript.
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "its content is none of BMP"),
@@ -133,7 +149,7 @@ def test_only_a_damaged_image_is_called_damaged(tmp_path, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    (tmp_path / "a.png").touch()
+    (tmp_path / "a.png").write_bytes(b"x")
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(UserError, match=r"Permission denied; check|not enough memory; crop"):
         look_at_image(str(tmp_path / "a.png"))
@@ -224,6 +240,36 @@ def test_memory_is_not_allocated_for_a_chunk_that_is_longer_than_the_file(tmp_pa
             read(str(path))
 
 
+@pytest.mark.parametrize("count", [32, 33])
+def test_a_png_of_many_texts_that_libpng_would_unpack_is_refused(tmp_path, count):
+    path = tmp_path / "a.png"
+    data = b"zTXta\0\0" + zlib.compress(b"text")
+    text = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", crc32(data))
+    content = png_content()
+    path.write_bytes(content[:-12] + text * count + content[-12:])  # before the end
+    for read in (read_image, look_at_image):
+        if count == 32:
+            read(str(path))
+        else:
+            with pytest.raises(UserError, match="more than 32 compressed texts; save it again without them"):
+                read(str(path))
+
+
+@pytest.mark.parametrize("read", [load_rgb, read_image, check_header])
+def test_a_jpeg_of_many_scans_is_refused_and_one_with_other_data_behind_it_is_not(tmp_path, read):
+    path, file = str(tmp_path / "a.jpg"), io.BytesIO()
+    random_image().save(file, "jpeg", progressive=True)
+    content = file.getvalue()
+    video = np.random.default_rng(0).bytes(2**24)  # as phones write it
+    assert video.count(b"\xff\xda") > 200
+    Path(path).write_bytes(content + video)
+    read(path)
+    last = content.rindex(b"\xff\xda")
+    Path(path).write_bytes(content[:-2] + content[last : last + 10] * 101 + content[-2:])
+    with pytest.raises(UserError, match="more than 100 scans; save it again"):
+        read(path)
+
+
 def test_the_name_of_a_color_profile_cannot_reach_the_terminal(tmp_path, capfd):
     path = tmp_path / "a.png"
     profile = bytearray(ImageCmsProfile(createProfile("sRGB")).tobytes())
@@ -239,6 +285,9 @@ def test_floating_point_pixels_of_a_file_that_opencv_keeps_so_are_refused(tmp_pa
     Image.fromarray(np.ones((40, 30), np.float32)).save(tmp_path / "a.ppm")  # a PFM file
     with pytest.raises(UserError, match="floating-point numbers; save it with 8 bits"):
         read_image(str(tmp_path / "a.ppm"))
+    Image.fromarray(np.ones((40, 30), np.float32)).save(tmp_path / "a.tif")  # which OpenCV does not decode
+    with pytest.raises(UserError, match="floating-point numbers; save it with 8 bits"):
+        look_at_image(str(tmp_path / "a.tif"))
 
 
 def test_a_damaged_header_is_an_error_of_the_user(tmp_path):

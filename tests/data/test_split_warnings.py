@@ -20,3 +20,12 @@ def test_copies_of_training_images_are_named(tmp_path):
         (tmp_path / name).write_bytes(content)
     (line,) = split_warnings(None, [b"a", b"b", b"c"], [b"copy of a", b"c", b"missing"], tmp_path)[1:]
     assert line.startswith("1 images of the validation data are copies of training images, such as copy of a of a; ")
+
+
+def test_equal_images_of_different_classes_are_named(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"1" if name != "c" else b"2")
+    for training, labels, name in ((["a", "b", "c"], [0, 1, 1], "a"), (["c", "c"], [0, 1], "c")):
+        line = split_warnings(["cat", "dog"], training, [], tmp_path, labels)[-1]
+        assert line.startswith(f"{name}, itself or as a copy, is in the training data with several classes, cat, dog; ")
+    assert not split_warnings(["cat", "dog"], ["a", "b", "c"], [], tmp_path, [0, 0, 1])

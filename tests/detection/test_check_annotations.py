@@ -18,7 +18,7 @@ from common.demo_data.folders import write_nuclei_detection
 from common.errors import UserError
 from object_detection import check_annotations
 from object_detection.check_annotations import ERROR, PROBLEMS
-from object_detection.coco_file import check_same_categories, read_annotations
+from object_detection.coco_file import check_same_categories, complete_categories, read_annotations
 from tests.helpers.detection_runs import assert_told, load, run
 from tests.helpers.programs import ROOT
 from tests.helpers.thread_ranks import run_ranks
@@ -78,7 +78,10 @@ def check(coco, folder, split="train", **options):
 
 def test_good_annotations_are_not_changed(coco, folder):
     coco["categories"][1]["name"] = "交通标志"
-    coco["annotations"][0]["area"], coco["annotations"][2]["area"] = 1024, 9216
+    coco["images"][0] |= {"width": 128, "height": 96}
+    Image.new("RGB", (128, 96)).save(folder / "a.png")
+    coco["annotations"][0] |= {"bbox": [0, 0, 128, 96], "segmentation": [[0, 0, 128, 0, 128, 96, 0, 96]], "area": 9216}
+    coco["annotations"][2] |= {"bbox": [0, 0, 40, 30], "segmentation": [[0, 0, 40, 0, 40, 30, 0, 30]], "area": 1024}
     before, calls = copy.deepcopy(coco), []
     checked, report = check(coco, folder, progress=lambda: calls.append(1))
     assert checked == coco == before
@@ -86,7 +89,7 @@ def test_good_annotations_are_not_changed(coco, folder):
     assert report.problems == report.warnings() == []
     assert len(calls) == 4
     title, *table = str(report).splitlines()
-    assert title == "train data: 4 images of 40x30 to 40x30 pixels (1 without objects), 5 objects, 1 crowds"
+    assert title == "train data: 4 images of 40x30 to 128x96 pixels (1 without objects), 5 objects, 1 crowds"
     assert [line.split() for line in table] == [
         ["class", "objects", "small", "medium", "large"],
         ["cat", "3", "1", "1", "1"],
@@ -138,7 +141,7 @@ CASES = [
         "the box [",
     ),
     ("FIELD_MISSING", changing(area=0), NAMED + "the area 0"),
-    ("FIELD_MISSING", changing(iscrowd=None, area=None), "has no iscrowd and the area None"),
+    ("FIELD_MISSING", changing(iscrowd=None, area="12"), "has no iscrowd and the area '12'"),
     ("BOX_INVALID", changing(bbox=[1, 2, 3, float("nan")]), NAMED + "the box [1, 2, 3, nan]"),
     ("BOX_INVALID", changing(bbox=["1", "2", "3", "4"]), "the box ['1', '2', '3', '4']"),
     ("BOX_WITHOUT_AREA", changing(bbox=[10, 10, -5, 4]), NAMED + "the box [10, 10, -5, 4]"),
@@ -149,6 +152,7 @@ CASES = [
         changing(bbox=[20, 9, 10, 10]),
         NAMED + "the box [20, 9, 10, 10] and polygons in [2, 2, 10, 10]",
     ),
+    ("AREA_BEYOND_BOX", changing(area=145), NAMED + "the area 145 and the box [2, 2, 10, 10]"),
     ("OBJECT_IGNORED", changing(ignore=1), NAMED + "the flag ignore"),
     ("MASK_MISSING", changing(segmentation=[[]]), NAMED + "no segmentation"),
     ("MASK_MISSING", changing(segmentation={"size": [30, 40], "counts": [1200]}), "an empty mask"),
@@ -197,7 +201,9 @@ def test_each_problem_is_an_error_or_corrected_with_a_warning(coco, folder, kind
         _, again = check(checked, folder)
         again.counts.pop("BOX_BESIDE_MASK", None)  # the cases change boxes or polygons alone
         assert again.counts == (
-            {kind: 1} if kind in ("IMAGE_DEEP", "IMAGE_TURNED", "CATEGORY_UNUSED", "OBJECT_REPEATED") else {}
+            {kind: 1}
+            if kind in ("IMAGE_DEEP", "IMAGE_TURNED", "CATEGORY_UNUSED", "OBJECT_REPEATED", "AREA_BEYOND_BOX")
+            else {}
         )
     assert repr(coco) == before
 
@@ -220,7 +226,8 @@ def test_every_kind_is_tested_and_documented():
 def test_boxes_that_mostly_differ_from_their_polygons_are_an_error(coco, folder):
     for annotation in coco["annotations"][:3]:  # corners in place of width and height; a majority of the five
         annotation["bbox"], annotation["segmentation"] = [12, 8, 17, 13], [[12, 8, 17, 8, 17, 13, 12, 13]]
-    assert_told(lambda: check(coco, folder), "the box [12, 8, 17, 13] and polygons in [12, 8, 5, 5]", "two corners")
+    expected = ("the box [12, 8, 17, 13] and polygons in [12, 8, 5, 5]", "two corners", "and the polygons as x, y")
+    assert_told(lambda: check(coco, folder), *expected)
     _, report = check(coco, folder, masks=False, raise_errors=False)
     assert report.counts == {"BOX_FORMAT": 3}
 
@@ -341,6 +348,26 @@ def test_no_object_left_is_an_error(coco, folder):
         check(coco, folder)
 
 
+def test_crowds_alone_are_named_as_the_reason(coco, folder):
+    for annotation in coco["annotations"]:
+        annotation["iscrowd"] = 1
+    with pytest.raises(UserError, match=r"for the train split: all 6 are crowds, .*write iscrowd 0 for single objects"):
+        check(coco, folder, masks=False)
+
+
+def test_a_file_name_that_repeats_the_folder_is_said_to_be_relative_to_it(coco, folder):
+    for file_name in ("images/b.png", "/home/user/b.png"):
+        coco["images"][1]["file_name"] = file_name
+        expected = f"{folder}/b.png does: write file_name relative to image_dir, b.png; "
+        assert_told(lambda: check(coco, folder), "does not exist", expected)
+
+
+def test_classes_that_only_the_model_has_are_not_said_to_be_in_the_file(coco, folder):
+    completed = complete_categories(coco, ["background", "cat", "dog"])
+    assert len(completed["categories"]) == 3
+    assert check(completed, folder, "val", num_classes=3)[1].warnings() == []
+
+
 def test_the_demo_data_passes(tmp_path):
     root = write_nuclei_detection(tmp_path / "nuclei")
     coco = read_annotations(root / "annotations/instances_train.json", "TrainDataset")
@@ -403,6 +430,8 @@ def test_reading(coco, tmp_path):
     path = tmp_path / "anns.json"
     with pytest.raises(UserError, match=r"TrainDataset: the annotations .*anns\.json do not exist"):
         read_annotations(path, "TrainDataset")
+    with pytest.raises(UserError, match=f"TrainDataset: cannot read {tmp_path}: Is a directory; give"):
+        read_annotations(tmp_path, "TrainDataset")
     path.write_text(json.dumps(coco))
     assert read_annotations(path, "TrainDataset") == coco
 

@@ -32,6 +32,7 @@ from tests.detection.test_single_image import inputs
 from tools import export, predict
 from tools.helpers.export_checks import check, make_cases
 
+CARD = '{"task": "image_classification", "classes": 2, "files": {}, "inputs": [], "outputs": []}'
 WRITABLE = ("paddle", "onnx", "openvino") if importlib.util.find_spec("paddle2onnx") else ("paddle",)
 PADDLE_2 = paddle.__version__.startswith("2.")
 
@@ -340,7 +341,7 @@ def test_failures_write_nothing_and_leave_an_earlier_export(tmp_path, stubs, mon
     def fail(*arguments):
         raise ValueError("(InvalidArgument) the width\nmust be the height")
 
-    (tmp_path / "model_card.json").write_text("an earlier one")
+    (tmp_path / "model_card.json").write_text(CARD)
     wrong = replace(FORMATS["onnx"], open=lambda *_: lambda inputs: [np.ones((len(inputs["images"]), 10))])
     flags = ["-pretrained", "mnist5k", "-out", str(tmp_path), "-images", str(photographs)]
     for name, value, problem in (
@@ -350,7 +351,7 @@ def test_failures_write_nothing_and_leave_an_earlier_export(tmp_path, stubs, mon
         monkeypatch.setattr(export_formats, name, value)
         with pytest.raises(UserError, match=problem):
             export.main(flags)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model_card.json": "an earlier one"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model_card.json": CARD}
 
 
 def test_a_format_that_cannot_be_written_is_left_out_unless_it_is_required(
@@ -381,7 +382,10 @@ def test_files_of_others_are_not_overwritten_and_those_of_an_earlier_export_are(
         export.main(["-pretrained", "mnist5k", "-out", str(folder)])
     with pytest.raises(UserError, match=problem):
         replace_exported(new, folder)
-    (folder / "model_card.json").write_text("of an export")
+    (folder / "model_card.json").write_text('{"model": "of another program"}')
+    with pytest.raises(UserError, match=r"not from tools/export\.py \(inference\.json, model_card\.json\); give"):
+        replace_exported(new, folder)
+    (folder / "model_card.json").write_text(CARD)
     assert replace_exported(new, folder) == [folder / "model.onnx", folder / "model_card.json"]
     assert {path.name: path.read_text() for path in folder.iterdir()} == {
         "model.onnx": "new",
@@ -405,18 +409,25 @@ def test_sources_that_are_exported_models(tmp_path, monkeypatch):
 # ---- damaged exports
 
 
-CARD_WITH_TEXT = '{"task": "image_classification", "classes": "two", "files": {}, "inputs": [], "outputs": []}'
+CARD_WITH_TEXT = CARD.replace("2", '"two"')
 
 
 def test_missing_and_changed_files_are_named(tmp_path, exported):
     out = shutil.copytree(exported, tmp_path / "out")
     graph = find_exported(str(out))
-    for name in ("inference.pdiparams", "config.yaml", graph.name):
+    for name in ("inference.pdiparams", "config.yaml", "labels.txt", graph.name):
         whole = (out / name).read_bytes()
         (out / name).write_bytes(whole[:-4])
         with pytest.raises(UserError, match=rf"{name} is not the file that model_card\.json describes; export"):
             ExportedModel(graph)
         (out / name).write_bytes(whole)
+    card = json.loads((out / "model_card.json").read_text(encoding="utf-8"))
+    card["files"].pop("labels.txt")
+    (out / "model_card.json").write_text(json.dumps(card))
+    with (out / "labels.txt").open("r+b") as file:
+        file.truncate(2**24 + 1)
+    with pytest.raises(UserError, match=r"labels\.txt .*more than 16,777,216 bytes; export the model again"):
+        ExportedModel(graph)
     (out / "labels.txt").write_text("one\n")
     with pytest.raises(UserError, match=r"labels\.txt has 1 lines and the model 4 classes; export the model again"):
         ExportedModel(graph)

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.legend import Legend
 from PIL import Image
 
 from common.pictures.charts import draw_confusion, draw_precision_recall
@@ -52,12 +53,18 @@ def test_of_many_classes_those_with_the_most_confusions_are_drawn(shown):
     assert 9 * 150 < min(picture.size) < max(picture.size) < 14 * 150
 
 
-def test_each_kind_of_precision_recall_curves_has_a_panel():
+def test_each_kind_of_precision_recall_curves_has_a_panel(monkeypatch):
+    texts, get_texts = [], Legend.get_texts
+    monkeypatch.setattr(Legend, "get_texts", lambda legend: texts.append(get_texts(legend)) or texts[-1])
     recall, classes = np.linspace(0, 100, 101), 12
     curves = np.linspace(100, 0, 101)[:, None] * np.linspace(0.5, 1, classes)
     curves[:, 3] = np.nan
-    names = [str(number) for number in range(classes)]
+    names = [f"_{number}" for number in range(classes)]
     one, two = (draw(draw_precision_recall, recall, dict.fromkeys(kinds, curves), names) for kinds in ("a", "ab"))
+    assert [text.get_text().partition(":")[0] for text in texts[0]] == [
+        *(f" _{number}" for number in range(11) if number != 3),
+        "mean",
+    ]
     assert two.size == (2 * one.width, one.height) == (2 * 870, 570)
     colors = set(map(tuple, np.asarray(one).reshape(-1, 3).tolist()))
     assert {(0, 0, 0), (204, 204, 204)} <= colors  # the mean, and the curve that is not among the lowest

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from common.checkpoints.file_format import load_file
 from common.checkpoints.released import list_weights
+from common.data.image_file import load_rgb
 from common.errors import UserError
 from common.inference.exported_model import CONFIG, LABELS, ExportedModel
 from common.runtime.csv_table import append_rows
@@ -42,15 +44,24 @@ READERS = {
     "results.csv": lambda path: append_rows(path, Result, []),
     "weights.json": read_registry,
     "document.md": lambda path: read_section(path, "ablation"),
+    "best.pdparams": load_file,
+    "image.png": load_rgb,
     "images.npy": lambda path: _read_array(path.parent, "images", "S", (1,)),
 }
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+MAKE = {
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "proc": lambda path: path.symlink_to("/proc/self/status"),  # /proc/kmsg would be waited for
+}
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 @pytest.mark.parametrize("name", READERS)
 def test_a_pipe_or_a_device_is_refused(tmp_path, name, make):
     make(tmp_path / name)
-    with pytest.raises((UserError, OSError), match=r"Not a regular file|do not exist"):
+    with pytest.raises((UserError, OSError), match=r"(?i)not a regular file|do(es)? not exist"):
         READERS[name](tmp_path / name)
 
 

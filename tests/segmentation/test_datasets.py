@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -101,7 +102,11 @@ def test_class_names_come_from_a_file_beside_the_data(folder):
     (folder / "labels.txt").write_text("ground\nsky\n")
     assert_error(lambda: build(train_section(folder)), ["labels.txt and", "class_names.txt have different class names"])
     (folder / "class_names.txt").unlink()
-    assert_error(lambda: build(train_section(folder)), ["labels.txt names 2 classes", "num_classes is 3"])
+    parts = ["labels.txt names 2 classes, num_classes is 3: write one name for each class", ", or give -num_classes 2"]
+    assert_error(lambda: build(train_section(folder)), parts)
+    (folder / "labels.txt").write_text("sky\n")
+    with pytest.raises(UserError, match=r"usually the background$"):  # one class cannot be trained
+        build(train_section(folder))
 
 
 def test_ade20k_has_class_names_and_the_same_order_on_every_machine(tmp_path, monkeypatch):
@@ -135,7 +140,7 @@ MISTAKES = [
     ({"type": "Nuclei", "img_channels": 4, "num_classes": 2}, ["img_channels", "Nuclei have 3 channels"]),
     ({"dataset_root": "nowhere"}, ["nowhere is not a folder; give the folder of the images and masks"]),
     ({"train_path": None}, ["train_dataset (Dataset)", "`train_path` is necessary"]),
-    ({"train_path": "lost.txt"}, ["`train_path` is not found", "own/lost.txt"]),
+    ({"train_path": "lost.txt"}, ["cannot read the list", "own/lost.txt", "lines IMAGE MASK as train_dataset.tr"]),
     ({"transforms": [{"type": "Normalizer"}]}, ["transforms[0]: unknown type 'Normalizer'", "Normalize"]),
     ({"transforms": [{"type": "Normalize", "mean": [123.7, 116.3, 103.5]}]}, ["the mean 123.7 of Normalize is not of"]),
     ({"transforms": [CROP, {**CROP, "size": 3}]}, ["transforms[1] (RandomPaddingCrop)", "'size'", "crop_size"]),
@@ -224,17 +229,27 @@ def test_a_missing_benchmark_is_reported_and_not_downloaded(tmp_path, monkeypatc
         ("CocoStuff", "images/val2017/{}.jpg", "annotations/val2017/{}.png"),
     ],
 )
-def test_images_are_paired_with_the_masks_of_their_names(tmp_path, kind, image, mask):
+def test_images_are_paired_with_the_masks_of_their_names(tmp_path, monkeypatch, kind, image, mask):
     for path in (image.format("a"), image.format("b"), mask.format("b"), mask.format("c")):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    dataset = build({"type": kind, "dataset_root": str(tmp_path), "mode": "val", "transforms": PLAIN})
+    section = {"type": kind, "dataset_root": str(tmp_path), "mode": "val", "transforms": PLAIN}
+    dataset = build(section)
     assert dataset.class_names[13] == ("car" if kind == "Cityscapes" else "13")
     pairs = [[f"{tmp_path}/{pattern.format(name)}" for pattern in (image, mask)] for name in "ab"]
     assert dataset.file_list == pairs
     Image.new("RGB", (3, 3)).save(pairs[0][0])
     with pytest.raises(UserError, match=f"{pairs[0][1]} does not exist; restore it"):
         EvalDataset(dataset)[SampleKey(0, 0, 0)]
+
+    def scandir(path, original=os.scandir):
+        if Path(path).name == "city":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    (tmp_path / image).parents[0 if kind == "CocoStuff" else 1].joinpath("city").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert_error(lambda: build(section), ["cannot list ", "/city: Permission denied"])
 
 
 # ---- samples

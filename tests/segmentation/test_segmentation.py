@@ -346,6 +346,10 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
     run(Segmentation, squares_config, "-check_data")
     output = capsys.readouterr().out
     assert "are both in" not in output
+    (squares / "masks/other.png").write_bytes((squares / "masks/val0.png").read_bytes())
+    (squares / "twice.txt").write_text("images/val0.png masks/val0.png\nimages/val0.png masks/other.png\n")
+    run(Segmentation, squares_config, "-check_data", "-opts", "val_dataset.val_path", "twice.txt")
+    assert "1 images of the validation data have more than one mask, such as " in capsys.readouterr().out
     assert re.search(r"train data: 5 images of 44x44 to 60x60 pixels", output), output
     assert re.search(r"1 +red +[67]\d\d ", output)
     assert not (tmp_path / "out").exists()

@@ -50,6 +50,15 @@ def test_a_link_to_a_missing_file_is_kept(tmp_path):
     assert (tmp_path / "curves.png").is_symlink()
 
 
+def test_a_run_whose_name_begins_with_an_underscore_is_in_the_legend(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure))
+    (tmp_path / "_seed1").mkdir()
+    plot(tmp_path / "_seed1", lines(TRAIN, VAL))
+    (legend,) = shown[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == [" _seed1: 90.00 %"]
+
+
 def test_an_existing_file_is_kept(tmp_path):
     (tmp_path / "curves.png").write_text("mine")
     with pytest.raises(UserError, match=r"curves\.png exists already; delete it, or give another -out"):

@@ -185,6 +185,7 @@ def test_a_wrong_value_is_one_line_that_names_it(flags, named):
         ("model: {type: UPerNet}", "has a configuration of semantic_segmentation; give one of this task"),
         ("architecture: MaskRCNN", "has a configuration of object_detection; give one of this task"),
         ("BASE: self.yaml", "includes self.yaml itself"),
+        ("BASE: gone.yaml", "self.yaml names it: write a path that is relative"),
         ("BASE: other.yaml", "other.yaml"),
     ],
 )

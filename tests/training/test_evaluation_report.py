@@ -39,7 +39,10 @@ def writes(file: BinaryIO, content: bytes) -> None:
 
 def test_a_report_replaces_an_earlier_one_of_another_task(tmp_path):
     folder = tmp_path / "a" / "report"
-    for files in ({"classes.csv": b"a", "precision_recall.csv": b"b"}, {"classes.csv": b"c", "confusion.csv": b"d"}):
+    for files in (
+        {"classes.csv": b"class,a\n", "precision_recall.csv": b"b"},
+        {"classes.csv": b"class,c\n", "confusion.csv": b"d"},
+    ):
         prepare_report(folder)
         write_report(folder, {name: partial(writes, content=content) for name, content in files.items()})
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
@@ -67,10 +70,19 @@ def test_a_folder_with_other_files_is_refused_before_the_evaluation(
     path.parent.mkdir(parents=True)
     path.write_text("mine")
     (folder / "confusion.csv").write_text("old")
+    if content != "classes.csv/x":
+        (folder / "classes.csv").write_text("class,images\n")
     monkeypatch.setattr(Classification, "build_evaluation", lambda *_: pytest.fail("it was evaluated"))
     with pytest.raises(UserError, match=r"holds other files than those of a report \(.*\); give another -report"):
         run(Classification, shapes_config, "-eval", "-pretrained", weights, "-report", folder)
     assert (folder / "confusion.csv").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["classes.csv", "precision_recall.csv"])
+def test_files_that_are_only_called_like_those_of_a_report_are_refused(tmp_path, name):
+    (tmp_path / name).write_text("my own list of classes")
+    with pytest.raises(UserError, match=r"names of a report that are none; give another -report"):
+        prepare_report(tmp_path)
 
 
 def test_a_file_in_place_of_the_folder_is_told(tmp_path):

@@ -72,15 +72,19 @@ def test_whatever_is_raised_ends_the_iteration(workers):
 
 
 class Killed(Numbers):
+    def __init__(self, number):
+        self.number = number
+
     def __getitem__(self, key):
-        return os.kill(os.getpid(), signal.SIGKILL) if key == 4 else super().__getitem__(key)
+        return os.kill(os.getpid(), self.number) if key == 4 else super().__getitem__(key)
 
 
-def test_a_killed_reader_is_one_line_with_the_remedies():
-    batches = iter(Loader(Killed(), [[key] for key in range(10)], 2, first))
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGRTMIN + 6, r"signal \d+")])
+def test_a_killed_reader_is_one_line_with_the_remedies(number, name):
+    batches = iter(Loader(Killed(number), [[key] for key in range(10)], 2, first))
     for _ in range(4):
         next(batches)
-    with pytest.raises(UserError, match=r"ended by SIGKILL, .*memory.*DATA\.NUM_WORKERS"):
+    with pytest.raises(UserError, match=rf"ended by {name}, .*memory.*DATA\.NUM_WORKERS"):
         next(batches)
 
 

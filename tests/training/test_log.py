@@ -138,6 +138,21 @@ def test_visualdls_server_reads_metrics_and_pictures_of_one_evaluation(tmp_path)
     assert (tmp_path / "run" / "pictures" / "val_images.png").is_file()
 
 
+def test_no_values_of_a_histogram_end_a_run(tmp_path):
+    log = open_log(tmp_path)
+    close = np.float32([1, np.nextafter(np.float32(1), np.float32(2))])  # no buckets in float32
+    for name, values in (("close", close), ("tiny", np.float32([0, 1e-45])), ("huge", np.float32([1e30]))):
+        log.histogram(f"gradients/{name}", 1, values)
+    log.close()
+    assert len(shown(tmp_path).get_tags()["histogram"]) == 2
+
+
+def test_the_name_of_a_folder_may_be_no_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    open_log(folder).close()
+    assert shown(folder)
+
+
 def test_a_log_that_is_not_open_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = TrainingLog()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -21,6 +22,7 @@ import pytest
 from common.checkpoints.file_format import load_file
 from common.errors import UserError
 from common.runtime.signals import StopRequest
+from common.training.task import EvaluationResult
 from image_classification.classification import Classification, ClassificationEvaluator
 from tests.helpers.programs import ROOT, run_program, start_program
 from tests.helpers.tiny_configs import write_shapes, write_shapes_config
@@ -202,6 +204,18 @@ def test_a_record_is_kept_once_through_a_failing_validation_and_another_batch_si
     expected = [("train", epoch) for epoch in epochs]
     expected += [(kind, epoch) for kind in ("val", "val_ema") for epoch in (1, 2, 3)]
     assert sorted(found) == sorted(expected)
+
+
+def test_a_validation_that_is_repeated_saves_the_learning_rate_of_the_last_step(tmp_path, shapes_config, monkeypatch):
+    run(Classification, shapes_config, "-output", tmp_path / "a")
+    with monkeypatch.context() as patch:
+        evaluate = Mock(side_effect=(EvaluationResult({"top1": 1.0}), KeyboardInterrupt))
+        patch.setattr(ClassificationEvaluator, "evaluate", evaluate)
+        with pytest.raises(KeyboardInterrupt):
+            run(Classification, shapes_config, "-output", tmp_path / "b")
+    run(Classification, shapes_config, "-output", tmp_path / "b", "-resume", "auto")
+    a, b = (load_file(tmp_path / folder / "latest.pdparams")["learning_rate"] for folder in ("a", "b"))
+    assert a == b > 0
 
 
 def test_a_state_of_version_0_1_0_resumes(tmp_path, shapes_config, capsys):

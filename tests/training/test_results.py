@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
+import resource
 import subprocess
 from argparse import Namespace
 
@@ -61,6 +63,27 @@ def test_other_or_damaged_tables_are_refused_and_unchanged(tmp_path, text, messa
     with pytest.raises(UserError, match=message):
         append_rows(file, Result, [RESULT])
     assert file.read_text() == text
+
+
+@pytest.mark.parametrize("rows", [[], [RESULT]])
+def test_a_disk_that_is_full_leaves_the_old_rows(tmp_path, rows):
+    file = tmp_path / "results.csv"
+    for row in rows:
+        append_rows(file, Result, [row])
+    old = file.read_bytes() if rows else None
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(old or b"") + 20, unlimited[1]))  # as a disk with 20 free bytes
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append_rows(file, Result, [RESULT])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert (file.read_bytes() if file.exists() else None) == old
+
+
+def test_paths_that_are_no_text_are_recorded_as_escapes(tmp_path):
+    append_rows(tmp_path / "results.csv", Result, [dataclasses.replace(RESULT, data_set=os.fsdecode(b"a\xff"))])
+    assert read_table(tmp_path / "results.csv", Result)[0].data_set == "a\\udcff"
 
 
 # ---- a row

@@ -239,6 +239,22 @@ def test_the_rate_of_an_epoch_that_is_trained_again_is_no_jump(tmp_path, shapes_
     assert "jumps" not in output
 
 
+def test_a_run_that_goes_on_elsewhere_or_without_its_best_weights_has_some_in_the_end(tmp_path, shapes_config, capsys):
+    tiny_runs.run(Classification, shapes_config)
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    state = load_file(out / "latest.pdparams")
+    save_file({**state, "best": {**state["best"], "top1": 101.0}}, out / "latest.pdparams")  # nothing can be better
+    best = (out / "best.pdparams").read_bytes()
+    flags = ("-resume", out / "latest.pdparams", "-opts", "TRAIN.COOLDOWN", 1)
+    tiny_runs.run(Classification, shapes_config, "-output", elsewhere, *flags)
+    assert (elsewhere / "best.pdparams").read_bytes() == best
+    (out / "best.pdparams").unlink()
+    capsys.readouterr()
+    tiny_runs.run(Classification, shapes_config, *flags)
+    assert "best.pdparams is missing, so the best result is that of the coming validations" in capsys.readouterr().out
+    assert (out / "best.pdparams").exists()
+
+
 def test_a_cooldown_at_the_highest_rate_is_refused_and_not_advised(tmp_path, shapes_config, capsys):
     with pytest.raises(UserError, match=r"TRAIN.COOLDOWN would continue at the highest rate, .* raise TRAIN.EPOCHS"):
         tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.COOLDOWN", 1, "TRAIN.WARMUP_EPOCHS", 2)
@@ -258,3 +274,13 @@ def test_a_resumed_run_refuses_weights_that_it_would_ignore(tmp_path, shapes_con
 def test_freezing_random_weights_is_warned_of(pretrained, warned):
     config = load(CONFIG, "-pretrained", pretrained, "-opts", "TRAIN.FREEZE", "[stem]")
     assert run.freezes_random_weights(config) == warned
+
+
+def test_overwriting_spares_the_weights_that_the_section_of_a_toolkit_names(tmp_path, squares_config):
+    weights = tmp_path / "out" / "best.pdparams"
+    save_file({}, weights)
+    (tmp_path / "out" / "log.jsonl").touch()
+    with pytest.raises(UserError, match=r"-overwrite would delete .*best\.pdparams, which the new run starts from"):
+        tiny_runs.run(TASKS["semantic_segmentation"].task(), squares_config, "-overwrite", "-opts",
+                      "model.backbone.pretrained", weights)  # fmt: skip
+    assert weights.exists()

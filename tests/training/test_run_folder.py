@@ -19,6 +19,7 @@ from common.checkpoints import safe_pickle
 from common.checkpoints.file_format import load_file, save_file
 from common.errors import UserError
 from common.training import run_folder
+from common.training.log import TrainingLog
 from common.training.run_folder import RunFolder
 from common.training.task import EvaluationResult
 from common.training.trainer import Trainer
@@ -99,7 +100,8 @@ def test_a_file_system_without_locks_is_named_once(tmp_path, monkeypatch):
 # ---- whose files
 
 RUN = ("latest.pdparams", "best.pdparams", "epoch_0003.pdparams", "step_12345.pdparams", "config.yaml", "log.jsonl",
-       "val_bbox.json", "val_ema_segm.json", "visualdl/vdlrecords.17.log", "pictures/train_samples.png")  # fmt: skip
+       "val_bbox.json", "val_ema_segm.json", "visualdl/vdlrecords.17.log", "pictures/train_samples.png",
+       "pictures/val_ema_images.png", "pictures/val_image_12.png")  # fmt: skip
 HARMLESS = ("data_check.json", "val_bbox.json", "log/workerlog.0", "log/envlog.0", "log/backup_env.0.json",
             "log/default.abcdef.log", ".DS_Store")  # fmt: skip
 
@@ -148,7 +150,8 @@ def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path, other
 
 def test_overwriting_deletes_all_files_of_the_old_run_and_no_others(tmp_path):
     others = ("notes.txt", "best_of_may.pdparams", "epoch_final.pdparams", "visualdl/readme", "data_check.json",
-              ".notes.txt.5.tmp", ".hidden.tmp", "export/config.yaml")  # fmt: skip
+              ".notes.txt.5.tmp", ".hidden.tmp", "export/config.yaml", "val_notes.json", ".val_list.json.7.tmp",
+              "visualdl/vdlrecords.mine", "pictures/train_mine.png")  # fmt: skip
     temporary = (".latest.pdparams.17.tmp", "pictures/.val_images.png.9.tmp", ".data_check.json.5.tmp")
     write(tmp_path, *RUN, *others, *temporary)
     folder = claim(tmp_path, overwrite=True)
@@ -156,6 +159,19 @@ def test_overwriting_deletes_all_files_of_the_old_run_and_no_others(tmp_path):
     folder.begin("new")
     assert files(tmp_path) == {*others, "config.yaml", "log.jsonl"}
     assert (tmp_path / "config.yaml").read_text() == "new"
+
+
+def test_what_a_linked_subfolder_contains_is_of_others(tmp_path):
+    for name, content in (("visualdl", "vdlrecords.1.log"), ("pictures", "val_images.png")):
+        write(tmp_path / "other", content)
+        write(tmp_path / "run", "latest.pdparams")
+        (tmp_path / "run" / name).symlink_to(tmp_path / "other")
+    claim(tmp_path / "run", overwrite=True).begin("new")
+    log = TrainingLog()
+    log.open(tmp_path / "run")
+    log.close()
+    assert {"vdlrecords.1.log", "val_images.png"} <= files(tmp_path / "other")
+    assert "latest.pdparams" not in files(tmp_path / "run")
 
 
 # ---- the states
@@ -193,13 +209,14 @@ def test_the_folder_may_keep_no_numbered_states_and_only_rank_0_writes(tmp_path,
 
 
 def test_a_run_that_is_killed_between_the_numbered_and_the_latest_state_loses_neither(tmp_path, monkeypatch):
-    folder = claim(tmp_path)
+    folder = claim(tmp_path, keep=1)
     folder.begin("config")
-    folder.save_latest(state(1))
+    folder.save_numbered(state(1), 1)
     monkeypatch.setattr(run_folder, "copy_file", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         folder.save_numbered(state(2), 2)
     assert [load_file(tmp_path / name)["step"] for name in ("epoch_0002", "latest")] == [2, 1]
+    assert "epoch_0001.pdparams" not in files(tmp_path)  # if this was the last step, nothing would delete it later
 
 
 def test_the_newest_state_has_the_largest_number_whatever_the_clock_said(tmp_path):
@@ -286,13 +303,18 @@ def test_a_run_whose_folder_is_deleted_after_the_last_save_does_not_succeed(tmp_
 # ---- whole runs
 
 
-def test_an_overwritten_run_leaves_nothing_of_the_old_one(tmp_path, shapes_config):
+def test_an_overwritten_run_leaves_nothing_of_the_old_one(tmp_path, shapes_config, monkeypatch):
     run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", "2", "CHECKPOINT_EVERY", "1")
     with pytest.raises(UserError, match="holds a run"):
         run(Classification, shapes_config)
-    with pytest.raises(UserError, match=r"-overwrite would delete .*best, which -pretrained starts from"):
-        run(Classification, shapes_config, "-overwrite", "-pretrained", tmp_path / "out" / "best")
-    assert "epoch_0002.pdparams" in files(tmp_path / "out")
+    best, registry = tmp_path / "out" / "best.pdparams", tmp_path / "registry.json"
+    registry.write_text(json.dumps([{"model": "pale_nano", "tag": "mine", "location": str(best), "metric": "top1",
+                                     "value": 50, "tested_on": "shapes"}]))  # fmt: skip
+    monkeypatch.setenv("PALE_WEIGHTS", str(registry))
+    for source in (best.with_suffix(""), "mine"):
+        with pytest.raises(UserError, match=r"-overwrite would delete .*best\.pdparams, which the new run starts from"):
+            run(Classification, shapes_config, "-overwrite", "-pretrained", source)
+    assert {"best.pdparams", "epoch_0002.pdparams"} <= files(tmp_path / "out")
     run(Classification, shapes_config, "-overwrite", "-opts", "TRAIN.EPOCHS", "1")
     assert "epoch_0002.pdparams" not in files(tmp_path / "out")
     lines = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
@@ -316,3 +338,10 @@ def test_a_link_in_place_of_the_lock_does_not_empty_another_file(tmp_path):
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
     RunFolder(tmp_path / "run", 1).claim(resume="", overwrite=False, warn=print)
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_lock_of_another_program_is_refused_and_stays_as_it_is(tmp_path):
+    (tmp_path / ".lock").write_text("precious")
+    with pytest.raises(UserError, match=r"\.lock is a file of another program; give another -output"):
+        claim(tmp_path)
+    assert (tmp_path / ".lock").read_text() == "precious"
