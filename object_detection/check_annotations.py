@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
@@ -78,16 +79,16 @@ PROBLEMS = {
         "boxes lie within one pixel", ERROR, "write bbox in pixels, not as shares of the image's width and height"
     ),
     "BOX_BESIDE_MASK": Problem(
-        "boxes differ from the extent of their polygons", "kept", "correct bbox, [x, y, width, height], or the polygons"
+        "boxes differ from the extent of their masks", "kept", "correct bbox, [x, y, width, height], or the mask"
     ),
     "BOX_FORMAT": Problem(
-        "boxes, the majority, differ from the extent of their polygons, or fit polygons or image better as two corners",
+        "boxes, the majority, differ from the extent of their masks, or fit masks or image better as two corners",
         ERROR,
-        "write bbox as [x, y, width, height], not as two corners, nor with the center in place of the corner, and the "
-        "polygons as x, y, x, y, ... in pixels",
+        "write bbox as [x, y, width, height], not as two corners, nor with the center in place of the corner, and "
+        "masks as polygons x, y, x, y, ... in pixels, or run-length encoded column by column",
     ),
-    "AREA_BEYOND_BOX": Problem(
-        "areas are larger than the box",
+    "AREA_DIFFERS": Problem(
+        "areas are larger than the box, or less than half of the mask",
         "kept: results for small, medium and large objects go by them",
         "write area as the number of pixels of the mask, or width * height of the box",
     ),
@@ -97,8 +98,15 @@ PROBLEMS = {
         "write segmentation as [[x, y, x, y, ...], ...], or encode it with pycocotools",
     ),
     "MASK_MISSING": Problem("objects have no mask", ERROR, "draw it, or use a configuration without masks"),
+    "POLYGON_OUTSIDE": Problem(
+        "polygons reach far out of their image",
+        ERROR,
+        "write them in pixels of the image (are images and annotations of the same scale?)",
+    ),
     "POLYGON_SHORT": Problem(
-        "polygons have fewer than three points", "dropped, with the objects that have no other", "remove or redraw it"
+        "polygons have fewer than three points in their list, x, y, x, y, ...",
+        "dropped, with the objects that have no other",
+        "write all points of a polygon in one list, or remove it",
     ),
     "RLE_OF_OBJECT": Problem(
         "objects that are not crowds have a run-length encoded mask",
@@ -111,7 +119,7 @@ PROBLEMS = {
         "remove the flag, or set iscrowd",
     ),
     "FIELD_MISSING": Problem(
-        "annotations have no iscrowd or no area",
+        "annotations have no iscrowd, or no area or a negative one",
         "filled in: not a crowd, the area of the mask or the box",
         "write both into each annotation",
     ),
@@ -119,7 +127,8 @@ PROBLEMS = {
 
 _TOLERANCE = 1.0  # pixels that a box may reach out of its image, on each side: many boxes have rounded corners
 _MIN_SIDE = 1e-5  # pixels; PaddleDetection drops smaller boxes
-_OVERLAP = 0.5  # IoU of a box and the extent of its polygons, below which they differ
+_OVERLAP = 0.5  # IoU of a box and the extent of its mask, below which they differ
+_LEAST_AREA = 0.5  # of the mask's
 _FARTHEST = 2  # times the longer side of the image: pycocotools follows edges in steps of a fifth of a pixel
 _EXAMPLES = 10  # of each kind, that a report shows
 _THREADS = 8
@@ -180,7 +189,7 @@ def check_annotations(
     if raise_errors:
         report.raise_errors()
     if not report.problems and not report.count_objects().any():
-        remedy = "; add annotations"
+        remedy = "; add or correct annotations"
         if crowds := len(report.annotations):
             remedy = f": all {crowds:,} are crowds, which are not trained on; write iscrowd 0 for single objects"
         reasons = "".join(f"; {line}" for line in report.warnings())
@@ -303,16 +312,16 @@ class _AnnotationCheck:
         self.new_ids = itertools.count(max(0, *(annotation["id"] for annotation in coco["annotations"])) + 1)
         self.seen_ids: set[int] = set()
         self.seen_objects: set[tuple[Any, ...]] = set()
-        self.with_polygons, self.beside_polygons = 0, []  # boxes to compare, and examples of those that differ
+        self.with_mask, self.beside_mask = 0, []  # boxes to compare, and examples of those that differ
         self.compared, self.corners = 0, []  # boxes in the format of most, and examples of those that are two corners
 
     def run(self) -> list[Annotation]:
         """The annotations to use; problems are added to the report."""
         checked = [self._check(annotation) for annotation in self.annotations]
-        if 2 * len(self.beside_polygons) > self.with_polygons or 2 * len(self.corners) > self.compared:
-            kind, examples = "BOX_FORMAT", [*dict.fromkeys([*self.beside_polygons, *self.corners])]
+        if 2 * len(self.beside_mask) > self.with_mask or 2 * len(self.corners) > self.compared:
+            kind, examples = "BOX_FORMAT", [*dict.fromkeys([*self.beside_mask, *self.corners])]
         else:
-            kind, examples = "BOX_BESIDE_MASK", self.beside_polygons
+            kind, examples = "BOX_BESIDE_MASK", self.beside_mask
         for example in examples:
             self.report.add(kind, example)
         return [annotation for annotation in checked if annotation is not None]
@@ -350,42 +359,47 @@ class _AnnotationCheck:
                 return None
             annotation["iscrowd"] = 1
         height, width = int(image["height"]), int(image["width"])
+        mask, area = original.get("segmentation"), original.get("area")
+        invalid = _invalid_mask(mask, height, width)
+        extent, mask_area = (None, 0.0) if invalid else _measure(mask)
         is_usable = self._check_box(annotation, height, width, found)
         if not set(kinds) - {"BOX_OUTSIDE"}:  # two corners, taken for a corner and a size, often reach out
-            self._compare_box(original, name, height, width, is_outside=bool(kinds))
+            self._compare_box(original["bbox"], extent, name, height, width, is_outside=bool(kinds))
         if is_usable:
             key = (annotation["image_id"], annotation["category_id"], *original["bbox"])
             is_usable = key not in self.seen_objects or not found("OBJECT_REPEATED", f"the box {original['bbox']}")
             self.seen_objects.add(key)
-        if is_usable and not kinds:
-            (_, _, box_width, box_height), area = original["bbox"], original.get("area")
-            if is_number(area) and area > (box_width + 2 * _TOLERANCE) * (box_height + 2 * _TOLERANCE):
-                is_usable = not found("AREA_BEYOND_BOX", f"the area {area} and the box {original['bbox']}")
+        # PaddleDetection does not train on objects of area 0. In evaluation, those of negative area are ignored, and
+        # otherwise the area only decides among which sizes an object counts.
+        has_area = is_number(area) and (area > 0 if self.training else area >= 0)
+        if is_usable and has_area and not kinds:
+            _, _, box_width, box_height = original["bbox"]
+            is_beyond = area > (box_width + 2 * _TOLERANCE) * (box_height + 2 * _TOLERANCE)
+            if is_beyond or area < _LEAST_AREA * mask_area:
+                other = f"the box {original['bbox']}" if is_beyond else f"a mask of {mask_area:.1f} pixels"
+                is_usable = not found("AREA_DIFFERS", f"the area {area} and {other}")
         if is_usable and self.masks:
-            is_usable = self._check_mask(annotation, height, width, found)
+            is_usable = self._check_mask(annotation, invalid, mask_area, found)
         if is_usable:
-            is_usable = self._fill_fields(annotation, height, width, found)
+            is_usable = self._fill_fields(annotation, None if has_area else mask_area, found)
         return annotation if is_usable else None
 
-    def _compare_box(self, annotation: Annotation, name: str, height: int, width: int, is_outside: bool) -> None:
-        """Compare a box, and the same numbers as two corners, with its polygons or, without any, with the image."""
-        (left, top, right, bottom), mask = annotation["bbox"], annotation.get("segmentation")
+    def _compare_box(
+        self, box: list[float], extent: list[float] | None, name: str, height: int, width: int, is_outside: bool
+    ) -> None:
+        """Compare a box, and the same numbers as two corners, with its mask's extent or, without any, the image."""
+        left, top, right, bottom = box
         corners = [left, top, right - left, bottom - top]
-        example = f"{name} has the box {annotation['bbox']}"
+        example = f"{name} has the box {box}"
         self.compared += 1
-        if (
-            mask
-            and isinstance(mask, list)
-            and all(_is_polygon(part, height, width) and len(part) >= 6 for part in mask)
-        ):
-            extent = _extent(mask)
-            example += f" and polygons in {extent}"
-            overlap = _overlap(annotation["bbox"], extent)
+        if extent:
+            example += f" and a mask in {extent}"
+            overlap = _overlap(box, extent)
             is_corners = min(corners[2:]) > 0 and _overlap(corners, extent) > overlap
             if not is_outside:
-                self.with_polygons += 1
+                self.with_mask += 1
                 if overlap < _OVERLAP:
-                    self.beside_polygons.append(example)
+                    self.beside_mask.append(example)
         else:
             example += f" in {width}x{height} pixels"
             in_image = right <= width + _TOLERANCE and bottom <= height + _TOLERANCE
@@ -415,13 +429,15 @@ class _AnnotationCheck:
                 return not is_gone
         return True
 
-    def _check_mask(self, annotation: Annotation, height: int, width: int, found: Callable[[str, str], bool]) -> bool:
+    def _check_mask(
+        self, annotation: Annotation, invalid: tuple[str, str] | None, area: float, found: Callable[[str, str], bool]
+    ) -> bool:
         mask = annotation.get("segmentation")
         if not mask or (isinstance(mask, list) and not any(mask)):  # annotation tools write [] or [[]]
             found("MASK_MISSING", "no segmentation")
             return False
-        if invalid := _invalid_mask(mask, height, width):
-            found("MASK_INVALID", invalid)
+        if invalid:
+            found(*invalid)
             return False
         if isinstance(mask, list):
             short = [polygon for polygon in mask if len(polygon) < 6]
@@ -429,7 +445,7 @@ class _AnnotationCheck:
                 annotation["segmentation"] = [polygon for polygon in mask if len(polygon) >= 6]
                 return not found("POLYGON_SHORT", f"the polygon {short[0]}") and len(short) < len(mask)
         elif not annotation.get("iscrowd"):
-            if not mask_utils.area(_compressed(mask)):
+            if not area:
                 found("MASK_MISSING", "an empty mask")
                 return False
             if self.training:
@@ -438,68 +454,63 @@ class _AnnotationCheck:
                 return not found("RLE_OF_OBJECT", "a run-length encoded mask")
         return True
 
-    def _fill_fields(self, annotation: Annotation, height: int, width: int, found: Callable[[str, str], bool]) -> bool:
+    def _fill_fields(self, annotation: Annotation, new_area: float | None, found: Callable[[str, str], bool]) -> bool:
         """Fill in the fields that PaddleDetection and pycocotools read without asking."""
         area, crowd = annotation.get("area"), annotation.get("iscrowd")
-        # PaddleDetection does not train on objects of area 0. In evaluation the area only decides among which sizes an
-        # object counts.
-        has_area = is_number(area) and (area > 0 or not self.training)
-        if has_area and crowd is not None:
+        if new_area is None and crowd is not None:
             return True
         annotation["iscrowd"] = int(crowd or 0)
-        if not has_area:
-            annotation["area"] = (
-                _area(annotation, height, width) if self.masks else float(np.prod(annotation["bbox"][2:]))
-            )
-        missing = ["no iscrowd"] * (crowd is None) + [f"the area {area!r}"] * (not has_area)
+        if new_area is not None:
+            annotation["area"] = new_area or float(np.prod(np.maximum(annotation["bbox"][2:], 0)))
+        missing = ["no iscrowd"] * (crowd is None) + [f"the area {area!r}"] * (new_area is not None)
         return not found("FIELD_MISSING", " and ".join(missing))
 
 
-def _area(annotation: Annotation, height: int, width: int) -> float:
-    """Number of pixels in a valid mask."""
-    mask = annotation["segmentation"]
-    if isinstance(mask, list):
-        return float(mask_utils.area(mask_utils.merge(mask_utils.frPyObjects(mask, height, width))))
-    return float(mask_utils.area(_compressed(mask)))
+def _measure(mask: Any) -> tuple[list[float] | None, float]:
+    """The box around a valid mask, [x, y, width, height], or None if it is empty; and its area in pixels."""
+    if isinstance(mask, dict):
+        rle = _compressed(mask)
+        area = float(mask_utils.area(rle))
+        return (mask_utils.toBbox(rle).tolist() if area else None), area
+    polygons = [polygon for polygon in mask if len(polygon) >= 6]
+    if not polygons:
+        return None, 0.0
+    xs, ys = ([value for polygon in polygons for value in polygon[axis::2]] for axis in (0, 1))
+    area = sum(cv2.contourArea(np.array(polygon, np.float32).reshape(-1, 2)) for polygon in polygons)
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)], area
 
 
-def _invalid_mask(mask: Any, height: int, width: int) -> str | None:
+def _invalid_mask(mask: Any, height: int, width: int) -> tuple[str, str] | None:
     """What is wrong with a mask: polygons [[x, y, ...], ...], or {"size": [h, w], "counts": list of int, or str}."""
+    farthest = _FARTHEST * max(height, width)
     if isinstance(mask, list):
-        invalid = (polygon for polygon in mask if not _is_polygon(polygon, height, width))
-        return next((f"the polygon {_short(polygon)}" for polygon in invalid), None)
+        for polygon in mask:
+            if not _is_polygon(polygon):
+                return "MASK_INVALID", f"the polygon {_short(polygon)}"
+            if min(polygon, default=0) <= -farthest or max(polygon, default=0) >= farthest:
+                return "POLYGON_OUTSIDE", f"the polygon {_short(polygon)} in {width}x{height} pixels"
+        return None
     if not isinstance(mask, dict):
-        return f"the segmentation {_short(mask)}"
+        return "MASK_INVALID", f"the segmentation {_short(mask)}"
     # pycocotools checks neither the text nor the number of pixels.
     size, counts = mask.get("size"), mask.get("counts")
     if size != [height, width]:
-        return f"a mask of size {_short(size)} in an image of {[height, width]}"
+        return "MASK_INVALID", f"a mask of size {_short(size)} in an image of {[height, width]}"
     runs = _decode_runs(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
-        return f"the counts {_short(counts)}"
-    return None if sum(runs) == height * width else f"runs of {sum(runs)} pixels in an image of {height * width}"
+        return "MASK_INVALID", f"the counts {_short(counts)}"
+    if sum(runs) != height * width:
+        return "MASK_INVALID", f"runs of {sum(runs)} pixels in an image of {height * width}"
+    return None
 
 
-def _is_polygon(value: Any, height: int, width: int) -> bool:
-    """Whether it is a list of pairs of numbers, none of them far outside of an image of this size."""
-    farthest = _FARTHEST * max(height, width)
-    # sum, min and max run in C: COCO has 40 million coordinates.
+def _is_polygon(value: Any) -> bool:
+    """Whether it is a list of pairs of numbers."""
+    # sum runs in C: COCO has 40 million coordinates.
     try:
-        return (
-            isinstance(value, list)
-            and len(value) % 2 == 0
-            and sum(value) == sum(value)  # no NaN
-            and min(value, default=0) > -farthest
-            and max(value, default=0) < farthest
-        )
+        return isinstance(value, list) and len(value) % 2 == 0 and sum(value) == sum(value)  # no NaN
     except (TypeError, OverflowError):  # no numbers, or huge ones
         return False
-
-
-def _extent(polygons: Sequence[Sequence[float]]) -> list[float]:
-    """The box around polygons, [x, y, width, height]."""
-    xs, ys = ([value for polygon in polygons for value in polygon[axis::2]] for axis in (0, 1))
-    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
 def _overlap(box: Sequence[float], other: Sequence[float]) -> float:

@@ -141,6 +141,7 @@ CASES = [
         "the box [",
     ),
     ("FIELD_MISSING", changing(area=0), NAMED + "the area 0"),
+    ("FIELD_MISSING", changing(area=-1), NAMED + "the area -1"),
     ("FIELD_MISSING", changing(iscrowd=None, area="12"), "has no iscrowd and the area '12'"),
     ("BOX_INVALID", changing(bbox=[1, 2, 3, float("nan")]), NAMED + "the box [1, 2, 3, nan]"),
     ("BOX_INVALID", changing(bbox=["1", "2", "3", "4"]), "the box ['1', '2', '3', '4']"),
@@ -150,21 +151,35 @@ CASES = [
     (
         "BOX_BESIDE_MASK",
         changing(bbox=[20, 9, 10, 10]),
-        NAMED + "the box [20, 9, 10, 10] and polygons in [2, 2, 10, 10]",
+        NAMED + "the box [20, 9, 10, 10] and a mask in [2, 2, 10, 10]",
     ),
-    ("AREA_BEYOND_BOX", changing(area=145), NAMED + "the area 145 and the box [2, 2, 10, 10]"),
+    (
+        "BOX_BESIDE_MASK",
+        lambda coco, folder: coco["annotations"][5].update(bbox=[15, 0, 15, 25]),
+        "has the box [15, 0, 15, 25] and a mask in [5.0, 5.0, 25.0, 15.0]",
+    ),
+    ("AREA_DIFFERS", changing(area=49), NAMED + "the area 49 and a mask of 100.0 pixels"),
+    ("AREA_DIFFERS", changing(area=145), NAMED + "the area 145 and the box [2, 2, 10, 10]"),
     ("OBJECT_IGNORED", changing(ignore=1), NAMED + "the flag ignore"),
     ("MASK_MISSING", changing(segmentation=[[]]), NAMED + "no segmentation"),
     ("MASK_MISSING", changing(segmentation={"size": [30, 40], "counts": [1200]}), "an empty mask"),
     ("POLYGON_SHORT", changing(segmentation=[[1, 1, 5, 5]]), NAMED + "the polygon [1, 1, 5, 5]"),
     ("MASK_INVALID", changing(segmentation=[[1, 1, 5, 5, 1, 5, 1]]), "the polygon [1, 1, 5, 5, 1, 5, 1]"),
     ("MASK_INVALID", changing(segmentation=[[{"x": 1}] * 6]), "the polygon [{'x': 1}"),
-    ("MASK_INVALID", changing(segmentation=[[1, 1, 5, 5, 1, 99]]), "the polygon [1, 1, 5, 5, 1, 99]"),
+    (
+        "POLYGON_OUTSIDE",
+        changing(segmentation=[[1, 1, 5, 5, 1, 99]]),
+        "the polygon [1, 1, 5, 5, 1, 99] in 40x30 pixels",
+    ),
     ("MASK_INVALID", changing(segmentation="none"), "the segmentation 'none'"),
     ("MASK_INVALID", changing_crowd(size=[40, 30]), "a mask of size [40, 30] in an image of [30, 40]"),
     ("MASK_INVALID", changing_crowd(counts=[1]), "runs of 1 pixels in an image of 1200"),
     ("MASK_INVALID", changing_crowd(counts="ü!"), "the counts 'ü!'"),
-    ("RLE_OF_OBJECT", changing(segmentation=encode(CROWD)), NAMED + "a run-length encoded mask"),
+    (
+        "RLE_OF_OBJECT",
+        changing(segmentation=encode(CROWD), bbox=[5, 5, 25, 15], area=375),
+        NAMED + "a run-length encoded mask",
+    ),
     ("CATEGORY_UNUSED", remove_dogs, "anns.json: category 3 'dog'"),
     ("IMAGE_MISSING", lambda coco, folder: (folder / "b.png").unlink(), "b.png does not exist"),
     (
@@ -202,7 +217,7 @@ def test_each_problem_is_an_error_or_corrected_with_a_warning(coco, folder, kind
         again.counts.pop("BOX_BESIDE_MASK", None)  # the cases change boxes or polygons alone
         assert again.counts == (
             {kind: 1}
-            if kind in ("IMAGE_DEEP", "IMAGE_TURNED", "CATEGORY_UNUSED", "OBJECT_REPEATED", "AREA_BEYOND_BOX")
+            if kind in ("IMAGE_DEEP", "IMAGE_TURNED", "CATEGORY_UNUSED", "OBJECT_REPEATED", "AREA_DIFFERS")
             else {}
         )
     assert repr(coco) == before
@@ -224,12 +239,20 @@ def test_every_kind_is_tested_and_documented():
 
 
 def test_boxes_that_mostly_differ_from_their_polygons_are_an_error(coco, folder):
-    for annotation in coco["annotations"][:3]:  # corners in place of width and height; a majority of the five
+    for annotation in coco["annotations"][:4]:  # corners in place of width and height; a majority of the six
         annotation["bbox"], annotation["segmentation"] = [12, 8, 17, 13], [[12, 8, 17, 8, 17, 13, 12, 13]]
-    expected = ("the box [12, 8, 17, 13] and polygons in [12, 8, 5, 5]", "two corners", "and the polygons as x, y")
+    expected = ("the box [12, 8, 17, 13] and a mask in [12, 8, 5, 5]", "two corners", "masks as polygons x, y")
     assert_told(lambda: check(coco, folder), *expected)
     _, report = check(coco, folder, masks=False, raise_errors=False)
-    assert report.counts == {"BOX_FORMAT": 3}
+    assert report.counts == {"BOX_FORMAT": 4}
+
+
+def test_masks_that_were_encoded_row_by_row_do_not_fit_their_boxes(coco, folder):
+    mask = np.zeros((30, 40), np.uint8)
+    mask[2:12, 2:12] = 1
+    for annotation in coco["annotations"][:4]:
+        annotation["segmentation"] = encode(mask.ravel().reshape(mask.shape, order="F"))
+    assert_told(lambda: check(coco, folder, masks=False), "has the box [2, 2, 10, 10] and", "encoded column by column")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +267,7 @@ def test_boxes_that_mostly_differ_from_their_polygons_are_an_error(coco, folder)
 def test_two_corners_are_an_error_wherever_the_objects_are(coco, folder, corners, polygons, counts):
     """Taken for a corner and a size, corners in the lower right reach out, and those in the upper left overlap."""
     for annotation in coco["annotations"][:5]:
-        annotation["bbox"], annotation["segmentation"] = corners, polygons
+        annotation |= {"bbox": corners, "segmentation": polygons, "area": 250}
     _, report = check(coco, folder, masks=False, raise_errors=False)
     assert report.counts == counts
     assert_told(lambda: check(coco, folder, masks=False), f"the box {corners}", "two corners")
@@ -306,14 +329,16 @@ def test_evaluation_keeps_the_boxes_and_masks_of_the_file(coco, folder):
     annotations = coco["annotations"]
     annotations[0]["bbox"] = [-2, 20, 10, 11.5]
     annotations[1]["bbox"] = [2, 2, 0, 10]
-    annotations[2]["segmentation"] = encode(CROWD)
+    annotations[2] |= {"bbox": [5, 5, 25, 15], "segmentation": encode(CROWD), "area": 375}  # no problem here
     annotations[3]["area"] = 0
     checked, report = check(coco, folder, "val")
     assert checked == coco
-    assert report.counts == {"BOX_WITHOUT_AREA": 1, "BOX_OUTSIDE": 1}  # a run-length encoded mask is no problem here
-    del annotations[3]["area"], annotations[3]["iscrowd"]  # pycocotools needs them
+    assert report.counts == {"BOX_WITHOUT_AREA": 1, "BOX_OUTSIDE": 1, "AREA_DIFFERS": 1}
+    annotations[1]["area"] = -1  # which pycocotools ignores
+    del annotations[3]["area"], annotations[3]["iscrowd"]  # which it needs
     annotations[4]["id"] = 0
     checked, _ = check(coco, folder, "val")
+    assert checked["annotations"][1]["area"] == 100
     assert (checked["annotations"][3]["area"], checked["annotations"][3]["iscrowd"]) == (100, 0)
     assert checked["annotations"][4]["id"] == 7
 
