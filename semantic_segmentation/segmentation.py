@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
 from common.data.class_names import distinct_names, list_names
+from common.data.image_file import open_image
 from common.data.split_warnings import split_warnings
 from common.errors import UserError, printable
 from common.runtime.distributed import rank, world_size
@@ -53,6 +55,8 @@ from semantic_segmentation.inference import InferenceSettings
 from semantic_segmentation.pictures import labeled_images, original_image, prediction_beside_truth
 
 __all__ = ["Segmentation"]
+
+_PALETTES = 100  # masks of each data set, whose palettes are compared
 
 
 class Segmentation(Task):
@@ -263,7 +267,27 @@ def _split_warnings(train_set: datasets.Dataset, val_set: datasets.Dataset) -> l
                 f"{len(repeated):,} images of the {split} data have more than one mask, such as "
                 f"{printable(min(repeated))}; keep the line of the right one"
             )
-    return lines
+    return lines + _palette_warning(train_set, val_set)
+
+
+def _palette_warning(*data_sets: datasets.Dataset) -> list[str]:
+    """Name two masks whose palettes give a class different colors, among the first of each data set."""
+    first: dict[int, tuple[str, str]] = {}
+    for dataset in data_sets:
+        for _, path in dataset.file_list[:_PALETTES]:
+            with suppress(OSError, ValueError, UserError), open_image(path) as mask:  # the check names these
+                if mask.format == "PNG" and mask.palette:  # which is in the header
+                    colors = bytes(mask.palette.palette)[: 3 * dataset.num_classes]
+                    for index in range(len(colors) // 3):
+                        color = colors[3 * index : 3 * index + 3].hex()
+                        other, expected = first.setdefault(index, (path, color))
+                        if color != expected:
+                            return [
+                                f"the palette of {printable(path)} has the color #{color} for class {index}, that of "
+                                f"{printable(other)} #{expected}: masks are read by index, not by color; give all "
+                                "masks the same palette"
+                            ]
+    return []
 
 
 def _hash_data(dataset: datasets.Dataset) -> str:

@@ -160,7 +160,10 @@ def _read_array(path: str, channels: int) -> np.ndarray:
 
 def _check_channels(found: int, channels: int) -> None:
     if found != channels:
-        raise UserError(f"it has {found} channels, not {channels}; correct img_channels, or remove it from the data")
+        has = f"{found} channels, not {channels}"
+        if (found, channels) == (1, 3):
+            has = "1 channel, not 3, and gray arrays and floating-point numbers are not converted"
+        raise UserError(f"it has {has}; correct img_channels, or convert or remove it")
 
 
 def _check_values(width: int, height: int, channels: int, dtype: np.dtype | None) -> None:

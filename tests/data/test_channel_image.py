@@ -166,6 +166,9 @@ def test_a_number_of_channels_that_a_file_cannot_have_is_named(tmp_path):
     assert "it does not have 6 channels, which only TIFF and .npy files can have" in refusal(tmp_path / "a.png")
     write_tiff(tmp_path / "a.tif", random_pixels(6), planarconfig="contig")
     assert "it has 6 channels, not 3" in refusal(tmp_path / "a.tif", 3)
+    tifffile.imwrite(tmp_path / "a.tif", random_pixels(1, "float32")[..., 0])
+    expected = "it has 1 channel, not 3, and gray arrays and floating-point numbers are not converted; "
+    assert expected in refusal(tmp_path / "a.tif", 3)
     assert "does not exist; restore it" in refusal(tmp_path / "b.npy")
     assert "does not exist; restore it" in refusal(tmp_path / "b.tif")
 

@@ -179,7 +179,7 @@ def test_a_list_is_looked_for_in_the_folder_of_the_data_first(folder, tmp_path, 
 
 
 LISTS = [
-    (b"", ["train_dataset (Dataset) finds no images"]),
+    (b"", ["train_dataset (Dataset) finds no images in ", "train.txt; check it"]),
     (
         "\ufeffimages/0.png masks/0.png\n".encode(),
         ["train.txt begins with a byte order mark; save it as UTF-8 without"],

@@ -359,6 +359,18 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
     assert all(name in output for name in names), output
 
 
+def test_masks_whose_palettes_contradict_each_other_are_named(squares, squares_config, capsys):
+    for split, colors in (("train", [0, 0, 0, 255, 0, 0]), ("val", [255, 0, 0, 0, 0, 0])):
+        for path in (squares / "masks").glob(f"{split}*.png"):
+            mask = Image.fromarray(np.array(Image.open(path).convert("L")))
+            mask.putpalette(colors)
+            mask.save(path)
+    run(Segmentation, squares_config, "-check_data")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "palette" in line]
+    assert "masks/val0.png has the color #ff0000 for class 0, that of " in line
+    assert "masks/train0.png #000000: masks are read by index, not by color" in line
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
