@@ -77,7 +77,9 @@ class Classification(Task):
         self.freeze(model)
         description, warnings = _describe_data({"training": train_set, "validation": val_set}, num_classes)
         names = (train_set.names(), val_set.names())
-        warnings += split_warnings(train_set.class_names, *names, config.DATA.DATA_PATH, train_set.labels.tolist())
+        warnings += split_warnings(
+            train_set.class_names, *names, config.DATA.DATA_PATH, (train_set.labels.tolist(), val_set.labels.tolist())
+        )
         weights = None
         if kind := config.DATA.CLASS_WEIGHTS:
             values = class_weights(train_set.labels, num_classes, kind)

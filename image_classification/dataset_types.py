@@ -144,7 +144,7 @@ class FileDataset(Dataset):
 
     def _missing(self, index: int) -> UserError:
         return UserError(
-            f"image file missing: {self.describe(index)}; check -data_path and the list of images"
+            f"image file missing: {self.describe(index)}; restore it, or check -data_path and the list of images"
             f"{missing_hint(self.path(index))}"
         )
 

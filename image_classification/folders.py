@@ -42,7 +42,11 @@ class FolderTree:
 
     def class_names(self) -> list[str]:
         """The names of the class folders, sorted."""
-        return sorted(entry.name for entry in self.path.iterdir() if entry.is_dir() and not is_ignored(entry.name))
+        entries = [entry for entry in self.path.iterdir() if not is_ignored(entry.name)]
+        for entry in entries:
+            if entry.is_symlink() and not entry.exists():
+                raise UserError(f"{entry} is a link to {entry.readlink()}, which does not exist; restore or remove it")
+        return sorted(entry.name for entry in entries if entry.is_dir())
 
     def files(self, class_name: str) -> list[str]:
         """The images of a class, sorted; relative to the root."""
@@ -96,6 +100,8 @@ def build_folder(
             f"{len(beside)} images beside the class folders of {tree.path} are left out, such as {min(beside)}; move "
             "them into the folder of their class"
         )
+    if not trees and (splits := {name for name in class_names if name.lower() in ("test", "train", "val")}):
+        dataset.notes.append(f"{', '.join(sorted(splits))}, a name of a split, is a class here; move it if it is none")
     if split == "val" and not trees:
         dataset.notes = [
             f"{path} has no val folder, so about {HELD_OUT_FRACTION:.0%} of each class, always the same, are the "

@@ -14,7 +14,7 @@ from image_classification.dataset_types import Dataset, FileDataset, check_label
 
 __all__ = ["build_list"]
 
-CLASS_NAME_FILES = ("class_names.txt", "label_list.txt")
+CLASS_NAME_FILES = ("class_names.txt", "label_list.txt", "labels.txt")
 
 
 def build_list(path: Path, split: str, num_classes: int | None) -> Dataset:

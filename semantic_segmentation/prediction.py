@@ -38,8 +38,6 @@ class Segmenter(PicturePredictor):
     only normalize.
     """
 
-    keeps_16_bits = True
-
     def __init__(self, model: Model, config: CfgNode, class_names: list[str]):
         super().__init__(model, config, class_names)
         self.colors, self.channels = palette(len(class_names)), image_channels(config)

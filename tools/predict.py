@@ -51,9 +51,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.precision and not exported:
         raise UserError(f"-precision {arguments.precision}: only OpenVINO's model.xml of tools/export.py has a choice")
     predictor = _open_exported(exported, arguments) if exported else open_weights(arguments)[1]
-    if not predictor.keeps_16_bits and (
-        warning := deep_image_warning(len(files), files.__getitem__, files.__getitem__)
-    ):
+    if warning := deep_image_warning(len(files), files.__getitem__, files.__getitem__):
         print(printable(f"warning: {warning}"), file=sys.stderr)
     options = PredictOptions(arguments.top, arguments.threshold, arguments.out)
     results, errors = [], []

@@ -140,8 +140,11 @@ def renamed_classes(
     """The classes that the data and ``source`` call by different names; see :func:`check_class_order`.
 
     Returns:
-        A line for each of the first ten and, if there are more, their number.
+        A line for each of the first ten and, if there are more, their number; or one if the data names no classes.
     """
+    if learned and names is None:
+        shown = ", ".join(learned[:3])
+        return [f"the data names no classes, so their order cannot be compared with that of {source}: {shown}, ..."]
     lines = [
         f"class {number} is {name!r} in the data and {other!r} in {source}"
         for number, (name, other) in enumerate(zip(names or (), learned or (), strict=False))

@@ -23,7 +23,7 @@ def split_warnings(
     training: Iterable[str | bytes],
     validation: Iterable[str | bytes],
     root: str | Path = "",
-    labels: Iterable[int] = (),
+    labels: tuple[Iterable[int], Iterable[int]] = ((), ()),
 ) -> list[str]:
     """Return what looks wrong but may be intended: classes of one name, and images that are repeated.
 
@@ -33,49 +33,58 @@ def split_warnings(
         class_names: of the data, or None.
         training, validation: paths of the images of each split, relative to the same folder.
         root: that folder. Images that are no files in it are compared by their paths only.
-        labels: of the training images, if each has one; equal images of different classes are named.
+        labels: of the images of each split, if each has one; equal images of different classes are named.
     """
     lines = []
     for name, count in Counter(class_names or ()).items():
         if count > 1:
             numbers = [str(number) for number, other in enumerate(class_names or ()) if other == name]
             lines.append(f"classes {', '.join(numbers)} are all called {name!r}")
-    paths = [[os.fsdecode(os.path.normpath(path)) for path in split] for split in (training, validation)]
-    counts = [Counter(split) for split in paths]
-    for split, found in zip(("training", "validation"), counts, strict=True):
-        if repeated := [path for path, times in found.items() if times > 1]:
-            lines.append(
-                f"{len(repeated):,} images are more than once in the {split} data, such as {printable(min(repeated))}"
-            )
-    train, val = map(set, counts)
+    of_train, of_val = ([os.fsdecode(os.path.normpath(path)) for path in split] for split in (training, validation))
+    train, val = set(of_train), set(of_val)
+    few = is_main_process() and len(train) + len(val) <= _MOST_COMPARED
+    groups = _equal_files(train | val, root) if few else []
+    lines += _repeated("training", of_train, labels[0], groups, class_names)
+    lines += _repeated("validation", of_val, labels[1], groups, class_names)
     advice = "a validation on trained images says little about new ones"
     if shared := train & val:
         lines.append(
             f"{len(shared):,} images are both in the training and in the validation data, such as "
             f"{printable(min(shared))}; {advice}"
         )
-    few = is_main_process() and len(train) + len(val) <= _MOST_COMPARED
-    groups = _equal_files(train | val, root) if few else []
-    originals = {path: min(of_train) for group in groups if (of_train := train & group) for path in group - train}
+    originals = {path: min(train & group) for group in groups if train & group for path in group - train}
     if originals:
         copy, original = map(printable, min(originals.items()))
         lines.append(
             f"{len(originals):,} images of the validation data are copies of training images, such as {copy} of "
             f"{original}; {advice}"
         )
-    groups = [train & group for group in groups] + [{path} for path, times in counts[0].items() if times > 1]
-    classes: dict[str, set[int]] = {path: set() for group in groups for path in group}
-    for path, label in zip(paths[0], labels, strict=False):
+    return lines
+
+
+def _repeated(
+    split: str, paths: Sequence[str], labels: Iterable[int], groups: Iterable[set[str]], names: Sequence[str] | None
+) -> list[str]:
+    """Name images that a split has more than once, by path or as copies, and one of them with several classes."""
+    lines = []
+    again = [path for path, times in Counter(paths).items() if times > 1]
+    if again:
+        lines.append(f"{len(again):,} images are more than once in the {split} data, such as {printable(min(again))}")
+    present = set(paths)
+    copies = sorted(sorted(present & group) for group in groups if len(present & group) > 1)
+    if copies:
+        count = sum(map(len, copies)) - len(copies)
+        original, copy, *_ = map(printable, copies[0])
+        lines.append(f"{count:,} images of the {split} data are copies of others there, such as {copy} of {original}")
+    classes: dict[str, set[int]] = {path: set() for group in [*copies, again] for path in group}
+    for path, label in zip(paths, labels, strict=False):
         if path in classes:
             classes[path].add(label)
-    for group in groups:
-        found_classes = sorted(set().union(*map(classes.__getitem__, group)))
-        if len(found_classes) > 1:
-            names = ", ".join(printable(class_names[label]) if class_names else str(label) for label in found_classes)
-            lines.append(
-                f"{printable(min(group))}, itself or as a copy, is in the training data with several classes, {names}; "
-                "correct this and other such images"
-            )
+    for group in [*copies, *([path] for path in again)]:
+        numbers = sorted(set().union(*map(classes.__getitem__, group)))
+        if len(numbers) > 1:
+            found = ", ".join(printable(names[number]) if names else str(number) for number in numbers)
+            lines.append(f"the {split} data has {printable(group[0])}, itself or a copy, in several classes: {found}")
             break
     return lines
 

@@ -88,10 +88,7 @@ class Predictor(ABC):
         model: the model in evaluation mode, or an exported one that is called in the same way.
         config: the configuration it was trained with.
         class_names: of the model's outputs; their numbers, where the weights do not name them.
-        keeps_16_bits: whether images of 16 bits are not rounded to 8.
     """
-
-    keeps_16_bits = False
 
     def __init__(self, model: Any, config: CfgNode, class_names: list[str]):
         self.model, self.config, self.class_names = model, config, class_names

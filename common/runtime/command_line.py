@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import StoppedBySignal, UserError, one_line, printable
 from .folders import expand_home
-from .signals import clean_up_on_signals, stop_with_launcher
+from .signals import clean_up_on_signals, received_signal, stop_with_launcher
 from .verbosity import choose_verbosity
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             where = f"{error.filename}: " if error.filename else ""
             message = f"{where}{error.strerror or error}; check path, permissions and free space"
         _fail(watch, message, EXIT_USER_ERROR)
-    except KeyboardInterrupt as interrupt:
-        _fail(watch, "interrupted", 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+    except KeyboardInterrupt:
+        _fail(watch, "interrupted", 128 + received_signal())
     except StoppedBySignal as stop:
         exit_code = stop.exit_code
     except Exception as error:

@@ -11,11 +11,20 @@ import signal
 import sys
 import time
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
-__all__ = ["StopRequest", "bind_to_parent", "clean_up_on_signals", "stop_with_launcher", "stop_with_parent"]
+__all__ = [
+    "StopRequest",
+    "bind_to_parent",
+    "clean_up_on_signals",
+    "received_signal",
+    "stop_with_launcher",
+    "stop_with_parent",
+]
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SAME = 5.0  # seconds in which further signals are taken for the first one
+_received: list[float] = []  # the last signal of _interrupt, and when
 
 
 def _send_at_death_of_parent(number: int) -> None:
@@ -61,16 +70,25 @@ def bind_to_parent() -> None:
 def clean_up_on_signals() -> None:
     """Let SIGTERM and SIGHUP end this program as Ctrl-C does, so that it removes unfinished files.
 
-    They raise ``KeyboardInterrupt`` with the number of the signal, also after a later import of Paddle.
+    They raise ``KeyboardInterrupt``, also after a later import of Paddle; :func:`received_signal` tells which one it
+    was. For five seconds, others are ignored, so that they do not interrupt the removal.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, _interrupt)
     sys.meta_path.insert(0, _PaddleFinder)
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt(number)
+def received_signal() -> int:
+    """The number of the signal that interrupted this program; that of Ctrl-C before :func:`clean_up_on_signals`."""
+    return int(_received[0]) if _received else signal.SIGINT
+
+
+def _interrupt(number: int, frame: object = None) -> None:
+    now = time.monotonic()
+    if not _received or now - _received[1] > _SAME:
+        _received[:] = number, now
+        raise KeyboardInterrupt
 
 
 class _PaddleFinder:
@@ -99,7 +117,7 @@ class _PaddleFinder:
                     for number, handler in previous.items():
                         signal.signal(number, handler)
                 if arrived:
-                    raise KeyboardInterrupt(arrived[0])
+                    _interrupt(arrived[0])
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -112,8 +130,6 @@ class StopRequest:
     SIGTERM up to three times, so signals within five seconds of the first one are ignored. SIGHUP stays ignored if the
     program was started with nohup.
     """
-
-    _SAME = 5.0  # seconds
 
     def __init__(self):
         from .distributed import is_main_process  # imports Paddle
@@ -142,5 +158,5 @@ class StopRequest:
                     os.write(
                         1, f"{name}: saving after this step; another signal after 5 s exits immediately\n".encode()
                     )
-        elif now - self._since > self._SAME:
+        elif now - self._since > _SAME:
             os._exit(128 + number)

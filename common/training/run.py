@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
+from ..checkpoints.file_format import load_file
 from ..checkpoints.loading import Checkpoint, load_weights, read_checkpoint, read_state
 from ..checkpoints.released import local_path, resolve_weights
 from ..errors import StoppedBySignal, UserError
@@ -223,9 +225,13 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
 
 
 def _carry_best(trainer: Trainer, folder: RunFolder, source: Path) -> None:
-    """Copy the best weights from the folder of the resumed state, or else let the next validation write new ones."""
-    of_source = source / folder.best.name
-    if is_main_process() and not folder.best.exists() and of_source.is_file():
+    """Copy the best weights from the folder of the resumed state, or else let the next validation write new ones.
+
+    Those of a later state than the resumed one are left.
+    """
+    of_source = Path(os.path.realpath(source / folder.best.name))
+    is_missing = is_main_process() and not folder.best.exists() and of_source.is_file()
+    if is_missing and load_file(of_source).get("figures") == trainer.state.best:
         copy_file(of_source, folder.best)
     if trainer.state.best and trainer.state.step < trainer.total_steps and not gather_objects(folder.best.exists())[0]:
         trainer.log.line(f"warning: {folder.best} is missing, so the best result is that of the coming validations")

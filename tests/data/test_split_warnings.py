@@ -22,10 +22,21 @@ def test_copies_of_training_images_are_named(tmp_path):
     assert line.startswith("1 images of the validation data are copies of training images, such as copy of a of a; ")
 
 
-def test_equal_images_of_different_classes_are_named(tmp_path):
+def test_equal_images_of_one_split_and_their_classes_are_named(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(b"1" if name != "c" else b"2")
-    for training, labels, name in ((["a", "b", "c"], [0, 1, 1], "a"), (["c", "c"], [0, 1], "c")):
-        line = split_warnings(["cat", "dog"], training, [], tmp_path, labels)[-1]
-        assert line.startswith(f"{name}, itself or as a copy, is in the training data with several classes, cat, dog; ")
-    assert not split_warnings(["cat", "dog"], ["a", "b", "c"], [], tmp_path, [0, 0, 1])
+    for images, labels, named in (
+        (["a", "b", "c"], [0, 1, 1], "a"),
+        (["c", "c"], [0, 1], "c"),
+        (["b", "a"], [0, 0], ""),
+    ):
+        for split, other in (("training", "validation"), ("validation", "training")):
+            data = {split: images, other: []}
+            lines = split_warnings(
+                ["cat", "dog"], **data, root=tmp_path, labels=(labels, []) if split == "training" else ([], labels)
+            )
+            assert "c" in images or lines == [
+                f"1 images of the {split} data are copies of others there, such as b of a"
+            ]
+            several = f"the {split} data has {named}, itself or a copy, in several classes: cat, dog"
+            assert (lines[-1] == several) == bool(named)
