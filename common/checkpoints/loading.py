@@ -218,8 +218,7 @@ def read_checkpoint(
     """
     found = resolve_weights(model, source, task)
     path = local_path(found)
-    state = read_state(path)  # first, since a file of any length may be no weights
-    sha256 = sha256_of(path)
+    state, sha256 = _read_with_hash(path)
     name = str(found if source is True else source)
     if ema is None and "model" in state and state.get("model_ema") is not None and is_main_process() and not is_quiet():
         line = f"{name}: the averaged weights are taken (model_ema); -weights model, or ema=False, takes the others"
@@ -228,6 +227,21 @@ def read_checkpoint(
         line = f"warning: {name} has one set of weights, perhaps averaged; -weights, or ema, changes nothing"
         print(printable(line), file=sys.stderr, flush=True)
     return replace(Checkpoint.from_state(state, name, ema), path=path, sha256=sha256)
+
+
+def _read_with_hash(path: Path) -> tuple[dict[str, Any], str]:
+    """The content of a file and its SHA-256, both of the same file: a run may replace it meanwhile.
+
+    Raises:
+        UserError: see :func:`read_state`, or it is replaced all the time.
+    """
+    for _ in range(5):
+        before = path.stat()
+        found = read_state(path), sha256_of(path)  # the content first, since a file of any length may be no weights
+        after = path.stat()
+        if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+            return found
+    raise UserError(f"{path} is replaced again and again while it is read; copy it, and give the copy")
 
 
 # ---- into a model

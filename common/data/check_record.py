@@ -30,9 +30,9 @@ def fingerprint(rules: str, paths: Iterable[str]) -> str:
         try:
             status = os.stat(path)  # noqa: PTH116  (a Path for each of 40,000 files takes longer than the call)
             state = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
+        except (OSError, ValueError):  # the latter for names that no file can have
             state = "missing"
-        digest.update(f"{path} {state}\n".encode(errors="surrogateescape"))
+        digest.update(f"{path} {state}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 

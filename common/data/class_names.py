@@ -142,7 +142,7 @@ def renamed_classes(
     Returns:
         A line for each of the first ten and, if there are more, their number; or one if the data names no classes.
     """
-    if learned and names is None:
+    if learned and names is None and list(learned) != list(map(str, range(len(learned)))):
         shown = ", ".join(learned[:3])
         return [f"the data names no classes, so their order cannot be compared with that of {source}: {shown}, ..."]
     lines = [

@@ -104,15 +104,15 @@ def load_program(
     """
     from paddle import inference
 
-    config = inference.Config(str(graph), str(weights))
-    config.disable_glog_info()
-    if device == "cpu":
-        config.disable_mkldnn()  # Paddle 3.3 cannot compile this model for it
-        if threads:
-            config.set_cpu_math_library_num_threads(threads)
-    else:
-        config.enable_use_gpu(256, _device_number(device), getattr(inference.PrecisionType, precision))
     try:
+        config = inference.Config(str(graph), str(weights))
+        config.disable_glog_info()
+        if device == "cpu":
+            config.disable_mkldnn()  # Paddle 3.3 cannot compile this model for it
+            if threads:
+                config.set_cpu_math_library_num_threads(threads)
+        else:
+            config.enable_use_gpu(256, _device_number(device), getattr(inference.PrecisionType, precision))
         predictor = inference.create_predictor(config)
     except Exception as error:
         raise UserError(f"Paddle Inference cannot load {graph}: {one_line(error)}") from error

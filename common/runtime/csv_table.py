@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -39,13 +40,15 @@ def read_table(file: Path, kind: type[Row]) -> list[Row]:
     with open_regular(file, encoding="utf-8", newline="") as text:
         lines = csv.reader(text)
         try:
-            if next(lines, None) != columns:
+            if next(lines, columns) != columns:  # an empty file has no rows, either
                 raise UserError(f"{file} has other columns than {','.join(columns)}; give another file")
             return [
                 kind(*(_read(types[column], cell) for column, cell in zip(columns, cells, strict=True)))
                 for cells in lines
             ]
         except (ValueError, csv.Error) as error:
+            if not lines.line_num:
+                raise UserError(f"{file} is no table ({error}); give another file") from error
             raise UserError(f"{file} line {lines.line_num} is damaged ({error}); correct or delete it") from error
 
 
@@ -59,30 +62,33 @@ def _read(kind: type, cell: str) -> Any:
 def append_rows(file: Path, kind: type[Row], rows: Iterable[Row]) -> None:
     """Append rows to a table, or create it. Without rows, this checks that the file can be written.
 
-    After an error the table has its old rows. It is not replaced as a whole, because several processes may append.
+    Several processes may append at a time. After an error the table has its old rows.
 
     Raises:
         UserError: see :func:`read_table`.
         OSError: the file cannot be written.
     """
-    read_table(file, kind)
+    read_table(file, kind)  # refuses a pipe, which would be waited for
     file.parent.mkdir(parents=True, exist_ok=True)
-    ends_within_line = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")  # as some editors save it
-    size = file.stat().st_size if file.exists() else 0
-    try:
-        with file.open("a", encoding="utf-8", errors="backslashreplace", newline="") as text:  # paths may be no text
-            if ends_within_line:
-                text.write("\n")
-            writer = csv.writer(text, lineterminator="\n")
-            if not text.tell():
-                writer.writerow(_columns(kind))
-            writer.writerows(map(astuple, rows))
-    except OSError:  # such as a full disk, which leaves half a row
-        if size:
-            os.truncate(file, size)
-        else:
-            file.unlink(missing_ok=True)
-        raise
+    with file.open("ab", buffering=0) as table:
+        with contextlib.suppress(ImportError, OSError):  # Windows, or a file system without locks
+            import fcntl
+
+            fcntl.flock(table, fcntl.LOCK_EX)
+        old = file.read_bytes()
+        text = io.StringIO("" if old[-1:] in (b"", b"\n") else "\n", newline="")  # some editors end within a line
+        text.seek(0, io.SEEK_END)
+        writer = csv.writer(text, lineterminator="\n")
+        if not old:
+            writer.writerow(_columns(kind))
+        writer.writerows(map(astuple, rows))
+        new = text.getvalue().encode(errors="backslashreplace")  # paths may be no text
+        try:
+            while new:
+                new = new[table.write(new) :]
+        except OSError:  # such as a full disk, which may take half a row
+            os.truncate(file, len(old))
+            raise
 
 
 def write_columns(file: BinaryIO, columns: Mapping[str, Iterable[Any]]) -> None:

@@ -70,15 +70,17 @@ def test_a_disk_that_is_full_leaves_the_old_rows(tmp_path, rows):
     file = tmp_path / "results.csv"
     for row in rows:
         append_rows(file, Result, [row])
-    old = file.read_bytes() if rows else None
+    old = file.read_bytes() if rows else b""
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(old or b"") + 20, unlimited[1]))  # as a disk with 20 free bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) + 20, unlimited[1]))  # as a disk with 20 free bytes
     try:
         with pytest.raises(OSError, match="File too large"):
             append_rows(file, Result, [RESULT])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert (file.read_bytes() if file.exists() else None) == old
+    assert file.read_bytes() == old
+    append_rows(file, Result, [RESULT])
+    assert read_table(file, Result) == [*rows, RESULT]
 
 
 def test_paths_that_are_no_text_are_recorded_as_escapes(tmp_path):

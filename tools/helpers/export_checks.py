@@ -150,5 +150,8 @@ def _compare(exportable: Exportable, case: Case, found: list[np.ndarray], name: 
         for one, other in zip(case.expected, found, strict=True)
     )
     if not difference <= TOLERANCE:  # true for NaN, too
-        raise UserError(f"{name} differs from the model by {difference:.1e} for {case.name}, more than {TOLERANCE:.0e}")
+        raise UserError(
+            f"{name} differs from the model by {difference:.1e} for {case.name}, more than {TOLERANCE:.0e}; if it is "
+            "little more, from rounding in a large image, give smaller -images"
+        )
     return difference
