@@ -14,6 +14,8 @@ from image_classification.loaders import IGNORED_LABEL
 
 __all__ = ["read_valid_labels"]
 
+_MOST_LABELS = 100  # of an image: each is a column for all images
+
 
 def read_valid_labels(path: Path, dataset: Dataset) -> np.ndarray:
     """Read the valid labels of each image from a JSON file.
@@ -43,6 +45,8 @@ def read_valid_labels(path: Path, dataset: Dataset) -> np.ndarray:
     most = max(map(len, rows))
     if not most:
         raise UserError(f"{path} has no label; give another file as DATA.LABELS_JSON")
+    if most > _MOST_LABELS:
+        raise UserError(f"{path} has {most:,} labels for an image, more than {_MOST_LABELS}; give another file")
     if not isinstance(dataset, FileDataset):
         raise UserError("DATA.LABELS_JSON needs images in files, whose names order them; use -dataset list or folder")
     names = np.array([name.rpartition(b"/")[2] for name in dataset.names()])

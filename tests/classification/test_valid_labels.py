@@ -43,6 +43,7 @@ def test_the_file_names_order_the_labels(tmp_path, images):
         ([[1], [0], [0.5]], ["labels[2][0] is 0.5"]),
         ([[1], [0]], ["labels of 2 images, but there are 3"]),
         ([[], [], []], ["has no label"]),
+        ([[], [0] * 101, []], ["has 101 labels for an image", "more than 100"]),
     ],
 )
 def test_wrong_labels_are_named(tmp_path, images, content, parts):
