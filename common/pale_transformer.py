@@ -187,6 +187,9 @@ class PaleTransformer(TimmInterface):
             _require_number(name, rate)
             if not 0.0 <= rate < 1.0:
                 raise ValueError(f"{name} is {rate}; it must be in [0, 1)")
+        for name, switch in (("parallel", parallel), ("stage_norms", stage_norms)):
+            if not isinstance(switch, bool):
+                raise ValueError(f"{name} is {switch!r}; it must be true or false")
         for name, values in (("depths", depths), ("num_heads", num_heads)):
             if not isinstance(values, Sequence) or len(values) != 4:
                 raise ValueError(f"{name} is {values!r}; give one number for each of the four stages")

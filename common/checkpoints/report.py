@@ -95,7 +95,7 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
     if backbone is not model and not any_starts_with(weights, "backbone.") and any_starts_with(weights, "stages."):
         return "the file contains only a classifier or a backbone; give the weights of a whole model"
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in report.wrong):
-        return f"its head differs, perhaps in the number of classes: {report.wrong[0]}"
+        return f"its head differs, perhaps in the number of classes: {report.wrong[0]}; use data of its classes"
     if backbone is not model and not any_starts_with(report.wrong, "backbone."):
         return f"its backbone fits, but the rest is of another model or task: the first difference is {report.wrong[0]}"
     weights = {name.removeprefix("backbone."): array for name, array in weights.items()}

@@ -266,6 +266,7 @@ def test_create_model_overrides_a_variant():
         ("pale_nano", {"in_channels": "3"}, ["in_channels is '3'", "number"]),
         ("pale_nano", {"num_classes": "3"}, ["num_classes is '3'", "number"]),
         ("pale_nano", {"drop_path_rate": "0.1"}, ["drop_path_rate is '0.1'", "number"]),
+        ("pale_nano", {"parallel": "False"}, ["parallel is 'False'", "true or false"]),
         ("pale_nano", {"depths": 3}, ["depths is 3", "four"]),
         ("pale_nano", {"pale_size": [7, 7, 0, 7]}, ["pale_size is 0", "positive"]),
         ("pale_nano", {"heads": 4}, ["pale_nano", "'heads'"]),
