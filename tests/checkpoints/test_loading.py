@@ -1,5 +1,6 @@
 """Weights out of files of every kind and version, into models that they fit."""
 
+import hashlib
 import pickle
 
 import numpy as np
@@ -7,6 +8,7 @@ import paddle
 import pytest
 from paddle import nn
 
+from common.checkpoints import loading
 from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import (
     Checkpoint,
@@ -80,6 +82,25 @@ def test_averaged_weights_are_loaded_unless_the_others_are_chosen(tmp_path, caps
     assert "without has one set of weights, perhaps averaged; -weights" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"no averaged weights \(model_ema\); choose model"):
         load_pretrained(model, tmp_path / "without", ema=True)
+
+
+def test_weights_and_their_hash_are_of_one_file_while_a_run_replaces_it(tmp_path, monkeypatch):
+    path, read = tmp_path / "best.pdparams", loading.read_state
+    save_file(numpy_state(make_model(seed=1)), path)
+
+    def read_and_replace(source):
+        state = read(source)
+        if not replaced:
+            save_file(numpy_state(make_model(seed=2)), path)
+            replaced.append(True)
+        return state
+
+    replaced = []
+    monkeypatch.setattr(loading, "read_state", read_and_replace)
+    checkpoint = loading.read_checkpoint(path)
+    assert checkpoint.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    for name, array in numpy_state(make_model(seed=2)).items():
+        np.testing.assert_array_equal(checkpoint.weights[name], array)
 
 
 def test_the_names_of_other_training_programs_are_known(tmp_path):

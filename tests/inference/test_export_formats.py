@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections import Counter
 
@@ -13,7 +14,7 @@ from paddle import nn
 
 from common.errors import UserError
 from common.inference import export_formats
-from common.inference.export_formats import convert_to_onnx, export_onnx, open_openvino, save_program
+from common.inference.export_formats import convert_to_onnx, export_onnx, load_program, open_openvino, save_program
 from common.pale_transformer import create_model
 
 
@@ -139,6 +140,13 @@ def test_what_paddle2onnx_cannot_convert_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"paddle2onnx cannot convert this model: .*(?i:unsupported|not supported)"):
         export_onnx(Unknown(32, 32), tmp_path / "model.onnx", {"images": [None, 3, 32, 32]}, ["logits"])
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_path_that_paddle_cannot_take_is_one_line(tmp_path):
+    graph = tmp_path / os.fsdecode(b"M\xfcller.json")
+    graph.write_text("{}")
+    with pytest.raises(UserError, match="Paddle Inference cannot load "):
+        load_program(graph, graph.with_suffix(".pdiparams"))
 
 
 def test_a_missing_paddle2onnx_is_named_with_the_command(tmp_path, monkeypatch):

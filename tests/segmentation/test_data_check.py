@@ -250,6 +250,10 @@ def test_data_that_passed_is_not_checked_again_until_it_changes(folder, tmp_path
             check_once(build(folder), "train", record)
 
 
+def test_a_name_that_no_file_can_have_is_a_missing_file():
+    assert len({check_record.fingerprint("", [name]) for name in ("a", "a\0", "a\ud800")}) == 3
+
+
 def test_the_fingerprint_covers_files_and_classes(folder):
     (folder / "labels.txt").unlink()
     seen = [fingerprint(build(folder)), fingerprint(build(folder, num_classes=5))]

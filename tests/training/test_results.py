@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -81,6 +82,14 @@ def test_a_disk_that_is_full_leaves_the_old_rows(tmp_path, rows):
     assert file.read_bytes() == old
     append_rows(file, Result, [RESULT])
     assert read_table(file, Result) == [*rows, RESULT]
+
+
+def test_several_writers_share_one_heading(tmp_path):
+    for number in range(20):
+        file = tmp_path / f"{number}.csv"
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _, file=file: append_rows(file, Result, [RESULT]), range(8)))
+        assert read_table(file, Result) == [RESULT] * 8
 
 
 def test_paths_that_are_no_text_are_recorded_as_escapes(tmp_path):
