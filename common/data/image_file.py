@@ -64,6 +64,7 @@ logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)  # it pri
 _LOOKED_AT = 100  # images whose headers are read for deep_image_warning
 _MAX_HEADER = 4096  # bytes of a PPM file, whose header Pillow reads byte by byte
 _MOST_TEXTS = 32  # compressed ones in a PNG; libpng unpacks and keeps 8 MB of each
+_MOST_TILE_PIXELS = 2**24  # of a tile of a TIFF
 _MOST_SCANS = 100  # of a JPEG; 10 are usual for a progressive one
 _BYTES_PER_SCAN = 2**15  # a JPEG may have one more for each: half of them are two bytes that mean nothing in other data
 _TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
@@ -159,7 +160,16 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
             raise UserError(f"it is damaged ({one_line(error)}); replace or remove it") from error
         with image:
             check_size(*image.size)
+            _check_tiles(image)
             yield image
+
+
+def _check_tiles(image: Image.Image) -> None:
+    """Refuse a TIFF whose tiles are far larger than it: each is decoded as a whole."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        sides = [image.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
+        if not all(isinstance(side, int) for side in sides) or sides[0] * sides[1] > _MOST_TILE_PIXELS:
+            raise UserError(f"it has tiles of {sides[0]}x{sides[1]} pixels; save it again with smaller ones")
 
 
 def check_regular(path: str | Path) -> None:

@@ -255,6 +255,15 @@ def test_a_png_of_many_texts_that_libpng_would_unpack_is_refused(tmp_path, count
                 read(str(path))
 
 
+def test_a_tiff_whose_tile_is_far_larger_than_it_is_refused(tmp_path):
+    tags = {256: 100, 257: 100, 258: 8, 259: 8, 262: 1, 277: 1, 322: 65535, 323: 4096, 324: 8, 325: 8}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<IQH", 16, 0, len(tags))  # the tile has 8 bytes, from the eighth on
+    (tmp_path / "a.tif").write_bytes(header + entries + bytes(4))
+    with pytest.raises(UserError, match="it has tiles of 65535x4096 pixels; save it again with smaller ones"):
+        load_rgb(str(tmp_path / "a.tif"))
+
+
 @pytest.mark.parametrize("read", [load_rgb, read_image, check_header])
 def test_a_jpeg_of_many_scans_is_refused_and_one_with_other_data_behind_it_is_not(tmp_path, read):
     path, file = str(tmp_path / "a.jpg"), io.BytesIO()

@@ -250,7 +250,8 @@ def test_a_run_that_goes_on_elsewhere_or_without_its_best_weights_has_some_in_th
     flags = ("-resume", out / "latest.pdparams", "-opts", "TRAIN.COOLDOWN", 1)
     tiny_runs.run(Classification, shapes_config, "-output", elsewhere, *flags)
     assert (elsewhere / "best.pdparams").read_bytes() == best
-    save_file({**load_file(out / "best.pdparams"), "figures": {**figures, "at": "a later epoch"}}, tmp_path / "later.pdparams")
+    later = {**load_file(out / "best.pdparams"), "figures": {**figures, "at": "a later epoch"}}
+    save_file(later, tmp_path / "later.pdparams")
     (out / "best.pdparams").unlink()
     (out / "best.pdparams").symlink_to("../later.pdparams")
     tiny_runs.run(Classification, shapes_config, "-output", tmp_path / "third", *flags)
