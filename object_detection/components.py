@@ -113,7 +113,7 @@ def build_model(config: CfgNode, num_classes: int, load_pretrained: bool = False
     model.head_prefixes = _CLASSIFIERS.get(config.architecture, ())
     if getattr(model, "mask_post_process", None) is not None:
         threshold = model.mask_post_process.binary_thresh
-        if not 0.5 <= threshold < 1:
+        if not isinstance(threshold, float) or not 0.5 <= threshold < 1:
             raise UserError(f"MaskPostProcess.binary_thresh is {threshold}; it must be from 0.5 to below 1")
         model.mask_post_process = RleMasks(threshold)
     return model

@@ -84,7 +84,7 @@ def received_signal() -> int:
     return int(_received[0]) if _received else signal.SIGINT
 
 
-def _interrupt(number: int, frame: object = None) -> None:
+def _interrupt(number: int, frame: object) -> None:
     now = time.monotonic()
     if not _received or now - _received[1] > _SAME:
         _received[:] = number, now
@@ -92,7 +92,7 @@ def _interrupt(number: int, frame: object = None) -> None:
 
 
 class _PaddleFinder:
-    """Keeps the handlers of signals through Paddle's import.
+    """Lets signals wait for the end of Paddle's import, and keeps their handlers.
 
     The import sets one of SIGTERM that ends the process at once, and turns a ``KeyboardInterrupt`` into an
     ``ImportError``.
@@ -105,19 +105,14 @@ class _PaddleFinder:
             load = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                arrived: list[int] = []
-                previous = {
-                    number: signal.signal(number, lambda number, frame: arrived.append(number))
-                    for number in _STOP_SIGNALS
-                    if signal.getsignal(number) != signal.SIG_IGN
-                }
+                handlers = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+                signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
                 try:
                     load(module)
                 finally:
-                    for number, handler in previous.items():
+                    for number, handler in handlers.items():
                         signal.signal(number, handler)
-                if arrived:
-                    _interrupt(arrived[0])
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)  # delivers what has arrived
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

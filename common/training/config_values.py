@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,8 @@ def coerce(value: Any, default: Any, key: str, source: str) -> Any:
         return tuple(check_value(list(value), list[str], source, key))
     if isinstance(default, str) and value is None:
         return ""
-    if isinstance(value, str) and "\0" in value:
-        raise UserError(f"{source}: {key} is {value!r}; no path or name has NUL characters")
+    if isinstance(value, str) and re.search("[\0\ud800-\udc7f\udd00-\udfff]", value):
+        raise UserError(f"{source}: {key} is {value!r}; no path or name has NUL characters or lone surrogates")
     if type(value) is type(default) and not isinstance(default, (list, tuple)):
         return check_value(value, int, source, key) if type(value) is int else value
     expected = f"of type {type(default).__name__}"
