@@ -194,7 +194,7 @@ def _list_beside(folder: Path) -> list[str]:
 
 
 def _select_split(files: list[str], split: str) -> list[str]:
-    """Choose by a hash of each name, so that no trained image becomes a validation image when files are added."""
+    """Choose by a hash of each name, so that trained images stay so when files are added to a class of some images."""
     hashes = [hashlib.sha256(os.fsencode(file)).digest() for file in files]
     limit = bytes([round(256 * HELD_OUT_FRACTION)])
     held_out = {value for value in hashes if value < limit} or {min(hashes)}

@@ -62,6 +62,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # an error from twice as many; below, Pillo
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)  # it prints a line for each file it cannot read
 _LOOKED_AT = 100  # images whose headers are read for deep_image_warning
+_PLAIN_PPM = (b"P1", b"P2", b"P3")  # numbers as text; comments between them take Pillow seconds per megabyte
 _MAX_HEADER = 4096  # bytes of a PPM file, whose header Pillow reads byte by byte
 _MOST_TEXTS = 32  # compressed ones in a PNG; libpng unpacks and keeps 8 MB of each
 _MOST_TILE_PIXELS = 2**24  # of a tile of a TIFF
@@ -161,6 +162,8 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
         with image:
             check_size(*image.size)
             _check_tiles(image)
+            if head[:2] in _PLAIN_PPM and file.seek(0, io.SEEK_END) > _MAX_HEADER + 48 * image.width * image.height:
+                raise UserError("it has far more text than pixels; save it as PNG")
             yield image
 
 
@@ -240,14 +243,14 @@ def naming_the_file(path: str) -> Iterator[None]:
         raise _unreadable(path, error) from error
 
 
-def _check_chunks(path: str) -> None:
-    """Refuse what OpenCV does not check in a PNG.
+def _check_chunks(source: str | Path | io.BytesIO) -> None:
+    """Refuse what OpenCV does not check in a PNG, and what it and Pillow see differently.
 
-    It allocates a chunk of any length that is stated, up to 4 GiB, and libpng prints the name of a color profile in
-    warnings. It unpacks a thousand texts.
+    OpenCV allocates a chunk of any length that is stated, up to 4 GiB, and libpng prints the name of a color profile in
+    warnings. It unpacks a thousand texts. Pillow does not turn an image whose orientation is behind the pixels.
     """
-    with Path(path).open("rb") as file:
-        end, size, kind, texts = 8, os.fstat(file.fileno()).st_size, b"", 0
+    with _open(source) as file:
+        end, size, kind, texts, places = 8, file.seek(0, io.SEEK_END), b"", 0, ""
         while end < size and kind != b"IEND":
             file.seek(end)
             length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
@@ -257,6 +260,9 @@ def _check_chunks(path: str) -> None:
             texts += kind in (b"iTXt", b"zTXt")
             if texts > _MOST_TEXTS:
                 raise UserError(f"it has more than {_MOST_TEXTS} compressed texts; save it again without them")
+            places += {b"eXIf": "E", b"IDAT": "I"}.get(kind, "")
+            if kind == b"eXIf" and places != "E" and _orientation(file.read(length)) > 1:
+                raise UserError("its orientation stands behind its pixels, or twice; save it again")
             if kind == b"iCCP" and not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
                 raise UserError("the name of its color profile cannot be printed; remove the profile")
 
@@ -300,7 +306,7 @@ def load_rgb(source: str | Path | io.BytesIO, min_size: int | None = None) -> Im
     """
     try:
         with open_image(source) as image:
-            _check_scans(source)
+            (_check_chunks if image.format == "PNG" else _check_scans)(source)
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
             turn = None if image.format == "TIFF" else _TURNS.get(exif_orientation(image))  # Pillow turns TIFF files
@@ -416,15 +422,20 @@ def exif_orientation(image: Image.Image) -> int:
     1 is upright, 2 to 4 are mirrored or turned by 180 degrees, 5 to 8 have width and height swapped. As OpenCV, this
     takes no orientation from XMP, and ignores damaged EXIF data.
     """
-    tag, value = ExifTags.Base.Orientation, None
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        value = image.tag_v2.get(tag)
-    else:
-        exif = Image.Exif()
-        with suppress(Exception):  # Pillow raises nearly any type on damaged data
-            exif.load(image.info.get("exif", b""))
-            value = exif.get(tag)
-    return value if value in _TURNS else 1
+        value = image.tag_v2.get(ExifTags.Base.Orientation)
+        return value if value in _TURNS else 1
+    return _orientation(image.info.get("exif", b""))
+
+
+def _orientation(data: bytes) -> int:
+    """That of EXIF data; 1 if it is damaged."""
+    exif = Image.Exif()
+    with suppress(Exception):  # Pillow raises nearly any type on damaged data
+        exif.load(data)
+        value = exif.get(ExifTags.Base.Orientation)
+        return value if value in _TURNS else 1
+    return 1
 
 
 def deep_image_warning(

@@ -58,7 +58,10 @@ def copy_file(source: Path, target: Path) -> None:
         try:
             os.link(source, temporary)
         except OSError:
-            shutil.copyfile(source, temporary)
+            with source.open("rb") as old, temporary.open("wb") as new:
+                shutil.copyfileobj(old, new)
+                new.flush()
+                os.fsync(new.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

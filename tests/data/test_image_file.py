@@ -16,7 +16,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from common.data.image_file import (
@@ -253,6 +253,30 @@ def test_a_png_of_many_texts_that_libpng_would_unpack_is_refused(tmp_path, count
         else:
             with pytest.raises(UserError, match="more than 32 compressed texts; save it again without them"):
                 read(str(path))
+
+
+@pytest.mark.parametrize("read", [load_rgb, read_image, check_header])
+def test_a_png_whose_orientation_not_all_decoders_see_is_refused(tmp_path, read):
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    random_image().save(file, "png", exif=exif)
+    content = file.getvalue()
+    place = content.index(b"eXIf") - 4
+    chunk = content[place : place + 12 + int.from_bytes(content[place : place + 4], "big")]
+    without = content.replace(chunk, b"")
+    (tmp_path / "before.png").write_bytes(content)
+    read(str(tmp_path / "before.png"))
+    (tmp_path / "behind.png").write_bytes(without[:-12] + chunk + without[-12:])
+    with pytest.raises(UserError, match="its orientation stands behind its pixels, or twice; save it again"):
+        read(str(tmp_path / "behind.png"))
+
+
+def test_a_plain_ppm_of_comments_is_refused(tmp_path):
+    (tmp_path / "a.ppm").write_bytes(b"P3\n10 10\n255\n" + b"1 2 3 " * 100)
+    assert load_rgb(str(tmp_path / "a.ppm")).size == (10, 10)
+    (tmp_path / "b.ppm").write_bytes(b"P3\n10 10\n255\n" + b"#\n" * 10_000 + b"1 2 3 " * 100)
+    with pytest.raises(UserError, match="it has far more text than pixels"):
+        load_rgb(str(tmp_path / "b.ppm"))
 
 
 def test_a_tiff_whose_tile_is_far_larger_than_it_is_refused(tmp_path):
