@@ -130,6 +130,7 @@ _MIN_SIDE = 1e-5  # pixels; PaddleDetection drops smaller boxes
 _OVERLAP = 0.5  # IoU of a box and the extent of its mask, below which they differ
 _LEAST_AREA = 0.5  # of the mask's
 _FARTHEST = 2  # times the longer side of the image: pycocotools follows edges in steps of a fifth of a pixel
+_LONGEST = 2**20  # pixels of the edges of a polygon, of which pycocotools takes 100 bytes each
 _EXAMPLES = 10  # of each kind, that a report shows
 _THREADS = 8
 _SMALL, _MEDIUM = 32**2, 96**2  # pixels; COCO's limits between small, medium and large objects
@@ -480,6 +481,11 @@ def _measure(mask: Any) -> tuple[list[float] | None, float]:
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)], area
 
 
+def _length(polygon: list[float]) -> float:
+    points = np.array(polygon, float).reshape(-1, 2)
+    return float(np.abs(np.diff(points, axis=0)).sum())
+
+
 def _invalid_mask(mask: Any, height: int, width: int) -> tuple[str, str] | None:
     """What is wrong with a mask: polygons [[x, y, ...], ...], or {"size": [h, w], "counts": list of int, or str}."""
     farthest = _FARTHEST * max(height, width)
@@ -489,6 +495,8 @@ def _invalid_mask(mask: Any, height: int, width: int) -> tuple[str, str] | None:
                 return "MASK_INVALID", f"the polygon {_short(polygon)}"
             if min(polygon, default=0) <= -farthest or max(polygon, default=0) >= farthest:
                 return "POLYGON_OUTSIDE", f"the polygon {_short(polygon)} in {width}x{height} pixels"
+            if len(polygon) > 64 and (length := _length(polygon)) > _LONGEST:  # a short one cannot be so long
+                return "MASK_INVALID", f"the polygon {_short(polygon)}, whose edges have {length:,.0f} pixels,"
         return None
     if not isinstance(mask, dict):
         return "MASK_INVALID", f"the segmentation {_short(mask)}"

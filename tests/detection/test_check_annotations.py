@@ -171,6 +171,7 @@ CASES = [
         changing(segmentation=[[1, 1, 5, 5, 1, 99]]),
         "the polygon [1, 1, 5, 5, 1, 99] in 40x30 pixels",
     ),
+    ("MASK_INVALID", changing(segmentation=[[0, 0, 59, 1] * 10_000]), "whose edges have 1,199,940 pixels"),
     ("MASK_INVALID", changing(segmentation="none"), "the segmentation 'none'"),
     ("MASK_INVALID", changing_crowd(size=[40, 30]), "a mask of size [40, 30] in an image of [30, 40]"),
     ("MASK_INVALID", changing_crowd(counts=[1]), "runs of 1 pixels in an image of 1200"),
