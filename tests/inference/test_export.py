@@ -122,7 +122,7 @@ def test_exported_models_predict_as_the_weights_do(tmp_path, capsys, photographs
     weights, out = save_weights(tmp_path / "best.pdparams", task, opts), tmp_path / "exported"
     size = paddle_2_size if PADDLE_2 else []
     said = run_export(capsys, "-pretrained", weights, "-images", photographs, "-out", out, "-formats", *WRITABLE, *size)
-    assert said.out.splitlines()[-1].startswith(f"OK: {' and '.join(WRITABLE)}, ")
+    assert said.out.splitlines()[-1].startswith(f"OK: {', '.join(WRITABLE)}, ")
     card = json.loads((out / "model_card.json").read_text())
     assert (card["task"], card["classes"]) == (task, 2)
     assert (out / "labels.txt").read_text() == "background\nnucleus\n"

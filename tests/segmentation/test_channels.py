@@ -78,7 +78,7 @@ def test_six_channels_from_training_to_exported_models(tmp_path, squares, square
     with pytest.raises(UserError, match="takes images of 6 channels; give some of them as -images"):
         export.main(["-pretrained", str(best), "-out", str(exported), *size])
     export.main(["-pretrained", str(best), "-out", str(exported), "-images", str(images), *size])
-    assert f"OK: {' and '.join(WRITABLE[:2])}, " in capsys.readouterr().out
+    assert f"OK: {', '.join(WRITABLE[:2])}, " in capsys.readouterr().out
 
     def labels(source: Path) -> list[np.ndarray]:
         predict.main([str(images), "-pretrained", str(source), "-out", str(tmp_path / source.name), "-json"])
