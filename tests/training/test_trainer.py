@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +59,7 @@ def test_the_count_is_resumed_and_begins_anew_in_a_state_without_it(tmp_path, sh
     run(Classification, shapes_config, *options, 2)
     state = load_file(tmp_path / "out" / "epoch_0003.pdparams")
     assert state["validations_since_best"] == 1
+    shutil.copy(tmp_path / "out" / "best.pdparams", tmp_path)  # a run without it would begin with no best result
     save_file(state, tmp_path / "new.pdparams")
     del state["validations_since_best"]  # as in version 0.1.0
     save_file(state, tmp_path / "old.pdparams")
