@@ -227,20 +227,15 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
 def _carry_best(trainer: Trainer, folder: RunFolder, source: Path) -> None:
     """Copy the best weights from the folder of the resumed state, or else let the next validation write new ones.
 
-    Those of a later state than the resumed one are not copied; in the folder itself, only better ones replace them.
+    Those of a later state than the resumed one are not copied. Those in the folder itself stay: a run that was killed
+    after it wrote them repeats their validation.
     """
     state, of_source = trainer.state, Path(os.path.realpath(source / folder.best.name))
     if is_main_process() and not folder.best.exists() and _figures(of_source) == state.best:
         copy_file(of_source, folder.best)
-    exists, figures = gather_objects((folder.best.exists(), _figures(folder.best)))[0]  # those of rank 0
-    if state.step == trainer.total_steps or not state.best or figures == state.best:
-        return
-    if not exists:
+    if state.best and state.step < trainer.total_steps and not gather_objects(folder.best.exists())[0]:
         trainer.log.line(f"warning: {folder.best} is missing, so the best result is that of the coming validations")
         state.best = {}
-    elif figures and isinstance(figures.get(trainer.task.criterion), float):
-        trainer.log.line(f"warning: {folder.best} is of {figures.get('at')}, and only replaced by a better one")
-        state.best = figures
 
 
 def _figures(file: Path) -> dict[str, Any] | None:
