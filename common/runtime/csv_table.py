@@ -68,13 +68,15 @@ def append_rows(file: Path, kind: type[Row], rows: Iterable[Row]) -> None:
         UserError: see :func:`read_table`.
         OSError: the file cannot be written.
     """
-    read_table(file, kind)  # refuses a pipe, which would be waited for
+    if file.exists():
+        open_regular(file).close()  # refuses a pipe, which would be waited for
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab", buffering=0) as table:
         with contextlib.suppress(ImportError, OSError):  # Windows, or a file system without locks
             import fcntl
 
             fcntl.flock(table, fcntl.LOCK_EX)
+        read_table(file, kind)
         old = file.read_bytes()
         text = io.StringIO("" if old[-1:] in (b"", b"\n") else "\n", newline="")  # some editors end within a line
         text.seek(0, io.SEEK_END)
