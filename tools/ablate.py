@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -153,8 +154,9 @@ class Job:
             raise UserError(f"{(errors or lines or ['no output'])[-1]}; the whole output is in {self.log}")
         train = self.config.TRAIN
         last = read_records(self.folder, "val_ema" if train.EMA_DECAY else "val")[-1]
-        if last["epoch"] != train.EPOCHS:
-            raise UserError(f"the log of {self.folder} ends with epoch {last['epoch']:g} of {train.EPOCHS}")
+        epochs = train.EPOCHS + train.COOLDOWN
+        if last["epoch"] != epochs and not train.EARLY_STOP:
+            raise UserError(f"the log of {self.folder} ends with epoch {last['epoch']:g} of {epochs}")
         return round(last["top1"], 4)
 
 
@@ -240,6 +242,9 @@ def train_all(arguments: Namespace, file: Path) -> None:
             failed.append(job)
             print(printable(f"[{number}/{total}] {job} failed: {error}"), flush=True)
             continue
+        if any((result.row, result.seed) == (job.row, job.seed) for result in read_table(file, Result)):
+            print(f"[{number}/{total}] {job}: another program has written its result", flush=True)
+            continue
         append_rows(file, Result, [Result(job.row, job.seed, top1, *costs[job.row], *ran_on, str(date.today()))])
         print(printable(f"[{number}/{total}] {job}: top-1 {top1:.2f}"), flush=True)
     if failed:
@@ -287,10 +292,13 @@ def report(results: Sequence[Result], file: Path) -> str:
     The reference is ``shape_pale`` or, if it is not there, the first row.
 
     Raises:
-        UserError: there are no results.
+        UserError: there are no results, or a run has two.
     """
     if not results:
         raise UserError(f"{file} has no results yet; run without -report first, or give another -results")
+    runs = Counter((result.row, result.seed) for result in results)
+    if twice := [f"{row} seed {seed}" for (row, seed), count in runs.items() if count > 1]:
+        raise UserError(f"{file} has several results of {', '.join(twice)}; delete all but one")
     rows: dict[str, list[float]] = {}
     costs = {result.row: (result.params, result.multiply_adds) for result in results}
     for result in sorted(results, key=lambda result: (result.row != REFERENCE, result.row)):

@@ -101,6 +101,8 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
     folder.begin(task.config_spec.dump(config))
     if resumed:
         _carry_best(trainer, folder, Path(resumed[0]).parent)
+        if not _is_latest(task, folder, resumed[0]):
+            folder.save_latest(trainer.state.as_dict())  # a kill before the first save would undo a step back
     log.open(folder.folder, trainer.position)
     try:
         best = trainer.run()
@@ -211,17 +213,24 @@ def _resume(trainer: Trainer, source: Path | str, saved: dict[str, Any]) -> None
     if trainer.state.step == trainer.total_steps:
         log.result(f"the run is already complete ({trainer.progress}); raise TRAIN.COOLDOWN to train longer")
         return
+    step, rate = trainer.state.step, trainer.training.learning_rate
     if last_epoch >= 0:  # the saved rate is of another epoch
+        trainer.state.optimizer.set_lr(rate(max(0, step - 1)))
         return
     # Both are of the last step that was trained, so a rate that only follows its schedule is no jump.
     before = SavedState.from_dict(saved, str(source)).learning_rate
-    step, rate = trainer.state.step, trainer.training.learning_rate
     if before and step and rate(step - 1) > _JUMP * before:
         log.line(
             f"warning: the learning rate jumps from {before:.2e} to {rate(step):.2e}, so the "
             f"{title(task.criterion)} may fall at first; to continue at a low rate, undo the differences above, "
             "and raise TRAIN.COOLDOWN to train longer"
         )
+
+
+def _is_latest(task: Task, folder: RunFolder, source: Path | str) -> bool:
+    """Whether a run continues where the ``latest`` in its own folder ends, on every rank."""
+    own = os.path.realpath(source) == os.path.realpath(folder.latest) and task.config.TRAIN.get("LAST_EPOCH", -1) < 0
+    return all(gather_objects(own))
 
 
 def _carry_best(trainer: Trainer, folder: RunFolder, source: Path) -> None:

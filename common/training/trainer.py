@@ -65,6 +65,7 @@ class Trainer:
         self._checkpoint_every = self.config.CHECKPOINT_EVERY * self._steps_per_unit
         self._overflows = self._stop_signal = self._measured_steps = 0
         self._grad_norm = self._first_step_ended = math.nan
+        self._unread_flags: tuple[int, paddle.Tensor] | None = None  # the last step, and its flags
 
     @property
     def progress(self) -> str:
@@ -135,10 +136,12 @@ class Trainer:
             for means in (interval_means, epoch_means):
                 means.add(result, data_time)
             if ends_step:
-                stop_signal = self._optimizer_step(losses, bn_statistics)
+                self._optimizer_step(losses, bn_statistics)
                 losses = []
                 self.state.step += 1
                 self._bar.update(1)
+                if index + 1 == first + steps * accum_iter:
+                    self._read_flags()
                 ends_epoch = self.task.unit == "epoch" and index + 1 == self.sampler.num_batches
                 if self.state.step % self.config.LOG_INTERVAL == 0:
                     self._log_train(interval_means, record=True, show=not ends_epoch)
@@ -146,7 +149,7 @@ class Trainer:
                 if ends_epoch:
                     self._log_train(epoch_means, record=False, show=True)
                 self._estimate_duration()
-                self._save_latest_if_due(stop_signal)
+                self._save_latest_if_due()
             waiting_since = time.perf_counter()
 
     # ---- a step
@@ -169,19 +172,17 @@ class Trainer:
             self.state.scaler.scale(result.loss / self.accum_iter).backward()
         return result
 
-    def _optimizer_step(self, losses: list[paddle.Tensor], bn_statistics: np.ndarray | None) -> int:
+    def _optimizer_step(self, losses: list[paddle.Tensor], bn_statistics: np.ndarray | None) -> None:
         """Update the weights, unless the loss or the gradient is not finite.
 
-        The ranks agree on this and on stopping, so all stop at the same step. The host waits for a GPU once: where a
-        step may be skipped, before the update, and otherwise when all of the step is queued. A step that is not finite
-        then ends the run, before its weights are used or saved.
+        The ranks agree on this and on stopping, so all stop at the same step. Where a step may be skipped, the host
+        reads the flags of this step, and waits for the GPU, before the update. Otherwise it reads those of the step
+        before, so that the GPU always has work; a step that is not finite then ends the run, before its weights are
+        validated or saved.
 
         Args:
             losses: of the batches of this step.
             bn_statistics: those of BatchNorm from before the step, to restore if it is skipped.
-
-        Returns:
-            The number of the signal that asks to stop, or 0.
         """
         state, config = self.state, self.config
         optimizer, scaler = state.optimizer, state.scaler
@@ -192,8 +193,10 @@ class Trainer:
             self._log_histograms()
         signal = paddle.full([], float(self._stop_request.signal_number))
         flags = gather_scalars([paddle.isfinite(sum(losses)).astype("float32"), signal, norm])
+        self._read_flags()
+        self._unread_flags = state.step + 1, flags
         may_be_skipped = scaler.is_enable() or config.TRAIN.SKIP_NONFINITE
-        if may_be_skipped and not self._check(flags):
+        if may_be_skipped and not self._read_flags():
             if bn_statistics is not None:
                 set_statistics(self.model, bn_statistics)  # BatchNorm has seen what is not finite
         else:
@@ -202,15 +205,11 @@ class Trainer:
                 state.ema.update(self.model)
         scaler.update()
         optimizer.clear_grad(set_to_zero=False)
-        if not may_be_skipped:
-            self._check(flags)
-        return self._stop_signal
 
-    def _check(self, flags: paddle.Tensor) -> bool:
-        """Read the flags of a step; waits for the device.
+    def _read_flags(self) -> bool:
+        """Read the flags of the last step, if they are unread; waits for the device to compute them.
 
-        Args:
-            flags: of each rank, whether its loss is finite, the signal that it got, and the norm of the gradients.
+        They are, of each rank, whether its loss is finite, the signal that it got, and the norm of the gradients.
 
         Returns:
             False if the step is to be skipped; True if the scaler does that, because gradients overflow.
@@ -218,6 +217,9 @@ class Trainer:
         Raises:
             UserError: see :meth:`_skip_or_stop`.
         """
+        if self._unread_flags is None:
+            return True
+        (step, flags), self._unread_flags = self._unread_flags, None
         finite, signals, norms = flags.numpy().T
         self._stop_signal, self._grad_norm = int(signals.max()), float(norms.max())
         if finite.all() and math.isfinite(self._grad_norm):
@@ -225,14 +227,15 @@ class Trainer:
         elif finite.all() and self.state.scaler.is_enable() and self._overflows < _MAX_OVERFLOWS:
             self._overflows += 1  # usual with loss scaling: the scaler skips the step and lowers its scale
         else:
-            self._skip_or_stop(np.flatnonzero(finite == 0))
+            self._skip_or_stop(step, np.flatnonzero(finite == 0))
             return False
         return True
 
-    def _skip_or_stop(self, ranks: np.ndarray) -> None:
+    def _skip_or_stop(self, step: int, ranks: np.ndarray) -> None:
         """Count a step that is not finite.
 
         Args:
+            step: its number, from 1.
             ranks: those whose loss is not finite; none if it is the gradient.
 
         Raises:
@@ -241,7 +244,7 @@ class Trainer:
         self.state.nonfinite_steps += 1
         allowed = self.config.TRAIN.SKIP_NONFINITE
         where = f"the loss on rank {', '.join(map(str, ranks))}" if len(ranks) else "the gradient"
-        message = f"{where} is not finite at step {self.state.step + 1}"
+        message = f"{where} is not finite at step {step}"
         if self.state.nonfinite_steps > allowed:
             good = self.folder.latest if self.folder.latest.exists() else "none"
             raise UserError(
@@ -314,10 +317,11 @@ class Trainer:
         """Of two validations the one with the higher score is better, of equal ones the later."""
         return figures.get(self.task.criterion, -math.inf), -figures.get("loss", 0.0)
 
-    def _save_latest_if_due(self, stop_signal: int) -> None:
+    def _save_latest_if_due(self) -> None:
         """Save ``latest`` inside an epoch; stop if a signal has arrived."""
-        every = self.config.LATEST_EVERY
+        every, stop_signal = self.config.LATEST_EVERY, self._stop_signal
         if stop_signal or (every and self.state.step % every == 0):
+            self._read_flags()  # of the step that is saved
             self.folder.save_latest(self.state.as_dict())
         self._stop_if_signaled(stop_signal)
 
@@ -361,6 +365,7 @@ class Trainer:
                 columns.append(f"{metrics['skipped']} unreadable images replaced")
             self.log.line(self._line("  ".join(columns), "" if record else "train"))
         if record:
+            self._read_flags()
             norm = {"grad_norm": self._grad_norm} if math.isfinite(self._grad_norm) else {}
             self._record("train", {"lr": rate, **norm, **metrics})
 

@@ -107,6 +107,29 @@ def test_failed_runs_are_named_and_the_others_continue(tmp_path, launcher, capsy
     assert [result.row for result in ablation(tmp_path, *files[:2], "-seeds", 0)] == ["good", "broken"]
 
 
+def test_a_run_may_stop_early_or_cool_down(tmp_path, launcher):
+    files = [config(tmp_path, name) for name in ("short", "one")]
+    ablation(tmp_path, files[0], "-seeds", 0, "-opts", "TRAIN.EARLY_STOP", 1)
+    results = ablation(tmp_path, files[1], "-seeds", 0, "-opts", "TRAIN.EPOCHS", 1, "TRAIN.COOLDOWN", 1)
+    assert [(result.row, result.top1) for result in results] == [("short", 79.0), ("one", 78.0)]
+
+
+def test_each_run_counts_once_beside_another_program(tmp_path, launcher, monkeypatch, capsys):
+    file, run_jobs = tmp_path / "out" / "results.csv", ablate.run_jobs
+
+    def run_beside_another(jobs, *others):
+        for job in run_jobs(jobs, *others):
+            append_rows(file, Result, [result("one", 0, 90.0)])
+            yield job
+
+    monkeypatch.setattr(ablate, "run_jobs", run_beside_another)
+    assert len(ablation(tmp_path, config(tmp_path, "one"), "-seeds", 0)) == 1
+    assert "one seed 0: another program has written its result" in capsys.readouterr().out
+    append_rows(file, Result, [result("one", 0, 80.0)])
+    with pytest.raises(UserError, match=r"results\.csv has several results of one seed 0; delete all but one"):
+        report(read_table(file, Result), file)
+
+
 def test_an_interruption_lets_the_runs_save_and_the_same_command_continues(tmp_path, launcher):
     files = [config(tmp_path, "long"), config(tmp_path, "other")]
     with pytest.raises(StoppedBySignal) as stop:

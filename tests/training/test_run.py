@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -237,6 +238,27 @@ def test_the_rate_of_an_epoch_that_is_trained_again_is_no_jump(tmp_path, shapes_
     output = capsys.readouterr().out
     assert "after epoch 1/2" in output
     assert "jumps" not in output
+
+
+@pytest.mark.parametrize("flags", [("epoch_0001.pdparams",), ("latest.pdparams", "-last_epoch", 1)])
+def test_a_step_back_that_is_killed_before_its_first_save_is_no_lost_log(
+    tmp_path, shapes_config, capsys, monkeypatch, flags
+):
+    """The log drops the later records at once, so the state must not stay that of the later epoch."""
+    state, *others = flags
+    tiny_runs.run(Classification, shapes_config, "-opts", "CHECKPOINT_EVERY", 1, "KEEP_CHECKPOINTS", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Trainer, "run", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tiny_runs.run(Classification, shapes_config, "-resume", tmp_path / "out" / state, *others)
+    assert load_file(tmp_path / "out" / "latest.pdparams")["step"] == 6
+    capsys.readouterr()
+    tiny_runs.run(Classification, shapes_config, "-resume", "auto")
+    output = capsys.readouterr().out
+    assert "after epoch 1/2" in output
+    assert "jumps" not in output
+    records = map(json.loads, (tmp_path / "out" / "log.jsonl").read_text().splitlines())
+    assert [record["epoch"] for record in records if record["kind"] == "val"] == [1, 2]
 
 
 def test_a_run_that_goes_on_elsewhere_or_without_its_best_weights_has_some_in_the_end(tmp_path, shapes_config, capsys):

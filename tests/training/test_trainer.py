@@ -123,6 +123,21 @@ def test_a_skipped_step_leaves_no_trace(tmp_path):
     assert arrays_of(trainer) == before
 
 
+@pytest.mark.parametrize("next_action", ["step", "save"])
+def test_a_step_that_may_not_be_skipped_is_found_not_finite_before_what_follows_it(tmp_path, next_action):
+    """Its flags are read late, so that a GPU does not wait for the host; its weights are neither changed nor saved."""
+    trainer, step = make_stepper(tmp_path)
+    layers = (trainer.model.first, trainer.model.second)
+    step(layers)
+    step(layers, loss_factor=float("nan"))
+    before = arrays_of(trainer)
+    trainer._stop_signal = 15
+    with pytest.raises(UserError, match=r"the loss on rank 0 is not finite at step 1; .*Last good checkpoint: none"):
+        step(layers) if next_action == "step" else trainer._save_latest_if_due()
+    assert arrays_of(trainer) == before
+    assert not list(tmp_path.rglob("*.pdparams"))
+
+
 class OverflowingScaler(paddle.amp.GradScaler):
     """Counts as enabled, which Paddle's is only on GPUs, and skips every step because of an overflow."""
 
