@@ -144,8 +144,10 @@ def _class_folders(tree: FolderTree | ArchiveTree) -> dict[str, Path]:
             )
         folders[name] = tree.path / folder
     if not folders:
+        is_split = any(tree.path.name.lower() in names for names in SPLIT_FOLDERS.values())
         raise UserError(
             f"{tree.path} has no class folders: put the images in one folder per class, or check -data_path"
+            f"{'; if it is a class, rename it, because its name is that of a split' * is_split}"
             f"{compressed_hint(tree.path)}"
         )
     check_class_names(list(folders), tree.path)
@@ -194,10 +196,12 @@ def _list_beside(folder: Path) -> list[str]:
 
 
 def _select_split(files: list[str], split: str) -> list[str]:
-    """Choose by a hash of each name, so that trained images stay so when files are added to a class of some images."""
+    """Choose by a hash of each name, so that trained images stay so when files are added to a class of some images.
+
+    The hashes below a limit would be up to half of a small class, so at most 30 % are taken.
+    """
     hashes = [hashlib.sha256(os.fsencode(file)).digest() for file in files]
-    limit = bytes([round(256 * HELD_OUT_FRACTION)])
-    held_out = {value for value in hashes if value < limit} or {min(hashes)}
-    if len(held_out) == len(files):
-        held_out.remove(max(hashes))
+    below = sum(value[0] < round(256 * HELD_OUT_FRACTION) for value in hashes)
+    count = min(max(below, 1), max(round(0.3 * len(files)), 1), len(files) - 1)
+    held_out = set(sorted(hashes)[:count])
     return [file for file, value in zip(files, hashes, strict=True) if (value in held_out) == (split == "val")]

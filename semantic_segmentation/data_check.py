@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -207,6 +208,8 @@ def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
     """
     image, mask = pair
     try:
+        if os.path.realpath(image) == os.path.realpath(mask):
+            raise UserError(f"{image} is listed as an image and as its own mask; correct the list")
         width, height, is_deep, orientation = look_at_channels(image, dataset.img_channels)
         check_header(mask)
         pixels = _read_mask(mask, isinstance(dataset, ADE20K))

@@ -270,6 +270,14 @@ def _split_warnings(train_set: datasets.Dataset, val_set: datasets.Dataset) -> l
                 f"{len(repeated):,} images of the {split} data have more than one mask, such as "
                 f"{printable(min(repeated))}; keep the line of the right one"
             )
+        names = {Path(mask).stem for _, mask in pairs}
+        crossed = [pair for pair in pairs if Path(pair[0]).stem in names - {Path(pair[1]).stem}]
+        if crossed:
+            image, mask = min(crossed)
+            lines.append(
+                f"{len(crossed):,} images of the {split} data have the mask with the name of another, such as "
+                f"{printable(image)} with {printable(mask)}; check the order of the list"
+            )
     return lines + _palette_warning(train_set, val_set)
 
 

@@ -81,7 +81,7 @@ _TURNS = {  # from the stored pixels of each EXIF orientation to the upright ima
 
 def is_ignored(name: str) -> bool:
     """Whether a file or folder is never data: hidden ones (``._photo.jpg``), and what operating systems add."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "lost+found")
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "lost+found")
 
 
 def list_images(

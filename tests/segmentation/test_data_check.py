@@ -161,6 +161,7 @@ def damaged(path, end):
 
 DAMAGES = {
     "image c.jpg does not exist; restore it": lambda image, mask: image.unlink(),
+    "c.jpg is listed as an image and as its own mask": lambda image, mask: (mask.unlink(), mask.symlink_to(image)),
     "cannot read image c.jpg: its content is none of BMP": lambda image, mask: image.write_text("<>"),
     "image c.jpg is damaged (image file is truncated": lambda image, mask: damaged(image, -30),
     "image c.png does not exist; restore it": lambda image, mask: mask.unlink(),

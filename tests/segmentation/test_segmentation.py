@@ -350,6 +350,10 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
     (squares / "twice.txt").write_text("images/val0.png masks/val0.png\nimages/val0.png masks/other.png\n")
     run(Segmentation, squares_config, "-check_data", "-opts", "val_dataset.val_path", "twice.txt")
     assert "1 images of the validation data have more than one mask, such as " in capsys.readouterr().out
+    (squares / "crossed.txt").write_text("images/val0.png masks/val1.png\nimages/val1.png masks/val0.png\n")
+    with pytest.raises(UserError, match="2 problems"):  # their sizes differ, too
+        run(Segmentation, squares_config, "-check_data", "-opts", "val_dataset.val_path", "crossed.txt")
+    assert "2 images of the validation data have the mask with the name of another, such as " in capsys.readouterr().out
     assert re.search(r"train data: 5 images of 44x44 to 60x60 pixels", output), output
     assert re.search(r"1 +red +[67]\d\d ", output)
     assert not (tmp_path / "out").exists()
