@@ -33,7 +33,7 @@ DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/
 PRODUCT = ("common", "image_classification", "object_detection", "semantic_segmentation", "tools", "docs")
 
 NOT_RUN = (
-    *("bash tools/setup.sh", "pip install"),  # .ci/run, tests/test_package.py
+    *("bash tools/setup.sh", "source .venv", "pip install"),  # .ci/run, tests/test_package.py
     *("ADEChallengeData2016", "-data_path coco"),  # tests/segmentation, tests/detection
 )
 # Part of a command -> flags to append. The training on MNIST-5k is not shortened.

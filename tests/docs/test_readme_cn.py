@@ -10,6 +10,7 @@ from tests.helpers.programs import ROOT
 
 FOLDERS = ("", "image_classification/", "semantic_segmentation/", "object_detection/")
 CODE = re.compile(r"```\w*\n.*?```", re.DOTALL)
+COMMENT = re.compile(r"  #.*")
 TABLE = re.compile(r"<!-- begin .*?<!-- end \w+ -->", re.DOTALL)
 
 
@@ -24,7 +25,7 @@ def sections(name: str) -> list[dict[str, list[str]]]:
         found.append(
             {
                 "level": re.findall(r"^#+", section),
-                "code": CODE.findall(section),
+                "code": [COMMENT.sub("", block) for block in CODE.findall(section)],
                 "tables": re.findall("<!-- begin .* -->", section),
                 "names": sorted(" ".join(name.split()) for name in re.findall(r"`[^`]+`", prose)),
                 "numbers": sorted(re.findall(r"\d+(?:[.,x]\d+)*", without_names)),
