@@ -34,7 +34,7 @@ def variant_settings(name: str, **overrides: Any) -> dict[str, Any]:
         ValueError: unknown name.
     """
     if name not in VARIANTS:
-        close = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.75)
+        close = difflib.get_close_matches(str(name), VARIANTS, n=1, cutoff=0.75)
         meant = f"did you mean {close[0]}? Available:" if close else "choose one of"
         raise ValueError(f"unknown model {name!r}; {meant} {', '.join(list_models())}")
     return {**VARIANTS[name], **{key: value for key, value in overrides.items() if value is not None}}

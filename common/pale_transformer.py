@@ -227,6 +227,7 @@ class PaleTransformer(TimmInterface):
             "attention": attention,
             "pale_size": sizes if attention in ("pale", "cross", "window") else [],
             "parallel": parallel or attention in ("window", "global"),
+            "num_heads": list(num_heads),
         }
         self.apply(_init_weights)
         self.reset_head(num_classes)
@@ -288,7 +289,13 @@ class PaleTransformer(TimmInterface):
         return head
 
     def set_recompute(self, enabled: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its activations (gradient checkpointing)."""
+        """Recompute each block in the backward pass instead of storing its activations (gradient checkpointing).
+
+        Raises:
+            ValueError: ``enabled`` is not a bool, such as the text ``'false'``.
+        """
+        if not isinstance(enabled, bool):
+            raise ValueError(f"recompute is {enabled!r}; give True or False")
         self._recompute = enabled
 
     def freeze(self, *patterns: str) -> None:

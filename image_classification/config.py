@@ -119,6 +119,11 @@ _FREE_KEYS = """
 """
 
 
+_INPUT_KEYS = """
+    MODEL.NUM_HEADS MODEL.PALE_SIZE DATA.IMAGE_SIZE DATA.CROP_PCT DATA.INTERPOLATION DATA.MEAN DATA.STD
+"""
+
+
 def _check(config: CfgNode) -> None:
     """Reject impossible values; the model and the transforms check their own."""
     positive = "DATA.BATCH_SIZE DATA.BATCH_SIZE_EVAL TRAIN.EPOCHS TRAIN.BASE_LR AUG.REPEATS"
@@ -174,6 +179,7 @@ CONFIG = TaskConfig(
     invocation_keys=frozenset({"TRAIN.LAST_EPOCH", "DATA.CLASS_SUBSET", "DATA.LABELS_JSON"}),
     allowed=ALLOWED,
     machine_keys=frozenset({"DATA.DATA_PATH", "DATA.LABELS_JSON", "TOKEN_LABEL.MAPS"}),
+    input_keys=tuple(_INPUT_KEYS.split()),
 )
 
 

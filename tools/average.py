@@ -10,7 +10,6 @@ statistics are averaged like weights, which only approximates those of the avera
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the 
 
 from common.errors import UserError, printable  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.folders import refuse_existing  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
 from common.training.config import WEIGHTS  # noqa: E402
 
@@ -34,14 +34,15 @@ def main(argv: Sequence[str]) -> None:
     out: Path = arguments.out
     if out.suffix not in SUFFIXES:
         raise UserError(f"-out is {out}; give a name that ends in {' or '.join(SUFFIXES)}")
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists already; give another -out")
+    refuse_existing(out, "-out")
     files = arguments.checkpoints
     if arguments.last is not None:
         files = _last_states(files, arguments.last)
     if len(files) < 2:
         raise UserError("give at least two checkpoints, or -last N and the folder of a run")
-    save_file(average(files, WEIGHTS[arguments.weights]), out)
+    averaged = average(files, WEIGHTS[arguments.weights])
+    refuse_existing(out, "-out")
+    save_file(averaged, out)
     print(printable(f"{out}: the average of {len(files)} checkpoints, {', '.join(map(str, files))}"))
 
 

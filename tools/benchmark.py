@@ -38,6 +38,7 @@ from common.errors import UserError  # noqa: E402
 from common.runtime.atomic_file import write_text  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
+from common.runtime.folders import refuse_existing  # noqa: E402
 from tools.helpers.markdown import markdown_table, read_section, replace_section  # noqa: E402
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def _check(arguments: Namespace) -> None:
         values = getattr(arguments, name)
         if len(set(values)) < len(values):
             raise UserError(f"{name} {' '.join(map(str, values))}: duplicates are not allowed")
-    if arguments.csv and os.path.lexists(arguments.csv):
-        raise UserError(f"{arguments.csv} exists already; give another -csv, or delete it")
+    if arguments.csv:
+        refuse_existing(arguments.csv, "-csv")
     if arguments.into:
         read_section(arguments.into, SECTION)  # complains if there is none
 

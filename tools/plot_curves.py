@@ -9,7 +9,6 @@ The runs must be of one task. The metric is the one that selects the best weight
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ is
 from common.errors import UserError, one_line, printable  # noqa: E402
 from common.runtime.atomic_file import replace_file  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
+from common.runtime.folders import refuse_existing  # noqa: E402
 from common.runtime.regular_file import read_lines  # noqa: E402
 from common.schema import check_value  # noqa: E402
 
@@ -55,8 +55,7 @@ def _points(records: Sequence[Mapping[str, float | str]], unit: str, metric: str
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    if os.path.lexists(arguments.out):
-        raise UserError(f"{arguments.out} exists already; delete it, or give another -out")
+    refuse_existing(arguments.out, "-out")
     data = [(folder, read_records(folder, "train"), read_records(folder, "val")) for folder in arguments.runs]
 
     found = [metric for metric in METRICS if all(_points(val, METRICS[metric][0], metric) for _, _, val in data)]
@@ -91,6 +90,7 @@ def main(argv: Sequence[str]) -> None:
     figure.legend(*lines, title="best", loc="outside lower center", frameon=False)  # where it hides no curve
     for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.3)
+    refuse_existing(arguments.out, "-out")
     try:
         with replace_file(arguments.out) as file:
             figure.savefig(file, dpi=180, format=arguments.out.suffix[1:] or "png")

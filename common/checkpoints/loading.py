@@ -132,7 +132,8 @@ class Checkpoint:
         }
         if not arrays:
             found = ", ".join(map(repr, weights))[:200] or "nothing"
-            raise UserError(f"{source} contains no weights, but {found}; save the weights alone, or as 'model'")
+            remedy = "choose -weights model, or ema=False" if ema else "save the weights alone, or as 'model'"
+            raise UserError(f"{source} contains no weights{' in model_ema' * ema}, but {found}; {remedy}")
         for name in arrays:
             if not name.isprintable():
                 raise UserError(f"{source} has a weight with the unprintable name {name[:80]!a}")
@@ -303,8 +304,8 @@ def load_weights(
         raise UserError(f"{source} does not fit the model: {likely_cause(model, weights, report)}; {report.summary()}")
     if report.note and not fine_tune:
         raise UserError(
-            f"{source} does not fit the model: {report.note}; set MODEL.ATTENTION, MODEL.PALE_SIZE and MODEL.PARALLEL, "
-            "or the backbone's arguments, to match"
+            f"{source} does not fit the model: {report.note}; set MODEL.ATTENTION, MODEL.PALE_SIZE, MODEL.PARALLEL and "
+            "MODEL.NUM_HEADS, or the backbone's arguments, to match"
         )
     if not fine_tune or (checkpoint.task == task and not report.new_parts):
         report.renamed = renamed_classes(class_names, checkpoint.class_names)

@@ -92,6 +92,11 @@ def any_starts_with(names: Iterable[str], prefix: str | tuple[str, ...]) -> bool
 def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: LoadReport) -> str:
     """Why weights do not fit a model, with the remedy where there is one."""
     backbone = getattr(model, "backbone", model)
+    if statistics := next((name for name in weights if name.endswith("running_mean")), None):
+        return (
+            f"the names are PyTorch's, such as {statistics}; rename running_mean to _mean, running_var to _variance, "
+            "and transpose the weights of linear layers"
+        )
     if backbone is not model and not any_starts_with(weights, "backbone.") and any_starts_with(weights, "stages."):
         return "the file contains only a classifier or a backbone; give the weights of a whole model"
     if all(name.startswith(tuple(getattr(model, "head_prefixes", ()))) for name in report.wrong):

@@ -144,7 +144,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             message = f"{where}{error.strerror or error}; check path, permissions and free space"
         _fail(watch, message, EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        _fail(watch, "interrupted", 128 + received_signal())
+        _fail(watch, "interrupted", 128 + signal.SIGINT)
     except StoppedBySignal as stop:
         exit_code = stop.exit_code
     except Exception as error:
@@ -161,6 +161,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 def _fail(watch: FailureWatch | None, message: str, exit_code: int) -> NoReturn:
     """Print the message where the user sees it, and end all ranks."""
+    if signal_number := received_signal():  # a call into Paddle may have made another error of it
+        message, exit_code = "interrupted", 128 + signal_number
     message = printable(message)
     if watch:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as another rank is gone

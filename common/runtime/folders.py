@@ -1,4 +1,4 @@
-"""Which folders a program may write into, and the home folder."""
+"""Which files and folders a program may write, and the home folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 
-__all__ = ["expand_home", "refuse_other_files"]
+__all__ = ["expand_home", "refuse_existing", "refuse_other_files"]
 
 
 def expand_home(value: Any) -> Any:
@@ -26,6 +26,19 @@ def expand_home(value: Any) -> Any:
         with contextlib.suppress(ValueError):  # a name that no user can have, out of somebody's file
             return type(value)(os.path.expanduser(value))  # noqa: PTH111 (keeps the type)
     return value
+
+
+def refuse_existing(file: Path, flag: str) -> None:
+    """Refuse to replace a file; called first, and again before the file is written, which may be much later.
+
+    Args:
+        flag: chooses the file, for the message.
+
+    Raises:
+        UserError: there is something with this name.
+    """
+    if os.path.lexists(file):
+        raise UserError(f"{file} exists already; give another {flag}, or delete it")
 
 
 def refuse_other_files(folder: Path, is_expected: Callable[[Path], bool], expected: str, flag: str) -> None:

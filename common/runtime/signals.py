@@ -80,8 +80,8 @@ def clean_up_on_signals() -> None:
 
 
 def received_signal() -> int:
-    """The number of the signal that interrupted this program; that of Ctrl-C before :func:`clean_up_on_signals`."""
-    return int(_received[0]) if _received else signal.SIGINT
+    """The number of the signal that interrupted this program after :func:`clean_up_on_signals`, or 0."""
+    return int(_received[0]) if _received else 0
 
 
 def _interrupt(number: int, frame: object) -> None:

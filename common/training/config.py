@@ -218,6 +218,7 @@ class TaskConfig:
             not in it are refused; a key of the task that is not in it must be harmless with any value of its type.
         machine_keys: keys that name files; inside weights they are ignored.
         ignored_keys: keys of a toolkit's program, or of earlier versions, that have no effect, which a warning says.
+        input_keys: keys that change what trained weights compute from an image, but do not show in their shapes.
     """
 
     default_file: Path
@@ -230,6 +231,7 @@ class TaskConfig:
     allowed: Mapping[str, Kind] = field(default_factory=dict)
     machine_keys: frozenset[str] = frozenset()
     ignored_keys: frozenset[str] = frozenset()
+    input_keys: tuple[str, ...] = ()
 
     # ---- flags
 
@@ -314,7 +316,8 @@ class TaskConfig:
     def of_weights(self, text: str | None, source: str, arguments: argparse.Namespace) -> CfgNode:
         """The configuration of ``-cfg`` or else the one saved with the weights; flags and ``-opts`` override it.
 
-        The one saved with the weights may be anybody's, and is refused if it says more than :attr:`allowed`.
+        The one saved with the weights may be anybody's, and is refused if it says more than :attr:`allowed`. Warnings
+        name the values that :meth:`input_warnings` finds.
 
         Args:
             text: the configuration saved with the weights, as yaml.
@@ -325,13 +328,35 @@ class TaskConfig:
             UserError: there is no configuration, or as for :meth:`load`.
         """
         if arguments.cfg:
-            return self.load(arguments)
-        if text is None:
+            config = self.load(arguments)
+        elif text is None:
             raise UserError(f"{source} contains no configuration; give it with -cfg")
-        config = self._parse(text, source)
-        self._check_allowed(config, source)
-        self._override(config, arguments)
-        return self._finish(config)
+        else:
+            config = self._parse(text, source)
+            self._check_allowed(config, source)
+            self._override(config, arguments)
+            config = self._finish(config)
+        for line in self.input_warnings(text, source, config):
+            print(printable(f"warning: {line}"), file=sys.stderr)
+        return config
+
+    def input_warnings(self, text: str | None, source: str, now: CfgNode) -> list[str]:
+        """Name the :attr:`input_keys` whose values were others when the weights were trained.
+
+        Args:
+            text: the configuration saved with the weights, as yaml; None if there is none.
+            source: where it comes from.
+            now: the configuration that the weights are used with.
+        """
+        try:
+            then = self.from_text(text or "", source)
+        except UserError:  # of another version, or another task
+            return []
+        changed = [key for key in self.input_keys if text and find(then, key) != find(now, key)]
+        return [
+            f"{source} was trained with {key} {_shown(find(then, key)):.200}, not {_shown(find(now, key)):.200}"
+            for key in changed
+        ]
 
     def from_text(self, text: str, source: str) -> CfgNode:
         """The configuration saved in a training state, to be compared: nothing may be built from it.

@@ -143,6 +143,8 @@ def _evaluate(task: Task, settings: str = "") -> dict[str, Any]:
     _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})
     report = load_weights(model, checkpoint, task=task.name, class_names=evaluator.class_names)
     _log_header(task, model, {"data": evaluator.data_set, "config": settings})
+    for warning in task.config_spec.input_warnings(checkpoint.config, checkpoint.source, config):
+        log.line(f"warning: {warning}")
     if report.left_out or report.renamed:
         log.line(str(report))
     metrics, details, files = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run

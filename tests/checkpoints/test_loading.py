@@ -136,6 +136,7 @@ def test_a_checkpoint_describes_its_weights(tmp_path):
     [
         ({"model": [1]}, "model is a list"),
         ({"epoch": 3, "net": {}}, "contains no weights, but 'epoch', 'net'"),
+        ({"model": {"a": np.zeros(3)}, "model_ema": {}}, "contains no weights in model_ema, but nothing; choose"),
         ({"model": {"a\x1b[2J": np.zeros(3)}}, "unprintable"),
         ({"model": {"a": np.zeros(3)}, "class_names": "roses"}, "class_names is 'roses'; it must be a list"),
     ],
@@ -253,8 +254,13 @@ def test_without_strict_the_fitting_weights_are_loaded_and_the_others_named():
     [
         (lambda: numpy_state(make_model(depths=(1, 2, 3, 1))), {}, ["depths (1, 2, 3, 1) and 4 channels"]),
         (lambda: numpy_state(make_model()), {"stage_norms": False}, ["the first difference is stages.0.merging.norm"]),
+        (
+            lambda: {"stages.0.bn.running_mean": np.zeros(4)},
+            {},
+            ["PyTorch's, such as stages.0.bn.running_mean; rename"],
+        ),
     ],
-    ids=["own variant", "stage norms"],
+    ids=["own variant", "stage norms", "PyTorch"],
 )
 def test_the_likely_cause_is_named(weights, settings, parts):
     with pytest.raises(UserError) as caught:
@@ -294,7 +300,7 @@ def test_another_attention_is_refused_for_evaluation_and_noted_for_training(reco
 def test_a_model_around_a_backbone_has_the_attention_of_the_backbone():
     whole = nn.Sequential()
     whole.backbone = make_model(attention="cross", parallel=False)
-    assert attention_of(whole) == {"attention": "cross", "pale_size": [2, 2, 2, 2], "parallel": False}
+    assert attention_of(whole) == whole.backbone.attention_settings
     assert attention_of(nn.Linear(2, 3)) == {}
 
 

@@ -20,7 +20,9 @@ MODEL_OPTIONS = {
 
 def check_model_options(backbone: PaleFeatures) -> None:
     """Assert that a backbone was built with all of :data:`MODEL_OPTIONS`."""
-    assert backbone.attention_settings == {"attention": "cross", "pale_size": [3, 3, 3, 3], "parallel": False}
+    chosen = ("attention", "parallel", "num_heads")
+    expected = {name: MODEL_OPTIONS[name] for name in chosen} | {"pale_size": [3, 3, 3, 3]}
+    assert backbone.attention_settings == expected
     assert not [stage for stage in backbone.stages if isinstance(stage.merging.norm, nn.LayerNorm)]
     attentions = [stage.blocks[0].attention for stage in backbone.stages]
     assert all(isinstance(attention, ShapedAttention) for attention in attentions)

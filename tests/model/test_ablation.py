@@ -44,9 +44,10 @@ def test_attention_settings_say_what_the_weights_do_not():
         "attention": "pale",
         "pale_size": [1, 2, 3, [4, 5]],
         "parallel": True,
+        "num_heads": [2, 2, 2, 2],
     }
     settings = small_model(attention="global", parallel=False).attention_settings
-    assert settings == {"attention": "global", "pale_size": [], "parallel": True}
+    assert settings == {"attention": "global", "pale_size": [], "parallel": True, "num_heads": [2, 2, 2, 2]}
 
 
 def test_sequential_blocks_attend_in_rows_and_columns_in_turn():

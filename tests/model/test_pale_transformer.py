@@ -225,6 +225,8 @@ def test_dropout_within_the_blocks_is_for_training(attention, rate):
 def test_a_mistyped_name_is_told():
     with pytest.raises(ValueError, match=r"unknown model 'pale_tniy'; did you mean pale_tiny\?"):
         create_model("pale_tniy")
+    with pytest.raises(ValueError, match="unknown model None; choose one of"):
+        create_model(None)
 
 
 def test_the_channels_of_the_images_have_two_spellings():
@@ -455,6 +457,8 @@ def test_recompute_runs_each_block_again_in_the_backward_pass_of_training_only()
     model.train()
     model.set_recompute(False)
     assert runs_of_forward_and_backward() == (1, 0)
+    with pytest.raises(ValueError, match="recompute is 'false'; give True or False"):  # as a yaml file may say
+        model.set_recompute("false")
 
 
 def test_recompute_gathers_statistics_without_gradients_too():

@@ -94,11 +94,18 @@ run(main, [])
     assert (result.returncode, result.stderr) == (code, said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_removes_what_is_unfinished_also_after_the_import_of_paddle(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "error"),  # what Paddle's tracer raises, and what the tools make of it
+    [
+        (signal.SIGTERM, "KeyboardInterrupt('In transformed code')"),
+        (signal.SIGHUP, "UserError('Paddle cannot trace the model')"),
+    ],
+)
+def test_a_signal_removes_what_is_unfinished_also_after_the_import_of_paddle(tmp_path, number, error):
     program = f"""
 import signal
 from pathlib import Path
+from common.errors import UserError
 from common.runtime.atomic_file import replace_file
 from common.runtime.command_line import run
 
@@ -110,7 +117,7 @@ def main(argv):
             signal.raise_signal({int(number)})
         except KeyboardInterrupt:
             signal.raise_signal(signal.SIGHUP)  # as a terminal that is closed sends it again
-            raise KeyboardInterrupt("In transformed code")  # as Paddle's tracer raises it again
+            raise {error}
 
 run(main, [])
 """

@@ -101,6 +101,14 @@ def test_a_checkpoint_is_counted_once(tmp_path):
         average([first, second, third])
 
 
+def test_a_file_that_another_program_writes_meanwhile_is_kept(tmp_path, monkeypatch):
+    files, out = write(tmp_path, make_state(), make_state()), tmp_path / "average.pdparams"
+    monkeypatch.setattr("tools.average.average", lambda *_: out.write_text("of the other") and {})
+    with pytest.raises(UserError, match="exists already"):
+        main([*map(str, files), "-out", str(out)])
+    assert out.read_text() == "of the other"
+
+
 def test_code_in_a_file_is_refused(tmp_path):
     import pickle
 

@@ -61,7 +61,7 @@ def test_a_run_whose_name_begins_with_an_underscore_is_in_the_legend(tmp_path, m
 
 def test_an_existing_file_is_kept(tmp_path):
     (tmp_path / "curves.png").write_text("mine")
-    with pytest.raises(UserError, match=r"curves\.png exists already; delete it, or give another -out"):
+    with pytest.raises(UserError, match=r"curves\.png exists already; give another -out, or delete it"):
         plot(tmp_path, lines(TRAIN, VAL))
     assert (tmp_path / "curves.png").read_text() == "mine"
 

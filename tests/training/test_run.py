@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from argparse import Namespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -139,6 +140,40 @@ def test_fine_tuning_names_the_classes_of_a_head_that_it_keeps(tmp_path, request
     save_file(state, weights)
     tiny_runs.run(task, config, "-output", tmp_path / "b", "-pretrained", weights, "-opts", length, 1)
     assert f"\n  other name: class 0 is {first!r} in the data and 'owl' in the weights\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "fixture", "length", "key", "value"),
+    [
+        ("image_classification", "shapes_config", "TRAIN.EPOCHS", "DATA.MEAN", "[0.9, 0.2, 0.1]"),
+        (
+            "semantic_segmentation",
+            "squares_config",
+            "iters",
+            "val_dataset.transforms",
+            "[{type: Normalize, mean: [0.9, 0.2, 0.1]}]",
+        ),
+        pytest.param(
+            *("object_detection", "boxes_config", "epoch", "EvalReader.sample_transforms"),
+            "[{Decode: {}}, {Resize: {target_size: [64, 64], keep_ratio: true}}, {Permute: {}}]",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_evaluations_and_predictions_name_other_preprocessing_than_that_of_the_training(
+    tmp_path, request, capsys, name, fixture, length, key, value
+):
+    config, task = request.getfixturevalue(fixture), TASKS[name].task()
+    tiny_runs.run(task, config, "-opts", length, 1)
+    weights = tmp_path / "out" / "best.pdparams"
+    tiny_runs.run(task, config, "-eval", "-pretrained", weights)
+    assert "was trained with" not in capsys.readouterr().out
+    tiny_runs.run(task, config, "-eval", "-pretrained", weights, "-opts", key, value)
+    named = f"warning: {weights} was trained with {key} "
+    assert named in capsys.readouterr().out
+    arguments = Namespace(cfg=None, opts=[key, value])
+    TASKS[name].config().of_weights(load_file(weights)["config"], str(weights), arguments)
+    assert named in capsys.readouterr().err
 
 
 def test_an_evaluation_of_two_weights_is_refused(tmp_path, shapes_config):
