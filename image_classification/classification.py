@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import paddle
@@ -18,7 +19,8 @@ from common.data.class_names import distinct_names, list_names
 from common.data.split_warnings import split_warnings
 from common.errors import UserError
 from common.pictures.drawing import denormalize, side_by_side
-from common.runtime.distributed import world_size
+from common.runtime.csv_table import write_columns
+from common.runtime.distributed import gather_objects, world_size
 from common.training.data_hash import data_hash
 from common.training.evaluation_report import class_files, confusion_files
 from common.training.log import TrainingLog
@@ -217,21 +219,43 @@ class ClassificationEvaluator(Evaluator):
         self.metric_suffix = "_token_labels" if config.TOKEN_LABEL.MAPS else ""
         first = dataset.source(0) if isinstance(dataset, FileDataset) else None
         self.example = str(first) if isinstance(first, Path) else ""
-        self._config, self._log, self._num_classes = config, log, num_classes
+        self._config, self._log, self._dataset, self._num_classes = config, log, dataset, num_classes
         self._loader = build_eval_loader(config, dataset)
 
     def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         config = self._config
-        draw = functools.partial(self._draw, kind, step) if self._log.has_visualdl and config.PICTURES else None
+        draws = self._log.has_visualdl and config.PICTURES
         batches = self._log.batches(self._loader, kind)
         # A confusion needs one true class.
         confusion = last and self._num_classes <= MAX_CONFUSED and not config.DATA.LABELS_JSON
-        metrics, matrix = evaluate(model, batches, config.TRAIN.AMP, draw, confusion, self._classes)
+        wrong: list[np.ndarray] = []
+
+        def look_at(place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
+            if draws:
+                self._draw(kind, step, place, batch, logits)
+            if confusion:
+                wrong.append(_wrong_predictions(batch, logits))
+
+        metrics, matrix = evaluate(model, batches, config.TRAIN.AMP, look_at, confusion, self._classes)
         if matrix is None:
             return EvaluationResult(metrics)
         names = distinct_names(self.class_names, self._num_classes)
         files = {**class_files(names, class_columns(matrix)), **confusion_files(names, matrix)}
+        files["errors.csv"] = functools.partial(
+            self._write_errors, np.concatenate(list(itertools.chain(*gather_objects(wrong)))), names
+        )
         return EvaluationResult(metrics, per_class_tables(names, matrix, kind), files)
+
+    def _write_errors(self, wrong: np.ndarray, names: Sequence[str], file: BinaryIO) -> None:
+        """Write a table of the images of :func:`_wrong_predictions`, those with the highest probability first."""
+        indices, labels, found = wrong[np.lexsort((wrong[:, 0], -wrong[:, 3]))].T[:3].astype(int)
+        columns = {
+            "image": map(self._dataset.describe, indices),
+            "true": [names[label] for label in labels],
+            "predicted": [names[label] for label in found],
+            "probability": -np.sort(-wrong[:, 3]).round(2),
+        }
+        write_columns(file, columns)
 
     def _draw(self, kind: str, step: int, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
         """Log the first images of this rank's shard with their labels and predictions."""
@@ -244,6 +268,15 @@ class ClassificationEvaluator(Evaluator):
             verdict = "right" if found == label else f"is {_class_name(label, self.class_names)}"
             titles.append(f"{_class_name(found, self.class_names)} {100 * row[found]:.0f} %, {verdict}")
         self._log.picture(f"{kind}/images", step, _draw_row(self._config, batch["images"], titles))
+
+
+def _wrong_predictions(batch: Mapping[str, Any], logits: paddle.Tensor) -> np.ndarray:
+    """Index in the data set, label, predicted class and its probability in percent, where label and class differ:
+    float64 [n, 4]."""
+    labels, probabilities = batch["labels"].numpy(), F.softmax(logits, axis=-1).numpy()
+    found = probabilities.argmax(axis=1)
+    columns = [batch["indices"].numpy(), labels, found, 100.0 * probabilities.max(axis=1)]
+    return np.stack(columns, axis=1, dtype=np.float64)[(labels != found) & (labels != IGNORED_LABEL)]
 
 
 def _describe_data(splits: Mapping[str, Dataset], num_classes: int) -> tuple[str, list[str]]:

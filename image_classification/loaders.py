@@ -51,8 +51,8 @@ class TransformedDataset:
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """Read a sample: ``images``, ``labels``, and ``errors``, the lines of the images that were left out; and
-        ``valid_labels``, if the data set has them.
+        """Read a sample: ``images``, ``labels``, ``indices`` in the data set, and ``errors``, the lines of the images
+        that were left out; and ``valid_labels``, if the data set has them.
 
         Raises:
             UserError: an image cannot be read and must not be left out, or too many in a row were.
@@ -65,7 +65,8 @@ class TransformedDataset:
                 arrays = self._read(index, rng)
                 if self.dataset.valid_labels is not None:
                     arrays["valid_labels"] = self.dataset.valid_labels[index]
-                return {**arrays, "labels": int(self.dataset.labels[index]), "errors": "\n".join(errors)}
+                numbers = {"labels": int(self.dataset.labels[index]), "indices": index}
+                return {**arrays, **numbers, "errors": "\n".join(errors)}
             except Exception as error:
                 message = str(error)
                 if not isinstance(error, UserError):
@@ -79,7 +80,7 @@ class TransformedDataset:
         arrays = {"images": blank}
         if self.dataset.valid_labels is not None:
             arrays["valid_labels"] = np.full_like(self.dataset.valid_labels[0], IGNORED_LABEL)
-        return {**arrays, "labels": IGNORED_LABEL, "errors": "\n".join(errors)}
+        return {**arrays, "labels": IGNORED_LABEL, "indices": key.index, "errors": "\n".join(errors)}
 
     def _read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"images": self.transform(self.dataset.load(index, self._min_size), rng)}

@@ -23,7 +23,10 @@ __all__ = ["ReportFiles", "class_files", "confusion_files", "prepare_report", "w
 ReportFiles = Mapping[str, Callable[[BinaryIO], None]]  # functions that write the content, by the names of the files
 
 # The files of all tasks. One evaluation writes some of them.
-_FILES = ("classes.csv", "confusion.csv", "confusion.png", "precision_recall.csv", "precision_recall.png")
+_FILES = (
+    *("classes.csv", "confusion.csv", "confusion.png", "errors.csv"),
+    *("precision_recall.csv", "precision_recall.png"),
+)
 _HEADING = b"class,"  # how the first of them begins
 
 

@@ -352,6 +352,8 @@ def test_three_ranks_give_the_metrics_and_the_report_of_one(tmp_path, shapes, sh
     assert one[4] == three[4] == "20"
     assert one[1] == three[1]
     assert [float(text) for text in three.group(2, 3)] == pytest.approx([float(one[2]), float(one[3])], rel=1e-4)
+    wrong = [(tmp_path / str(ranks) / "errors.csv").read_text().splitlines() for ranks in (0, 3)]
+    assert sorted(line.rpartition(",")[0] for line in wrong[0]) == sorted(line.rpartition(",")[0] for line in wrong[1])
     for name in ("classes.csv", "confusion.csv", "confusion.png"):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 

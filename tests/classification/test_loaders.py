@@ -37,7 +37,7 @@ def eval_batches(folder, **changes):
 def assert_equal(batches, expected):
     assert len(batches) == len(expected) > 0
     for batch, other in zip(batches, expected, strict=True):
-        assert batch.keys() == other.keys() == {"images", "labels", "errors"}
+        assert batch.keys() == other.keys() == {"images", "labels", "indices", "errors"}
         np.testing.assert_array_equal(batch["images"], other["images"])
         np.testing.assert_array_equal(batch["labels"], other["labels"])
         assert batch["errors"] == other["errors"]

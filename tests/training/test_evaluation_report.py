@@ -102,12 +102,18 @@ def test_rank_0_alone_writes_the_confusions_of_a_classifier(tmp_path, shapes_con
     run(Classification, shapes_config, *flags)
     printed = capsys.readouterr().out
     assert "eval, largest confusions" in printed
-    assert "wrote classes.csv, confusion.csv, confusion.png to" in printed
-    assert names(tmp_path / "report") == {"classes.csv", "confusion.csv", "confusion.png"}
-    with (tmp_path / "report" / "confusion.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    assert "wrote classes.csv, confusion.csv, confusion.png, errors.csv to" in printed
+    assert names(tmp_path / "report") == {"classes.csv", "confusion.csv", "confusion.png", "errors.csv"}
+    tables = {name: (tmp_path / "report" / name).read_text().splitlines() for name in ("confusion.csv", "errors.csv")}
+    rows = list(csv.DictReader(tables["confusion.csv"]))
     assert sum(int(row["count"]) for row in rows) == 21
     assert {row["true"] for row in rows} == {"red", "green", "blue"}
+    wrong = list(csv.DictReader(tables["errors.csv"]))
+    assert len(wrong) == sum(int(row["count"]) for row in rows if row["true"] != row["predicted"]) > 0
+    assert all(Path(row["image"]).parent.name == row["true"] != row["predicted"] for row in wrong)
+    probabilities = [float(row["probability"]) for row in wrong]
+    assert 100 >= probabilities[0] >= probabilities[-1] > 33
+    assert probabilities == sorted(probabilities, reverse=True)
     monkeypatch.setattr(common_run, "is_main_process", lambda: False)
     run(Classification, shapes_config, *flags[:-1], tmp_path / "none")
     assert not (tmp_path / "none").exists()
