@@ -55,9 +55,9 @@ def compressed_hint(folder: Path) -> str:
 class ArchiveTree:
     """The class folders of a split inside of archives.
 
-    A member is ``CLASS/name.jpg``, with further folders below the class; if all begin with one more folder with a name
-    of the split, it is left out. In an archive inside of the split's folder, images without a folder have the name of
-    the archive as their class, as in ImageNet's tar of tars.
+    A member is ``CLASS/name.jpg``, with further folders below the class. Folders around all classes are left out; that
+    of a single class must have a name of the split. In an archive inside of the split's folder, images without a folder
+    have the name of the archive as their class, as in ImageNet's tar of tars.
 
     Args:
         root: folder of the data.
@@ -101,12 +101,17 @@ class ArchiveTree:
         found = np.fromiter(places(), _PLACE)
         if not names:
             raise UserError(f"{self._archives[0]} has no images: put them into it as CLASS/name.jpg")
-        first = names[0].partition("/")[0]
-        if first.lower() in self._split_names and all(
-            name.startswith(f"{first}/") and name.count("/") > 1 for name in names
-        ):
+        while self._has_folder_around(names):
             names = [name.partition("/")[2] for name in names]
         return names, found
+
+    def _has_folder_around(self, names: list[str]) -> bool:
+        """Whether the first folder of all names is none of a class."""
+        firsts = {name.partition("/")[0] for name in names}
+        seconds = {name.split("/", 2)[1] for name in names}
+        if len(firsts) > 1 or any(name.count("/") < 2 for name in names):
+            return False
+        return len(seconds) > 1 or any(folder.lower() in self._split_names for folder in firsts | seconds)
 
     def _name_in_folder(self, archive: Path, name: str) -> str:
         if "/" in name:

@@ -65,7 +65,7 @@ def build_dataset(
             ``CLASS/*`` is split: a fixed random 20 % of each class is the validation split, at least one image of a
             class with two or more.
         idx, mnist, fashion_mnist: ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
-            ``t10k-``, each plain or ``.gz``.
+            ``t10k-``, each plain or ``.gz``; for idx, the names of the classes as for lists.
         mnist5k: 4,000 training and 1,000 validation digits, downloaded on first use; see
             :mod:`common.demo_data.wheels`.
 

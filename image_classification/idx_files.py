@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from common.data.class_names import read_class_names
 from common.data.image_file import check_size
 from common.errors import UserError
 from common.runtime.regular_file import open_regular
 from image_classification.dataset_types import ArrayDataset, Dataset, check_labels, class_count
+from image_classification.list_files import CLASS_NAME_FILES
 
 __all__ = ["build_idx"]
 
@@ -33,7 +35,10 @@ def build_idx(path: Path, split: str, num_classes: int | None, class_names: list
     except UserError as error:
         raise UserError(f"cannot use the images of {image_file}: {error}") from error
     labels = labels.astype(np.int64)
-    count = class_count(num_classes, class_names, labels, path)
+    source = path
+    if class_names is None:
+        class_names, source = read_class_names(path, CLASS_NAME_FILES) or (None, path)
+    count = class_count(num_classes, class_names, labels, source)
     check_labels(labels, count, lambda index: f"{label_file} entry {index}")
     return ArrayDataset(images, labels, class_names, count, str(image_file))
 

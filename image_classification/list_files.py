@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.runtime.regular_file import read_lines
 from image_classification.dataset_types import Dataset, FileDataset, check_labels, class_count
 
-__all__ = ["build_list"]
+__all__ = ["CLASS_NAME_FILES", "build_list"]
 
 CLASS_NAME_FILES = ("class_names.txt", "label_list.txt", "labels.txt")
 

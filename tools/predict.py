@@ -100,6 +100,8 @@ def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predict
     config = TASKS[task].config().of_weights(checkpoint.config, checkpoint.source, arguments)
     if is_verbose():
         print("\n".join(map(printable, config.dump().split("\n"))), file=sys.stderr)
+    if not checkpoint.class_names:  # as in weights of PaddleSeg and PaddleDetection
+        print(printable(f"warning: {checkpoint.source} names no classes: they have numbers instead"), file=sys.stderr)
     select_device(config.DEVICE)
     return task, TASKS[task].predictor().from_checkpoint(checkpoint, config, fused), checkpoint
 

@@ -152,7 +152,7 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
         try:
             image = Image.open(file, formats=_FORMATS)
         except UnidentifiedImageError as error:
-            raise UserError(f"its content is none of {', '.join(_FORMATS)}; replace or remove it") from error
+            raise UserError(f"its content is none of {', '.join(_FORMATS)}; convert or remove it") from error
         except Image.DecompressionBombError as error:
             raise UserError(f"it has more than {MAX_PIXELS:,} pixels; crop or shrink it") from error
         except (OSError, MemoryError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-import logging
+import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,8 +56,10 @@ def _find_cjk_font() -> str | None:
         for path in paths:
             if name in Path(path).name.lower():
                 return path
-    logging.getLogger(__name__).warning(
-        "no font with Chinese, Japanese and Korean characters was found: pictures show boxes instead; install one, "
-        "such as Noto Sans CJK (Debian: fonts-noto-cjk)"
+    warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of matplotlib, for each character
+    print(
+        "warning: no font with Chinese, Japanese and Korean characters was found: pictures show boxes instead; install "
+        "one, such as Noto Sans CJK (Debian: fonts-noto-cjk)",
+        file=sys.stderr,
     )
     return None

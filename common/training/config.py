@@ -7,6 +7,7 @@ All tasks share the keys of :func:`shared_config` and their flags. Each task des
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import sys
@@ -420,8 +421,7 @@ class TaskConfig:
             from ..runtime.distributed import is_main_process  # imports Paddle
 
             if is_main_process():
-                line = f"warning: {source}: ignored, since this project has other keys for it: {', '.join(ignored)}"
-                print(printable(line), file=sys.stderr)
+                _warn_once(f"{source}: ignored, since this project has other keys for it: {', '.join(ignored)}")
         for name, value in values.items():
             if name in ignored:
                 continue
@@ -495,6 +495,12 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     parser.add_opts(group)
     parser.add_verbosity(group)
     return group
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    """Print a warning about a file, which is read again to tell what differs from it."""
+    print(printable(f"warning: {line}"), file=sys.stderr)
 
 
 def _shown(value: Any) -> str:

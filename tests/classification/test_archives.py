@@ -63,6 +63,7 @@ def one_class_each(split: Path, root: Path) -> None:
 FORMS = {
     "tar": lambda split, root: one_file(split, root, ".tar", "./"),
     "tar of the folder": lambda split, root: one_file(split, root, ".tar", f"{split.name}/"),
+    "tar of folders around": lambda split, root: one_file(split, root, ".tar", f"photos/{split.name}/"),
     "zip": lambda split, root: one_file(split, root, ".zip", ""),
     "shards": shards,
     "shards in the folder": shards_in_folder,

@@ -41,6 +41,9 @@ def test_idx_class_names(tmp_path):
     write_idx(tmp_path, IDX_IMAGES, [9, 0, 1])
     assert build_dataset("mnist", tmp_path, "val").class_names == list("0123456789")
     assert build_dataset("fashion_mnist", tmp_path, "val", num_classes=10).class_names == FASHION_MNIST_CLASSES
+    assert build_dataset("idx", tmp_path, "val").class_names is None
+    (tmp_path / "class_names.txt").write_text("\n".join("abcdefghij"))
+    assert build_dataset("idx", tmp_path, "val").class_names == list("abcdefghij")
     fails(["10 classes", "100"], "mnist", tmp_path, "val", num_classes=100)
 
 

@@ -104,7 +104,7 @@ def png_content():
     ("content", "told"),
     [
         (b"", "it is empty; replace or remove it"),
-        (b"no image", "its content is none of BMP, .*; replace or remove it"),
+        (b"no image", "its content is none of BMP, .*; convert or remove it"),
         # Pillow would run Ghostscript.
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "its content is none of BMP"),
         (png_header(32000, 32000), "more than 268,435,456 pixels; crop or shrink it"),

@@ -288,7 +288,7 @@ def test_samples_that_make_no_batch_are_reported(boxes_config, batch_transforms,
     ("damage", "expected"),
     [
         (lambda path: path.unlink(), "does not exist; restore it"),
-        (lambda path: path.write_bytes(b"no image"), "replace or remove it"),
+        (lambda path: path.write_bytes(b"no image"), "convert or remove it"),
         (
             lambda path: path.write_bytes(path.read_bytes()[:45] + bytes(12) + path.read_bytes()[57:]),
             "OpenCV cannot decode it",
