@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.class_names import read_class_names
-from common.data.image_file import check_size
+from common.data.image_limits import check_size
 from common.errors import UserError
 from common.runtime.regular_file import open_regular
 from image_classification.dataset_types import ArrayDataset, Dataset, check_labels, class_count

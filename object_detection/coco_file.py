@@ -13,7 +13,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from common.data.class_names import check_class_names, composed
-from common.data.image_file import check_size
+from common.data.image_limits import check_size
 from common.errors import UserError, missing_hint
 from common.schema import read_json
 

@@ -17,7 +17,8 @@ from common.data import check_record
 from common.data.channel_image import look_at_channels
 from common.data.check_record import CheckRecord
 from common.data.class_table import class_table
-from common.data.image_file import check_header, exif_orientation, open_image
+from common.data.exif_orientation import exif_orientation
+from common.data.image_file import check_header, open_image
 from common.errors import UserError, one_line
 from common.runtime.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
 from semantic_segmentation.images import EIGHT_BIT_TRANSFORMS

@@ -21,13 +21,13 @@ from .image_file import (
     MAX_PIXELS,
     ImageInfo,
     check_regular,
-    check_size,
     decode,
     look_at_image,
     naming_the_file,
     open_image,
     stored_bits,
 )
+from .image_limits import check_size
 
 __all__ = ["ARRAY_SUFFIX", "MAX_CHANNELS", "look_at_channels", "read_channels"]
 

@@ -1,4 +1,4 @@
-"""Which files are images, how large they may be, and two of the three ways in which they are read.
+"""Which files are images, and two of the three ways in which they are read.
 
 - :func:`list_images` lists the images of a folder, for all tasks.
 - :func:`load_rgb` reads with Pillow, for classification: 16-bit gray is scaled to 8 bits; alpha is dropped.
@@ -15,20 +15,30 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import UserError, missing_hint, one_line
 from ..runtime.regular_file import is_regular
+from .exif_orientation import TURNS, exif_orientation
+from .image_limits import (
+    MAX_HEADER,
+    check_jpeg,
+    check_png,
+    check_ppm_header,
+    check_size,
+    check_text,
+    check_tiles,
+    open_binary,
+)
 from .preprocessing import MAX_PIXELS
 
 __all__ = [
@@ -37,10 +47,8 @@ __all__ = [
     "ImageInfo",
     "check_header",
     "check_regular",
-    "check_size",
     "decode",
     "deep_image_warning",
-    "exif_orientation",
     "is_ignored",
     "list_images",
     "load_rgb",
@@ -57,26 +65,10 @@ IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs Ghostscript for some others
-_MAX_RATIO = 32  # of the sides: transforms scale the shorter one to some hundred pixels
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # an error from twice as many; below, Pillow only warns, and check_size refuses
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)  # it prints a line for each file it cannot read
 _LOOKED_AT = 100  # images whose headers are read for deep_image_warning
-_PLAIN_PPM = (b"P1", b"P2", b"P3")  # numbers as text; comments between them take Pillow seconds per megabyte
-_MAX_HEADER = 4096  # bytes of a PPM file, whose header Pillow reads byte by byte
-_MOST_TEXTS = 32  # compressed ones in a PNG; libpng unpacks and keeps 8 MB of each
-_MOST_TILE_PIXELS = 2**24  # of a tile of a TIFF
-_MOST_SCANS = 100  # of a JPEG; 10 are usual for a progressive one
-_BYTES_PER_SCAN = 2**15  # a JPEG may have one more for each: half of them are two bytes that mean nothing in other data
-_TURNS = {  # from the stored pixels of each EXIF orientation to the upright image
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def is_ignored(name: str) -> bool:
@@ -143,11 +135,11 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
     """
     if not isinstance(source, io.BytesIO):
         check_regular(source)
-    with _open(source) as file:
-        head = file.read(_MAX_HEADER)
+    with open_binary(source) as file:
+        head = file.read(MAX_HEADER)
         if not head:
             raise UserError("it is empty; replace or remove it")
-        _check_header_of_ppm(head)
+        check_ppm_header(head)
         file.seek(0)
         try:
             image = Image.open(file, formats=_FORMATS)
@@ -161,18 +153,9 @@ def open_image(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
             raise UserError(f"it is damaged ({one_line(error)}); replace or remove it") from error
         with image:
             check_size(*image.size)
-            _check_tiles(image)
-            if head[:2] in _PLAIN_PPM and file.seek(0, io.SEEK_END) > _MAX_HEADER + 48 * image.width * image.height:
-                raise UserError("it has far more text than pixels; save it as PNG")
+            check_tiles(image)
+            check_text(head, file, image)
             yield image
-
-
-def _check_tiles(image: Image.Image) -> None:
-    """Refuse a TIFF whose tiles are far larger than it: each is decoded as a whole."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        sides = [image.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
-        if not all(isinstance(side, int) for side in sides) or sides[0] * sides[1] > _MOST_TILE_PIXELS:
-            raise UserError(f"it has tiles of {sides[0]}x{sides[1]} pixels; save it again with smaller ones")
 
 
 def check_regular(path: str | Path) -> None:
@@ -186,32 +169,6 @@ def check_regular(path: str | Path) -> None:
         raise UserError("it is not a regular file; replace or remove it")
 
 
-def _check_header_of_ppm(head: bytes) -> None:
-    """Refuse a PPM, PGM or PBM file with a comment or blanks that take Pillow minutes; ``head`` is its beginning."""
-    if re.match(rb"P[0-6fy]", head) and len(head) == _MAX_HEADER:
-        fields = 3 if head[:2] in (b"P1", b"P4") else 4  # the magic, width, height and, but in a PBM, the maximum
-        if len(re.sub(rb"#[^\r\n]*[\r\n]?", b"", head).split()) < fields:  # Pillow joins what a comment splits
-            raise UserError(f"its header has more than {_MAX_HEADER:,} bytes; save it again")
-
-
-def _open(source: str | Path | io.BytesIO) -> BinaryIO:
-    return io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(source).open("rb")
-
-
-def check_size(width: int, height: int) -> None:
-    """Check that an image is neither too large nor, once its shorter side is scaled up, becomes so.
-
-    Raises:
-        UserError: there are more than ``MAX_PIXELS``, or one side is more than 32 times the other.
-    """
-    if width * height > MAX_PIXELS:
-        raise UserError(f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}; crop or shrink it")
-    if max(width, height) > _MAX_RATIO * min(width, height):
-        raise UserError(
-            f"it has {width}x{height} pixels, and one side is more than {_MAX_RATIO} times the other; crop it"
-        )
-
-
 def check_header(path: str, scans: bool = True) -> None:
     """Check what the header of an image tells, before a toolkit decodes it.
 
@@ -223,9 +180,9 @@ def check_header(path: str, scans: bool = True) -> None:
     """
     with naming_the_file(path), open_image(path) as image:
         if image.format == "PNG":
-            _check_chunks(path)
+            check_png(path)
         elif scans:
-            _check_scans(path)
+            check_jpeg(path)
 
 
 @contextmanager
@@ -241,43 +198,6 @@ def naming_the_file(path: str) -> Iterator[None]:
         raise UserError(f"cannot read image {path}: {error}") from error
     except Exception as error:
         raise _unreadable(path, error) from error
-
-
-def _check_chunks(source: str | Path | io.BytesIO) -> None:
-    """Refuse what OpenCV does not check in a PNG, and what it and Pillow see differently.
-
-    OpenCV allocates a chunk of any length that is stated, up to 4 GiB, and libpng prints the name of a color profile in
-    warnings. It unpacks a thousand texts. Pillow does not turn an image whose orientation is behind the pixels.
-    """
-    with _open(source) as file:
-        end, size, kind, texts, places = 8, file.seek(0, io.SEEK_END), b"", 0, ""
-        while end < size and kind != b"IEND":
-            file.seek(end)
-            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-            end += length + 12  # its length, kind and checksum
-            if end > size:
-                raise UserError("it is damaged (a chunk is longer than the file); replace or remove it")
-            texts += kind in (b"iTXt", b"zTXt")
-            if texts > _MOST_TEXTS:
-                raise UserError(f"it has more than {_MOST_TEXTS} compressed texts; save it again without them")
-            places += {b"eXIf": "E", b"IDAT": "I"}.get(kind, "")
-            if kind == b"eXIf" and places != "E" and _orientation(file.read(length)) > 1:
-                raise UserError("its orientation stands behind its pixels, or twice; save it again")
-            if kind == b"iCCP" and not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
-                raise UserError("the name of its color profile cannot be printed; remove the profile")
-
-
-def _check_scans(source: str | Path | io.BytesIO) -> None:
-    """Refuse a JPEG of thousands of scans: each takes as long as the whole image, and may have 10 bytes."""
-    with _open(source) as file:
-        if file.read(2) != b"\xff\xd8":
-            return
-        scans = size = 0
-        while block := file.read(2**20):
-            size += len(block)
-            scans += block.count(b"\xff\xda")
-    if scans > _MOST_SCANS + size // _BYTES_PER_SCAN:
-        raise UserError(f"it has more than {_MOST_SCANS} scans; save it again")
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
@@ -306,10 +226,10 @@ def load_rgb(source: str | Path | io.BytesIO, min_size: int | None = None) -> Im
     """
     try:
         with open_image(source) as image:
-            (_check_chunks if image.format == "PNG" else _check_scans)(source)
+            (check_png if image.format == "PNG" else check_jpeg)(source)
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
-            turn = None if image.format == "TIFF" else _TURNS.get(exif_orientation(image))  # Pillow turns TIFF files
+            turn = None if image.format == "TIFF" else TURNS.get(exif_orientation(image))  # Pillow turns TIFF files
             rgb = to_rgb(image)
             return rgb if turn is None else rgb.transpose(turn)
     except (FileNotFoundError, UserError):
@@ -408,34 +328,12 @@ def look_at_image(path: str) -> ImageInfo:
             if image.format == "PNG":
                 image.verify()
             elif not _has_end_of_jpeg(path):
-                _check_scans(path)
+                check_jpeg(path)
                 image.load()
         else:
             size = None
     width, height = size or read_image(path).shape[1::-1]
     return ImageInfo(width, height, is_deep, orientation)
-
-
-def exif_orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image that is not decoded yet: 2 to 8, or 1 if there is none or its value is no other.
-
-    1 is upright, 2 to 4 are mirrored or turned by 180 degrees, 5 to 8 have width and height swapped. As OpenCV, this
-    takes no orientation from XMP, and ignores damaged EXIF data.
-    """
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        value = image.tag_v2.get(ExifTags.Base.Orientation)
-        return value if value in _TURNS else 1
-    return _orientation(image.info.get("exif", b""))
-
-
-def _orientation(data: bytes) -> int:
-    """That of EXIF data; 1 if it is damaged."""
-    exif = Image.Exif()
-    with suppress(Exception):  # Pillow raises nearly any type on damaged data
-        exif.load(data)
-        value = exif.get(ExifTags.Base.Orientation)
-        return value if value in _TURNS else 1
-    return 1
 
 
 def deep_image_warning(
@@ -470,7 +368,7 @@ def deep_image_warning(
 def stored_bits(source: str | Path | io.BytesIO, image: Image.Image) -> int:
     """Bits per channel in the file; Pillow opens some 16-bit files with 8 bits."""
     if image.format == "PNG":
-        with _open(source) as file:
+        with open_binary(source) as file:
             return file.read(25)[24]  # in the header chunk (PNG specification, 11.2.1)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
