@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,18 @@ import paddle
 import paddle.distributed as dist
 
 __all__ = [
-    "barrier",
     "gather_objects",
     "gather_rows",
     "gather_scalars",
     "is_main_process",
+    "meet_with",
     "rank",
     "sum_over_ranks",
+    "wait_for_all_ranks",
     "world_size",
 ]
+
+_meetings: list[Callable[[], None]] = []
 
 
 def rank() -> int:
@@ -43,6 +46,7 @@ def sum_over_ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
     if world_size() == 1:
         return totals
     tensor = paddle.to_tensor(totals)
+    wait_for_all_ranks()
     dist.all_reduce(tensor)
     return tensor.numpy()
 
@@ -68,11 +72,17 @@ def gather_objects(own: Any) -> list[Any]:
     if world_size() == 1:
         return [own]
     gathered: list[Any] = []
+    wait_for_all_ranks()
     dist.all_gather_object(gathered, own)
     return gathered
 
 
-def barrier() -> None:
-    """Wait for all ranks; returns at once in a single process."""
-    if world_size() > 1:
-        dist.barrier()
+def wait_for_all_ranks() -> None:
+    """Wait for all ranks, however long one takes; Gloo gives up after 30 s."""
+    for meet in _meetings if world_size() > 1 else ():
+        meet()
+
+
+def meet_with(meet: Callable[[], None]) -> None:
+    """Set what :func:`wait_for_all_ranks` calls."""
+    _meetings[:] = [meet]

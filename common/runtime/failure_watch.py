@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 import paddle.distributed as dist
 
 from ..errors import UserError
-from .distributed import is_main_process, rank, world_size
+from .distributed import is_main_process, meet_with, rank, world_size
 
 __all__ = ["FailureWatch", "init_process_group"]
 
@@ -40,6 +40,7 @@ class FailureWatch:
 
     - missing, until it sends ``hello``. Rank 0 then answers ``go``, or ``failed`` if some are missing for too long.
     - running, until it sends ``done`` or ``failed``. Rank 0 passes a failure on, its own included, and all exit.
+      In between it may send ``here`` and wait; when all ranks have come to this place, rank 0 sends ``go``.
     - lost, if the connection ends before that; this counts as ``failed``. The kernel ends it at once for a killed
       process, and after 20 s for a machine that does not answer. For a suspended or busy process it still answers.
 
@@ -54,6 +55,7 @@ class FailureWatch:
     def __init__(self):
         self._failing = threading.Lock()  # whoever takes it reports the first failure, and ends this process
         self._connections: dict[Connection, int] = {}  # and the ranks at their other ends
+        self._heard = threading.Semaphore(0)  # on rank 0 of each ``here``, on others of each ``go``
         os.register_at_fork(after_in_child=self._close_connections)  # a killed rank's readers would keep them open
         if is_main_process():
             self._gather_ranks(*_store_address())
@@ -61,6 +63,17 @@ class FailureWatch:
             self._find_main_process(*_store_address())
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        meet_with(self.meet)
+
+    def meet(self) -> None:
+        """Wait until all ranks have called this."""
+        if is_main_process():
+            for _ in self._connections:
+                self._heard.acquire()
+            self._send("go")
+        else:
+            self._send("here")
+            self._heard.acquire()
 
     def announce(self, message: str, exit_code: int) -> None:
         """Let all ranks exit with a message of this one, which must exit then; unless another was faster."""
@@ -128,6 +141,9 @@ class FailureWatch:
             wait(list(running))
             for connection in [each for each in running if each.poll()]:
                 kind, exit_code, message = _receive(connection)
+                if kind in ("here", "go"):
+                    self._heard.release()
+                    continue
                 if kind == "done":
                     del running[connection]
                     continue

@@ -15,7 +15,7 @@ from ..checkpoints.file_format import SUFFIXES, DamagedFileError, save_file
 from ..checkpoints.loading import read_state
 from ..errors import UserError
 from ..runtime.atomic_file import copy_file, write_text
-from ..runtime.distributed import is_main_process
+from ..runtime.distributed import is_main_process, wait_for_all_ranks
 from ..runtime.folders import refuse_other_files
 
 __all__ = ["RunFolder", "numbered_states"]
@@ -187,6 +187,7 @@ class RunFolder:
         if is_main_process():
             self.require_intact()
             save_file(state, path)
+        wait_for_all_ranks()
 
     def _contains(self, file: str | Path) -> bool:
         real = os.path.realpath(file)

@@ -14,7 +14,7 @@ from paddle import nn
 
 from ..checkpoints.loading import deployed_state
 from ..errors import StoppedBySignal, UserError
-from ..runtime.distributed import gather_rows, gather_scalars, rank, world_size
+from ..runtime.distributed import gather_rows, gather_scalars, rank, wait_for_all_ranks, world_size
 from ..runtime.signals import StopRequest
 from ..runtime.verbosity import is_verbose
 from .batch_norm import average_statistics, get_statistics, set_statistics
@@ -127,6 +127,7 @@ class Trainer:
         for index, batch in enumerate(self.training.loader, start=first):
             data_time = time.perf_counter() - waiting_since
             if index == first:
+                wait_for_all_ranks()  # one may have taken long to start its readers
                 self._log_samples(batch)
             if not losses and self.config.TRAIN.SKIP_NONFINITE:
                 bn_statistics = get_statistics(self.model)

@@ -9,12 +9,15 @@ from tests.helpers.programs import ROOT, run_program
 
 PROGRAM = f"""
 import sys
+import time
 sys.path[0] = {str(ROOT)!r}
 from common.runtime.distributed import gather_objects, rank
 from common.runtime.failure_watch import FailureWatch, init_process_group
 
 watch = FailureWatch()
 init_process_group()
+if rank() == 0:
+    time.sleep(33)  # Gloo itself gives up after 30 s
 print("gathered", gather_objects([]), gather_objects("bad\\udcff name" * rank()))
 watch.close()
 """

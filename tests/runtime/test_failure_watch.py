@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from common.errors import UserError
-from common.runtime import failure_watch
+from common.runtime import distributed, failure_watch
 from common.runtime.failure_watch import FailureWatch
 from tests.helpers.programs import ROOT
 
@@ -32,6 +32,7 @@ def port(monkeypatch) -> int:
     monkeypatch.setenv("PADDLE_MASTER", f"127.0.0.1:{port}")
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", str(RANKS))
     monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
+    monkeypatch.setattr(distributed, "_meetings", [])
     return port
 
 
@@ -104,6 +105,20 @@ def test_all_ranks_are_done_together(watched):
         closing.result()
     assert [received(rank) for rank in watched.ranks] == [b"done 0 "] * 2
     assert not watched.exit_codes
+
+
+def test_no_rank_goes_on_before_all_have_come(watched):
+    with ThreadPoolExecutor() as pool:
+        for _ in range(2):
+            meeting = pool.submit(distributed.wait_for_all_ranks)
+            watched.ranks[0].send_bytes(b"here 0 ")
+            assert not watched.ranks[0].poll(0.5)  # the other one is not there yet
+            watched.ranks[1].send_bytes(b"here 0 ")
+            meeting.result()
+            assert [received(rank) for rank in watched.ranks] == [b"go 0 "] * 2
+        for rank in watched.ranks:
+            rank.send_bytes(b"done 0 ")
+        watched.watch.close()
 
 
 def test_a_connection_that_ends_is_a_lost_rank(watched, capsys):
