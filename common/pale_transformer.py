@@ -7,6 +7,7 @@ The marks [P], [R], [U], [C], [A] tell how sure a fact of the paper is; ``docs/p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -471,7 +472,8 @@ def create_model(
         model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
     if checkpoint:
         load_pretrained(model, checkpoint)
-        model.preprocessing = checkpoint.preprocessing or model.preprocessing
+        found, chosen = checkpoint.preprocessing or model.preprocessing, overrides.get("image_size")
+        model.preprocessing = replace(found, image_size=chosen) if isinstance(chosen, int) else found
     return model
 
 

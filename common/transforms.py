@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from .data.preprocessing import EvalTransform
+from .data.preprocessing import EvalTransform, to_rgb
 from .pale_transformer import PaleTransformer
 
 __all__ = ["transforms_for"]
@@ -20,8 +20,8 @@ def transforms_for(model: PaleTransformer) -> EvalTransform:
     chooses another size.
 
     Returns:
-        A function from a Pillow RGB image to float32 ``[3, size, size]``; ``paddle.to_tensor(array[None])`` is a batch
-        of one image.
+        A function from a Pillow image of any mode to float32 ``[3, size, size]``; ``paddle.to_tensor(array[None])`` is
+        a batch of one image.
 
     Raises:
         ValueError: the model does not take RGB images.
@@ -33,4 +33,6 @@ def transforms_for(model: PaleTransformer) -> EvalTransform:
 
 class _UprightTransform(EvalTransform):
     def __call__(self, image: Image.Image, rng: Any = None) -> np.ndarray:
-        return super().__call__(ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else image, rng)
+        if isinstance(image, Image.Image):
+            image = to_rgb(ImageOps.exif_transpose(image))
+        return super().__call__(image, rng)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +15,7 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
-from common.data.class_names import distinct_names, list_names
+from common.data.class_names import distinct_names, list_names, renamed_classes
 from common.data.split_warnings import split_warnings
 from common.errors import UserError
 from common.pictures.drawing import denormalize, side_by_side
@@ -119,7 +119,8 @@ class Classification(Task):
         # Without names, the numbers of the classes may still be those of folders.
         class_names = checkpoint.class_names or [str(number) for number in range(num_classes or 0)]
         val_set = self._build_dataset("val", num_classes, class_names)
-        if val_set.class_names is None:  # list files without names
+        unnamed = val_set.class_names is None  # as list files without names
+        if unnamed:
             val_set.class_names = checkpoint.class_names
         num_classes = num_classes or val_set.num_classes
         if self.config.REPORT and num_classes > MAX_CONFUSED:
@@ -129,6 +130,7 @@ class Classification(Task):
                 "-report needs one true class for each image, so not DATA.LABELS_JSON; leave one of them out"
             )
         description, warnings = _describe_data({"validation": val_set}, num_classes)
+        warnings += renamed_classes(None, checkpoint.class_names) if unnamed else []
         self.log.line("\nwarning: ".join([labeled("images", description), *warnings]))
         if self.config.DATA.DATASET == "folder" and not checkpoint.class_names and val_set.class_names == class_names:
             self.log.line("the weights name no classes: the names of the class folders are taken as class numbers")
@@ -206,7 +208,8 @@ class Classification(Task):
         """The first images of a batch before Mixup, CutMix and MixToken."""
         labels = batch["labels"][: self.config.PICTURES].tolist()
         titles = [_class_name(label, class_names) for label in labels]
-        return _draw_row(self.config, batch["images"], titles) if labels else None
+        images = batch["images"][: len(labels)].astype("float32").numpy()
+        return _draw_row(self.config, images, titles) if labels else None
 
 
 class ClassificationEvaluator(Evaluator):
@@ -221,6 +224,9 @@ class ClassificationEvaluator(Evaluator):
         self.example = str(first) if isinstance(first, Path) else ""
         self._config, self._log, self._dataset, self._num_classes = config, log, dataset, num_classes
         self._loader = build_eval_loader(config, dataset)
+        # Of rank 0, which has every world_size-th image; spread out, because those of a class stand together.
+        shown = np.linspace(0, len(dataset) - 1, config.PICTURES).astype(int)
+        self._shown = shown - shown % world_size()
 
     def evaluate(self, model: nn.Layer, kind: str = "val", step: int = 0, last: bool = True) -> EvaluationResult:
         config = self._config
@@ -229,14 +235,18 @@ class ClassificationEvaluator(Evaluator):
         # A confusion needs one true class.
         confusion = last and self._num_classes <= MAX_CONFUSED and not config.DATA.LABELS_JSON
         wrong: list[np.ndarray] = []
+        pictures: list[tuple[np.ndarray, str]] = []
 
         def look_at(place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
             if draws:
-                self._draw(kind, step, place, batch, logits)
+                pictures.extend(self._titled_images(batch, logits))
             if confusion:
                 wrong.append(_wrong_predictions(batch, logits))
 
         metrics, matrix = evaluate(model, batches, config.TRAIN.AMP, look_at, confusion, self._classes)
+        if pictures:
+            images, titles = zip(*pictures, strict=True)
+            self._log.picture(f"{kind}/images", step, _draw_row(config, images, titles))
         if matrix is None:
             return EvaluationResult(metrics)
         names = distinct_names(self.class_names, self._num_classes)
@@ -257,17 +267,16 @@ class ClassificationEvaluator(Evaluator):
         }
         write_columns(file, columns)
 
-    def _draw(self, kind: str, step: int, place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
-        """Log the first images of this rank's shard with their labels and predictions."""
-        if place:
-            return
-        probabilities = F.softmax(logits[: self._config.PICTURES], axis=-1)
-        titles = []
-        for label, row in zip(batch["labels"].tolist(), probabilities.numpy(), strict=False):
-            found = int(row.argmax())
+    def _titled_images(self, batch: Mapping[str, Any], logits: paddle.Tensor) -> list[tuple[np.ndarray, str]]:
+        """The images of a batch that are shown, with their predictions and labels."""
+        pairs = []
+        for row in np.flatnonzero(np.isin(batch["indices"].numpy(), self._shown)).tolist():
+            probabilities, label = F.softmax(logits[row], axis=-1).numpy(), int(batch["labels"][row])
+            found = int(probabilities.argmax())
             verdict = "right" if found == label else f"is {_class_name(label, self.class_names)}"
-            titles.append(f"{_class_name(found, self.class_names)} {100 * row[found]:.0f} %, {verdict}")
-        self._log.picture(f"{kind}/images", step, _draw_row(self._config, batch["images"], titles))
+            title = f"{_class_name(found, self.class_names)} {100 * probabilities[found]:.0f} %, {verdict}"
+            pairs.append((batch["images"][row].astype("float32").numpy(), title))
+        return pairs
 
 
 def _wrong_predictions(batch: Mapping[str, Any], logits: paddle.Tensor) -> np.ndarray:
@@ -316,11 +325,10 @@ def _data_title(config: CfgNode, images: int, num_classes: int, classes: np.ndar
     return title
 
 
-def _draw_row(config: CfgNode, images: paddle.Tensor, titles: Sequence[str]) -> np.ndarray:
-    """Draw the first images of a batch side by side, as many as there are titles."""
+def _draw_row(config: CfgNode, images: Iterable[np.ndarray], titles: Sequence[str]) -> np.ndarray:
+    """Draw normalized images side by side."""
     scale = -(-128 // config.DATA.IMAGE_SIZE)  # small images are enlarged, so that their titles fit
-    shown = images[: len(titles)].astype("float32").numpy()
-    pictures = [denormalize(image, config.DATA.MEAN, config.DATA.STD) for image in shown]
+    pictures = [denormalize(image, config.DATA.MEAN, config.DATA.STD) for image in images]
     return side_by_side([picture.repeat(scale, 0).repeat(scale, 1) for picture in pictures], titles)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.data.class_names import MAX_CLASSES
 from common.data.image_file import deep_image_warning, load_rgb
 from common.errors import UserError, missing_hint
 
@@ -179,7 +180,10 @@ class ArrayDataset(Dataset):
 def class_count(num_classes: int | None, class_names: list[str] | None, labels: np.ndarray, source: str | Path) -> int:
     """Decide the number of classes: that of the class names, else of the model, else of the labels."""
     if class_names is None:
-        return int(labels.max()) + 1 if num_classes is None else num_classes
+        count = int(labels.max()) + 1 if num_classes is None else num_classes
+        if count > MAX_CLASSES:
+            raise UserError(f"{source}: {count:,} classes, more than {MAX_CLASSES:,}; correct the largest label")
+        return count
     if num_classes not in (None, len(class_names)):
         raise UserError(
             f"{source} names {len(class_names)} classes but the model has {num_classes}: "

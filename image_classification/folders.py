@@ -73,6 +73,7 @@ def build_folder(
     tree = trees.get(split) or FolderTree(path, path)
     folders = _class_folders(tree)
     numbered, class_names = _number_classes(folders, trees.get("train", tree), known_classes)
+    taken = next((name for name in folders if numbered is not class_names), None)
     names, labels, empty = [], [], []
     for label, folder in enumerate(numbered):
         if folder not in folders:
@@ -95,6 +96,10 @@ def build_folder(
     count = class_count(num_classes, class_names, labels, path)
     dataset = tree.dataset(names, labels, class_names, count)
     dataset.notes = [other_files_warning(tree.others)] if tree.others else []
+    if taken is not None:
+        dataset.notes.append(
+            f"the class folders are taken as the numbers of the classes: {taken} is {class_names[int(taken)]}"
+        )
     if isinstance(tree, FolderTree) and (beside := _list_beside(tree.path)):
         dataset.notes.append(
             f"{len(beside)} images beside the class folders of {tree.path} are left out, such as {min(beside)}; move "

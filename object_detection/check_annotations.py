@@ -495,7 +495,8 @@ def _invalid_mask(mask: Any, height: int, width: int) -> tuple[str, str] | None:
                 return "MASK_INVALID", f"the polygon {_short(polygon)}"
             if min(polygon, default=0) <= -farthest or max(polygon, default=0) >= farthest:
                 return "POLYGON_OUTSIDE", f"the polygon {_short(polygon)} in {width}x{height} pixels"
-            if len(polygon) > 64 and (length := _length(polygon)) > _LONGEST:  # a short one cannot be so long
+            may_be_long = len(polygon) > 64 or max(width, height) > 2**12  # others have at most 32 edges across it
+            if may_be_long and (length := _length(polygon)) > _LONGEST:
                 return "MASK_INVALID", f"the polygon {_short(polygon)}, whose edges have {length:,.0f} pixels,"
         return None
     if not isinstance(mask, dict):

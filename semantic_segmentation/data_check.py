@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from semantic_segmentation.images import EIGHT_BIT_TRANSFORMS
 __all__ = ["DataReport", "check_dataset", "check_once", "fingerprint"]
 
 _THREADS = 8
+_FAR = 50  # of normalized pixels, which are usually between -5 and 5
 _LISTED = 10  # classes and values that a message names
 
 Progress = Callable[[int, int], None]
@@ -46,6 +48,8 @@ class DataReport:
         deep_images: images with 16 bits per channel.
         turned_images: images with an EXIF orientation other than 1.
         rounding: names of transforms that round to 8 bits.
+        highest: magnitude of floating-point pixels.
+        highest_normalized: what Normalize makes of it.
         problems: one line for each pair that cannot be used.
     """
 
@@ -59,6 +63,8 @@ class DataReport:
     deep_images: int = 0
     turned_images: int = 0
     rounding: list[str] = field(default_factory=list)
+    highest: int = 0
+    highest_normalized: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
@@ -77,6 +83,11 @@ class DataReport:
         if self.deep_images and self.rounding:
             names = ", ".join(self.rounding)
             lines.append(f"these transforms of the {self.split} data round 16 bits to 8: {names}; remove them")
+        if self.highest_normalized > _FAR:
+            lines.append(
+                f"floating-point images of the {self.split} data have values up to {self.highest:,}: they are not "
+                "divided by 255, so mean and std of Normalize must be of such values, too"
+            )
         if self.turned_images:
             lines.append(
                 f"{self.turned_images} images of the {self.split} data are turned or mirrored by their EXIF "
@@ -139,7 +150,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
                 progress(done, len(numbers))
 
     problems = [problem for _, problem in sorted(itertools.chain(*gather_objects(problems)))]
-    found = np.array(found, np.int64).reshape(-1, classes + 5)
+    found = np.array(found, np.int64).reshape(-1, classes + 6)
     counts, sizes, marks = found[:, : classes + 1], found[:, classes + 1 : -2], found[:, -2:]
     sums = [*counts.sum(axis=0), *(counts[:, :-1] > 0).sum(axis=0), *marks.sum(axis=0)]
     totals = sum_over_ranks(sums).astype(np.int64)
@@ -154,12 +165,14 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
         split=split,
         class_names=dataset.class_names,
         num_images=len(dataset.file_list),
-        sizes="{:.0f}x{:.0f} to {:.0f}x{:.0f}".format(*lows, *highs) if highs.any() else "",
+        sizes="{:.0f}x{:.0f} to {:.0f}x{:.0f}".format(*lows[:2], *highs[:2]) if highs.any() else "",
         pixels=totals[:classes],
         images=totals[classes + 1 : -2],
         ignored=int(totals[classes]),
         deep_images=int(totals[-2]),
         turned_images=int(totals[-1]),
+        highest=int(highs[2]),
+        highest_normalized=max((_normalized(highs[2], item) for item in dataset.transforms.transforms), default=0.0),
         rounding=[name for name in _transform_names(dataset) if name in EIGHT_BIT_TRANSFORMS],
         problems=problems,
     )
@@ -193,6 +206,14 @@ def fingerprint(dataset: Dataset) -> str:
     return check_record.fingerprint(rules, (path for pair in dataset.file_list for path in pair))
 
 
+def _normalized(value: float, transform: object) -> float:
+    """What Normalize makes of a floating-point value, at most; 0 for other transforms."""
+    mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
+    if not value or mean is None or std is None:
+        return 0.0
+    return float(np.max((value - np.ravel(mean)) / np.ravel(std)))
+
+
 def _transform_names(dataset: Dataset) -> list[str]:
     return [type(transform).__name__ for transform in dataset.transforms.transforms]
 
@@ -204,14 +225,15 @@ def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
     """Check an image and its mask.
 
     Returns:
-        The result of :func:`_count_classes`, width, height, and whether the image has more than 8 bits per channel, and
-        is turned by its EXIF orientation; or the reason why the pair cannot be used.
+        The result of :func:`_count_classes`, width, height, the magnitude of floating-point pixels, and whether the
+        image has more than 8 bits per channel, and is turned by its EXIF orientation; or the reason why the pair cannot
+        be used.
     """
     image, mask = pair
     try:
         if os.path.realpath(image) == os.path.realpath(mask):
             raise UserError(f"{image} is listed as an image and as its own mask; correct the list")
-        width, height, is_deep, orientation = look_at_channels(image, dataset.img_channels)
+        (width, height, is_deep, orientation), highest = look_at_channels(image, dataset.img_channels)
         check_header(mask)
         pixels = _read_mask(mask, isinstance(dataset, ADE20K))
         if pixels.shape != (height, width):
@@ -220,7 +242,8 @@ def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
                 f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {pixels.shape[1]}x"
                 f"{pixels.shape[0]}; make them the same size"
             )
-        return [*_count_classes(dataset, mask, pixels), width, height, is_deep, orientation > 1]
+        highest = math.ceil(min(highest, 2**31))
+        return [*_count_classes(dataset, mask, pixels), width, height, highest, is_deep, orientation > 1]
     except UserError as error:
         return str(error)
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files

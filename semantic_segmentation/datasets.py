@@ -55,6 +55,7 @@ _PAIRED_BY_ORDER = {
     "Cityscapes": ("leftImg8bit/{mode}/*/*_leftImg8bit.png", "gtFine/{mode}/*/*_gtFine_labelTrainIds.png"),
     "CocoStuff": ("images/{mode}2017/*.jpg", "annotations/{mode}2017/*.png"),
 }
+_ADE20K_FOLDERS = {"train": "training", "val": "validation"}  # in images/
 _TRAIN_MODES = ("train", "trainval", "trainaug")
 # PaddleSeg's transforms that keep the size, or record in trans_info how to undo the change.
 _EVAL_TRANSFORMS = (
@@ -206,6 +207,8 @@ def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> N
             raise UserError(
                 f"{name}.dataset_root: {root} has no {pattern.format(mode=mode)}; give the folder of {kind}"
             )
+    if kind == "ADE20K" and not (images := root / "images" / _ADE20K_FOLDERS[mode]).is_dir():
+        raise UserError(f"{name}.dataset_root: there is no folder {images}; give ADEChallengeData2016, or rename yours")
     arguments["dataset_root"] = str(root)
     for key in ("train_path", "val_path"):
         if kind == "Dataset" and isinstance(arguments.get(key), str):

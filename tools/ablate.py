@@ -154,10 +154,10 @@ class Job:
             raise UserError(f"{(errors or lines or ['no output'])[-1]}; the whole output is in {self.log}")
         train = self.config.TRAIN
         last = read_records(self.folder, "val_ema" if train.EMA_DECAY else "val")[-1]
-        epochs = train.EPOCHS + train.COOLDOWN
-        if last["epoch"] != epochs and not train.EARLY_STOP:
-            raise UserError(f"the log of {self.folder} ends with epoch {last['epoch']:g} of {epochs}")
-        return round(last["top1"], 4)
+        epochs, epoch, top1 = train.EPOCHS + train.COOLDOWN, last.get("epoch"), last.get("top1")
+        if not isinstance(top1, float) or (epoch != epochs and not train.EARLY_STOP):
+            raise UserError(f"the log of {self.folder} ends with epoch {epoch} of {epochs} and top1 {top1}")
+        return round(top1, 4)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -75,7 +75,13 @@ def main(argv: Sequence[str]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out) as temporary:
             folder = Path(temporary)
-            checks, agreement, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
+            try:
+                checks, agreement, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
+            except Exception:
+                for place in (folder, tempfile.gettempdir()):  # the libraries do not tell that a disk is full
+                    with tempfile.TemporaryFile(dir=place) as probe:
+                        probe.write(bytes(2**20))
+                raise
             texts = {
                 LABELS: "".join(f"{label}\n" for label in exportable.labels),
                 PREPROCESSING: _as_json({"exif_orientation": "apply first", **exportable.preprocessing}),

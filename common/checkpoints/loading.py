@@ -311,7 +311,7 @@ def load_weights(
         report.renamed = renamed_classes(class_names, checkpoint.class_names)
 
     for name, array in fitting.items():
-        dtype = str(own[name].dtype).rpartition(".")[2]  # NumPy's name of it
+        dtype = str(own[name].dtype).rpartition(".")[2].replace("bfloat16", "float32")  # NumPy's name of it
         with np.errstate(all="ignore"):
             fitting[name] = array = array.astype(dtype, copy=False)  # float64 may overflow
         if not np.isfinite(array).all():
@@ -319,7 +319,8 @@ def load_weights(
         if name.endswith("._variance") and (array < 0).any():
             raise UserError(f"{source} has a negative variance in {name}; give weights that are intact")
     for name, array in fitting.items():
-        own[name].set_value(array)
+        is_bfloat16 = own[name].dtype == paddle.bfloat16  # which NumPy does not have
+        own[name].set_value(paddle.to_tensor(array).astype("bfloat16") if is_bfloat16 else array)
     report.loaded = list(fitting)
     return report
 

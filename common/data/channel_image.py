@@ -77,17 +77,21 @@ def read_channels(path: str, channels: int) -> np.ndarray:
         return _as_pixels(np.ascontiguousarray(np.atleast_3d(pixels)[:, :, ::-1]))
 
 
-def look_at_channels(path: str, channels: int) -> ImageInfo:
+def look_at_channels(path: str, channels: int) -> tuple[ImageInfo, float]:
     """Check that :func:`read_channels` can read an image; see :func:`common.data.image_file.look_at_image`.
+
+    Returns:
+        What that finds, and the largest magnitude of floating-point pixels; 0 for others.
 
     Raises:
         UserError: as :func:`read_channels`.
     """
     if channels in (1, 3) and not path.lower().endswith(ARRAY_SUFFIX) and _is_for_opencv(path, channels):
-        return look_at_image(path)
+        return look_at_image(path), 0.0
     pixels = read_channels(path, channels)
     height, width = pixels.shape[:2]
-    return ImageInfo(width, height, is_deep=pixels.dtype == np.uint16, orientation=1)
+    highest = float(np.abs(pixels).max()) if pixels.dtype == np.float32 else 0.0
+    return ImageInfo(width, height, is_deep=pixels.dtype == np.uint16, orientation=1), highest
 
 
 def _is_for_opencv(path: str, channels: int) -> bool:

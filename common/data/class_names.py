@@ -140,11 +140,14 @@ def renamed_classes(
     """The classes that the data and ``source`` call by different names; see :func:`check_class_order`.
 
     Returns:
-        A line for each of the first ten and, if there are more, their number; or one if the data names no classes.
+        A line for each of the first ten and, if there are more, their number; or one line if only one has names.
     """
     if learned and names is None and list(learned) != list(map(str, range(len(learned)))):
         shown = ", ".join(learned[:3])
         return [f"the data names no classes, so their order cannot be compared with that of {source}: {shown}, ..."]
+    if names and not learned and list(names) != list(map(str, range(len(names)))):
+        shown = ", ".join(names[:3])
+        return [f"{source} have no class names, so their order cannot be compared with that of the data: {shown} ..."]
     lines = [
         f"class {number} is {name!r} in the data and {other!r} in {source}"
         for number, (name, other) in enumerate(zip(names or (), learned or (), strict=False))

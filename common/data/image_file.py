@@ -39,7 +39,7 @@ from .image_limits import (
     check_tiles,
     open_binary,
 )
-from .preprocessing import MAX_PIXELS
+from .preprocessing import MAX_PIXELS, to_rgb
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -58,7 +58,6 @@ __all__ = [
     "other_files_warning",
     "read_image",
     "stored_bits",
-    "to_rgb",
 ]
 
 IMAGE_SUFFIXES = (
@@ -236,26 +235,6 @@ def load_rgb(source: str | Path | io.BytesIO, min_size: int | None = None) -> Im
         raise
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
         raise UserError(f"{one_line(error)}; replace or remove it") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a Pillow image to 8-bit RGB.
-
-    Alpha is dropped, not blended, as in torchvision and timm. 16-bit gray is scaled to 8 bits, where Pillow's own
-    conversion saturates.
-
-    Raises:
-        ValueError: the pixels are floating-point numbers, whose range is not defined.
-    """
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range; save the image with 8 or 16 bits per channel")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # a direct conversion to RGB makes Pillow warn
-    image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_image(path: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import UserError
 from ..schema import Range
 
-__all__ = ["FILTERS", "MAX_PIXELS", "Color", "EvalTransform", "Normalize", "Preprocessing"]
+__all__ = ["FILTERS", "MAX_PIXELS", "Color", "EvalTransform", "Normalize", "Preprocessing", "to_rgb"]
 
 Color = tuple[int, int, int]
 MAX_PIXELS = 2**28  # of an image, in all tasks: 805 MB as 8-bit RGB
@@ -45,6 +45,26 @@ class Preprocessing:
             raise UserError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(FILTERS)}")
         if not len(self.mean) == len(self.std) == 3:
             raise UserError(f"mean and std are {self.mean} and {self.std}; give three numbers each")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a Pillow image to 8-bit RGB.
+
+    Alpha is dropped, not blended, as in torchvision and timm. 16-bit gray is scaled to 8 bits, where Pillow's own
+    conversion saturates.
+
+    Raises:
+        ValueError: the pixels are floating-point numbers, whose range is not defined.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range; save the image with 8 or 16 bits per channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # a direct conversion to RGB makes Pillow warn
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class Normalize:

@@ -27,6 +27,7 @@ from ..checkpoints.download import sha256_of
 from ..checkpoints.released import list_tags
 from ..data.class_names import MAX_CLASSES, printable_names
 from ..errors import UserError, one_line
+from ..runtime.folders import locked
 from ..runtime.regular_file import read_lines
 from ..schema import Range, check_value, read_json
 from .export_formats import FORMATS, open_openvino
@@ -141,12 +142,14 @@ def replace_exported(new: Path, folder: Path) -> list[Path]:
         UserError: see :func:`refuse_other_files`.
         OSError: a file cannot be moved or removed.
     """
-    refuse_other_files(folder)
-    for name in _MODEL_FILES:
-        (folder / name).unlink(missing_ok=True)
     # The card comes last: if this is interrupted, the old card still marks the folder as an export.
     files = sorted(new.iterdir(), key=lambda file: (file.name == CARD, file.name))
-    return [file.replace(folder / file.name) for file in files]
+    with locked(folder):  # two exports may end at the same moment
+        refuse_other_files(folder)
+        moved = [file.replace(folder / file.name) for file in files]
+        for name in set(_MODEL_FILES) - {file.name for file in moved}:
+            (folder / name).unlink(missing_ok=True)
+    return moved
 
 
 class ExportedModel:

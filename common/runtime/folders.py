@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 
-__all__ = ["expand_home", "refuse_existing", "refuse_other_files"]
+__all__ = ["expand_home", "locked", "refuse_existing", "refuse_other_files"]
 
 
 def expand_home(value: Any) -> Any:
@@ -26,6 +26,22 @@ def expand_home(value: Any) -> Any:
         with contextlib.suppress(ValueError):  # a name that no user can have, out of somebody's file
             return type(value)(os.path.expanduser(value))  # noqa: PTH111 (keeps the type)
     return value
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let other programs that lock the folder wait; does nothing on a system without such locks."""
+    descriptor = None
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl  # not on Windows
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def refuse_existing(file: Path, flag: str) -> None:

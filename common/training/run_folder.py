@@ -35,6 +35,7 @@ _SIGNS_OF_A_RUN = re.compile(r"(latest|(epoch|step)_\d{4,})\.pdparams|log\.jsonl
 # What may be in the folder of a new run: results of data checks and evaluations, logs of Paddle's launcher.
 _HARMLESS = re.compile(
     r"\..*|data_check\.json|(val|val_ema|eval)_\w+\.json|(workerlog|envlog)\.\d+|backup_env\.\d+\.json|default\..*\.log"
+    r"|vdlrecords\.\d+\.log"  # which VisualDL's thread writes again after the folder of a run was deleted
 )
 _TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # what atomic_file.py calls the temporary file of a name
 

@@ -175,6 +175,13 @@ def test_weights_of_another_precision_are_converted():
         np.testing.assert_array_equal(array, weights[name].astype(np.float32), err_msg=name)
 
 
+def test_a_model_in_bfloat16_takes_float32_weights():
+    source, model = make_model(seed=1), make_model(seed=2).bfloat16()
+    load_pretrained(model, Checkpoint("file", numpy_state(source)))
+    expected = source.norm.weight.astype("bfloat16").astype("float32").numpy()
+    np.testing.assert_array_equal(model.norm.weight.astype("float32").numpy(), expected)
+
+
 def test_bfloat16_weights_of_paddle_are_converted(tmp_path):
     model, again = make_model(seed=1), make_model(seed=2)
     weights = {name: tensor.astype("bfloat16") for name, tensor in model.state_dict().items()}

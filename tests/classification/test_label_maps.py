@@ -101,7 +101,8 @@ def test_classes_must_be_those_of_the_model(maps, dataset, tmp_path):
     renamed = LabelMaps(tmp_path / "renamed", dataset, CLASSES).renamed
     assert renamed == ["class 1 is 'green' in the data and 'lime' in the label maps"]
     write(tmp_path / "nameless", dataset.names(), make_info(class_names=None))
-    assert LabelMaps(tmp_path / "nameless", dataset, CLASSES).renamed == []
+    (line,) = LabelMaps(tmp_path / "nameless", dataset, CLASSES).renamed
+    assert line.startswith("the label maps have no class names, so their order cannot be compared with")
 
 
 def replace_info(**changes):

@@ -18,7 +18,7 @@ from pycocotools import mask as rle_masks
 
 from common.checkpoints.file_format import save_file
 from common.checkpoints.loading import Checkpoint, numpy_state
-from common.data import image_file
+from common.data import image_limits
 from common.errors import UserError
 from common.inference.predictor import PredictOptions
 from common.tasks import TASKS
@@ -176,7 +176,7 @@ def test_weights_that_do_not_fit_are_refused(build):
 
 
 def test_what_cannot_be_predicted_is_said_and_the_rest_is_predicted(tmp_path, build, monkeypatch):
-    monkeypatch.setattr(image_file, "_MAX_RATIO", 1000)
+    monkeypatch.setattr(image_limits, "_MAX_RATIO", 1000)
     (tmp_path / "text.png").write_text("no image")
     random_image(1, 900).save(tmp_path / "flat.png")
     random_image().save(tmp_path / "good.png")

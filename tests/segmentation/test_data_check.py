@@ -138,6 +138,15 @@ def test_images_of_16_bits_give_a_warning(folder):
     assert line == "these transforms of the train data round 16 bits to 8: RandomDistort; remove them"
 
 
+def test_floating_point_images_in_another_unit_than_that_of_normalize_give_a_warning(folder):
+    for name, highest in (("a", 1.0), ("b", 255.0)):
+        np.save(folder / f"images/{name}.npy", np.full((20, 30, 3), highest, np.float32))
+        (folder / "train.txt").write_text(f"images/{name}.npy masks/{name}.png\nimages/c.jpg masks/c.png\n")
+        lines = [line for line in check_dataset(build(folder), "train").warnings() if "floating-point" in line]
+        assert len(lines) == (name == "b"), lines
+    assert lines[0].startswith("floating-point images of the train data have values up to 255: they are not divided")
+
+
 def test_a_name_that_is_not_utf8_is_read_although_opencv_crashes_on_it(ade20k):
     name = os.fsdecode(b"\xff")
     save_image(ade20k / f"images/validation/{name}.jpg")

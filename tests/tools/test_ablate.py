@@ -103,7 +103,7 @@ def test_failed_runs_are_named_and_the_others_continue(tmp_path, launcher, capsy
         ablation(tmp_path, *files, "-seeds", 0)
     printed = capsys.readouterr().out
     assert "broken seed 0 failed: no such data; give -data_path; the whole output is in" in printed
-    assert "ends with epoch 1 of 2" in printed
+    assert "ends with epoch 1.0 of 2" in printed
     assert [result.row for result in ablation(tmp_path, *files[:2], "-seeds", 0)] == ["good", "broken"]
 
 
