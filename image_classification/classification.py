@@ -32,6 +32,7 @@ from image_classification.config import CONFIG, check_token_labels, model_title
 from image_classification.dataset_types import Dataset, FileDataset
 from image_classification.datasets import build_dataset
 from image_classification.evaluation import MAX_CONFUSED, class_columns, evaluate, per_class_tables
+from image_classification.folders import refuse_output_among_classes
 from image_classification.label_map_alignment import TOKEN_STRIDE
 from image_classification.label_maps import LabelMaps
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader, build_train_loader, count_errors
@@ -57,6 +58,11 @@ class Classification(Task):
     criterion = "top1"
     shown_metrics = ("loss", "top1", "top5")
     length_key = "TRAIN.EPOCHS"
+
+    def __init__(self, config: CfgNode):
+        super().__init__(config)
+        if config.DATA.DATASET == "folder" and config.DATA.DATA_PATH and not config.EVAL:
+            refuse_output_among_classes(Path(config.DATA.DATA_PATH), Path(config.OUTPUT))
 
     @property
     def backbone_name(self) -> str:

@@ -15,7 +15,7 @@ from common.errors import UserError
 from image_classification.archives import ArchiveTree, compressed_hint, list_archives
 from image_classification.dataset_types import Dataset, FileDataset, class_count
 
-__all__ = ["build_folder"]
+__all__ = ["build_folder", "refuse_output_among_classes"]
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}  # in any letter case
 _LAYOUTS = (
@@ -113,6 +113,17 @@ def build_folder(
             "validation split"
         ]  # the training split has named the other files already
     return dataset
+
+
+def refuse_output_among_classes(path: Path, output: Path) -> None:
+    """Refuse an output folder that would become a class: one in a folder of classes without splits.
+
+    Raises:
+        UserError: it is in such a folder.
+    """
+    inside = Path(os.path.realpath(output)).is_relative_to(os.path.realpath(path))
+    if inside and path.is_dir() and not _find_splits(path):
+        raise UserError(f"-output {output} is in -data_path {path}, and would become a class; give another -output")
 
 
 def _find_splits(path: Path) -> dict[str, FolderTree | ArchiveTree]:

@@ -25,7 +25,7 @@ from .file_format import float32_of_bfloat16, load_file
 from .first_convolution import adapt_channels, is_for_other_channels
 from .released import local_path, resolve_weights
 from .renames import rename_keys, reorder_statistics
-from .report import LoadReport, any_starts_with, likely_cause
+from .report import LoadReport, any_starts_with, has_names_of_pytorch, likely_cause
 
 __all__ = [
     "Checkpoint",
@@ -300,7 +300,7 @@ def load_weights(
         new = tuple(part for part in head if any_starts_with(report.missing + report.mismatched, part))
         fitting = {name: array for name, array in fitting.items() if not name.startswith(new)}
         report.new_parts = [part.rstrip(".") for part in new]
-    elif report.wrong and strict:
+    elif report.wrong and (strict or has_names_of_pytorch(weights)):  # whose square matrices would fit, transposed
         raise UserError(f"{source} does not fit the model: {likely_cause(model, weights, report)}; {report.summary()}")
     if report.note and not fine_tune:
         raise UserError(

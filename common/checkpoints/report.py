@@ -11,7 +11,7 @@ from paddle import nn
 
 from ..layers.variants import VARIANTS
 
-__all__ = ["LoadReport", "any_starts_with", "likely_cause"]
+__all__ = ["LoadReport", "any_starts_with", "has_names_of_pytorch", "likely_cause"]
 
 _SHOWN = 10  # names of each kind in the printed report
 
@@ -89,13 +89,18 @@ def any_starts_with(names: Iterable[str], prefix: str | tuple[str, ...]) -> bool
     return any(name.startswith(prefix) for name in names)
 
 
+def has_names_of_pytorch(weights: Mapping[str, np.ndarray]) -> bool:
+    """Whether BatchNorm's statistics are called as in PyTorch, which transposes the weights of linear layers."""
+    return any(name.endswith("running_mean") for name in weights)
+
+
 def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: LoadReport) -> str:
     """Why weights do not fit a model, with the remedy where there is one."""
     backbone = getattr(model, "backbone", model)
-    if statistics := next((name for name in weights if name.endswith("running_mean")), None):
+    if has_names_of_pytorch(weights):
         return (
-            f"the names are PyTorch's, such as {statistics}; rename running_mean to _mean, running_var to _variance, "
-            "and transpose the weights of linear layers"
+            "the names are PyTorch's; rename running_mean to _mean and running_var to _variance, and transpose the "
+            "weights of linear layers"
         )
     if backbone is not model and not any_starts_with(weights, "backbone.") and any_starts_with(weights, "stages."):
         return "the file contains only a classifier or a backbone; give the weights of a whole model"

@@ -264,7 +264,7 @@ def test_without_strict_the_fitting_weights_are_loaded_and_the_others_named():
         (
             lambda: {"stages.0.bn.running_mean": np.zeros(4)},
             {},
-            ["PyTorch's, such as stages.0.bn.running_mean; rename"],
+            ["PyTorch's; rename running_mean to _mean"],
         ),
     ],
     ids=["own variant", "stage norms", "PyTorch"],

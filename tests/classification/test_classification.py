@@ -300,6 +300,13 @@ def test_a_subset_and_several_labels_are_for_evaluation_only(shapes_config):
     assert "x.json; it needs -eval" in refusal(shapes_config, "-opts", "DATA.LABELS_JSON", "x.json")
 
 
+def test_an_output_folder_that_would_become_a_class_is_refused_before_it_is_made(shapes, shapes_config):
+    output = shapes / "train" / "runs" / "one"
+    with pytest.raises(UserError, match="would become a class; give another -output"):
+        run(Classification, shapes_config, "-data_path", shapes / "train", "-output", output)
+    assert not output.parent.exists()
+
+
 def test_a_report_of_several_valid_labels_is_refused(tmp_path, shapes_config, best):
     options = ("-report", tmp_path / "report", "-opts", "DATA.LABELS_JSON", tmp_path / "real.json")
     (tmp_path / "real.json").write_text(json.dumps([[0]] * 21))
