@@ -78,9 +78,7 @@ def main(argv: Sequence[str]) -> None:
             try:
                 checks, agreement, left_out = _write_formats(folder, arguments.formats, exportable, inputs, cases)
             except Exception:
-                for place in (folder, tempfile.gettempdir()):  # the libraries do not tell that a disk is full
-                    with tempfile.TemporaryFile(dir=place) as probe:
-                        probe.write(bytes(2**20))
+                _require_space(folder, Path(tempfile.gettempdir()))  # the libraries do not tell that a disk is full
                 raise
             texts = {
                 LABELS: "".join(f"{label}\n" for label in exportable.labels),
@@ -100,6 +98,17 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another -out") from error
     largest = max(max(differences.values()) for differences in checks.values())
     print(f"OK: {', '.join(checks)}, {len(cases)} checks of each format, largest difference {largest:.1e}")
+
+
+def _require_space(*folders: Path) -> None:
+    for folder in folders:
+        try:
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(2**20))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {folder}: {error.strerror}; free space, or give another -out or TMPDIR"
+            ) from error
 
 
 def _write_formats(

@@ -100,6 +100,7 @@ def test_folders_may_have_the_numbers_of_the_classes_as_names(tmp_path):
         save_image(tmp_path / "val" / str(number) / "1.png")
     dataset = build_dataset("folder", tmp_path, "val", 12, known)
     assert (dataset.class_names, dataset.labels.tolist()) == (known, [0, 2, 10, 11])
+    assert dataset.warnings() == ["the class folders are taken as the numbers of the classes: 0 is n00000000"]
     save_image(tmp_path / "val" / "12" / "1.png")  # a number that is no class: the names are just names
     fails(["names 5 classes", "the model has 12"], "folder", tmp_path, "val", 12, known)
 

@@ -26,6 +26,11 @@ def test_list(listed):
     assert build_dataset("imagenet2012", listed, "val").num_classes == 2
 
 
+def test_a_mistyped_label_does_not_make_a_model_that_cannot_be_loaded(listed):
+    (listed / "train_list.txt").write_text("val/a.png 1\nval/a.png 100000\n")
+    fails(["100,001 classes, more than 65,536", "correct the largest label"], "list", listed, "train")
+
+
 def test_list_with_byte_order_mark_and_windows_line_ends(listed):
     text = (listed / "val_list.txt").read_text()
     (listed / "val_list.txt").write_bytes(b"\xef\xbb\xbf" + text[text.index("val/") :].replace("\n", "\r\n").encode())

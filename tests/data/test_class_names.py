@@ -69,6 +69,9 @@ def test_ten_renamed_classes_are_listed_and_the_others_counted():
     lines = renamed_classes(numbers, ["x"] * 12, "maps")
     assert (lines[9], lines[10:]) == ("class 9 is '9' in the data and 'x' in maps", ["and 2 more classes"])
     assert renamed_classes(None, numbers) == renamed_classes(numbers, None) == []
+    (unknown,), (unnamed,) = renamed_classes(None, ["cat"]), renamed_classes(["cat"], None)
+    assert unknown.startswith("the data names no classes, so their order cannot be compared")
+    assert unnamed.startswith("the weights have no class names, so their order cannot be compared")
 
 
 def test_what_is_no_file_is_not_ignored(tmp_path):

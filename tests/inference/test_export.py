@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import errno
 import importlib.util
 import json
 import shutil
 import signal
+import tempfile
+import time
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import paddle
@@ -24,6 +29,7 @@ from common.inference.export_formats import FORMATS, save_program
 from common.inference.exportable import Exportable, Output
 from common.inference.exported_model import Card, ExportedModel, _Port, find_exported, replace_exported
 from common.pale_transformer import create_model
+from common.runtime.folders import locked
 from common.tasks import TASKS
 from object_detection.exporting import _same_order, _share_found_again
 from object_detection.single_image import SingleImageDetector
@@ -354,6 +360,14 @@ def test_failures_write_nothing_and_leave_an_earlier_export(tmp_path, stubs, mon
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model_card.json": CARD}
 
 
+def test_a_full_disk_is_named_whatever_the_libraries_say(tmp_path, stubs, monkeypatch, photographs):
+    monkeypatch.setattr(export_formats, "save_program", Mock(side_effect=RuntimeError("iostream error")))
+    monkeypatch.setattr(tempfile, "TemporaryFile", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(UserError, match=r"cannot write to .*tmp.*: No space left on device; free space"):
+        export.main(["-pretrained", "mnist5k", "-out", str(tmp_path), "-images", str(photographs)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_format_that_cannot_be_written_is_left_out_unless_it_is_required(
     tmp_path, stubs, capsys, monkeypatch, photographs
 ):
@@ -392,6 +406,19 @@ def test_files_of_others_are_not_overwritten_and_those_of_an_earlier_export_are(
         "model_card.json": "new",
         "notes.txt": "folder",
     }
+
+
+def test_an_export_waits_for_another_that_moves_its_files_into_the_folder(tmp_path):
+    new, folder = tmp_path / "new", tmp_path / "folder"
+    for place in (new, folder):
+        place.mkdir()
+    (new / "model_card.json").write_text(CARD)
+    with ThreadPoolExecutor() as pool:
+        with locked(folder):
+            moving = pool.submit(replace_exported, new, folder)
+            time.sleep(0.3)
+            assert not list(folder.iterdir())
+        assert moving.result() == [folder / "model_card.json"]
 
 
 def test_sources_that_are_exported_models(tmp_path, monkeypatch):
