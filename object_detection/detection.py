@@ -36,7 +36,8 @@ from common.training.log_format import counted
 from common.training.optimizer import build_optimizer
 from common.training.sampler import SampleKey, ShardedEvalSampler, ShardedTrainSampler
 from common.training.task import BatchResult, EvaluationResult, Evaluator, Task, Training
-from object_detection.check_annotations import AnnotationReport, check_annotations
+from object_detection.annotation_report import AnnotationReport
+from object_detection.check_annotations import check_annotations
 from object_detection.coco_file import (
     check_same_categories,
     complete_categories,

@@ -16,8 +16,8 @@ from pycocotools import mask as mask_utils
 from common.data import check_record
 from common.demo_data.folders import write_nuclei_detection
 from common.errors import UserError
-from object_detection import check_annotations
-from object_detection.check_annotations import ERROR, PROBLEMS
+from object_detection import annotation_masks, check_annotations
+from object_detection.annotation_report import ERROR, PROBLEMS
 from object_detection.coco_file import check_same_categories, complete_categories, read_annotations
 from tests.helpers.detection_runs import assert_told, load, run
 from tests.helpers.programs import ROOT
@@ -415,8 +415,8 @@ def test_run_lengths_are_those_of_pycocotools():
     mask = (np.random.default_rng(0).random((37, 211)) < 0.3).astype(np.uint8)
     mask[:, 50:180] = 1  # long runs, and differences that are negative
     counts = encode(mask)["counts"]
-    assert check_annotations._decode_runs(counts) == runs_of(mask)
-    assert check_annotations._invalid_mask({"size": [37, 211], "counts": counts[:-3]}, 37, 211)
+    assert annotation_masks.decode_runs(counts) == runs_of(mask)
+    assert annotation_masks.invalid_mask({"size": [37, 211], "counts": counts[:-3]}, 37, 211)
 
 
 # ---- the file

@@ -102,8 +102,8 @@ def test_a_file_system_without_locks_is_named_once(tmp_path, monkeypatch):
 RUN = ("latest.pdparams", "best.pdparams", "epoch_0003.pdparams", "step_12345.pdparams", "config.yaml", "log.jsonl",
        "val_bbox.json", "val_ema_segm.json", "visualdl/vdlrecords.17.log", "pictures/train_samples.png",
        "pictures/val_ema_images.png", "pictures/val_image_12.png")  # fmt: skip
-HARMLESS = ("data_check.json", "visualdl/vdlrecords.17.log", "val_bbox.json", "log/workerlog.0", "log/envlog.0", "log/backup_env.0.json",
-            "log/default.abcdef.log", ".DS_Store")  # fmt: skip
+HARMLESS = ("data_check.json", "visualdl/vdlrecords.17.log", "val_bbox.json", "log/workerlog.0", "log/envlog.0",
+            "log/backup_env.0.json", "log/default.abcdef.log", ".DS_Store")  # fmt: skip
 
 
 @pytest.mark.parametrize("present", [(), HARMLESS])
