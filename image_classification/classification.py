@@ -61,8 +61,9 @@ class Classification(Task):
 
     def __init__(self, config: CfgNode):
         super().__init__(config)
-        if config.DATA.DATASET == "folder" and config.DATA.DATA_PATH and not config.EVAL:
-            refuse_output_among_classes(Path(config.DATA.DATA_PATH), Path(config.OUTPUT))
+        output, flag = (config.REPORT, "-report") if config.EVAL else (config.OUTPUT, "-output")
+        if output and config.DATA.DATASET == "folder" and config.DATA.DATA_PATH:
+            refuse_output_among_classes(Path(config.DATA.DATA_PATH), Path(output), flag)
 
     @property
     def backbone_name(self) -> str:

@@ -115,15 +115,21 @@ def build_folder(
     return dataset
 
 
-def refuse_output_among_classes(path: Path, output: Path) -> None:
-    """Refuse an output folder that would become a class: one in a folder of classes without splits.
+def refuse_output_among_classes(path: Path, output: Path, flag: str) -> None:
+    """Refuse an output folder that would become a class, because it is in a folder of class folders.
+
+    Args:
+        flag: chooses the output, for the message.
 
     Raises:
         UserError: it is in such a folder.
     """
-    inside = Path(os.path.realpath(output)).is_relative_to(os.path.realpath(path))
-    if inside and path.is_dir() and not _find_splits(path):
-        raise UserError(f"-output {output} is in -data_path {path}, and would become a class; give another -output")
+    if not path.is_dir():
+        return
+    folders = [tree.path for tree in _find_splits(path).values() if isinstance(tree, FolderTree)]
+    for folder in folders or [path]:
+        if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
+            raise UserError(f"{flag} {output} is in {folder}, and would become a class; give another {flag}")
 
 
 def _find_splits(path: Path) -> dict[str, FolderTree | ArchiveTree]:
@@ -166,6 +172,8 @@ def _class_folders(tree: FolderTree | ArchiveTree) -> dict[str, Path]:
             f"{'; if it is a class, rename it, because its name is that of a split' * is_split}"
             f"{compressed_hint(tree.path)}"
         )
+    if len(folders) > 1 and all(any(name.lower() in names for names in SPLIT_FOLDERS.values()) for name in folders):
+        raise UserError(f"{tree.path} has {' and '.join(folders)}, which are splits: give each an archive or folder")
     check_class_names(list(folders), tree.path)
     return dict(sorted(folders.items()))
 

@@ -52,6 +52,7 @@ class Trainer:
         self.task, self.training, self.folder = task, training, folder
         self.config, self.log = task.config, task.log
         self.model, self.sampler = training.model, training.sampler
+        wait_for_all_ranks()  # one may have taken long to load weights
         if self.config.TRAIN.SYNC_BN:
             synchronize_batch_norm(self.model)
         # DataParallel copies rank 0's weights to all ranks, so it comes before the state's average of the weights.

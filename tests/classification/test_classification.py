@@ -300,10 +300,12 @@ def test_a_subset_and_several_labels_are_for_evaluation_only(shapes_config):
     assert "x.json; it needs -eval" in refusal(shapes_config, "-opts", "DATA.LABELS_JSON", "x.json")
 
 
-def test_an_output_folder_that_would_become_a_class_is_refused_before_it_is_made(shapes, shapes_config):
+@pytest.mark.parametrize("data", ["", "train"])
+@pytest.mark.parametrize("flags", [["-output"], ["-eval", "-pretrained", "mnist5k", "-report"]])
+def test_an_output_folder_that_would_become_a_class_is_refused_before_it_is_made(shapes, shapes_config, data, flags):
     output = shapes / "train" / "runs" / "one"
-    with pytest.raises(UserError, match="would become a class; give another -output"):
-        run(Classification, shapes_config, "-data_path", shapes / "train", "-output", output)
+    with pytest.raises(UserError, match=rf"would become a class; give another {flags[-1]}"):
+        run(Classification, shapes_config, "-data_path", shapes / data, *flags, output)
     assert not output.parent.exists()
 
 
