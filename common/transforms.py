@@ -20,8 +20,8 @@ def transforms_for(model: PaleTransformer) -> EvalTransform:
     chooses another size.
 
     Returns:
-        A function from a Pillow image of any mode to float32 ``[3, size, size]``; ``paddle.to_tensor(array[None])`` is
-        a batch of one image.
+        A function from a Pillow image of 8 or 16 bits to float32 ``[3, size, size]``;
+        ``paddle.to_tensor(array[None])`` is a batch of one image.
 
     Raises:
         ValueError: the model does not take RGB images.

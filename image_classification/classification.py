@@ -247,7 +247,7 @@ class ClassificationEvaluator(Evaluator):
         def look_at(place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
             if draws:
                 pictures.extend(self._titled_images(batch, logits))
-            if confusion:
+            if confusion and config.REPORT:
                 wrong.append(_wrong_predictions(batch, logits))
 
         metrics, matrix = evaluate(model, batches, config.TRAIN.AMP, look_at, confusion, self._classes)
@@ -258,19 +258,19 @@ class ClassificationEvaluator(Evaluator):
             return EvaluationResult(metrics)
         names = distinct_names(self.class_names, self._num_classes)
         files = {**class_files(names, class_columns(matrix)), **confusion_files(names, matrix)}
-        files["errors.csv"] = functools.partial(
-            self._write_errors, np.concatenate(list(itertools.chain(*gather_objects(wrong)))), names
-        )
+        if config.REPORT:
+            of_all_ranks = np.concatenate(list(itertools.chain(*gather_objects(wrong))))
+            files["errors.csv"] = functools.partial(self._write_errors, of_all_ranks, names)
         return EvaluationResult(metrics, per_class_tables(names, matrix, kind), files)
 
     def _write_errors(self, wrong: np.ndarray, names: Sequence[str], file: BinaryIO) -> None:
         """Write a table of the images of :func:`_wrong_predictions`, those with the highest probability first."""
-        indices, labels, found = wrong[np.lexsort((wrong[:, 0], -wrong[:, 3]))].T[:3].astype(int)
+        indices, labels, found, probabilities = wrong[np.lexsort((wrong[:, 0], -wrong[:, 3]))].T
         columns = {
-            "image": map(self._dataset.describe, indices),
-            "true": [names[label] for label in labels],
-            "predicted": [names[label] for label in found],
-            "probability": -np.sort(-wrong[:, 3]).round(2),
+            "image": [self._dataset.describe(int(index)) for index in indices],
+            "true": [names[int(label)] for label in labels],
+            "predicted": [names[int(label)] for label in found],
+            "probability": probabilities.round(2),
         }
         write_columns(file, columns)
 

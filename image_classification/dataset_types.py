@@ -182,7 +182,8 @@ def class_count(num_classes: int | None, class_names: list[str] | None, labels: 
     if class_names is None:
         count = int(labels.max()) + 1 if num_classes is None else num_classes
         if count > MAX_CLASSES:
-            raise UserError(f"{source}: {count:,} classes, more than {MAX_CLASSES:,}; correct the largest label")
+            what = "the largest label" if num_classes is None else "MODEL.NUM_CLASSES"
+            raise UserError(f"{source}: {count:,} classes, more than {MAX_CLASSES:,}; correct {what}")
         return count
     if num_classes not in (None, len(class_names)):
         raise UserError(

@@ -22,7 +22,7 @@ _LAYOUTS = (
     "train/CLASS/*.jpg and val/CLASS/*.jpg, train.tar and val.tar (or .zip) with CLASS/*.jpg, or CLASS/*.jpg, of which "
     "about 20 % become the validation split"
 )
-HELD_OUT_FRACTION = 0.2
+HELD_OUT_FRACTION, MOST_HELD_OUT = 0.2, 0.3
 
 
 class FolderTree:
@@ -73,7 +73,6 @@ def build_folder(
     tree = trees.get(split) or FolderTree(path, path)
     folders = _class_folders(tree)
     numbered, class_names = _number_classes(folders, trees.get("train", tree), known_classes)
-    taken = next((name for name in folders if numbered is not class_names), None)
     names, labels, empty = [], [], []
     for label, folder in enumerate(numbered):
         if folder not in folders:
@@ -96,10 +95,6 @@ def build_folder(
     count = class_count(num_classes, class_names, labels, path)
     dataset = tree.dataset(names, labels, class_names, count)
     dataset.notes = [other_files_warning(tree.others)] if tree.others else []
-    if taken is not None:
-        dataset.notes.append(
-            f"the class folders are taken as the numbers of the classes: {taken} is {class_names[int(taken)]}"
-        )
     if isinstance(tree, FolderTree) and (beside := _list_beside(tree.path)):
         dataset.notes.append(
             f"{len(beside)} images beside the class folders of {tree.path} are left out, such as {min(beside)}; move "
@@ -112,6 +107,11 @@ def build_folder(
             f"{path} has no val folder, so about {HELD_OUT_FRACTION:.0%} of each class, always the same, are the "
             "validation split"
         ]  # the training split has named the other files already
+    if numbered is not class_names:
+        first = next(iter(folders))
+        dataset.notes.append(
+            f"the class folders are taken as the numbers of the classes: {first} is {class_names[int(first)]}"
+        )
     return dataset
 
 
@@ -222,10 +222,11 @@ def _list_beside(folder: Path) -> list[str]:
 def _select_split(files: list[str], split: str) -> list[str]:
     """Choose by a hash of each name, so that trained images stay so when files are added to a class of some images.
 
-    The hashes below a limit would be up to half of a small class, so at most 30 % are taken.
+    In a small class, up to half of the hashes may be below the limit; at most 30 % of a class are taken. There, a
+    trained image may be held out after files are added.
     """
     hashes = [hashlib.sha256(os.fsencode(file)).digest() for file in files]
     below = sum(value[0] < round(256 * HELD_OUT_FRACTION) for value in hashes)
-    count = min(max(below, 1), max(round(0.3 * len(files)), 1), len(files) - 1)
+    count = min(max(below, 1), max(round(MOST_HELD_OUT * len(files)), 1), len(files) - 1)
     held_out = set(sorted(hashes)[:count])
     return [file for file, value in zip(files, hashes, strict=True) if (value in held_out) == (split == "val")]

@@ -100,5 +100,5 @@ CONFIG = TaskConfig(
     open_sections=_ToolkitSections(),
     allowed=ALLOWED,
     ignored_keys=frozenset(_IGNORED_KEYS.split()),
-    input_keys=("PaleTransformer.num_heads", "EvalReader.sample_transforms", "TestReader.sample_transforms"),
+    input_keys=("EvalReader.sample_transforms",),
 )

@@ -155,5 +155,5 @@ CONFIG = TaskConfig(
     invocation_keys=frozenset({"CHECK_DATA", "EPOCHS"}),
     open_sections=frozenset(_SECTIONS),
     allowed=ALLOWED,
-    input_keys=("model.backbone.num_heads", "model.align_corners", "val_dataset.transforms"),
+    input_keys=("model.align_corners", "val_dataset.transforms"),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,8 +47,7 @@ class DataReport:
         deep_images: images with 16 bits per channel.
         turned_images: images with an EXIF orientation other than 1.
         rounding: names of transforms that round to 8 bits.
-        highest: magnitude of floating-point pixels.
-        highest_normalized: what Normalize makes of it.
+        farthest: magnitude of normalized floating-point pixels.
         problems: one line for each pair that cannot be used.
     """
 
@@ -63,8 +61,7 @@ class DataReport:
     deep_images: int = 0
     turned_images: int = 0
     rounding: list[str] = field(default_factory=list)
-    highest: int = 0
-    highest_normalized: float = 0.0
+    farthest: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
@@ -83,10 +80,10 @@ class DataReport:
         if self.deep_images and self.rounding:
             names = ", ".join(self.rounding)
             lines.append(f"these transforms of the {self.split} data round 16 bits to 8: {names}; remove them")
-        if self.highest_normalized > _FAR:
+        if self.farthest > _FAR:
             lines.append(
-                f"floating-point images of the {self.split} data have values up to {self.highest:,}: they are not "
-                "divided by 255, so mean and std of Normalize must be of such values, too"
+                f"floating-point images of the {self.split} data differ from the mean of Normalize by up to "
+                f"{self.farthest:,.0f} times its std: they are not divided by 255, so set mean and std to theirs"
             )
         if self.turned_images:
             lines.append(
@@ -150,7 +147,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
                 progress(done, len(numbers))
 
     problems = [problem for _, problem in sorted(itertools.chain(*gather_objects(problems)))]
-    found = np.array(found, np.int64).reshape(-1, classes + 6)
+    found = np.array(found, np.float64).reshape(-1, classes + 6)
     counts, sizes, marks = found[:, : classes + 1], found[:, classes + 1 : -2], found[:, -2:]
     sums = [*counts.sum(axis=0), *(counts[:, :-1] > 0).sum(axis=0), *marks.sum(axis=0)]
     totals = sum_over_ranks(sums).astype(np.int64)
@@ -171,8 +168,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
         ignored=int(totals[classes]),
         deep_images=int(totals[-2]),
         turned_images=int(totals[-1]),
-        highest=int(highs[2]),
-        highest_normalized=max((_normalized(highs[2], item) for item in dataset.transforms.transforms), default=0.0),
+        farthest=float(highs[2]),
         rounding=[name for name in _transform_names(dataset) if name in EIGHT_BIT_TRANSFORMS],
         problems=problems,
     )
@@ -201,17 +197,23 @@ def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | 
 
 def fingerprint(dataset: Dataset) -> str:
     """Hash everything that the result of the check depends on: settings, paths, sizes and times of the files."""
-    names = " ".join(_transform_names(dataset))
+    names = f"{_transform_names(dataset)} {_normalization(dataset)}"
     rules = f"{type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index} {dataset.img_channels} {names}"
     return check_record.fingerprint(rules, (path for pair in dataset.file_list for path in pair))
 
 
-def _normalized(value: float, transform: object) -> float:
-    """What Normalize makes of a floating-point value, at most; 0 for other transforms."""
-    mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
-    if not value or mean is None or std is None:
-        return 0.0
-    return float(np.max((value - np.ravel(mean)) / np.ravel(std)))
+def _normalization(dataset: Dataset) -> tuple[list[float], list[float]]:
+    """Mean and std of Normalize; of none, 0 and 1."""
+    for transform in dataset.transforms.transforms:
+        if hasattr(transform, "mean") and hasattr(transform, "std"):
+            return np.ravel(transform.mean).tolist(), np.ravel(transform.std).tolist()
+    return [0.0], [1.0]
+
+
+def _farthest(dataset: Dataset, extremes: np.ndarray | None) -> float:
+    """The magnitude of normalized floating-point pixels; 0 of others."""
+    mean, std = _normalization(dataset)
+    return 0.0 if extremes is None else float(np.abs((extremes - mean) / std).max())
 
 
 def _transform_names(dataset: Dataset) -> list[str]:
@@ -221,19 +223,18 @@ def _transform_names(dataset: Dataset) -> list[str]:
 # ---- one pair
 
 
-def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
+def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[float] | str:
     """Check an image and its mask.
 
     Returns:
-        The result of :func:`_count_classes`, width, height, the magnitude of floating-point pixels, and whether the
-        image has more than 8 bits per channel, and is turned by its EXIF orientation; or the reason why the pair cannot
-        be used.
+        The result of :func:`_count_classes`, width, height, :func:`_farthest`, and whether the image has more than 8
+        bits per channel, and is turned by its EXIF orientation; or the reason why the pair cannot be used.
     """
     image, mask = pair
     try:
         if os.path.realpath(image) == os.path.realpath(mask):
             raise UserError(f"{image} is listed as an image and as its own mask; correct the list")
-        (width, height, is_deep, orientation), highest = look_at_channels(image, dataset.img_channels)
+        (width, height, is_deep, orientation), extremes = look_at_channels(image, dataset.img_channels)
         check_header(mask)
         pixels = _read_mask(mask, isinstance(dataset, ADE20K))
         if pixels.shape != (height, width):
@@ -242,8 +243,8 @@ def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[int] | str:
                 f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {pixels.shape[1]}x"
                 f"{pixels.shape[0]}; make them the same size"
             )
-        highest = math.ceil(min(highest, 2**31))
-        return [*_count_classes(dataset, mask, pixels), width, height, highest, is_deep, orientation > 1]
+        farthest = _farthest(dataset, extremes)
+        return [*_count_classes(dataset, mask, pixels), width, height, farthest, is_deep, orientation > 1]
     except UserError as error:
         return str(error)
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files

@@ -263,22 +263,31 @@ def _split_warnings(train_set: datasets.Dataset, val_set: datasets.Dataset) -> l
     images = ([image for image, _ in dataset.file_list] for dataset in (train_set, val_set))
     lines = split_warnings(train_set.class_names, *images)
     for split, dataset in (("training", train_set), ("validation", val_set)):
-        pairs = {tuple(map(os.path.normpath, pair)) for pair in dataset.file_list}
+        pairs = [*dict.fromkeys(tuple(map(os.path.normpath, pair)) for pair in dataset.file_list)]
         masks = Counter(image for image, _ in pairs)
         if repeated := [image for image, count in masks.items() if count > 1]:
             lines.append(
                 f"{len(repeated):,} images of the {split} data have more than one mask, such as "
                 f"{printable(min(repeated))}; keep the line of the right one"
             )
-        names = {Path(mask).stem for _, mask in pairs}
-        crossed = [pair for pair in pairs if Path(pair[0]).stem in names - {Path(pair[1]).stem}]
-        if crossed:
+        of_images, of_masks = (_distinguishing_parts(paths) for paths in zip(*pairs, strict=True))
+        crossed = [pair for pair, *parts in zip(pairs, of_images, of_masks, strict=True) if parts[0] != parts[1]]
+        if crossed and set(of_images) == set(of_masks):  # otherwise their names have nothing to do with each other
             image, mask = min(crossed)
             lines.append(
                 f"{len(crossed):,} images of the {split} data have the mask with the name of another, such as "
                 f"{printable(image)} with {printable(mask)}; check the order of the list"
             )
     return lines + _palette_warning(train_set, val_set)
+
+
+def _distinguishing_parts(paths: Sequence[str]) -> list[str]:
+    """The names of files without suffix, and without the first and last characters that all have in common."""
+    stems = [Path(path).stem for path in paths]
+    before = len(os.path.commonprefix(stems))  # noqa: RUF071 (of names, not of paths)
+    stems = [stem[before:] for stem in stems]
+    after = len(os.path.commonprefix([stem[::-1] for stem in stems]))  # noqa: RUF071
+    return [stem[: len(stem) - after] for stem in stems]
 
 
 def _palette_warning(*data_sets: datasets.Dataset) -> list[str]:

@@ -156,7 +156,8 @@ class Job:
         last = read_records(self.folder, "val_ema" if train.EMA_DECAY else "val")[-1]
         epochs, epoch, top1 = train.EPOCHS + train.COOLDOWN, last.get("epoch"), last.get("top1")
         if not isinstance(top1, float) or (epoch != epochs and not train.EARLY_STOP):
-            raise UserError(f"the log of {self.folder} ends with epoch {epoch} of {epochs} and top1 {top1}")
+            at = f"{epoch:g}" if isinstance(epoch, float) else epoch
+            raise UserError(f"the log of {self.folder} ends with epoch {at} of {epochs} and top1 {top1}")
         return round(top1, 4)
 
 
@@ -196,15 +197,22 @@ def find_configs(paths: Sequence[Path], options: Sequence[str]) -> dict[Path, Cf
     return {file: CONFIG.load(Namespace(cfg=str(file), opts=list(options))) for file in files}
 
 
-def costs_of(config: CfgNode) -> tuple[int, int]:
-    """Parameters and multiply-adds of a configuration; the data set is opened for its number of classes."""
+def costs_of(file: Path, config: CfgNode) -> tuple[int, int]:
+    """Parameters and multiply-adds of a configuration; the data set is opened for its number of classes.
+
+    Raises:
+        UserError: the model or the data cannot be built; the message names the file.
+    """
     from common.flops import count_flops, params
     from image_classification.datasets import build_dataset
     from image_classification.pale_backbone import build_model
 
     data = config.DATA
-    classes = config.MODEL.NUM_CLASSES or build_dataset(data.DATASET, data.DATA_PATH or None, "val").num_classes
-    model = build_model(config, classes)
+    try:
+        classes = config.MODEL.NUM_CLASSES or build_dataset(data.DATASET, data.DATA_PATH or None, "val").num_classes
+        model = build_model(config, classes)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     return params(model), count_flops(model, data.IMAGE_SIZE, data.IMAGE_SIZE)
 
 
@@ -232,7 +240,7 @@ def train_all(arguments: Namespace, file: Path) -> None:
     print(f"{total} runs: {total - len(waiting)} are finished, {len(waiting)} are left", flush=True)
     if not waiting:
         return
-    costs = {path.stem: costs_of(config) for path, config in configs.items()}  # fails now if a data set is missing
+    costs = {path.stem: costs_of(path, config) for path, config in configs.items()}  # fails if a data set is missing
     ran_on = code_version(), describe_device(select_device(waiting[0].config.DEVICE))
     failed = []
     for number, job in enumerate(run_jobs(waiting, arguments.jobs, arguments.opts), total - len(waiting) + 1):

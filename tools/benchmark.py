@@ -210,8 +210,7 @@ def _table(records: Sequence[dict[str, Any]]) -> str:
     rows = [
         [
             *(str(record[name]) for name in ("model", "runtime", "mode", "batch", "size")),
-            f"{1000 * record['median_seconds']:.0f}",
-            f"{1000 * record['min_seconds']:.0f}",
+            *(_milliseconds(record[name]) for name in ("median_seconds", "min_seconds")),
             f"{record['ratio']:.2f}",
             f"{record['images_per_second']:.1f}",
             "" if record["memory_mb"] is None else f"{record['memory_mb']:.0f}",
@@ -219,6 +218,10 @@ def _table(records: Sequence[dict[str, Any]]) -> str:
         for record in records
     ]
     return markdown_table(header, rows, right=range(3, len(header)))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f}" if seconds >= 0.01 else f"{1000 * seconds:.2f}"
 
 
 def _write_csv(file: Path, records: Sequence[dict[str, Any]]) -> None:

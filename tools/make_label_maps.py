@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     )
     log = TrainingLog()
     for line in renamed_classes(dataset.class_names, checkpoint.class_names):
-        log.line(f"other name: {line}")
+        log.line(f"classes: {line}")
     top1 = annotate(annotator.model, config, dataset, arguments.out, info, log)
     log.line(f"{arguments.out}: {info}; its top-1 on these images is {top1:.2f}")
 

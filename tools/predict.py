@@ -101,7 +101,10 @@ def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predict
     if is_verbose():
         print("\n".join(map(printable, config.dump().split("\n"))), file=sys.stderr)
     if not checkpoint.class_names:  # as in weights of PaddleSeg and PaddleDetection
-        print(printable(f"warning: {checkpoint.source} names no classes: they have numbers instead"), file=sys.stderr)
+        print(
+            printable(f"warning: {checkpoint.source} names no classes: their numbers are shown instead"),
+            file=sys.stderr,
+        )
     select_device(config.DEVICE)
     return task, TASKS[task].predictor().from_checkpoint(checkpoint, config, fused), checkpoint
 

@@ -16,6 +16,7 @@ from ..data.class_names import MAX_CLASSES, check_class_order, printable_names, 
 from ..data.preprocessing import Preprocessing
 from ..errors import UserError, printable
 from ..layers.learned_positions import resample
+from ..layers.variants import VARIANTS
 from ..runtime.distributed import is_main_process
 from ..runtime.verbosity import is_quiet
 from ..runtime.yaml_text import read_yaml
@@ -63,6 +64,27 @@ def deployed_state(layer: nn.Layer) -> dict[str, np.ndarray]:
 def attention_of(model: nn.Layer) -> dict[str, Any]:
     """The attention settings of a model or of its backbone; empty for other models."""
     return dict(getattr(getattr(model, "backbone", model), "attention_settings", {}))
+
+
+def _attention_of_config(text: str) -> dict[str, Any]:
+    """The heads and the pale sizes of a configuration in weights, of which they may have recorded none."""
+    try:
+        values = read_yaml(text, "")
+    except UserError:
+        return {}
+    dense = values.get("model")
+    backbone = dense.get("backbone") if isinstance(dense, dict) else None
+    sections = (values.get("MODEL"), backbone, values.get("PaleTransformer"))
+    section = next((section for section in sections if isinstance(section, dict)), {})
+    own = {str(key).lower(): value for key, value in section.items()}
+    name = own.get("name") or own.get("variant")
+    row = VARIANTS.get(name, {}) if isinstance(name, str) else {}
+    heads, size = own.get("num_heads") or row.get("num_heads"), own.get("pale_size") or row.get("pale_size")
+    sizes = size if isinstance(size, list) else [size]
+    found = {"num_heads": list(heads or ()), "pale_size": sizes * 4 if len(sizes) == 1 else sizes}
+    if own.get("attention") not in (None, "pale"):
+        del found["pale_size"]
+    return {key: value for key, value in found.items() if len(value) == 4 and all(type(one) is int for one in value)}
 
 
 def _training_only(model: nn.Layer) -> tuple[str, ...]:
@@ -145,8 +167,9 @@ class Checkpoint:
             for name in ("task", "config", "attention", "class_names", "figures", "versions")
             if state.get(name) is not None
         }
-        if "config" in known:  # before the attention could be chosen, files did not name it
+        if "config" in known:  # older files do not record all of the attention
             known.setdefault("attention", {"attention": "pale", "parallel": True})
+            known["attention"] = {**_attention_of_config(known["config"]), **known["attention"]}
         if "class_names" in known:
             known["class_names"] = printable_names(known["class_names"])
         return cls(source, arrays, **known)._require_few_classes()
@@ -267,7 +290,7 @@ def load_weights(
             model, and the backbone of a whole model from a classifier; the first convolution is adapted to images with
             another number of channels (:func:`common.checkpoints.first_convolution.adapt_channels`); another attention
             is noted in the report. Otherwise the weights are used as they are, and have to fit entirely.
-        strict: False loads what fits and leaves the rest of the model as it is.
+        strict: False loads what fits and leaves the rest of the model as it is; weights of PyTorch are refused even so.
         task: folder of the task that uses the weights; without ``fine_tune``, others' weights are refused.
         class_names: of the data; without ``fine_tune``, weights with another order of the classes are refused. Classes
             with another name are listed in the report, with ``fine_tune`` if the head of the same task is kept.
@@ -280,7 +303,9 @@ def load_weights(
         if task and checkpoint.task not in (None, task):
             raise UserError(f"{source} was trained for {checkpoint.task!r}, not for {task}; give weights of this task")
         check_class_order(class_names, checkpoint.class_names, "the data", source)
-    elif hasattr(model, "backbone") and not any_starts_with(weights, "backbone."):
+    elif hasattr(model, "backbone") and (
+        not any_starts_with(weights, "backbone.") or (task and checkpoint.task not in (None, task))
+    ):
         model = model.backbone
     own = model.state_dict()
     head = tuple(getattr(model, "head_prefixes", ()))
@@ -300,7 +325,7 @@ def load_weights(
         new = tuple(part for part in head if any_starts_with(report.missing + report.mismatched, part))
         fitting = {name: array for name, array in fitting.items() if not name.startswith(new)}
         report.new_parts = [part.rstrip(".") for part in new]
-    elif report.wrong and (strict or has_names_of_pytorch(weights)):  # whose square matrices would fit, transposed
+    elif report.wrong and (strict or has_names_of_pytorch(weights)):  # whose square matrices fit, but are transposed
         raise UserError(f"{source} does not fit the model: {likely_cause(model, weights, report)}; {report.summary()}")
     if report.note and not fine_tune:
         raise UserError(

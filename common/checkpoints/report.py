@@ -70,7 +70,6 @@ class LoadReport:
             ("unexpected", unexpected),
             ("other shape", self.mismatched),
             ("interpolated", self.interpolated),
-            ("other name", self.renamed),
             ("adapted to the channels of the images", self.adapted),
         ):
             lines += [f"  {kind}: {name}" for name in names[:_SHOWN]]
@@ -82,6 +81,7 @@ class LoadReport:
             lines.append(f"  skipped {', '.join(left_out)}: not used by this model")
         if self.note:
             lines.append(f"  {self.note}")
+        lines += [f"warning: {line}" for line in self.renamed]
         return "\n".join(lines)
 
 
@@ -99,8 +99,8 @@ def likely_cause(model: nn.Layer, weights: Mapping[str, np.ndarray], report: Loa
     backbone = getattr(model, "backbone", model)
     if has_names_of_pytorch(weights):
         return (
-            "the names are PyTorch's; rename running_mean to _mean and running_var to _variance, and transpose the "
-            "weights of linear layers"
+            "the names are PyTorch's; rename running_mean to _mean and running_var to _variance, leave out "
+            "num_batches_tracked, and transpose the weights of linear layers"
         )
     if backbone is not model and not any_starts_with(weights, "backbone.") and any_starts_with(weights, "stages."):
         return "the file contains only a classifier or a backbone; give the weights of a whole model"

@@ -77,21 +77,22 @@ def read_channels(path: str, channels: int) -> np.ndarray:
         return _as_pixels(np.ascontiguousarray(np.atleast_3d(pixels)[:, :, ::-1]))
 
 
-def look_at_channels(path: str, channels: int) -> tuple[ImageInfo, float]:
+def look_at_channels(path: str, channels: int) -> tuple[ImageInfo, np.ndarray | None]:
     """Check that :func:`read_channels` can read an image; see :func:`common.data.image_file.look_at_image`.
 
     Returns:
-        What that finds, and the largest magnitude of floating-point pixels; 0 for others.
+        What that finds; and the lowest and highest values of each channel, [2, channels], if they are floating-point
+        numbers, else None.
 
     Raises:
         UserError: as :func:`read_channels`.
     """
     if channels in (1, 3) and not path.lower().endswith(ARRAY_SUFFIX) and _is_for_opencv(path, channels):
-        return look_at_image(path), 0.0
+        return look_at_image(path), None
     pixels = read_channels(path, channels)
     height, width = pixels.shape[:2]
-    highest = float(np.abs(pixels).max()) if pixels.dtype == np.float32 else 0.0
-    return ImageInfo(width, height, is_deep=pixels.dtype == np.uint16, orientation=1), highest
+    extremes = np.stack([pixels.min((0, 1)), pixels.max((0, 1))]) if pixels.dtype == np.float32 else None
+    return ImageInfo(width, height, is_deep=pixels.dtype == np.uint16, orientation=1), extremes
 
 
 def _is_for_opencv(path: str, channels: int) -> bool:

@@ -147,7 +147,7 @@ def renamed_classes(
         return [f"the data names no classes, so their order cannot be compared with that of {source}: {shown}, ..."]
     if names and not learned and list(names) != list(map(str, range(len(names)))):
         shown = ", ".join(names[:3])
-        return [f"{source} have no class names, so their order cannot be compared with that of the data: {shown} ..."]
+        return [f"{source} have no class names, so their order cannot be compared with that of the data: {shown}, ..."]
     lines = [
         f"class {number} is {name!r} in the data and {other!r} in {source}"
         for number, (name, other) in enumerate(zip(names or (), learned or (), strict=False))

@@ -334,7 +334,7 @@ def deep_image_warning(
         with suppress(OSError, UserError):  # they are reported when they are used
             content = source(index)
             with open_image(content) as image:
-                if stored_bits(content, image) > 8:
+                if image.mode != "F" and stored_bits(content, image) > 8:
                     deep.append(describe(index))
     if not deep:
         return None

@@ -70,7 +70,8 @@ def check_png(source: str | Path | io.BytesIO) -> None:
             if texts > _MOST_TEXTS:
                 raise UserError(f"it has more than {_MOST_TEXTS} compressed texts; save it again without them")
             places += {b"eXIf": "E", b"IDAT": "I"}.get(kind, "")
-            if kind == b"eXIf" and places != "E" and orientation_of_exif(file.read(length)) > 1:
+            # OpenCV takes the first one before the pixels, and Pillow the last.
+            if kind == b"eXIf" and (places == "EE" or (places != "E" and orientation_of_exif(file.read(length)) > 1)):
                 raise UserError("its orientation stands behind its pixels, or twice; save it again")
             if kind == b"iCCP" and not file.read(80).partition(b"\0")[0].decode("latin-1").isprintable():
                 raise UserError("the name of its color profile cannot be printed; remove the profile")

@@ -151,7 +151,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         if watch:  # the error may be what a collective operation makes of a lost rank; the watch then ends this process
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as another rank is gone
             time.sleep(5)
-        traceback.print_exc()
+        if not received_signal():  # else Paddle has made this error of it
+            traceback.print_exc()
         _fail(watch, f"{type(error).__name__}: {one_line(error)}", 1)
     if watch:
         watch.close()
@@ -161,7 +162,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 def _fail(watch: FailureWatch | None, message: str, exit_code: int) -> NoReturn:
     """Print the message where the user sees it, and end all ranks."""
-    if signal_number := received_signal():  # a call into Paddle may have made another error of it
+    if signal_number := received_signal():
         message, exit_code = "interrupted", 128 + signal_number
     message = printable(message)
     if watch:

@@ -22,7 +22,7 @@ __all__ = [
     "world_size",
 ]
 
-_meetings: list[Callable[[], None]] = []
+_meet: Callable[[], None] | None = None
 
 
 def rank() -> int:
@@ -79,10 +79,11 @@ def gather_objects(own: Any) -> list[Any]:
 
 def wait_for_all_ranks() -> None:
     """Wait for all ranks, however long one takes; Gloo gives up after 30 s."""
-    for meet in _meetings if world_size() > 1 else ():
-        meet()
+    if _meet and world_size() > 1:
+        _meet()
 
 
-def meet_with(meet: Callable[[], None]) -> None:
+def meet_with(meet: Callable[[], None] | None) -> None:
     """Set what :func:`wait_for_all_ranks` calls."""
-    _meetings[:] = [meet]
+    global _meet
+    _meet = meet

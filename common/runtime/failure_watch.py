@@ -21,6 +21,7 @@ __all__ = ["FailureWatch", "init_process_group"]
 
 _START_LIMIT = 120.0  # seconds that ranks wait for each other at the start
 _LONGEST_MESSAGE = 10_000  # characters
+_ENDED = "has ended before the others; run the same command on all machines"
 _LOST = "is lost: it was killed or its machine is gone; run the same command with -resume auto to continue"
 
 
@@ -56,6 +57,8 @@ class FailureWatch:
         self._failing = threading.Lock()  # whoever takes it reports the first failure, and ends this process
         self._connections: dict[Connection, int] = {}  # and the ranks at their other ends
         self._heard = threading.Semaphore(0)  # on rank 0 of each ``here``, on others of each ``go``
+        self._done: list[int] = []  # ranks that have sent ``done``
+        self._closes = False
         os.register_at_fork(after_in_child=self._close_connections)  # a killed rank's readers would keep them open
         if is_main_process():
             self._gather_ranks(*_store_address())
@@ -66,10 +69,16 @@ class FailureWatch:
         meet_with(self.meet)
 
     def meet(self) -> None:
-        """Wait until all ranks have called this."""
+        """Wait until all ranks have called this.
+
+        Raises:
+            UserError: a rank has ended, as with ``-h`` in its command.
+        """
         if is_main_process():
             for _ in self._connections:
-                self._heard.acquire()
+                while not self._heard.acquire(timeout=1):
+                    if self._done:
+                        raise UserError(f"rank {self._done[0]} {_ENDED}")
             self._send("go")
         else:
             self._send("here")
@@ -86,6 +95,8 @@ class FailureWatch:
 
     def close(self) -> None:
         """Wait until all ranks are done."""
+        self._closes = True
+        meet_with(None)
         if is_main_process():
             self._thread.join()
             self._send("done")
@@ -141,13 +152,15 @@ class FailureWatch:
             wait(list(running))
             for connection in [each for each in running if each.poll()]:
                 kind, exit_code, message = _receive(connection)
-                if kind in ("here", "go"):
+                if kind in ("here", "go") and not self._closes:
                     self._heard.release()
                     continue
                 if kind == "done":
-                    del running[connection]
+                    self._done.append(running.pop(connection))
                     continue
-                if kind == "failed":
+                if kind == "here":  # and will wait in vain
+                    exit_code, message = 2, f"rank 0 {_ENDED}"
+                elif kind == "failed":
                     time.sleep(1)  # this rank may be about to report the same error itself
                 else:
                     exit_code, message = 1, f"rank {running[connection]} {_LOST}"

@@ -151,7 +151,7 @@ class StopRequest:
                 name = signal.Signals(number).name
                 with contextlib.suppress(OSError):  # the terminal is gone
                     os.write(
-                        1, f"{name}: saving after the next step; another signal after 5 s exits immediately\n".encode()
+                        1, f"{name}: saving after this step; another signal after 5 s exits immediately\n".encode()
                     )
         elif now - self._since > _SAME:
             os._exit(128 + number)

@@ -337,7 +337,7 @@ class TaskConfig:
             self._check_allowed(config, source)
             self._override(config, arguments)
             config = self._finish(config)
-        for line in self.input_warnings(text, source, config):
+        for line in self.input_warnings(text, source, config) if arguments.cfg else ():  # otherwise flags say so
             print(printable(f"warning: {line}"), file=sys.stderr)
         return config
 
@@ -349,14 +349,17 @@ class TaskConfig:
             source: where it comes from.
             now: the configuration that the weights are used with.
         """
+        if text is None:
+            return []
         try:
-            then = self.from_text(text or "", source)
+            then = self.from_text(text, source)
         except UserError:  # of another version, or another task
             return []
-        changed = [key for key in self.input_keys if text and find(then, key) != find(now, key)]
         return [
-            f"{source} was trained with {key} {_shown(find(then, key)):.200}, not {_shown(find(now, key)):.200}"
-            for key in changed
+            f"{source} was trained with {key} {_shown(find(then, key)):.200}, not {_shown(find(now, key)):.200}; give "
+            "the -cfg and -opts of the training, unless this is intended"
+            for key in self.input_keys
+            if find(then, key) != find(now, key)
         ]
 
     def from_text(self, text: str, source: str) -> CfgNode:
@@ -499,7 +502,7 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
 
 @functools.cache
 def _warn_once(line: str) -> None:
-    """Print a warning about a file, which is read again to tell what differs from it."""
+    """Print a warning about a -cfg file once: it is read again to tell what differs from it."""
     print(printable(f"warning: {line}"), file=sys.stderr)
 
 

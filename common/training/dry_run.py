@@ -10,6 +10,7 @@ import paddle
 from paddle import nn
 
 from ..errors import UserError, one_line
+from ..runtime.distributed import wait_for_all_ranks
 from .batch_norm import get_statistics, set_statistics
 from .task import BatchResult
 
@@ -32,6 +33,7 @@ def dry_run_loss(
         UserError: the loss cannot be computed.
     """
     statistics = get_statistics(model)
+    wait_for_all_ranks()  # one may have taken long to read the batch
     model.train()
     try:
         compute_loss(model, batch, np.random.default_rng(0))

@@ -27,15 +27,20 @@ _FILES = (
     *("classes.csv", "confusion.csv", "confusion.png", "errors.csv"),
     *("precision_recall.csv", "precision_recall.png"),
 )
-_HEADING = b"class,"  # how the first of them begins
+_HEADINGS = (b"class,images,recall,", b"class,IoU,Acc,", b"class,objects,")  # how the first of them begins
 
 
-def prepare_report(folder: Path) -> None:
+def prepare_report(folder: Path, record: Path | None = None) -> None:
     """Create the folder of a report, before the evaluation.
+
+    Args:
+        record: file of results, which must not be in the folder.
 
     Raises:
         UserError: it cannot be created, or contains other files than those of a report.
     """
+    if record and os.path.realpath(record.parent) == os.path.realpath(folder):
+        raise UserError(f"-record {record} is in the folder of -report, whose files are replaced; give another -record")
     refuse_other_files(folder, _is_expected, "those of a report", "-report")
     if not _is_report(folder):
         raise UserError(f"{folder} holds files with names of a report that are none; give another -report")
@@ -101,7 +106,7 @@ def _is_report(folder: Path) -> bool:
     if not table.is_file():
         return not any(os.path.lexists(folder / name) for name in _FILES)
     with open_regular(table, "rb") as file:
-        return file.read(len(_HEADING)) == _HEADING
+        return file.readline(100).startswith(_HEADINGS)
 
 
 def _is_expected(path: Path) -> bool:

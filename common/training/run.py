@@ -133,11 +133,11 @@ def _evaluate(task: Task, settings: str = "") -> dict[str, Any]:
     if name in ("", "auto"):
         raise UserError("-eval needs the weights to evaluate; give -pretrained FILE.pdparams")
     record = Path(config.RECORD) if config.RECORD and is_main_process() else None
-    if record:
-        append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
     report_folder = Path(config.REPORT) if config.REPORT and is_main_process() else None
     if report_folder:
-        prepare_report(report_folder)
+        prepare_report(report_folder, record)
+    if record:
+        append_rows(record, Result, [])  # a file that cannot be written is reported before the evaluation
     checkpoint = read_checkpoint(name, task.backbone_name, WEIGHTS[config.MODEL.WEIGHTS], task.name)
     model, evaluator = task.build_evaluation(checkpoint)
     _require_equal_ranks({"SHA-256 of the weights": checkpoint.sha256, "validation data": evaluator.data_hash})

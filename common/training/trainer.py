@@ -67,6 +67,7 @@ class Trainer:
         self._overflows = self._stop_signal = self._measured_steps = 0
         self._grad_norm = self._first_step_ended = math.nan
         self._unread_flags: tuple[int, paddle.Tensor] | None = None  # the last step, and its flags
+        self._reads_late = paddle.get_device() != "cpu"  # where nothing is queued
 
     @property
     def progress(self) -> str:
@@ -178,9 +179,9 @@ class Trainer:
         """Update the weights, unless the loss or the gradient is not finite.
 
         The ranks agree on this and on stopping, so all stop at the same step. Where a step may be skipped, the host
-        reads the flags of this step, and waits for the GPU, before the update. Otherwise it reads those of the step
-        before, so that the GPU always has work; a step that is not finite then ends the run, before its weights are
-        validated or saved.
+        reads the flags of this step, and waits for the GPU, before the update. Otherwise, a GPU has more work when its
+        flags are read: at the next step. A step that is not finite then ends the run, before its weights are validated
+        or saved.
 
         Args:
             losses: of the batches of this step.
@@ -207,6 +208,8 @@ class Trainer:
                 state.ema.update(self.model)
         scaler.update()
         optimizer.clear_grad(set_to_zero=False)
+        if not self._reads_late:
+            self._read_flags()
 
     def _read_flags(self) -> bool:
         """Read the flags of the last step, if they are unread; waits for the device to compute them.
@@ -321,11 +324,11 @@ class Trainer:
 
     def _save_latest_if_due(self) -> None:
         """Save ``latest`` inside an epoch; stop if a signal has arrived."""
-        every, stop_signal = self.config.LATEST_EVERY, self._stop_signal
-        if stop_signal or (every and self.state.step % every == 0):
+        every = self.config.LATEST_EVERY
+        if self._stop_signal or (every and self.state.step % every == 0):
             self._read_flags()  # of the step that is saved
             self.folder.save_latest(self.state.as_dict())
-        self._stop_if_signaled(stop_signal)
+        self._stop_if_signaled(self._stop_signal)
 
     def _stop_if_signaled(self, signal_number: int) -> None:
         """Raise StoppedBySignal if a signal has arrived; the state is saved."""

@@ -282,7 +282,10 @@ PALE = {"attention": "pale", "pale_size": [2, 2, 2, 2], "parallel": True}
     ("record", "settings", "parts"),
     [
         ({}, {"attention": "window"}, []),  # weights of others, which do not name their attention
-        ({"config": "of 0.1"}, {"attention": "window"}, ["attention=pale, not window"]),
+        ({"config": "of: 0.1"}, {"attention": "window"}, ["attention=pale, not window"]),
+        ({"config": "MODEL: {NAME: pale_nano}"}, {}, ["num_heads=[2, 2, 4, 8], not [2, 2, 2, 2]"]),
+        ({"config": "model: {backbone: {pale_size: 3}}"}, {}, ["pale_size=[3, 3, 3, 3], not [2, 2, 2, 2]"]),
+        ({"config": "PaleTransformer: {num_heads: [x, {}], variant: []}"}, {}, []),
         (
             {"attention": PALE},
             {"attention": "axial", "parallel": False},
@@ -302,6 +305,18 @@ def test_another_attention_is_refused_for_evaluation_and_noted_for_training(reco
         assert_one_line(caught.value, ["file", "MODEL.ATTENTION", *parts])
     else:
         load_weights(model, checkpoint)
+
+
+def test_training_may_start_from_the_backbone_of_a_model_for_another_task():
+    source, model = nn.Sequential(), nn.Sequential()
+    source.backbone, model.backbone = make_model(seed=1), make_model(seed=2)
+    source.neck, model.decoder = nn.Linear(2, 3), nn.Linear(3, 4)
+    checkpoint = checkpoint_of(source, task="object_detection")
+    report = load_weights(model, checkpoint, fine_tune=True, task="semantic_segmentation")
+    assert not report.wrong
+    assert_equal(model.backbone, numpy_state(source.backbone), prefix="stages.")
+    with pytest.raises(UserError, match="'object_detection', not for semantic_segmentation"):
+        load_weights(model, checkpoint, task="semantic_segmentation")
 
 
 def test_a_model_around_a_backbone_has_the_attention_of_the_backbone():
@@ -329,7 +344,7 @@ def test_classes_of_another_name_are_reported():
     checkpoint = Checkpoint.from_state(state, "file")
     report = load_weights(model, checkpoint, class_names=["cat", "wolf", "\xe9el"])
     assert report.renamed == ["class 1 is 'wolf' in the data and 'dog' in the weights"]
-    assert "other name: class 1 is 'wolf'" in str(report)
+    assert "warning: class 1 is 'wolf'" in str(report)
 
 
 def test_weights_of_another_whole_model_are_not_called_weights_of_a_backbone():

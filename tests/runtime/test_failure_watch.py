@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -32,7 +33,7 @@ def port(monkeypatch) -> int:
     monkeypatch.setenv("PADDLE_MASTER", f"127.0.0.1:{port}")
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", str(RANKS))
     monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
-    monkeypatch.setattr(distributed, "_meetings", [])
+    monkeypatch.setattr(distributed, "_meet", None)
     return port
 
 
@@ -108,17 +109,36 @@ def test_all_ranks_are_done_together(watched):
 
 
 def test_no_rank_goes_on_before_all_have_come(watched):
-    with ThreadPoolExecutor() as pool:
-        for _ in range(2):
-            meeting = pool.submit(distributed.wait_for_all_ranks)
-            watched.ranks[0].send_bytes(b"here 0 ")
-            assert not watched.ranks[0].poll(0.5)  # the other one is not there yet
-            watched.ranks[1].send_bytes(b"here 0 ")
-            meeting.result()
-            assert [received(rank) for rank in watched.ranks] == [b"go 0 "] * 2
-        for rank in watched.ranks:
-            rank.send_bytes(b"done 0 ")
+    for _ in range(2):
+        meeting = threading.Thread(target=distributed.wait_for_all_ranks, daemon=True)
+        meeting.start()
+        watched.ranks[0].send_bytes(b"here 0 ")
+        assert not watched.ranks[0].poll(0.5)  # the other one is not there yet
+        watched.ranks[1].send_bytes(b"here 0 ")
+        meeting.join(10)
+        assert [received(rank) for rank in watched.ranks] == [b"go 0 "] * 2
+    for rank in watched.ranks:
+        rank.send_bytes(b"done 0 ")
+    watched.watch.close()
+
+
+@pytest.mark.parametrize("ended", [0, 1])
+def test_no_rank_waits_for_one_that_has_ended(watched, capsys, ended):
+    """As with ``-h`` in the command of one machine."""
+    if ended:
+        watched.ranks[0].send_bytes(b"done 0 ")
+        with pytest.raises(UserError, match="rank 1 has ended before the others; run the same command on all machines"):
+            distributed.wait_for_all_ranks()
+        watched.ranks[1].send_bytes(b"done 0 ")
         watched.watch.close()
+    else:
+        closing = threading.Thread(target=watched.watch.close, daemon=True)
+        closing.start()
+        time.sleep(0.3)
+        watched.ranks[0].send_bytes(b"here 0 ")
+        assert watched.wait() == [2]
+        assert "rank 0 has ended before the others" in capsys.readouterr().err
+        closing.join(10)
 
 
 def test_a_connection_that_ends_is_a_lost_rank(watched, capsys):

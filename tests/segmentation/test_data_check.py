@@ -139,12 +139,20 @@ def test_images_of_16_bits_give_a_warning(folder):
 
 
 def test_floating_point_images_in_another_unit_than_that_of_normalize_give_a_warning(folder):
-    for name, highest in (("a", 1.0), ("b", 255.0)):
-        np.save(folder / f"images/{name}.npy", np.full((20, 30, 3), highest, np.float32))
-        (folder / "train.txt").write_text(f"images/{name}.npy masks/{name}.png\nimages/c.jpg masks/c.png\n")
-        lines = [line for line in check_dataset(build(folder), "train").warnings() if "floating-point" in line]
-        assert len(lines) == (name == "b"), lines
-    assert lines[0].startswith("floating-point images of the train data have values up to 255: they are not divided")
+    (folder / "train.txt").write_text("images/a.npy masks/a.png\nimages/c.jpg masks/c.png\n")
+    for values, mean, std, wrong in (
+        ([1.0, 0.5, 0.0], [0.5] * 3, [0.5] * 3, False),
+        ([255.0, 0.5, 0.0], [0.5] * 3, [0.5] * 3, True),
+        ([2400.0, 0.3, -30.0], [1500, 0.3, -20], [300, 0.3, 10], False),  # each channel in its own unit
+    ):
+        np.save(folder / "images/a.npy", np.full((20, 30, 3), values, np.float32))
+        dataset = build(folder, transforms=[{"type": "Normalize", "mean": mean, "std": std}])
+        lines = [line for line in check_dataset(dataset, "train").warnings() if "floating-point" in line]
+        assert bool(lines) == wrong, lines
+        if wrong:
+            assert "the mean of Normalize by up to 509 times its std: they are not divided by 255" in lines[0]
+            other = build(folder, transforms=[{"type": "Normalize", "mean": mean, "std": [100.0] * 3}])
+            assert data_check.fingerprint(dataset) != data_check.fingerprint(other)
 
 
 def test_a_name_that_is_not_utf8_is_read_although_opencv_crashes_on_it(ade20k):

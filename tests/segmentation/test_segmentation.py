@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -351,9 +352,14 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
     run(Segmentation, squares_config, "-check_data", "-opts", "val_dataset.val_path", "twice.txt")
     assert "1 images of the validation data have more than one mask, such as " in capsys.readouterr().out
     (squares / "crossed.txt").write_text("images/val0.png masks/val1.png\nimages/val1.png masks/val0.png\n")
-    with pytest.raises(UserError, match="2 problems"):  # their sizes differ, too
-        run(Segmentation, squares_config, "-check_data", "-opts", "val_dataset.val_path", "crossed.txt")
-    assert "2 images of the validation data have the mask with the name of another, such as " in capsys.readouterr().out
+    (squares / "named.txt").write_text("images/val0.png masks/0_mask.png\nimages/val1.png masks/1_mask.png\n")
+    for number in (0, 1):
+        (squares / f"masks/{number}_mask.png").write_bytes((squares / f"masks/val{number}.png").read_bytes())
+    for name, warned in (("crossed", True), ("named", False)):
+        with pytest.raises(UserError, match="2 problems") if warned else nullcontext():  # their sizes differ, too
+            run(Segmentation, squares_config, "-check_data", "-opts", "val_dataset.val_path", f"{name}.txt")
+        line = "2 images of the validation data have the mask with the name of another, such as "
+        assert (line in capsys.readouterr().out) == warned
     assert re.search(r"train data: 5 images of 44x44 to 60x60 pixels", output), output
     assert re.search(r"1 +red +[67]\d\d ", output)
     assert not (tmp_path / "out").exists()

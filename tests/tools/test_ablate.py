@@ -49,7 +49,7 @@ def launcher(tmp_path, monkeypatch):
     path.write_text(LAUNCHER)
     monkeypatch.setattr(ablate, "LAUNCHER", path)
     monkeypatch.setattr(ablate, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(ablate, "costs_of", lambda config: (1000, 2000))
+    monkeypatch.setattr(ablate, "costs_of", lambda *_: (1000, 2000))
 
 
 def config(folder: Path, name: str) -> Path:
@@ -103,7 +103,7 @@ def test_failed_runs_are_named_and_the_others_continue(tmp_path, launcher, capsy
         ablation(tmp_path, *files, "-seeds", 0)
     printed = capsys.readouterr().out
     assert "broken seed 0 failed: no such data; give -data_path; the whole output is in" in printed
-    assert "ends with epoch 1.0 of 2" in printed
+    assert "ends with epoch 1 of 2" in printed
     assert [result.row for result in ablation(tmp_path, *files[:2], "-seeds", 0)] == ["good", "broken"]
 
 
@@ -155,7 +155,7 @@ def test_the_runs_save_and_end_when_the_tool_is_killed(tmp_path, launcher):
 def test_the_costs_are_those_of_the_model_with_the_classes_of_the_data(shapes_config, monkeypatch):
     monkeypatch.setattr("common.flops.count_flops", lambda model, height, width: (model.num_classes, height, width))
     (config,) = find_configs([shapes_config], ["DATA.IMAGE_SIZE", "64"]).values()
-    assert costs_of(config) == (params(create_model("pale_nano", num_classes=3)), (3, 64, 64))
+    assert costs_of(shapes_config, config) == (params(create_model("pale_nano", num_classes=3)), (3, 64, 64))
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def writes(file: BinaryIO, content: bytes) -> None:
 def test_a_report_replaces_an_earlier_one_of_another_task(tmp_path):
     folder = tmp_path / "a" / "report"
     for files in (
-        {"classes.csv": b"class,a\n", "precision_recall.csv": b"b"},
-        {"classes.csv": b"class,c\n", "confusion.csv": b"d"},
+        {"classes.csv": b"class,objects,a\n", "precision_recall.csv": b"b"},
+        {"classes.csv": b"class,images,recall,x\n", "confusion.csv": b"d"},
     ):
         prepare_report(folder)
         write_report(folder, {name: partial(writes, content=content) for name, content in files.items()})

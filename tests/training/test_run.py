@@ -116,7 +116,7 @@ def test_classes_of_another_name_are_named_by_resumed_runs_and_evaluations(tmp_p
     (listed / "class_names.txt").write_text("azure\ncyan\nred\n")
     tiny_runs.run(Classification, shapes_config, *flags)
     shown = capsys.readouterr().out
-    assert "other name: class 1 is 'cyan' in the data and 'green' in the weights" in shown
+    assert "warning: class 1 is 'cyan' in the data and 'green' in the weights" in shown
     assert "images: 1 validation images of 3 classes: azure, cyan, red" in shown
     assert "warning: no validation images of 2 classes: azure, cyan" in shown
 
@@ -139,7 +139,7 @@ def test_fine_tuning_names_the_classes_of_a_head_that_it_keeps(tmp_path, request
     state["class_names"][0] = "owl"
     save_file(state, weights)
     tiny_runs.run(task, config, "-output", tmp_path / "b", "-pretrained", weights, "-opts", length, 1)
-    assert f"\n  other name: class 0 is {first!r} in the data and 'owl' in the weights\n" in capsys.readouterr().out
+    assert f"\nwarning: class 0 is {first!r} in the data and 'owl' in the weights\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,10 @@ def test_evaluations_and_predictions_name_other_preprocessing_than_that_of_the_t
     tiny_runs.run(task, config, "-eval", "-pretrained", weights, "-opts", key, value)
     named = f"warning: {weights} was trained with {key} "
     assert named in capsys.readouterr().out
-    arguments = Namespace(cfg=None, opts=[key, value])
-    TASKS[name].config().of_weights(load_file(weights)["config"], str(weights), arguments)
+    text = load_file(weights)["config"]
+    TASKS[name].config().of_weights(text, str(weights), Namespace(cfg=None, opts=[key, value]))  # said by the user
+    assert named not in capsys.readouterr().err
+    TASKS[name].config().of_weights(text, str(weights), Namespace(cfg=str(config), opts=[key, value]))
     assert named in capsys.readouterr().err
 
 

@@ -127,6 +127,7 @@ def test_a_skipped_step_leaves_no_trace(tmp_path):
 def test_a_step_that_may_not_be_skipped_is_found_not_finite_before_what_follows_it(tmp_path, next_action):
     """Its flags are read late, so that a GPU does not wait for the host; its weights are neither changed nor saved."""
     trainer, step = make_stepper(tmp_path)
+    trainer._reads_late = True
     layers = (trainer.model.first, trainer.model.second)
     step(layers)
     step(layers, loss_factor=float("nan"))
