@@ -49,6 +49,8 @@ from image_classification.valid_labels import read_valid_labels
 
 __all__ = ["Classification"]
 
+_LEAST_AGREEMENT = 0.5  # of LABELS_JSON with the data
+
 
 class Classification(Task):
     """See :class:`common.training.task.Task`."""
@@ -143,6 +145,13 @@ class Classification(Task):
             self.log.line("the weights name no classes: the names of the class folders are taken as class numbers")
         if self.config.DATA.LABELS_JSON:
             val_set.valid_labels = read_valid_labels(Path(self.config.DATA.LABELS_JSON), val_set)
+            labeled_images = (val_set.valid_labels != IGNORED_LABEL).any(1)
+            agree = (val_set.valid_labels == val_set.labels[:, np.newaxis]).any(1)[labeled_images].mean()
+            if agree < _LEAST_AGREEMENT:
+                self.log.line(
+                    f"warning: {self.config.DATA.LABELS_JSON} has the class of the data for only {agree:.0%} of the "
+                    "images; check its order"
+                )
         model = build_model(self.config, num_classes)
         return model, ClassificationEvaluator(self.config, val_set, num_classes, self.log)
 

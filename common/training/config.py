@@ -359,7 +359,7 @@ class TaskConfig:
             f"{source} was trained with {key} {_shown(find(then, key)):.200}, not {_shown(find(now, key)):.200}; give "
             "the -cfg and -opts of the training, unless this is intended"
             for key in self.input_keys
-            if find(then, key) != find(now, key)
+            if (find(then, key) or None) != (find(now, key) or None)  # a toolkit's key that is off may be left out
         ]
 
     def from_text(self, text: str, source: str) -> CfgNode:
@@ -554,6 +554,7 @@ def check_keys(section: Mapping[str, Any], known: Iterable[str], name: str) -> N
 def _check_shared(config: CfgNode) -> None:
     positive = "TRAIN.ACCUM_ITER TRAIN.LAYER_DECAY LOG_INTERVAL VALIDATE_EVERY CHECKPOINT_EVERY"
     require(config, positive, lambda value: value > 0, "must be greater than 0")
+    require(config, "TRAIN.LAYER_DECAY", lambda value: value <= 1, "must not be greater than 1")
     not_negative = (
         "DATA.NUM_WORKERS TRAIN.GRAD_CLIP KEEP_CHECKPOINTS LATEST_EVERY TRAIN.SKIP_NONFINITE TRAIN.EARLY_STOP "
         "TRAIN.COOLDOWN SEED PICTURES"

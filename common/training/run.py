@@ -97,12 +97,16 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
     trainer = Trainer(task, training, folder)
     if resumed:
         _resume(trainer, *resumed)
+        is_complete = trainer.state.step == trainer.total_steps
+        if is_complete and gather_objects(folder.latest.exists())[0]:  # which may be of a later epoch, or other weights
+            _print_end(task, folder, training.evaluator, trainer.state.best, False, ends_in_warm_up)
+            return trainer.state.best
     task.preflight(training)
     folder.begin(task.config_spec.dump(config))
     if resumed:
-        _carry_best(trainer, folder, Path(resumed[0]).parent)
         if not _is_latest(task, folder, resumed[0]):
             folder.save_latest(trainer.state.as_dict())  # a kill before the first save would undo a step back
+        _carry_best(trainer, folder, Path(resumed[0]).parent)
     log.open(folder.folder, trainer.position)
     try:
         best = trainer.run()

@@ -134,6 +134,8 @@ class RunFolder:
         if not is_main_process():
             return
         if self._replaces:
+            for state in (self.latest, *numbered_states(self.folder).values()):  # first: a kill must leave none alone
+                state.unlink(missing_ok=True)
             for pattern in _FILES:
                 self._delete(pattern)
         if self._locked:

@@ -191,6 +191,11 @@ class TrainingState:
             self.validations_since_best = state.validations_since_best
         else:
             self.step = self.last_saved_step = last_epoch * self._sampler.steps_per_epoch
+            if last_epoch * state.steps_per_epoch > state.step:
+                raise UserError(
+                    f"-last_epoch is {last_epoch}, but {source} has been trained for "
+                    f"{state.step / state.steps_per_epoch:.4g} epochs; give a smaller one"
+                )
         self.nonfinite_steps = state.nonfinite
         self.best = best
         if state.config is not None:
@@ -293,7 +298,8 @@ def load_optimizer_state(
     other = {key.rpartition("/")[0] for key in state} - set(parameters)
     if other:
         raise UserError(
-            f"{source}: the optimizer's state does not fit the model's trainable parameters, for example {min(other)}"
+            f"{source}: the optimizer's state does not fit the model's trainable parameters, for example "
+            f"{min(other)}; to freeze other ones (TRAIN.FREEZE), start a new run with -pretrained"
         )
     title, accumulators = next(
         (name, kind.accumulators) for name, kind in OPTIMIZERS.items() if isinstance(optimizer, kind.build)

@@ -277,6 +277,17 @@ def test_the_rate_of_an_epoch_that_is_trained_again_is_no_jump(tmp_path, shapes_
     assert "jumps" not in output
 
 
+def test_a_state_with_nothing_left_to_train_replaces_no_other(tmp_path, shapes_config, capsys):
+    tiny_runs.run(Classification, shapes_config, "-opts", "CHECKPOINT_EVERY", 1, "KEEP_CHECKPOINTS", 2)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    resume = ("-resume", tmp_path / "out" / "epoch_0001.pdparams")
+    tiny_runs.run(Classification, shapes_config, *resume, "-opts", "TRAIN.EPOCHS", 1)
+    assert "the run is already complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"-last_epoch is 2, but .*epoch_0001.* has been trained for 1 epochs"):
+        tiny_runs.run(Classification, shapes_config, *resume, "-last_epoch", 2)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == before
+
+
 @pytest.mark.parametrize("flags", [("epoch_0001.pdparams",), ("latest.pdparams", "-last_epoch", 1)])
 def test_a_step_back_that_is_killed_before_its_first_save_is_no_lost_log(
     tmp_path, shapes_config, capsys, monkeypatch, flags
