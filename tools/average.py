@@ -94,12 +94,12 @@ def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
     def refuse(difference: str) -> UserError:
         return UserError(f"{first.source} and {other.source} cannot be averaged: {difference}")
 
+    if bool(first.config) != bool(other.config):
+        raise refuse("only one of them contains its configuration")
     for name in ("task", "class_names", "attention"):
         ours, theirs = getattr(first, name), getattr(other, name)
         if ours != theirs:
             raise refuse(f"their {name.replace('_', ' ')} differ: {ours!r:.200} and {theirs!r:.200}")
-    if bool(first.config) != bool(other.config):
-        raise refuse("only one of them contains its configuration")
     if first.config and other.config and first.config != other.config:
         if first.task not in TASKS:
             raise refuse(f"their configurations differ, and their task {first.task!r:.80} is unknown")

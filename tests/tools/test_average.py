@@ -24,7 +24,7 @@ def make_state(seed: int = 0, **changes) -> dict:
         "model": numpy_state(small_model(seed)),
         "task": "image_classification",
         "config": CONFIG.dump(load(CONFIG)),
-        "attention": {"attention": "pale", "parallel": True},
+        "attention": small_model().attention_settings,
         "class_names": list("abcde"),
         "figures": {"top1": 50.0},
         **changes,
