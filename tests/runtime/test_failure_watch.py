@@ -66,10 +66,12 @@ def watched(monkeypatch, port) -> Watched:
 
 def connect(port: int, greeting: str) -> Connection:
     """Connect as another rank does, and send a line."""
+    deadline = time.monotonic() + 30
     while True:
         try:
             connection = Connection(socket.create_connection(("127.0.0.1", port)).detach())
         except ConnectionRefusedError:
+            assert time.monotonic() < deadline  # another program may have taken the port
             continue
         connection.send_bytes(greeting.encode())
         return connection
