@@ -79,12 +79,12 @@ def _attention_of_config(text: str) -> dict[str, Any]:
     own = {str(key).lower(): value for key, value in section.items()}
     name = own.get("name") or own.get("variant")
     row = VARIANTS.get(name, {}) if isinstance(name, str) else {}
-    heads, size = own.get("num_heads") or row.get("num_heads"), own.get("pale_size") or row.get("pale_size")
-    sizes = size if isinstance(size, list) else [size]
-    found = {"num_heads": list(heads or ()), "pale_size": sizes * 4 if len(sizes) == 1 else sizes}
-    if own.get("attention") not in (None, "pale"):
-        del found["pale_size"]
-    return {key: value for key, value in found.items() if len(value) == 4 and all(type(one) is int for one in value)}
+    found = {}
+    for key in ("num_heads", "pale_size") if own.get("attention") in (None, "pale") else ("num_heads",):
+        value = own.get(key) or row.get(key)
+        sizes = list(value) if isinstance(value, (list, tuple)) else [value]
+        found[key] = sizes * 4 if len(sizes) == 1 and key == "pale_size" else sizes
+    return {key: sizes for key, sizes in found.items() if len(sizes) == 4 and all(type(size) is int for size in sizes)}
 
 
 def _training_only(model: nn.Layer) -> tuple[str, ...]:

@@ -286,6 +286,7 @@ PALE = {"attention": "pale", "pale_size": [2, 2, 2, 2], "parallel": True}
         ({"config": "MODEL: {NAME: pale_nano}"}, {}, ["num_heads=[2, 2, 4, 8], not [2, 2, 2, 2]"]),
         ({"config": "model: {backbone: {pale_size: 3}}"}, {}, ["pale_size=[3, 3, 3, 3], not [2, 2, 2, 2]"]),
         ({"config": "PaleTransformer: {num_heads: [x, {}], variant: []}"}, {}, []),
+        ({"config": "MODEL: {NUM_HEADS: 1000000000, PALE_SIZE: {}}"}, {}, []),
         (
             {"attention": PALE},
             {"attention": "axial", "parallel": False},
