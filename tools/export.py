@@ -148,6 +148,13 @@ def _write_formats(
             left_out[name] = str(error)
             _tell(f"warning: no {name} file: {error}")
             continue
+        except OSError:
+            raise
+        except Exception as error:  # of any library; it may have removed what filled the disk
+            raise UserError(
+                f"cannot convert the model to {name} ({one_line(error)}); check the free space of "
+                f"{tempfile.gettempdir()}, or leave out {name} of -formats"
+            ) from error
         checks[name] = check(exportable, FORMATS[name].open(file, "cpu"), cases, file.name)
         _tell(f"{file.name}: {len(cases)} checks, largest difference {max(checks[name].values()):.1e}")
         if name == "openvino" and computes_in_bfloat16():

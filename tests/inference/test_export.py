@@ -366,6 +366,11 @@ def test_a_full_disk_is_named_whatever_the_libraries_say(tmp_path, stubs, monkey
     with pytest.raises(UserError, match=r"cannot write to .*tmp.*: No space left on device; free space"):
         export.main(["-pretrained", "mnist5k", "-out", str(tmp_path), "-images", str(photographs)])
     assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    failing = replace(FORMATS["onnx"], convert=Mock(side_effect=ValueError("Wire format was corrupt")))
+    monkeypatch.setitem(FORMATS, "onnx", failing)
+    with pytest.raises(UserError, match=r"cannot convert the model to onnx \(Wire .*check the free space of "):
+        export.main(["-pretrained", "mnist5k", "-out", str(tmp_path), "-images", str(photographs)])
 
 
 def test_a_format_that_cannot_be_written_is_left_out_unless_it_is_required(
