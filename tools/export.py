@@ -153,7 +153,7 @@ def _write_formats(
         except Exception as error:  # of any library; it may have removed what filled the disk
             raise UserError(
                 f"cannot convert the model to {name} ({one_line(error)}); check the free space of "
-                f"{tempfile.gettempdir()}, or leave out {name} of -formats"
+                f"-out and of {tempfile.gettempdir()}, or leave out {name} of -formats"
             ) from error
         checks[name] = check(exportable, FORMATS[name].open(file, "cpu"), cases, file.name)
         _tell(f"{file.name}: {len(cases)} checks, largest difference {max(checks[name].values()):.1e}")
