@@ -74,9 +74,8 @@ def _attention_of_config(text: str) -> dict[str, Any]:
         return {}
     dense = values.get("model")
     backbone = dense.get("backbone") if isinstance(dense, dict) else None
-    sections = (values.get("MODEL"), backbone, values.get("PaleTransformer"))
-    section = next((section for section in sections if isinstance(section, dict)), {})
-    own = {str(key).lower(): value for key, value in section.items()}
+    sections = (values.get("MODEL"), backbone, values.get("PaleTransformer"))  # dense tasks have a MODEL, too
+    own = {str(key).lower(): value for part in sections if isinstance(part, dict) for key, value in part.items()}
     name = own.get("name") or own.get("variant")
     row = VARIANTS.get(name, {}) if isinstance(name, str) else {}
     found = {}

@@ -97,7 +97,7 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
     trainer = Trainer(task, training, folder)
     if resumed:
         _resume(trainer, *resumed)
-        is_complete = trainer.state.step == trainer.total_steps
+        is_complete = trainer.state.step == trainer.total_steps and trainer.position.is_validated
         if is_complete and gather_objects(folder.latest.exists())[0]:  # which may be of a later epoch, or other weights
             _print_end(task, folder, training.evaluator, trainer.state.best, False, ends_in_warm_up)
             return trainer.state.best

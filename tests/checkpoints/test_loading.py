@@ -284,7 +284,11 @@ PALE = {"attention": "pale", "pale_size": [2, 2, 2, 2], "parallel": True}
         ({}, {"attention": "window"}, []),  # weights of others, which do not name their attention
         ({"config": "of: 0.1"}, {"attention": "window"}, ["attention=pale, not window"]),
         ({"config": "MODEL: {NAME: pale_nano}"}, {}, ["num_heads=[2, 2, 4, 8], not [2, 2, 2, 2]"]),
-        ({"config": "model: {backbone: {pale_size: 3}}"}, {}, ["pale_size=[3, 3, 3, 3], not [2, 2, 2, 2]"]),
+        (
+            {"config": "MODEL: {PRETRAINED: x}\nmodel: {backbone: {pale_size: 3}}"},
+            {},
+            ["pale_size=[3, 3, 3, 3], not [2, 2, 2, 2]"],
+        ),
         ({"config": "PaleTransformer: {num_heads: [x, {}], variant: []}"}, {}, []),
         ({"config": "MODEL: {NUM_HEADS: 1000000000, PALE_SIZE: {}}"}, {}, []),
         (

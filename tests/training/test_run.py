@@ -288,6 +288,20 @@ def test_a_state_with_nothing_left_to_train_replaces_no_other(tmp_path, shapes_c
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == before
 
 
+def test_a_run_that_is_killed_in_its_last_validation_repeats_it(tmp_path, shapes_config, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            f"{Classification.__module__}.ClassificationEvaluator.evaluate", Mock(side_effect=KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
+    assert not (tmp_path / "out" / "best.pdparams").exists()
+    tiny_runs.run(Classification, shapes_config, "-resume", "auto", "-opts", "TRAIN.EPOCHS", 1)
+    assert (tmp_path / "out" / "best.pdparams").exists()
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records if record["kind"] == "val"] == [1]
+
+
 @pytest.mark.parametrize("flags", [("epoch_0001.pdparams",), ("latest.pdparams", "-last_epoch", 1)])
 def test_a_step_back_that_is_killed_before_its_first_save_is_no_lost_log(
     tmp_path, shapes_config, capsys, monkeypatch, flags
