@@ -154,3 +154,26 @@ def test_an_empty_path_is_not_the_current_folder():
     assert parser.parse_args(["-out", "."]).out == Path()
     with pytest.raises(UserError, match="-out: the path is empty"):
         parser.parse_args(["-out", ""])
+
+
+def test_a_rank_that_is_done_is_ended_neither_by_sigterm_nor_by_a_crash_of_paddle():
+    """SIGTERM comes from the scheduler; a rank in some hundred has crashed in C++ destructors after its work."""
+    program = """
+import atexit, os, signal
+from common.runtime import failure_watch
+from common.runtime.command_line import run
+
+class Watch:
+    def close(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("all ranks are done")
+
+failure_watch.FailureWatch, failure_watch.init_process_group = Watch, lambda: None
+atexit.register(os.abort)  # as a destructor might
+run(lambda argv: None, [])
+"""
+    environment = os.environ | {"PADDLE_TRAINERS_NUM": "2"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.stdout == "all ranks are done\n"
+    assert result.returncode == 0
