@@ -179,7 +179,7 @@ def read_json(path: Path, source: str, max_bytes: int = _MAX_BYTES) -> Any:
         max_bytes: longer files are refused.
 
     Raises:
-        UserError: it is too long, or is not JSON.
+        UserError: it is too long, is not JSON, or an object in it has a key twice.
         OSError: it cannot be read, see :func:`common.runtime.regular_file.open_regular`.
     """
     with open_regular(path, "rb") as file:
@@ -187,6 +187,16 @@ def read_json(path: Path, source: str, max_bytes: int = _MAX_BYTES) -> Any:
     if len(data) > max_bytes:
         raise UserError(f"{source} has more than {max_bytes:,} bytes; give another file")
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError, too
         raise UserError(f"{source} is not valid JSON ({one_line(error)}); correct or restore it") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands twice, Python would drop the first value."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r:.80} stands twice in an object")
+    return values

@@ -75,7 +75,7 @@ def test_a_wrong_value_is_named_with_its_place(changes, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[" * 200_000, "9" * 5000, "\xff", "[" + "1, " * 40 + "1]"])
+@pytest.mark.parametrize("text", ["{", "[" * 200_000, "9" * 5000, "\xff", '{"a": 1, "a": 2}', "[" + "1, " * 40 + "1]"])
 def test_json_that_cannot_be_read_is_named(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text, encoding="latin1")

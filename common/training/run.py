@@ -317,7 +317,8 @@ def _log_header(task: Task, model: nn.Layer, facts: Mapping[str, str]) -> None:
     log = task.log
     if is_verbose():
         log.line(task.config.dump())
-    what = f"{type(model).__name__} {task.backbone_name}, {params(model) / 1e6:.2f}M parameters"
+    parameters = f"{params(model) / 1e6:.2f}M {'trainable ' * bool(task.config.TRAIN.FREEZE)}parameters"
+    what = f"{type(model).__name__} {task.backbone_name}, {parameters}"
     where = f"on {task.device}, {counted(world_size(), 'process', 'processes')}, Paddle {paddle.__version__}"
     for label, text in {"model": f"{what}, {where}", **facts}.items():
         log.line(labeled(label, text))
