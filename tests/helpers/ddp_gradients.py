@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -15,8 +16,8 @@ import paddle  # noqa: E402
 import paddle.nn.functional as F  # noqa: E402
 
 from common.pale_transformer import create_model  # noqa: E402
+from common.runtime.command_line import run  # noqa: E402
 from common.runtime.distributed import rank, world_size  # noqa: E402
-from common.runtime.failure_watch import FailureWatch, init_process_group  # noqa: E402
 from common.training.sampler import ShardedTrainSampler  # noqa: E402
 from common.training.task import BatchResult  # noqa: E402
 from image_classification.class_balance import weighted_cross_entropy  # noqa: E402
@@ -46,9 +47,7 @@ def set_mode(model: paddle.nn.Layer, training: bool) -> None:
         model.eval()
 
 
-def main() -> None:
-    watch = FailureWatch()
-    init_process_group()
+def main(argv: Sequence[str]) -> None:
     recompute, sync_bn = "recompute" in sys.argv, "sync_bn" in sys.argv
     paddle.seed(rank())  # ranks start apart; DataParallel must bring rank 0's weights to all
     model = create_model("pale_nano", num_classes=CLASSES)
@@ -88,8 +87,7 @@ def main() -> None:
             # Shifting all keys changes nothing, so the gradients of their biases are rounding errors about 0.
             assert np.allclose(own, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max() + 1e-7), name
     print(f"rank {rank()}: gradients equal", flush=True)
-    watch.close()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

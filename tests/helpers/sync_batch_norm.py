@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -13,8 +14,8 @@ import paddle.distributed as dist  # noqa: E402
 from paddle import nn  # noqa: E402
 
 from common.layers.channels_last import BatchNorm  # noqa: E402
+from common.runtime.command_line import run  # noqa: E402
 from common.runtime.distributed import rank, world_size  # noqa: E402
-from common.runtime.failure_watch import FailureWatch, init_process_group  # noqa: E402
 from common.training.sync_batch_norm import SyncBatchNorm, synchronize_batch_norm  # noqa: E402
 
 BATCH, CHANNELS = 3, 4
@@ -35,14 +36,14 @@ def check(build, shape) -> None:
     assert type(model[0]) is SyncBatchNorm
     assert list(model.state_dict()) == names
 
-    def run(layer, x, factor):
+    def outputs(layer, x, factor):
         x = paddle.to_tensor(x, stop_gradient=False)
         y = layer(x)
         (y * paddle.to_tensor(factor)).sum().backward()
         return y, x.grad
 
-    expected, expected_gradient = run(whole, values.reshape(-1, *shape), factors.reshape(-1, *shape))
-    found, gradient = run(model[0], values[rank()], factors[rank()])
+    expected, expected_gradient = outputs(whole, values.reshape(-1, *shape), factors.reshape(-1, *shape))
+    found, gradient = outputs(model[0], values[rank()], factors[rank()])
     own = slice(rank() * BATCH, (rank() + 1) * BATCH)
     for parameter in (model[0].weight, model[0].bias):
         dist.all_reduce(parameter.grad)
@@ -61,14 +62,11 @@ def check(build, shape) -> None:
         np.testing.assert_allclose(model(ranks_apart).numpy(), whole(ranks_apart).numpy(), rtol=1e-5, atol=1e-5)
 
 
-def main() -> None:
-    watch = FailureWatch()
-    init_process_group()
+def main(argv: Sequence[str]) -> None:
     check(lambda: nn.BatchNorm2D(CHANNELS), (CHANNELS, 5, 3))
     check(lambda: BatchNorm(CHANNELS), (5, 3, CHANNELS))
     print(f"rank {rank()}: equal", flush=True)
-    watch.close()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,15 +11,18 @@ PROGRAM = f"""
 import sys
 import time
 sys.path[0] = {str(ROOT)!r}
-from common.runtime.distributed import gather_objects, rank
-from common.runtime.failure_watch import FailureWatch, init_process_group
+from common.runtime.command_line import run
 
-watch = FailureWatch()
-init_process_group()
-if rank() == 0:
-    time.sleep(33)  # Gloo itself gives up after 30 s
-print("gathered", gather_objects([]), gather_objects("bad\\udcff name" * rank()))
-watch.close()
+
+def main(argv):
+    from common.runtime.distributed import gather_objects, rank
+
+    if rank() == 0:
+        time.sleep(33)  # Gloo itself gives up after 30 s
+    print("gathered", gather_objects([]), gather_objects("bad\\udcff name" * rank()))
+
+
+run(main)
 """
 
 
