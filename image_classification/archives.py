@@ -107,11 +107,12 @@ class ArchiveTree:
 
     def _has_folder_around(self, names: list[str]) -> bool:
         """Whether the first folder of all names is none of a class."""
-        firsts = {name.partition("/")[0] for name in names}
-        seconds = {name.split("/", 2)[1] for name in names}
-        if len(firsts) > 1 or any(name.count("/") < 2 for name in names):
+        folders = {name.rpartition("/")[0] for name in names}
+        first, *below = os.path.commonpath(folders).split("/")
+        if not first or first in folders:  # else all images are in this folder, and in folders in it
             return False
-        return len(seconds) > 1 or any(folder.lower() in self._split_names for folder in firsts | seconds)
+        classes_differ = "/".join([first, *below]) not in folders
+        return classes_differ or any(folder.lower() in self._split_names for folder in [first, *below[:1]])
 
     def _name_in_folder(self, archive: Path, name: str) -> str:
         if "/" in name:

@@ -206,10 +206,8 @@ def _number_classes(
         raise UserError(f"class folder {folders[unknown[0]]} is not in {source}: rename or remove it")
     if len(class_names) == 1:
         only = train_tree.path / class_names[0]
-        raise UserError(
-            f"{train_tree.path} has only one class folder, {only.name}. The layouts are {_LAYOUTS}. If {only} has the "
-            f"class folders, give -data_path {only}"
-        )
+        inside = f". If {only} has the class folders, give -data_path {only}" if only.is_dir() else ""  # no archive
+        raise UserError(f"{train_tree.path} has only one class folder, {only.name}. The layouts are {_LAYOUTS}{inside}")
     return class_names, class_names
 
 

@@ -408,4 +408,4 @@ def _compare_attention(model: nn.Layer, checkpoint: Checkpoint) -> str:
 def _is_table_of_another_size(name: str, array: np.ndarray, tensor: paddle.Tensor) -> bool:
     """Whether an array is a position table that fits, except for the size of the map or group."""
     same_kind = name.endswith(".table") and array.dtype.kind == "f" and array.ndim == tensor.ndim == 3
-    return same_kind and array.shape[0] == tensor.shape[0] and list(array.shape) != tensor.shape
+    return same_kind and array.size > 0 and array.shape[0] == tensor.shape[0] and list(array.shape) != tensor.shape

@@ -204,6 +204,14 @@ def test_learned_positions_of_another_image_size_are_interpolated(position_encod
     np.testing.assert_allclose(model(images).numpy(), source(images).numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_learned_positions_without_values_are_named():
+    checkpoint = checkpoint_of(make_model(position_encoding="absolute", image_size=32))
+    name = "stages.0.blocks.0.position_encoding.table"
+    checkpoint.weights[name] = checkpoint.weights[name][:, :0]
+    with pytest.raises(UserError, match=name):
+        load_weights(make_model(position_encoding="absolute", image_size=32), checkpoint)
+
+
 def test_an_auxiliary_head_of_another_model_is_kept_and_loaded():
     """PaddleSeg's DDRNet uses one; only parts that a model declares as such are left out."""
     model, again = (nn.Sequential(("head", nn.Linear(2, 3)), ("aux_head", nn.Linear(2, 3))) for _ in range(2))

@@ -64,6 +64,7 @@ FORMS = {
     "tar": lambda split, root: one_file(split, root, ".tar", "./"),
     "tar of the folder": lambda split, root: one_file(split, root, ".tar", f"{split.name}/"),
     "tar of folders around": lambda split, root: one_file(split, root, ".tar", f"photos/{split.name}/"),
+    "tar of other folders around": lambda split, root: one_file(split, root, ".tar", "home/me/photos/"),
     "zip": lambda split, root: one_file(split, root, ".zip", ""),
     "shards": shards,
     "shards in the folder": shards_in_folder,
