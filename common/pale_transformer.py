@@ -351,7 +351,7 @@ class PaleFeatures(PaleTransformer):
 
     It has no classifier and no final norm, but ``out_norms``, a LayerNorm for each output [A: Swin's and CSWin's
     dense-task code]. It has no stages after the last output, so that every parameter is used. ``out_channels`` and
-    ``out_strides`` describe the maps of all four stages.
+    ``out_strides`` describe the maps of all four stages, ``feature_info`` the outputs.
 
     Args:
         out_indices: the stages whose maps are outputs, rising, 0 to 3 or, from the end, -4 to -1.
@@ -386,7 +386,7 @@ class PaleFeatures(PaleTransformer):
         """Map images ``[B, C, H, W]``, H and W from 32 up, to the normalized NCHW maps of ``out_indices``.
 
         Returns:
-            Maps with ``out_channels`` channels at ``out_strides``; a side that a stride does not divide is rounded up.
+            Maps as ``feature_info`` describes them; a side that a stride does not divide is rounded up.
         """
         maps = self._stage_outputs(images)
         return [self.out_norms[stage](maps[stage]).transpose([0, 3, 1, 2]) for stage in self.out_indices]

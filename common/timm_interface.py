@@ -10,7 +10,26 @@ from paddle import Tensor, nn
 
 from .checkpoints.first_convolution import FIRST_CONVOLUTION
 
-__all__ = ["TimmInterface", "places_of"]
+__all__ = ["FeatureInfo", "TimmInterface", "places_of"]
+
+
+class FeatureInfo:
+    """The channels and strides of the maps of some stages, with timm's names."""
+
+    def __init__(self, model: TimmInterface, stages: Sequence[int]):
+        self._model, self._stages = model, stages
+
+    def channels(self) -> list[int]:
+        """Channels of each map."""
+        return [self._model.out_channels[stage] for stage in self._stages]
+
+    def reduction(self) -> list[int]:
+        """Stride of each map, in pixels."""
+        return [self._model.out_strides[stage] for stage in self._stages]
+
+    def module_name(self) -> list[str]:
+        """Name of the layer that each map comes from."""
+        return [f"stages.{stage}" for stage in self._stages]
 
 
 class TimmInterface(nn.Layer):
@@ -25,6 +44,11 @@ class TimmInterface(nn.Layer):
         side = settings.pop("image_size")
         size = (self.in_channels, side, side)
         return {"input_size": size, **settings, "first_conv": FIRST_CONVOLUTION, "classifier": "head"}
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Of the maps that a backbone returns, or of those of ``forward_features``."""
+        return FeatureInfo(self, getattr(self, "out_indices", range(4)))
 
     @property
     def num_features(self) -> int:

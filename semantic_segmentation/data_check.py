@@ -23,7 +23,7 @@ from common.errors import UserError, one_line
 from common.runtime.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
 from semantic_segmentation.images import EIGHT_BIT_TRANSFORMS
 
-__all__ = ["DataReport", "check_dataset", "check_once", "fingerprint"]
+__all__ = ["DataReport", "check_dataset", "check_once", "check_pair", "fingerprint"]
 
 _THREADS = 8
 _FAR = 50  # of normalized pixels, which are usually between -5 and 5
@@ -137,7 +137,7 @@ def check_dataset(dataset: Dataset, split: str, progress: Progress | None = None
     problems, found = [], []
     numbers = range(rank(), len(dataset.file_list), world_size())
     with ThreadPoolExecutor(_THREADS) as pool:
-        checked = pool.map(partial(_check_pair, dataset), [dataset.file_list[number] for number in numbers])
+        checked = pool.map(partial(check_pair, dataset), [dataset.file_list[number] for number in numbers])
         for done, (number, result) in enumerate(zip(numbers, checked, strict=True), 1):
             if isinstance(result, str):
                 problems.append((number, result))
@@ -223,7 +223,7 @@ def _transform_names(dataset: Dataset) -> list[str]:
 # ---- one pair
 
 
-def _check_pair(dataset: Dataset, pair: Sequence[str]) -> list[float] | str:
+def check_pair(dataset: Dataset, pair: Sequence[str]) -> list[float] | str:
     """Check an image and its mask.
 
     Returns:

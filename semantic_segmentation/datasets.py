@@ -36,6 +36,7 @@ from common.runtime.regular_file import read_lines
 from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
 from semantic_segmentation.components import build_component, check_arguments, find_component
+from semantic_segmentation.data_check import check_pair
 from semantic_segmentation.images import EIGHT_BIT_TRANSFORMS, ReadAndCompose
 
 __all__ = [
@@ -327,9 +328,10 @@ class EvalDataset:
             if not Path(mask).is_file():
                 hint = missing_hint(mask)
                 raise UserError(f"mask {mask} does not exist; restore it, or remove it from the data{hint}") from error
-            raise UserError(
-                f"cannot read image {image} with mask {mask} ({one_line(error)}); -check_data says more"
-            ) from error
+            problem = check_pair(self.dataset, (image, mask))
+            if not isinstance(problem, str):
+                problem = f"cannot read image {image} with mask {mask} ({one_line(error)}); check the transforms"
+            raise UserError(problem) from error
         return {"img": img, "label": label, "trans_info": data["trans_info"], "path": image}
 
 

@@ -130,7 +130,7 @@ def _write_formats(
     checks: dict[str, dict[str, float]] = {}
     agreement: dict[str, float] = {}
     left_out: dict[str, str] = {}
-    _tell("writing the program for Paddle Inference")
+    _tell("tracing the model with Paddle")
     try:
         graph, weights = save_program(exportable.layer, folder, inputs)
     except (UserError, OSError):
@@ -203,7 +203,9 @@ def _find_images(paths: Sequence[str] | None) -> list[str]:
     from common.inference.predictor import find_images
 
     if paths:
-        return find_images(paths)[:_MOST_IMAGES]
+        images = find_images(paths)
+        count = min(len(images), _MOST_IMAGES)
+        return [images[number * len(images) // count] for number in range(count)]  # of class folders, from all of them
     folder = importlib.resources.files("sklearn.datasets") / "images"
     return [str(folder / name) for name in _PHOTOGRAPHS]
 
@@ -228,9 +230,7 @@ def _parser() -> ArgumentParser:
     parser.add_flag("formats", nargs="+", choices=_FORMATS, help=formats)
     size = "fix the size of images, one number or height and width (default: any size)"
     parser.add_flag("size", type=int, nargs="+", metavar="PIXELS", help=size)
-    images = (
-        f"files or folders to check on; the first {_MOST_IMAGES} are taken (default: 2 photographs of scikit-learn)"
-    )
+    images = f"files or folders to check on; {_MOST_IMAGES} of them are taken (default: 2 photographs of scikit-learn)"
     parser.add_flag("images", nargs="+", metavar="IMAGE", help=images)
     return parser
 

@@ -82,3 +82,16 @@ def test_outputs_of_blocks_lead_to_those_of_stages_and_to_the_logits(recompute):
 def test_blocks_that_there_are_not_are_named(indices):
     with pytest.raises(ValueError, match=r"indices is .*from 0 to 4, or from -5 to -1"):
         small_model().forward_intermediates(random_images(1, 32), indices)
+
+
+@pytest.mark.parametrize("out_indices", [(0, 1, 3), (-3, -2)])
+def test_feature_info_describes_the_maps_of_a_backbone(out_indices):
+    model = create_model("pale_nano", features_only=True, out_indices=out_indices)
+    info = model.feature_info
+    layers = dict(model.named_sublayers())
+    for x, channels, stride, name in zip(
+        model(random_images(1, 64)), info.channels(), info.reduction(), info.module_name(), strict=True
+    ):
+        assert x.shape == [1, channels, 64 // stride, 64 // stride]
+        assert name in layers
+    assert create_model("pale_nano").feature_info.channels() == [20, 40, 80, 160]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +313,9 @@ DAMAGES = {
     "{}/images/2.png does not exist": lambda folder: (folder / "images/2.png").unlink(),
     "{}/masks/2.png does not exist": lambda folder: (folder / "masks/2.png").unlink(),
     "cannot read image {}/images/2.png: it is damaged": lambda folder: damage(folder / "images/2.png"),
+    "mask {}/masks/2.png is a PNG image of mode RGB": lambda folder: shutil.copy(
+        folder / "images/2.png", folder / "masks/2.png"
+    ),
     "cannot read image {}/masks/2.png: it is damaged": lambda folder: damage(folder / "masks/2.png"),
     "{}/images/2.png: it has 65500x1 pixels": lambda folder: lengthen(folder / "images/2.png"),
     "{}/masks/2.png: it has 65500x1 pixels": lambda folder: lengthen(folder / "masks/2.png"),
