@@ -96,10 +96,12 @@ def _same_order(expected: Arrays, found: Arrays) -> Arrays:
     return [array[order] for array in found]
 
 
-def _share_found_again(expected: Arrays, found: Arrays) -> float:
-    """The share of the objects with scores from 0.5 that have one of the same label and an IoU from 0.5; 1 for none."""
+def _share_found_again(expected: Arrays, found: Arrays) -> float | None:
+    """The share of the objects with scores from 0.5 that have one of the same label and an IoU from 0.5."""
     sure, others = (arrays[0][arrays[0][:, 1] >= 0.5].astype(np.float64) for arrays in (expected, found))
-    if not len(sure) or not len(others):
-        return float(not len(sure))
+    if not len(sure):
+        return None
+    if not len(others):
+        return 0.0
     boxes = (np.concatenate([rows[:, 2:4], rows[:, 4:] - rows[:, 2:4]], axis=1) for rows in (sure, others))
     return float(((iou(*boxes, [0] * len(others)) >= 0.5) & (sure[:, :1] == others[:, 0])).any(axis=1).mean())

@@ -81,7 +81,7 @@ class Detector(PicturePredictor):
         Returns:
             ``picture`` (its path) and ``detections`` with a score of at least ``options.threshold``, highest first:
             ``label``, ``name``, ``score`` (0 to 1), ``box`` (x1, y1, x2, y2 in pixels) and, if the model has masks,
-            ``segmentation`` (COCO's RLE).
+            ``segmentation`` (COCO's RLE); and ``best_score``, also if it is lower, or None without any object.
 
         Raises:
             UserError: the transforms cannot take an image of this size, or the outputs are not finite.
@@ -92,7 +92,8 @@ class Detector(PicturePredictor):
         objects = found.boxes[:shown], found.labels[:shown], found.scores[:shown], found.masks and found.masks[:shown]
         picture = Image.fromarray(draw_detections(image, *objects, self.class_names))
         (path,) = pictures.save(file, {"detections": picture}).values()
-        return {"picture": path, "detections": list(self._rows(*objects))}
+        best = round(float(found.scores[0]), 6) if len(found.scores) else None
+        return {"picture": path, "detections": list(self._rows(*objects)), "best_score": best}
 
     def _detect(self, batch: dict[str, paddle.Tensor]) -> Detections:
         # NMS drops what is not finite, and would leave an image without objects.
@@ -120,7 +121,10 @@ class Detector(PicturePredictor):
             f"  {len(scores):4d}  {name}  (score {min(scores):.2f} to {max(scores):.2f})"
             for name, scores in sorted(counts.items(), key=lambda item: -len(item[1]))
         ]
-        return "\n".join([f"{result['image']} -> {result['picture']}", *(lines or ["     0  objects"])])
+        if not lines:
+            best = result["best_score"]
+            lines = ["     0  objects" + (f" (the best score, {best:.2f}, is below -threshold)" if best else "")]
+        return "\n".join([f"{result['image']} -> {result['picture']}", *lines])
 
     def inputs_of(self, file: str, image: np.ndarray) -> dict[str, paddle.Tensor]:
         """The batch of an image; see :func:`object_detection.evaluation.detect`.

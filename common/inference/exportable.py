@@ -49,7 +49,8 @@ class Exportable:
         reference: the outputs of the task's own model, where ``layer`` is another implementation of it.
         same_order: brings outputs into the order of the expected ones, ``same_order(expected, found)``, where the order
             is not defined.
-        agreement: how well outputs in bfloat16 agree with the expected ones, ``agreement(expected, found)``, 0 to 1.
+        agreement: how well outputs in bfloat16 agree with the expected ones, ``agreement(expected, found)``, 0 to 1;
+            None if there is nothing to compare.
         agreement_name: what that is.
     """
 
@@ -67,5 +68,5 @@ class Exportable:
     takes_usual_size_only: bool = False
     reference: Callable[[dict[str, Tensor]], Arrays] | None = None
     same_order: Callable[[Arrays, Arrays], Arrays] = field(default=lambda expected, found: found)
-    agreement: Callable[[Arrays, Arrays], float] | None = None
+    agreement: Callable[[Arrays, Arrays], float | None] | None = None
     agreement_name: str = ""

@@ -144,7 +144,7 @@ def test_exported_models_predict_as_the_weights_do(tmp_path, capsys, photographs
         for row, found in zip(expected, predictions(source, "b", *precision), strict=True):
             same(row, found)
     agreement = card["openvino_in_bfloat16"]["agreement"]  # empty if the processor has no bfloat16
-    assert all(0.2 < value <= 1 for value in agreement.values())  # of random weights
+    assert all(value is None or 0.2 < value <= 1 for value in agreement.values())  # of random weights
 
 
 HARD = {  # settings that converters get wrong: unaligned features, a limit before NMS, equal scores
@@ -189,7 +189,7 @@ def test_objects_are_found_again_with_their_label_and_place():
     assert _share_found_again([rows], [moved]) == 1
     assert _share_found_again([rows], [relabeled]) == 0.5
     assert _share_found_again([rows], [rows[2:]]) == 0
-    assert _share_found_again([rows[2:]], [rows]) == 1
+    assert _share_found_again([rows[2:]], [rows]) is None
 
 
 # ---- sizes

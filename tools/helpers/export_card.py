@@ -29,7 +29,7 @@ def make_card(
     checkpoint: Checkpoint,
     files: Sequence[Path],
     checks: Mapping[str, Mapping[str, float]],
-    agreement: Mapping[str, float],
+    agreement: Mapping[str, float | None],
     left_out: Mapping[str, str],
 ) -> dict[str, Any]:
     """Make a card.
@@ -40,7 +40,8 @@ def make_card(
         checkpoint: the weights.
         files: of the export.
         checks: the largest difference from the model in each case, by format.
-        agreement: of OpenVINO in bfloat16 with the model in each case; empty if it was not measured.
+        agreement: of OpenVINO in bfloat16 with the model in each case; None where the model
+            detects nothing, empty if it was not measured.
         left_out: formats that were not written, and the reason.
     """
     open_sides = ("batch", "channels", "height", "width")

@@ -125,7 +125,7 @@ def check(exportable: Exportable, run: Run, cases: Sequence[Case], name: str) ->
     return differences
 
 
-def measure_agreement(exportable: Exportable, run: Run, cases: Sequence[Case]) -> dict[str, float]:
+def measure_agreement(exportable: Exportable, run: Run, cases: Sequence[Case]) -> dict[str, float | None]:
     """``exportable.agreement`` in each case, for a file whose runtime computes in lower precision."""
     assert exportable.agreement
     return {case.name: exportable.agreement(case.expected, run(case.inputs)) for case in cases}
