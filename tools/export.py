@@ -58,6 +58,10 @@ def main(argv: Sequence[str]) -> None:
     out: Path = arguments.out
     refuse_exported(arguments.pretrained)
     refuse_other_files(out)
+    try:
+        str(out.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"-out {out}: Paddle cannot write to a folder whose name is not UTF-8; give another") from None
     images = _find_images(arguments.images)
     task, predictor, checkpoint = open_weights(arguments, fused=False)
     exportable: Exportable = TASKS[task].exportable()(predictor)

@@ -17,7 +17,7 @@ from common.training.results import Result, results_file
 from tests.helpers.programs import ROOT
 from tools import paper_tables
 from tools.helpers import paper_figures, paper_layout, training_memory
-from tools.helpers.markdown import markdown_table, read_section
+from tools.helpers.markdown import markdown_table, read_section, replace_section
 from tools.helpers.paper_figures import MODELS, NEIGHBORS, PAPER, TABLES, Counts, PaperFigure, configuration, printed
 
 
@@ -175,3 +175,13 @@ def test_the_counted_memory_is_what_a_step_holds(monkeypatch):
     assert held() - before == pytest.approx(counted, rel=0.1)
     loss.backward()
     assert training_memory._saved_bytes(training_memory._call, model, [2, 3, 64, 64], amp=True) < 0.9 * counted
+
+
+def test_a_section_is_replaced_in_the_document_behind_a_link_with_its_ends_of_lines(tmp_path):
+    (tmp_path / "real.md").write_bytes(b"a\r\n<!-- begin x -->\r\nold\r\n<!-- end x -->\r\nb\r\n")
+    (tmp_path / "link.md").symlink_to("real.md")
+    replace_section(tmp_path / "link.md", "x", "1\n2\n")
+    assert (tmp_path / "link.md").is_symlink()
+    expected = b"a\r\n<!-- begin x -->\r\n1\r\n2\r\n<!-- end x -->\r\nb\r\n"
+    assert (tmp_path / "real.md").read_bytes() == expected
+    assert read_section(tmp_path / "link.md", "x") == "1\n2"

@@ -5,6 +5,7 @@ A section is what stands between the lines ``<!-- begin NAME -->`` and ``<!-- en
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_section(document: Path, name: str) -> str:
     Raises:
         UserError: the document cannot be read, or does not have the section exactly once.
     """
-    return _split(document, name)[1].strip()
+    return "\n".join(_split(document, name)[1].strip().splitlines())
 
 
 def replace_section(document: Path, name: str, content: str) -> None:
@@ -48,8 +49,10 @@ def replace_section(document: Path, name: str, content: str) -> None:
         UserError: as :func:`read_section`, or the document cannot be written.
     """
     head, _, tail = _split(document, name)
+    end = "\r\n" if head.count("\r\n") else "\n"
+    text = end.join([head, *content.strip().splitlines(), tail])
     try:
-        write_text(document, f"{head}\n{content.strip()}\n{tail}")
+        write_text(Path(os.path.realpath(document)), text)  # of a link, the document itself
     except OSError as error:
         raise UserError(f"cannot write {document}: {error.strerror or error}") from error
 
@@ -57,8 +60,8 @@ def replace_section(document: Path, name: str, content: str) -> None:
 def _split(document: Path, name: str) -> tuple[str, str, str]:
     """The text up to the section, the section, and the rest; the marks are in the first and the last."""
     try:
-        with open_regular(document, encoding="utf-8") as file:
-            text = file.read()
+        with open_regular(document, "rb") as file:
+            text = file.read().decode()  # keeps the ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {document}: {getattr(error, 'strerror', None) or error}") from error
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
