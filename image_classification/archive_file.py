@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from common.data.image_file import IMAGE_SUFFIXES, is_ignored
 from common.errors import UserError, one_line
+from common.runtime.regular_file import is_regular
 
 __all__ = ["ARCHIVE_SUFFIXES", "Member", "list_archive", "read_member"]
 
@@ -59,6 +60,8 @@ def list_archive(path: Path) -> Iterator[Member]:
             place.
     """
     try:
+        if not is_regular(path):
+            raise UserError(f"cannot read the archive {path}: it is not a regular file")
         yield from ARCHIVE_SUFFIXES[path.suffix.lower()](path)
     except UserError:
         raise

@@ -52,7 +52,7 @@ def _read_idx(path: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
         raise UserError(f"{path} has neither {name} nor {file.name}: download one of them, or check -data_path")
     header = 4 + 4 * ndim
     try:
-        with gzip.open(file) if file.suffix == ".gz" else open_regular(file, "rb") as stream:
+        with open_regular(file, "rb") as stored, gzip.open(stored) if file.suffix == ".gz" else stored as stream:
             head = stream.read(header)
             if head[:4] != bytes([0, 0, 8, ndim]):
                 raise UserError(

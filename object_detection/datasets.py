@@ -207,7 +207,8 @@ def find_normalization(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarr
         Mean and standard deviation of the three channels, float64, for pixels from 0 to 1; 0 and 1 / 255 if pixels from
         0 to 255 are not changed.
     """
-    steps = plain(config[name]).get("sample_transforms", [])
+    reader = plain(config[name])
+    steps = [*reader.get("sample_transforms", []), *reader.get("batch_transforms", [])]
     arguments = next((step["NormalizeImage"] for step in steps if "NormalizeImage" in step), None)
     normalize = transform.NormalizeImage(**(arguments or {}))
     scale = 1.0 if normalize.is_scale and arguments is not None else 1 / 255

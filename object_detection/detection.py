@@ -21,7 +21,7 @@ from common.checkpoints.download import sha256_of
 from common.checkpoints.loading import Checkpoint
 from common.data.class_names import distinct_names, list_names
 from common.data.image_file import read_image
-from common.data.split_warnings import split_warnings
+from common.data.split_warnings import normalization_warning, split_warnings
 from common.errors import UserError, one_line
 from common.pictures.charts import draw_precision_recall
 from common.pictures.drawing import denormalize, side_by_side
@@ -140,7 +140,7 @@ class Detection(Task):
             class_names=class_names,
             description=f"{len(records):,} training and {val_images:,} validation images of "
             f"{counted(num_classes, 'class', 'classes')}: {list_names(class_names)}",
-            warnings=_split_warnings((data, annotations), (val_data, val_annotations)),
+            warnings=_split_warnings(config, (data, annotations), (val_data, val_annotations)),
             data_hashes={
                 "training annotations": sha256_of(data.file),
                 "validation annotations": evaluator.data_hash,
@@ -170,7 +170,7 @@ class Detection(Task):
             data, annotations = self._read(name)
             splits.append((data, annotations))
             yield self._report(data, annotations, masks, raise_errors=False)[1]
-        for line in _split_warnings(*splits):
+        for line in _split_warnings(self.config, *splits):
             self.log.line(f"warning: {line}")
         (data, annotations), (val_data, val_annotations) = splits
         check_same_categories(annotations, val_annotations, (data.file, val_data.file))
@@ -348,12 +348,13 @@ def _has_masks(model: nn.Layer) -> bool:
     return getattr(model, "mask_head", None) is not None
 
 
-def _split_warnings(*splits: tuple[CocoData, Mapping[str, Any]]) -> list[str]:
-    """Images that both splits list; :func:`check_annotations` refuses categories of one name."""
+def _split_warnings(config: CfgNode, *splits: tuple[CocoData, Mapping[str, Any]]) -> list[str]:
+    """What both splits list, or differ in; :func:`check_annotations` refuses categories of one name."""
     images = (
         [str(data.images / image["file_name"]) for image in annotations["images"]] for data, annotations in splits
     )
-    return split_warnings(None, *images)
+    normalizations = (find_normalization(config, name) for name in ("TrainReader", "EvalReader"))
+    return split_warnings(None, *images) + normalization_warning(*normalizations)
 
 
 def _class_names(annotations: Mapping[str, Any], num_classes: int) -> list[str]:

@@ -26,7 +26,7 @@ from yacs.config import CfgNode
 from common.checkpoints.loading import Checkpoint
 from common.data.class_names import distinct_names, list_names
 from common.data.image_file import deep_image_warning, open_image
-from common.data.split_warnings import split_warnings
+from common.data.split_warnings import normalization_warning, split_warnings
 from common.errors import UserError, printable
 from common.runtime.distributed import rank, world_size
 from common.runtime.verbosity import is_verbose
@@ -278,6 +278,7 @@ def _split_warnings(train_set: datasets.Dataset, val_set: datasets.Dataset) -> l
                 f"{len(crossed):,} images of the {split} data have the mask with the name of another, such as "
                 f"{printable(image)} with {printable(mask)}; check the order of the list"
             )
+    lines += normalization_warning(_mean_and_std(train_set), _mean_and_std(val_set))
     return lines + _palette_warning(train_set, val_set)
 
 

@@ -9,11 +9,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from ..errors import printable
 from ..runtime.distributed import is_main_process
 from ..runtime.regular_file import open_regular
 
-__all__ = ["split_warnings"]
+__all__ = ["normalization_warning", "split_warnings"]
 
 _MOST_COMPARED = 50_000  # images: on a network disk, each takes up to a millisecond
 
@@ -60,6 +63,19 @@ def split_warnings(
             f"{original}; {advice}"
         )
     return lines
+
+
+def normalization_warning(training: tuple[ArrayLike, ArrayLike], validation: tuple[ArrayLike, ArrayLike]) -> list[str]:
+    """A warning if the images of the splits are normalized with other means or standard deviations."""
+    (mean, std), (val_mean, val_std) = (
+        [np.round(np.asarray(values), 4) for values in split] for split in (training, validation)
+    )
+    if np.all(mean == val_mean) and np.all(std == val_std):
+        return []
+    return [
+        f"training images are normalized with mean {mean.tolist()} and std {std.tolist()}, validation images with mean "
+        f"{val_mean.tolist()} and std {val_std.tolist()}, which predictions and exports use as well; make them equal"
+    ]
 
 
 def _repeated(

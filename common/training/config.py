@@ -417,6 +417,8 @@ class TaskConfig:
 
     def _merge(self, config: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
         """Merge a nested mapping."""
+        if not prefix:
+            _refuse_twice(values, source)
         for name, task in TASKS.items() if not prefix else ():
             if task.own_key in values and task.own_key not in config:
                 raise UserError(f"{source} has a configuration of {name}; give one of this task")
@@ -476,6 +478,25 @@ class TaskConfig:
             for key in sorted({*keys_of(now), *keys_of(then)})
             if not {key, key.partition(".")[0]} & free and find(then, key) != find(now, key)
         ]
+
+
+def _refuse_twice(values: Mapping[str, Any], source: str) -> None:
+    """Refuse a file that sets a key in two ways: nested and with dots, or by its old and its new name."""
+    seen: dict[str, str] = {}
+
+    def visit(node: Mapping[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            written = f"{prefix}{name}"
+            if isinstance(value, dict):
+                visit(value, f"{written}.")
+                continue
+            key = _RENAMED.get(written, written)
+            if key in seen:
+                names = " or ".join(dict.fromkeys((seen[key], written)))
+                raise UserError(f"{source} sets {names} twice; remove one")
+            seen[key] = written
+
+    visit(values, "")
 
 
 def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse._ArgumentGroup:

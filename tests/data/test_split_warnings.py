@@ -1,6 +1,6 @@
 """What two splits of a data set may have in common by mistake."""
 
-from common.data.split_warnings import split_warnings
+from common.data.split_warnings import normalization_warning, split_warnings
 
 
 def test_classes_of_one_name_and_images_of_both_splits_are_named():
@@ -40,3 +40,9 @@ def test_equal_images_of_one_split_and_their_classes_are_named(tmp_path):
             ]
             several = f"the {split} data has {named}, itself or a copy, in several classes: cat, dog"
             assert (lines[-1] == several) == bool(named)
+
+
+def test_splits_that_are_normalized_differently_are_named():
+    assert normalization_warning(([0.5, 0.5, 0.5], 0.25), (0.5, [0.25, 0.25, 0.25])) == []
+    (line,) = normalization_warning(([0.1], [0.5]), ([0.5], [0.25]))
+    assert "mean [0.1] and std [0.5], validation images with mean [0.5] and std [0.25]" in line

@@ -16,8 +16,10 @@ from common.inference.exported_model import CONFIG, LABELS, ExportedModel
 from common.runtime.csv_table import append_rows
 from common.runtime.regular_file import open_regular, read_lines
 from common.training.results import Result
+from image_classification.archive_file import list_archive
 from image_classification.config import CONFIG as CLASSIFICATION
 from image_classification.datasets import build_dataset
+from image_classification.idx_files import _read_idx
 from image_classification.label_maps import _read_array
 from object_detection.coco_file import read_annotations
 from semantic_segmentation.datasets import _find_files
@@ -37,6 +39,8 @@ def read_registry(path: Path) -> None:
 
 READERS = {
     "val_list.txt": lambda path: build_dataset("list", path.parent, "val"),
+    "train-labels-idx1-ubyte.gz": lambda path: _read_idx(path.parent, path.stem, 1),
+    "val.tar": lambda path: list(list_archive(path)),
     "train.txt": read_segmentation_list,
     "train.json": lambda path: read_annotations(path, "TrainDataset"),
     "config.yaml": lambda path: CLASSIFICATION.load(Namespace(cfg=str(path), opts=[])),
@@ -61,7 +65,7 @@ MAKE = {
 @pytest.mark.parametrize("name", READERS)
 def test_a_pipe_or_a_device_is_refused(tmp_path, name, make):
     make(tmp_path / name)
-    with pytest.raises((UserError, OSError), match=r"(?i)not a regular file|do(es)? not exist"):
+    with pytest.raises((UserError, OSError), match=r"(?i)not a regular file|do(es)? not exist|has neither"):
         READERS[name](tmp_path / name)
 
 

@@ -136,6 +136,18 @@ def test_a_tilde_is_the_home_folder_in_files_flags_and_opts(tmp_path, monkeypatc
     assert paths == tuple(str(tmp_path / name) for name in ("runs", "a.pdparams", "photos"))
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("TRAIN.EPOCHS: 1\nTRAIN: {EPOCHS: 2}", "sets TRAIN.EPOCHS twice"),
+        ("VALIDATE_EPOCHS: 1\nVALIDATE_EVERY: 2", "sets VALIDATE_EPOCHS or VALIDATE_EVERY twice"),
+    ],
+)
+def test_a_key_that_a_file_sets_in_two_ways_is_an_error(tmp_path, text, named):
+    with pytest.raises(UserError, match=named):
+        load("-cfg", str(write(tmp_path / "a.yaml", text)))
+
+
 def test_opts_may_be_said_twice_to_the_tools():
     for times in (1, 2):  # the second time fails if the first has changed the default
         parser = ArgumentParser()
