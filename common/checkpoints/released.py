@@ -153,7 +153,7 @@ def _find(rows: Sequence[ReleasedWeights], name: str, task: str = "") -> Release
 
 def _offer(tags: Sequence[str]) -> str:
     if not tags:
-        return "give the path of a .pdparams file, or extend the table with a registry ($PALE_WEIGHTS)"
+        return "give the path of a .pdparams file, or add rows of your own ($PALE_WEIGHTS)"
     return f"there are {', '.join(tags)}, and paths of .pdparams files"
 
 
