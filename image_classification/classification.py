@@ -155,6 +155,10 @@ class Classification(Task):
         model = build_model(self.config, num_classes)
         return model, ClassificationEvaluator(self.config, val_set, num_classes, self.log)
 
+    def preflight(self, training: Training) -> None:
+        """Read the first batch, before a run that this one replaces is deleted."""
+        training.loader.read(next(iter(training.sampler)))
+
     def _build_dataset(self, split: str, num_classes: int | None, class_names: Sequence[str] | None = None) -> Dataset:
         data = self.config.DATA
         dataset = build_dataset(data.DATASET, data.DATA_PATH or None, split, num_classes, class_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
-from common.errors import UserError, one_line
+from common.errors import UserError, one_line, printable
 from common.runtime.distributed import rank, world_size
 from common.training.loader import Loader
 from common.training.sampler import BalancedTrainSampler, SampleKey, ShardedEvalSampler, ShardedTrainSampler
@@ -22,6 +23,8 @@ __all__ = ["TransformedDataset", "build_eval_loader", "build_train_loader", "col
 
 IGNORED_LABEL = -1  # label of an unreadable image
 _TRIES = 10  # images that are tried instead of an unreadable one
+_MOST_NAMED = 20
+_named: set[str] = set()
 
 
 class TransformedDataset:
@@ -51,8 +54,8 @@ class TransformedDataset:
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """Read a sample: ``images``, ``labels``, ``indices`` in the data set, and ``errors``, the lines of the images
-        that were left out; and ``valid_labels``, if the data set has them.
+        """Read a sample: ``images``, ``labels``, ``indices`` in the data set, and ``errors``, the line of the image
+        that was left out; and ``valid_labels``, if the data set has them.
 
         Raises:
             UserError: an image cannot be read and must not be left out, or too many in a row were.
@@ -66,7 +69,7 @@ class TransformedDataset:
                 if self.dataset.valid_labels is not None:
                     arrays["valid_labels"] = self.dataset.valid_labels[index]
                 numbers = {"labels": int(self.dataset.labels[index]), "indices": index}
-                return {**arrays, **numbers, "errors": "\n".join(errors)}
+                return {**arrays, **numbers, "errors": "".join(errors[:1])}  # the others have samples of their own
             except Exception as error:
                 message = str(error)
                 if not isinstance(error, UserError):
@@ -80,7 +83,7 @@ class TransformedDataset:
         arrays = {"images": blank}
         if self.dataset.valid_labels is not None:
             arrays["valid_labels"] = np.full_like(self.dataset.valid_labels[0], IGNORED_LABEL)
-        return {**arrays, "labels": IGNORED_LABEL, "indices": key.index, "errors": "\n".join(errors)}
+        return {**arrays, "labels": IGNORED_LABEL, "indices": key.index, "errors": errors[0]}
 
     def _read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"images": self.transform(self.dataset.load(index, self._min_size), rng)}
@@ -118,8 +121,13 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def count_errors(batch: Mapping[str, Any]) -> int:
-    """Count the unreadable images that were left out of a batch."""
-    return len(batch["errors"].splitlines())
+    """Count the unreadable images that were left out of a batch, and print the names of the first ones, once."""
+    lines = batch["errors"].splitlines()
+    for line in lines:
+        if line not in _named and len(_named) < _MOST_NAMED:
+            _named.add(line)
+            print(printable(f"warning: left out: {line}"), file=sys.stderr)
+    return len(lines)
 
 
 def build_train_loader(

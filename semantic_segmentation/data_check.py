@@ -23,7 +23,7 @@ from common.errors import UserError, one_line
 from common.runtime.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
 from semantic_segmentation.images import EIGHT_BIT_TRANSFORMS
 
-__all__ = ["DataReport", "check_dataset", "check_once", "check_pair", "fingerprint"]
+__all__ = ["DataReport", "check_dataset", "check_once", "check_pair", "far_warning", "fingerprint"]
 
 _THREADS = 8
 _FAR = 50  # of normalized pixels, which are usually between -5 and 5
@@ -70,8 +70,11 @@ class DataReport:
         absent = [f"{number} {self.class_names[number]}" for number in np.flatnonzero(self.pixels == 0)]
         if absent and self.pixels.any():  # otherwise no mask could be read, which is a problem of its own
             lines.append(f"no pixel of the {self.split} data is of class {_first(absent)}")
-        if self.ignored:
-            lines += one_class_warning(self.pixels, self.split)
+        if self.ignored and np.count_nonzero(self.pixels) == 1 < len(self.pixels):
+            lines.append(
+                f"except for ignored pixels, the {self.split} data has only one class: if the masks are drawn in 0 and "
+                "255, write the class numbers 0 and 1 instead"
+            )
         if self.deep_images:
             lines.append(
                 f"{self.deep_images} images of the {self.split} data have 16 bits per channel, of which 65535 is 1 for "
@@ -80,11 +83,7 @@ class DataReport:
         if self.deep_images and self.rounding:
             names = ", ".join(self.rounding)
             lines.append(f"these transforms of the {self.split} data round 16 bits to 8: {names}; remove them")
-        if self.farthest > _FAR:
-            lines.append(
-                f"floating-point images of the {self.split} data differ from the mean of Normalize by up to "
-                f"{self.farthest:,.0f} times its std: they are not divided by 255, so set mean and std to theirs"
-            )
+        lines += far_warning(self.farthest, f"images of the {self.split} data")
         if self.turned_images:
             lines.append(
                 f"{self.turned_images} images of the {self.split} data are turned or mirrored by their EXIF "
@@ -104,17 +103,18 @@ class DataReport:
         return "\n".join([table, *(f"warning: {line}" for line in self.warnings()), *self.problems])
 
 
-def one_class_warning(pixels: np.ndarray, split: str) -> list[str]:
-    """A warning if only one of the classes has pixels.
+def far_warning(farthest: float, images: str) -> list[str]:
+    """A warning if normalized floating-point pixels are far from those that a model is trained on.
 
     Args:
-        pixels: of each class.
+        farthest: their magnitude.
+        images: which ones, for the message.
     """
-    if np.count_nonzero(pixels) != 1 or len(pixels) == 1:
+    if farthest <= _FAR:
         return []
     return [
-        f"except for ignored pixels, the {split} data has only one class: if the masks are drawn in 0 and 255, write "
-        "the class numbers 0 and 1 instead"
+        f"floating-point {images} differ from the mean of Normalize by up to {farthest:,.0f} times its std: they are "
+        "not divided by 255, so set mean and std to theirs"
     ]
 
 

@@ -13,7 +13,6 @@ from common.data.class_table import class_table
 from common.data.confusion import class_figures, count_pairs
 from common.errors import UserError
 from common.runtime.distributed import sum_over_ranks
-from semantic_segmentation.data_check import one_class_warning
 from semantic_segmentation.inference import InferenceSettings, predict_labels
 
 __all__ = ["class_columns", "confusion_matrix", "evaluate", "mean_figures", "per_class_table"]
@@ -96,8 +95,7 @@ def per_class_table(names: Sequence[str], matrix: np.ndarray, title: str) -> str
         matrix: from :func:`confusion_matrix`.
         title: what was evaluated; the first line begins with it.
     """
-    table = class_table(names, class_columns(matrix), f"{title}, each class, in percent")
-    return "\nwarning: ".join([table, *one_class_warning(matrix.sum(axis=1), title)])
+    return class_table(names, class_columns(matrix), f"{title}, each class, in percent")
 
 
 @paddle.no_grad()

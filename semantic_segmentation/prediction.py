@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
 from semantic_segmentation.components import build_component, build_model
 from semantic_segmentation.config import image_channels
+from semantic_segmentation.data_check import far_warning
 from semantic_segmentation.images import as_picture, for_transforms
 from semantic_segmentation.inference import InferenceSettings, Model, predict_labels, predict_large
 
@@ -40,6 +42,7 @@ class Segmenter(PicturePredictor):
 
     def __init__(self, model: Model, config: CfgNode, class_names: list[str]):
         super().__init__(model, config, class_names)
+        self._warned = False
         self.colors, self.channels = palette(len(class_names)), image_channels(config)
         self.settings = InferenceSettings.from_test_config(plain(config.test_config))
         self.transforms = [
@@ -144,4 +147,9 @@ class Segmenter(PicturePredictor):
                 f"val_dataset.transforms cannot take {width}x{height} pixels ({one_line(error)}); crop the image or "
                 "change them"
             ) from error
-        return paddle.to_tensor(data["img"][np.newaxis]), data["trans_info"]
+        pixels = data["img"][np.newaxis]
+        if image.dtype.kind == "f" and not self._warned:
+            for line in far_warning(float(np.abs(pixels).max()), "images"):
+                print(f"warning: {line}", file=sys.stderr)
+                self._warned = True
+        return paddle.to_tensor(pixels), data["trans_info"]

@@ -25,7 +25,7 @@ from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
 from common.data.class_names import distinct_names, list_names
-from common.data.image_file import deep_image_warning, open_image
+from common.data.image_file import open_image
 from common.data.split_warnings import normalization_warning, split_warnings
 from common.errors import UserError, printable
 from common.runtime.distributed import rank, world_size
@@ -132,9 +132,10 @@ class Segmentation(Task):
 
     def build_evaluation(self, checkpoint: Checkpoint) -> tuple[nn.Layer, Evaluator]:
         val_set = self._build_dataset("val_dataset")
-        images = [image for image, _ in val_set.file_list]
-        if warning := deep_image_warning(len(images), images.__getitem__, images.__getitem__):
-            self.log.line(f"warning: {warning}")
+        with self.log.progress(len(val_set), "checking val") as bar:
+            report = check_dataset(val_set, "val", lambda done, total: bar.update(1))
+        for line in report.warnings():
+            self.log.line(f"warning: {line}")
         model = build_model(self.config, val_set.num_classes)
         return model, SegmentationEvaluator(self.config, val_set, self.log)
 

@@ -97,8 +97,10 @@ def shared_config() -> CfgNode:
     return config
 
 
-# Keys of 0.1.0 with another name now, which files, -opts and the configurations of checkpoints may still have.
+# Keys of 0.1.0 with another name now, which files, -opts and the configurations of checkpoints may still have; and one
+# of PaddleDetection's files.
 _RENAMED = {
+    "pretrain_weights": "MODEL.PRETRAINED",
     "VALIDATE_EPOCHS": "VALIDATE_EVERY",
     "VALIDATE_STEPS": "VALIDATE_EVERY",
     "SAVE_EPOCHS": "CHECKPOINT_EVERY",
@@ -289,7 +291,16 @@ class TaskConfig:
             path = path.relative_to(configs) if path.is_relative_to(configs) else Path(path.name)
             other = [name for name in self._data(config) if name not in data]
             config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
-        return self._finish(config)
+        config = self._finish(config)
+        run = expand_home(Path(arguments.cfg)).parent
+        is_elsewhere = (run / "log.jsonl").exists() and os.path.realpath(run) != os.path.realpath(config.OUTPUT)
+        is_given = getattr(arguments, "output", None) or "OUTPUT" in arguments.opts
+        if config.OVERWRITE and is_elsewhere and not is_given:
+            raise UserError(
+                f"-overwrite would replace {config.OUTPUT}, which {arguments.cfg} names, and not the run beside this "
+                "file, which was copied or moved; give -output"
+            )
+        return config
 
     def changes(self, config: CfgNode, file: str) -> list[str]:
         """``KEY VALUE (was VALUE)`` for each value of a configuration that is not that of its file."""

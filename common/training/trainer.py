@@ -19,7 +19,7 @@ from ..runtime.signals import StopRequest
 from ..runtime.verbosity import is_verbose
 from .batch_norm import average_statistics, get_statistics, set_statistics
 from .log import Position
-from .log_format import duration, labeled, metric_columns, number, progress_line
+from .log_format import counted, duration, labeled, metric_columns, number, progress_line
 from .optimizer import clip_gradients
 from .run_folder import RunFolder
 from .running_means import RunningMeans
@@ -299,8 +299,10 @@ class Trainer:
             metrics, details, _ = self.training.evaluator.evaluate(model, kind, state.step, is_final)
             names = metrics if is_verbose() else (name for name in self.task.shown_metrics if name in metrics)
             shown = {name: metrics[name] for name in names}
-            seconds = f"({time.perf_counter() - began:.1f} s)"
-            self.log.line(self._line(f"{metric_columns(shown, 2)}  {seconds}", title))
+            columns = [metric_columns(shown, 2), f"({time.perf_counter() - began:.1f} s)"]
+            if skipped := metrics.get("skipped"):
+                columns.append(f"{counted(int(skipped), 'unreadable image')} left out")
+            self.log.line(self._line("  ".join(columns), title))
             if details:
                 self.log.line(details)
             self._record(kind, metrics)
@@ -367,7 +369,7 @@ class Trainer:
             if metrics["data_share"] >= _MUCH_WAITING or is_verbose():
                 columns.append(f"data wait {metrics['data_share']:.0f} %")
             if metrics["skipped"]:
-                columns.append(f"{metrics['skipped']} unreadable images replaced")
+                columns.append(f"{counted(int(metrics['skipped']), 'unreadable image')} replaced")
             self.log.line(self._line("  ".join(columns), "" if record else "train"))
         if record:
             self._read_flags()

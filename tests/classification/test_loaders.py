@@ -148,13 +148,15 @@ def test_a_broken_image_is_named(shapes, workers):
             batches(shapes, NUM_WORKERS=workers)
 
 
-def test_a_broken_evaluation_image_is_counted_but_never_replaced(shapes):
+def test_a_broken_evaluation_image_is_counted_and_named_once_but_never_replaced(shapes, capsys):
     path = shapes / "val" / "blue" / "05.png"  # image 1 of batch 1
     path.write_bytes(path.read_bytes()[:200])
     batches = eval_batches(shapes, SKIP_BROKEN=True)
     assert [count_errors(batch) for batch in batches] == [0, 1, 0, 0, 0, 0]
     assert batches[1]["labels"].tolist() == [0, IGNORED_LABEL, 0, 1]
     assert not batches[1]["images"][1].any()
+    count_errors(batches[1])
+    assert capsys.readouterr().err.count(f"warning: left out: cannot read image {path}") == 1
 
 
 @pytest.mark.parametrize(("index", "name", "next_index"), [(17, "green/05", 18), (35, "red/11", 0)])
@@ -165,6 +167,14 @@ def test_a_broken_training_image_is_replaced_by_the_next_and_counted(shapes, ind
     assert (sample["labels"], sample["errors"].count("\n")) == (next_index // 12, 0)
     assert str(path) in sample["errors"]
     np.testing.assert_array_equal(sample["images"], read_sample(shapes, next_index)["images"])
+
+
+def test_a_broken_image_that_would_have_replaced_another_is_counted_for_itself(shapes):
+    for name in ("05", "06"):
+        (shapes / "train" / "green" / f"{name}.png").write_bytes(b"")
+    errors = [read_sample(shapes, index, SKIP_BROKEN=True)["errors"] for index in (17, 18)]
+    assert [error.count("cannot read") for error in errors] == [1, 1]
+    assert "green/06.png" in errors[1]
 
 
 def test_nothing_but_broken_images_is_an_error(shapes):

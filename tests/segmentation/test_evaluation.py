@@ -97,11 +97,6 @@ def test_table_is_aligned_also_with_chinese_names():
     ]
 
 
-def test_labels_of_one_class_are_warned_of():
-    *_, line = per_class_table(["background", "cell"], np.array([[9, 0], [0, 0]]), "eval").splitlines()
-    assert line.startswith("warning: except for ignored pixels, the eval data has only one class: if the masks are")
-
-
 # ---- evaluation
 
 CLASSES = 4

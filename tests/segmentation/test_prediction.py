@@ -98,6 +98,13 @@ def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(tmp_path, 
 # ---- what is written where
 
 
+def test_floating_point_pixels_in_another_unit_are_warned_of_once(build, capsys):
+    segmenter = build("[{type: Normalize, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}]")
+    for scale, warnings in ((1, 0), (255, 1), (255, 0)):
+        segmenter.label(np.full((32, 32, 3), scale, np.float32))
+        assert capsys.readouterr().err.count("by up to 509 times its std: they are not divided") == warnings
+
+
 def test_pictures_of_the_run_before_are_replaced_and_images_are_not(tmp_path, build):
     segmenter = build()
     files = [tmp_path / name for name in ("one/a.png", "two/a.png", "b.png", "b_overlay.png")]

@@ -271,6 +271,13 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(tmp_path, squares, 
     }
 
 
+def test_an_evaluation_warns_of_its_data_as_a_check_does(squares, squares_config, capsys):
+    for mask in (squares / "masks").glob("val*"):
+        Image.new("L", Image.open(mask).size).save(mask)
+    Segmentation(load("-cfg", squares_config)).build_evaluation(Checkpoint("none", {}))
+    assert "warning: no pixel of the val data is of class 1 red, 2 green" in capsys.readouterr().out
+
+
 def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_without_a_log(
     tmp_path, squares_config, monkeypatch
 ):

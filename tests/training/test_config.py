@@ -148,6 +148,18 @@ def test_a_key_that_a_file_sets_in_two_ways_is_an_error(tmp_path, text, named):
         load("-cfg", str(write(tmp_path / "a.yaml", text)))
 
 
+def test_the_configuration_of_a_copied_run_does_not_replace_the_original(tmp_path):
+    (tmp_path / "copy").mkdir()
+    original = str(tmp_path / "run")
+    file = write(tmp_path / "copy" / "config.yaml", f"OUTPUT: {original}")
+    flags = ("-cfg", str(file), "-overwrite")
+    assert load(*flags).OUTPUT == original  # the file of a user
+    write(tmp_path / "copy" / "log.jsonl", "")
+    with pytest.raises(UserError, match="copied or moved; give -output"):
+        load(*flags)
+    assert load(*flags, "-output", original).OVERWRITE
+
+
 def test_opts_may_be_said_twice_to_the_tools():
     for times in (1, 2):  # the second time fails if the first has changed the default
         parser = ArgumentParser()

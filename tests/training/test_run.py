@@ -376,3 +376,12 @@ def test_overwriting_spares_the_weights_that_the_section_of_a_toolkit_names(tmp_
         tiny_runs.run(TASKS["semantic_segmentation"].task(), squares_config, "-overwrite", "-opts",
                       "model.backbone.pretrained", weights)  # fmt: skip
     assert weights.exists()
+
+
+def test_a_run_is_not_replaced_by_one_whose_first_batch_cannot_be_read(tmp_path, shapes, shapes_config):
+    tiny_runs.run(Classification, shapes_config)
+    for path in (shapes / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot read image"):
+        tiny_runs.run(Classification, shapes_config, "-overwrite")
+    assert (tmp_path / "out" / "best.pdparams").exists()
