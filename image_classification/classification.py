@@ -258,6 +258,9 @@ class ClassificationEvaluator(Evaluator):
         pictures: list[tuple[np.ndarray, str]] = []
 
         def look_at(place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
+            readable = np.flatnonzero(batch["labels"].numpy() != IGNORED_LABEL)
+            if place == 0 and self.example and len(readable):
+                self.example = str(self._dataset.source(int(batch["indices"][int(readable[0])])))
             if draws:
                 pictures.extend(self._titled_images(batch, logits))
             if confusion and config.REPORT:

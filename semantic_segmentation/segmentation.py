@@ -271,6 +271,12 @@ def _split_warnings(train_set: datasets.Dataset, val_set: datasets.Dataset) -> l
                 f"{len(repeated):,} images of the {split} data have more than one mask, such as "
                 f"{printable(min(repeated))}; keep the line of the right one"
             )
+        images_of = Counter(mask for _, mask in pairs)
+        if shared := [mask for mask, count in images_of.items() if count > 1]:
+            lines.append(
+                f"{len(shared):,} masks of the {split} data belong to more than one image, such as "
+                f"{printable(min(shared))}; give each image its own"
+            )
         of_images, of_masks = (_distinguishing_parts(paths) for paths in zip(*pairs, strict=True))
         crossed = [pair for pair, *parts in zip(pairs, of_images, of_masks, strict=True) if parts[0] != parts[1]]
         if crossed and set(of_images) == set(of_masks):  # otherwise their names have nothing to do with each other

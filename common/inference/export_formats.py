@@ -23,7 +23,7 @@ from paddle import nn
 
 from ..errors import UserError, one_line
 from ..fuse import fuse
-from ..runtime.signals import stop_with_parent
+from ..runtime.signals import signals_wait, stop_with_parent
 
 __all__ = [
     "FORMATS",
@@ -84,7 +84,8 @@ def save_program(model: nn.Layer, folder: str | Path, inputs: Mapping[str, Seque
     fuse(model)
     prefix = Path(folder) / _PROGRAM
     specs = [paddle.static.InputSpec(list(shape), "float32", name) for name, shape in inputs.items()]
-    paddle.jit.save(model, str(prefix), input_spec=specs)
+    with signals_wait():
+        paddle.jit.save(model, str(prefix), input_spec=specs)
     graphs = (prefix.with_name(name) for name in _GRAPHS)
     return next(graph for graph in graphs if graph.exists()), prefix.with_suffix(".pdiparams")
 

@@ -9,7 +9,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +20,7 @@ __all__ = [
     "bind_to_parent",
     "clean_up_on_signals",
     "received_signal",
+    "signals_wait",
     "stop_with_launcher",
     "stop_with_parent",
 ]
@@ -89,6 +92,24 @@ def _interrupt(number: int, frame: object) -> None:
     if not _received or now - _received[1] > _SAME:
         _received[:] = number, now
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Let signals wait for the end of the block: where C++ code calls Python, as in tracing, an exception is a crash."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets them
+        yield
+        return
+    arrived: list[int] = []
+    numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 class _PaddleFinder:

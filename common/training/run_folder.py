@@ -20,10 +20,11 @@ from ..runtime.folders import refuse_other_files
 
 __all__ = ["RunFolder", "numbered_states"]
 
+_NUMBER = "(?!0[0-9]{4})[0-9]{4,}"  # as f"{number:04d}" writes it, and nothing else
 # Files of a run, relative to its folder. Deleting them in this order, a process that is killed between two leaves no
 # weights without the log, by which the rest is recognized as a run.
 _FILES = (
-    r"(best|last|latest|(epoch|step)_\d{4,})\.pdparams",
+    rf"(best|last|latest|(epoch|step)_{_NUMBER})\.pdparams",
     r"config\.yaml|(val|val_ema)_(bbox|segm)\.json|visualdl/vdlrecords\.\d+\.log",
     r"pictures/(train_samples|(val|val_ema)_(images|image_\d+))\.png",
     r"log\.jsonl",
@@ -31,7 +32,7 @@ _FILES = (
 _SUBFOLDERS = "visualdl", "pictures"
 _HOLDER = "host "  # how the content of a lock begins
 # What makes a folder that of a run. The other files may be those of a user, of an evaluation or of a check.
-_SIGNS_OF_A_RUN = re.compile(r"(latest|(epoch|step)_\d{4,})\.pdparams|log\.jsonl")
+_SIGNS_OF_A_RUN = re.compile(rf"(latest|(epoch|step)_{_NUMBER})\.pdparams|log\.jsonl")
 # What may be in the folder of a new run: results of data checks and evaluations, logs of Paddle's launcher.
 _HARMLESS = re.compile(
     r"\..*|data_check\.json|(val|val_ema|eval)_\w+\.json|(workerlog|envlog)\.\d+|backup_env\.\d+\.json|default\..*\.log"
@@ -216,7 +217,7 @@ class RunFolder:
         for folder in (self.folder, *(subfolder for subfolder in subfolders if not subfolder.is_symlink())):
             for path in folder.glob("*"):
                 name, is_temporary = _TEMPORARY.subn(r"\1", path.relative_to(self.folder).as_posix())
-                if is_temporary == temporary and re.fullmatch(pattern, name) and not path.is_dir():
+                if is_temporary == temporary and re.fullmatch(pattern, name, re.ASCII) and not path.is_dir():
                     path.unlink()
 
     # ---- the lock
@@ -257,7 +258,7 @@ def numbered_states(folder: Path, unit: str = "(?:epoch|step)") -> dict[int, Pat
         folder: of the run.
         unit: what the numbers count, ``epoch`` or ``step``; by default either, since a run has only one of them.
     """
-    pattern = re.compile(rf"{unit}_(\d{{4,}}){re.escape(SUFFIXES[0])}")
+    pattern = re.compile(rf"{unit}_({_NUMBER}){re.escape(SUFFIXES[0])}")
     found = ((pattern.fullmatch(path.name), path) for path in folder.glob("*"))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 

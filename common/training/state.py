@@ -229,6 +229,9 @@ class TrainingState:
                 "-label_maps"
             )
         differences += report.renamed
+        numbers = list(map(str, range(len(learned := saved.get("class_names") or ()))))
+        if (self._class_names or numbers) == numbers:  # the data names no classes
+            self.metadata["class_names"] = list(learned) or self._class_names
         if self.ema:
             if "model_ema" not in saved:
                 differences.append("the state has no EMA weights, the average starts from the present weights")

@@ -358,6 +358,10 @@ def test_check_data_lists_everything_that_is_wrong_and_counts_the_classes(tmp_pa
     (squares / "twice.txt").write_text("images/val0.png masks/val0.png\nimages/val0.png masks/other.png\n")
     run(Segmentation, squares_config, "-check_data", "-opts", "val_dataset.val_path", "twice.txt")
     assert "1 images of the validation data have more than one mask, such as " in capsys.readouterr().out
+    (squares / "shared.txt").write_text("images/val0.png masks/val0.png\nimages/val1.png masks/val0.png\n")
+    with pytest.raises(UserError, match="1 problem"):  # the images differ in their sizes
+        run(Segmentation, squares_config, "-check_data", "-opts", "val_dataset.val_path", "shared.txt")
+    assert "1 masks of the validation data belong to more than one image, such as " in capsys.readouterr().out
     (squares / "crossed.txt").write_text("images/val0.png masks/val1.png\nimages/val1.png masks/val0.png\n")
     (squares / "named.txt").write_text("images/val0.png masks/0_mask.png\nimages/val1.png masks/1_mask.png\n")
     for number in (0, 1):

@@ -21,7 +21,7 @@ import pytest
 
 from common.checkpoints.file_format import load_file
 from common.errors import UserError
-from common.runtime.signals import StopRequest
+from common.runtime.signals import StopRequest, signals_wait
 from common.training.task import EvaluationResult
 from image_classification.classification import Classification, ClassificationEvaluator
 from tests.helpers.programs import ROOT, run_program, start_program
@@ -124,6 +124,19 @@ def test_a_rank_or_reader_ends_whose_parent_died_before_its_first_line(name):
     environment = os.environ | {"PADDLE_RANK_IN_NODE": "0"}
     command = [sys.executable, "-c", program]
     assert not subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60).stdout
+
+
+def test_a_signal_waits_for_what_it_must_not_interrupt():
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    steps = []
+    try:
+        with pytest.raises(KeyboardInterrupt), signals_wait():
+            signal.raise_signal(signal.SIGTERM)
+            steps.append("goes on")
+        assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert steps == ["goes on"]
 
 
 def test_nohup_is_respected():

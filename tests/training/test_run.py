@@ -121,6 +121,18 @@ def test_classes_of_another_name_are_named_by_resumed_runs_and_evaluations(tmp_p
     assert "warning: no validation images of 2 classes: azure, cyan" in shown
 
 
+def test_the_names_of_the_classes_are_kept_where_the_data_has_none(tmp_path, shapes, shapes_config):
+    tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", 1)
+    names = load_file(tmp_path / "out" / "best.pdparams")["class_names"]
+    for split in ("train", "val"):
+        lines = [f"{path} {names.index(path.parent.name)}\n" for path in sorted((shapes / split).rglob("*.png"))]
+        (shapes / f"{split}_list.txt").write_text("".join(lines))
+    flags = ("-dataset", "list", "-data_path", shapes, "-resume", "auto", "-opts", "TRAIN.EPOCHS", 2)
+    tiny_runs.run(Classification, shapes_config, *flags)
+    for file in ("best", "last", "latest"):
+        assert load_file(tmp_path / "out" / f"{file}.pdparams")["class_names"] == names
+
+
 @pytest.mark.parametrize(
     ("name", "fixture", "length"),
     [
