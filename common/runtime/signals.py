@@ -96,7 +96,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Let signals wait for the end of the block: where C++ code calls Python, as in tracing, an exception is a crash."""
+    """Let signals wait for the end of the block, in which C++ code calls Python: an exception there can be a crash."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets them
         yield
         return

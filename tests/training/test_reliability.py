@@ -129,10 +129,15 @@ def test_a_rank_or_reader_ends_whose_parent_died_before_its_first_line(name):
 def test_a_signal_waits_for_what_it_must_not_interrupt():
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     steps = []
-    try:
-        with pytest.raises(KeyboardInterrupt), signals_wait():
+
+    def interrupted() -> None:
+        with signals_wait():
             signal.raise_signal(signal.SIGTERM)
             steps.append("goes on")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
         assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, previous)
