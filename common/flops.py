@@ -19,9 +19,13 @@ from .pale_attention import ScaledDotProductAttention
 __all__ = ["count_flops", "count_layer_flops", "flops_by_layer", "params"]
 
 
-def params(model: nn.Layer) -> int:
-    """Number of trainable values (BatchNorm's running statistics do not count)."""
-    return sum(math.prod(parameter.shape) for parameter in model.parameters() if not parameter.stop_gradient)
+def params(model: nn.Layer, frozen: bool = False) -> int:
+    """Number of trainable values, and of frozen ones if asked; BatchNorm's running statistics do not count."""
+    return sum(
+        math.prod(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if not parameter.stop_gradient or (frozen and not name.endswith(("._mean", "._variance")))
+    )
 
 
 class _Traced(nn.Layer):

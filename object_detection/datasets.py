@@ -191,6 +191,9 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
                 f"{name}.{key}: {one_line(error)}; give a list of PaddleDetection's transforms, each NAME: "
                 "{argument: value}"
             ) from error
+    names = [next(iter(step), "") for key in _READER_KEYS[:2] for step in section.get(key, [])]
+    if names.count("NormalizeImage") > 1:
+        raise UserError(f"{name} has NormalizeImage twice; remove one")
     if (mean := find_normalization(config, name)[0]).max() > 1:
         raise UserError(
             f"{name}: the mean {mean.tolist()} of NormalizeImage is not of pixels from 0 to 1; divide mean and std by "

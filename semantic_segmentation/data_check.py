@@ -23,7 +23,7 @@ from common.errors import UserError, one_line
 from common.runtime.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
 from semantic_segmentation.images import EIGHT_BIT_TRANSFORMS
 
-__all__ = ["DataReport", "check_dataset", "check_once", "check_pair", "far_warning", "fingerprint"]
+__all__ = ["DataReport", "check_dataset", "check_once", "check_pair", "far_warning", "farthest", "fingerprint"]
 
 _THREADS = 8
 _FAR = 50  # of normalized pixels, which are usually between -5 and 5
@@ -103,17 +103,17 @@ class DataReport:
         return "\n".join([table, *(f"warning: {line}" for line in self.warnings()), *self.problems])
 
 
-def far_warning(farthest: float, images: str) -> list[str]:
+def far_warning(distance: float, images: str) -> list[str]:
     """A warning if normalized floating-point pixels are far from those that a model is trained on.
 
     Args:
-        farthest: their magnitude.
+        distance: from :func:`farthest`.
         images: which ones, for the message.
     """
-    if farthest <= _FAR:
+    if distance <= _FAR:
         return []
     return [
-        f"floating-point {images} differ from the mean of Normalize by up to {farthest:,.0f} times its std: they are "
+        f"floating-point {images} differ from the mean of Normalize by up to {distance:,.0f} times its std: they are "
         "not divided by 255, so set mean and std to theirs"
     ]
 
@@ -197,22 +197,27 @@ def check_once(dataset: Dataset, split: str, record: Path, progress: Progress | 
 
 def fingerprint(dataset: Dataset) -> str:
     """Hash everything that the result of the check depends on: settings, paths, sizes and times of the files."""
-    names = f"{_transform_names(dataset)} {_normalization(dataset)}"
+    names = f"{_transform_names(dataset)} {_normalization(dataset.transforms.transforms)}"
     rules = f"{type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index} {dataset.img_channels} {names}"
     return check_record.fingerprint(rules, (path for pair in dataset.file_list for path in pair))
 
 
-def _normalization(dataset: Dataset) -> tuple[list[float], list[float]]:
+def _normalization(transforms: Sequence) -> tuple[list[float], list[float]]:
     """Mean and std of Normalize; of none, 0 and 1."""
-    for transform in dataset.transforms.transforms:
+    for transform in transforms:
         if hasattr(transform, "mean") and hasattr(transform, "std"):
             return np.ravel(transform.mean).tolist(), np.ravel(transform.std).tolist()
     return [0.0], [1.0]
 
 
-def _farthest(dataset: Dataset, extremes: np.ndarray | None) -> float:
-    """The magnitude of normalized floating-point pixels; 0 of others."""
-    mean, std = _normalization(dataset)
+def farthest(transforms: Sequence, extremes: np.ndarray | None) -> float:
+    """The magnitude of normalized floating-point pixels; 0 of others.
+
+    Args:
+        transforms: of PaddleSeg.
+        extremes: see :func:`common.data.channel_image.look_at_channels`.
+    """
+    mean, std = _normalization(transforms)
     return 0.0 if extremes is None else float(np.abs((extremes - mean) / std).max())
 
 
@@ -227,7 +232,7 @@ def check_pair(dataset: Dataset, pair: Sequence[str]) -> list[float] | str:
     """Check an image and its mask.
 
     Returns:
-        The result of :func:`_count_classes`, width, height, :func:`_farthest`, and whether the image has more than 8
+        The result of :func:`_count_classes`, width, height, :func:`farthest`, and whether the image has more than 8
         bits per channel, and is turned by its EXIF orientation; or the reason why the pair cannot be used.
     """
     image, mask = pair
@@ -243,8 +248,8 @@ def check_pair(dataset: Dataset, pair: Sequence[str]) -> list[float] | str:
                 f"image {image} has {width}x{height} pixels{turned}, its mask {mask} {pixels.shape[1]}x"
                 f"{pixels.shape[0]}; make them the same size"
             )
-        farthest = _farthest(dataset, extremes)
-        return [*_count_classes(dataset, mask, pixels), width, height, farthest, is_deep, orientation > 1]
+        distance = farthest(dataset.transforms.transforms, extremes)
+        return [*_count_classes(dataset, mask, pixels), width, height, distance, is_deep, orientation > 1]
     except UserError as error:
         return str(error)
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files

@@ -37,7 +37,7 @@ from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
 from semantic_segmentation.components import build_component, check_arguments, find_component
 from semantic_segmentation.data_check import check_pair
-from semantic_segmentation.images import EIGHT_BIT_TRANSFORMS, ReadAndCompose
+from semantic_segmentation.images import EIGHT_BIT_TRANSFORMS, NOT_FOR_FLOATS, ReadAndCompose
 
 __all__ = [
     "EvalDataset",
@@ -180,6 +180,7 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         for number, item in enumerate(arguments["transforms"])
     ]
     dataset = build_component({"type": kind, **arguments}, name, manager.DATASETS)
+    _check_order([type(transform).__name__ for transform in dataset.transforms.transforms], name)
     dataset.img_channels, dataset.transforms = channels, ReadAndCompose(dataset.transforms.transforms, channels)
     if kind in _PAIRED_BY_ORDER:
         dataset.file_list = _pair_by_name(Path(dataset.dataset_root), kind, mode)
@@ -195,6 +196,15 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         )
     dataset.class_names = _class_names(dataset, kind)
     return dataset
+
+
+def _check_order(transforms: Sequence[str], name: str) -> None:
+    """Refuse transforms that would compute garbage without an error."""
+    if transforms.count("Normalize") > 1:
+        raise UserError(f"{name}.transforms has Normalize twice; remove one")
+    for late in transforms[transforms.index("Normalize") :] if "Normalize" in transforms else ():
+        if late in NOT_FOR_FLOATS:
+            raise UserError(f"{name}.transforms: {late} cannot take the numbers of Normalize; put it before Normalize")
 
 
 def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> None:

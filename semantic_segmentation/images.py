@@ -13,12 +13,12 @@ from paddleseg.transforms import Compose
 from common.data.channel_image import read_channels
 from common.errors import UserError
 
-__all__ = ["EIGHT_BIT_TRANSFORMS", "ReadAndCompose", "as_picture", "for_transforms"]
+__all__ = ["EIGHT_BIT_TRANSFORMS", "NOT_FOR_FLOATS", "ReadAndCompose", "as_picture", "for_transforms"]
 
 # PaddleSeg's transforms that round to 8 bits; some of them take gray or color images only.
 EIGHT_BIT_TRANSFORMS = ("RandomAffine", "RandomBlur", "RandomDistort", "ScalePadding")
 
-_NOT_FOR_FLOATS = (*EIGHT_BIT_TRANSFORMS, "RandomNoise")  # which limits values to 0 to 255
+NOT_FOR_FLOATS = (*EIGHT_BIT_TRANSFORMS, "RandomNoise")  # which limits values to 0 to 255
 _PERCENTILES = (1, 99)
 _OVERSHOOT = 0.5  # of resizing, beyond 0 to 1
 
@@ -44,7 +44,7 @@ class ReadAndCompose(Compose):
         pixels = read_channels(path, self.img_channels)
         if pixels.dtype.kind == "f":
             for name in (type(transform).__name__ for transform in self.transforms):
-                if name in _NOT_FOR_FLOATS:
+                if name in NOT_FOR_FLOATS:
                     raise UserError(f"image {path} has floating-point numbers, which {name} cannot take; remove {name}")
         return super().__call__({**data, "img": for_transforms(pixels)})
 

@@ -28,6 +28,10 @@ _TILE, _MARGIN = 768, 128  # pixels
 Model = Callable[[paddle.Tensor], Sequence[paddle.Tensor]]
 
 
+# What has no effect without a switch, as in PaddleSeg, whose val.py has flags for the switches.
+_SWITCHES = {"is_slide": ("crop_size", "stride"), "aug_eval": ("scales", "flip_horizontal", "flip_vertical")}
+
+
 @dataclass(frozen=True)
 class InferenceSettings:
     """Settings of inference: the arguments of PaddleSeg's ``aug_inference``, as in its ``test_config``.
@@ -71,6 +75,11 @@ class InferenceSettings:
                 )
         if not _are_positive(settings.scales, int, float):
             raise UserError(f"test_config.scales is {settings.scales!r}; give one or more positive numbers")
+        for switch, names in _SWITCHES.items():
+            if switch not in test_config and (idle := [name for name in names if test_config.get(name)]):
+                raise UserError(
+                    f"test_config.{idle[0]} has no effect without {switch}: true; add it, or set it to false"
+                )
         return settings
 
 

@@ -24,7 +24,7 @@ from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
 from semantic_segmentation.components import build_component, build_model
 from semantic_segmentation.config import image_channels
-from semantic_segmentation.data_check import far_warning
+from semantic_segmentation.data_check import far_warning, farthest
 from semantic_segmentation.images import as_picture, for_transforms
 from semantic_segmentation.inference import InferenceSettings, Model, predict_labels, predict_large
 
@@ -106,11 +106,20 @@ class Segmenter(PicturePredictor):
         Raises:
             UserError: the transforms cannot take an image of this size, or the logits are not finite.
         """
+        self._warn_of_units(image)
         only_normalized = all(isinstance(transform, Normalize) for transform in self.transforms)
         if image.shape[0] * image.shape[1] > LARGE and only_normalized:
             return predict_large(self._finite_logits, image, self.settings, lambda part: self._transform(part)[0])
         pixels, trans_info = self._transform(image)
         return predict_labels(self._finite_logits, pixels, self.settings, trans_info)
+
+    def _warn_of_units(self, image: np.ndarray) -> None:
+        """Warn once of floating-point pixels that are far from those of the training."""
+        if image.dtype.kind == "f" and not self._warned:
+            extremes = np.stack([image.min((0, 1)), image.max((0, 1))])
+            for line in far_warning(farthest(self.transforms, extremes), "images"):
+                print(f"warning: {line}", file=sys.stderr)
+                self._warned = True
 
     def _finite_logits(self, images: paddle.Tensor) -> list[paddle.Tensor]:
         logits = self.model(images)[0]
@@ -147,9 +156,4 @@ class Segmenter(PicturePredictor):
                 f"val_dataset.transforms cannot take {width}x{height} pixels ({one_line(error)}); crop the image or "
                 "change them"
             ) from error
-        pixels = data["img"][np.newaxis]
-        if image.dtype.kind == "f" and not self._warned:
-            for line in far_warning(float(np.abs(pixels).max()), "images"):
-                print(f"warning: {line}", file=sys.stderr)
-                self._warned = True
-        return paddle.to_tensor(pixels), data["trans_info"]
+        return paddle.to_tensor(data["img"][np.newaxis]), data["trans_info"]

@@ -70,7 +70,8 @@ def normalization_warning(training: tuple[ArrayLike, ArrayLike], validation: tup
     (mean, std), (val_mean, val_std) = (
         [np.round(np.asarray(values), 4) for values in split] for split in (training, validation)
     )
-    if np.all(mean == val_mean) and np.all(std == val_std):
+    pairs = ((mean, val_mean), (std, val_std))
+    if all((a.shape == b.shape or 1 in (a.size, b.size)) and np.all(a == b) for a, b in pairs):
         return []
     return [
         f"training images are normalized with mean {mean.tolist()} and std {std.tolist()}, validation images with mean "

@@ -155,7 +155,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             traceback.print_exc()
         _fail(watch, f"{type(error).__name__}: {one_line(error)}", 1)
     if watch:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this rank has done its work; the others wait for it
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # this rank has done its work; those that have not answer
         watch.close()
         _leave(exit_code)  # with Paddle's threads between ranks, the end of the interpreter can crash
     if exit_code:

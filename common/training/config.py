@@ -283,7 +283,7 @@ class TaskConfig:
             UserError: a file is missing or is not yaml, a key is unknown, or a value is of a wrong type or impossible.
         """
         config = self._read(arguments.cfg)
-        data = self._data(config)
+        output, data = config.OUTPUT, self._data(config)
         self._override(config, arguments)
         if not config.OUTPUT:
             path = expand_home(Path(arguments.cfg)).resolve().with_suffix("")
@@ -292,14 +292,14 @@ class TaskConfig:
             other = [name for name in self._data(config) if name not in data]
             config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
         config = self._finish(config)
-        run = expand_home(Path(arguments.cfg)).parent
-        is_elsewhere = (run / "log.jsonl").exists() and os.path.realpath(run) != os.path.realpath(config.OUTPUT)
-        is_given = getattr(arguments, "output", None) or "OUTPUT" in arguments.opts
-        if config.OVERWRITE and is_elsewhere and not is_given:
-            raise UserError(
-                f"-overwrite would replace {config.OUTPUT}, which {arguments.cfg} names, and not the run beside this "
-                "file, which was copied or moved; give -output"
-            )
+        is_given = not output or getattr(arguments, "output", None) or "OUTPUT" in arguments.opts
+        if config.OVERWRITE and not is_given and Path(config.OUTPUT).exists():
+            run = expand_home(Path(arguments.cfg)).parent
+            if (run / "log.jsonl").exists() and os.path.realpath(run) != os.path.realpath(config.OUTPUT):
+                raise UserError(
+                    f"-overwrite would replace {config.OUTPUT}, which {arguments.cfg} names, and not the run beside "
+                    "this file, which was copied or moved; give -output"
+                )
         return config
 
     def changes(self, config: CfgNode, file: str) -> list[str]:

@@ -18,7 +18,7 @@ from ..errors import StoppedBySignal, UserError
 from ..flops import params
 from ..runtime.atomic_file import copy_file
 from ..runtime.csv_table import append_rows
-from ..runtime.distributed import gather_objects, gather_rows, is_main_process, world_size
+from ..runtime.distributed import gather_objects, gather_rows, is_main_process, wait_for_all_ranks, world_size
 from ..runtime.verbosity import is_verbose
 from .config import WEIGHTS
 from .config_values import find, keys_of
@@ -102,6 +102,7 @@ def _train(task: Task, settings: str = "") -> dict[str, Any]:
             _print_end(task, folder, training.evaluator, trainer.state.best, False, ends_in_warm_up)
             return trainer.state.best
     task.preflight(training)
+    wait_for_all_ranks()  # a problem of one ends all before a run is replaced
     folder.begin(task.config_spec.dump(config))
     if resumed:
         if not _is_latest(task, folder, resumed[0]):
@@ -317,8 +318,8 @@ def _log_header(task: Task, model: nn.Layer, facts: Mapping[str, str]) -> None:
     log = task.log
     if is_verbose():
         log.line(task.config.dump())
-    parameters = f"{params(model) / 1e6:.2f}M {'trainable ' * bool(task.config.TRAIN.FREEZE)}parameters"
-    what = f"{type(model).__name__} {task.backbone_name}, {parameters}"
+    count = params(model, frozen=True)
+    what = f"{type(model).__name__} {task.backbone_name}, {count / 1e6:.2f}M parameters"
     where = f"on {task.device}, {counted(world_size(), 'process', 'processes')}, Paddle {paddle.__version__}"
     for label, text in {"model": f"{what}, {where}", **facts}.items():
         log.line(labeled(label, text))

@@ -228,10 +228,13 @@ class TrainingState:
                 f"{source} was trained with token labels ({', '.join(report.left_out)}); resume with the same "
                 "-label_maps"
             )
-        differences += report.renamed
-        numbers = list(map(str, range(len(learned := saved.get("class_names") or ()))))
-        if (self._class_names or numbers) == numbers:  # the data names no classes
-            self.metadata["class_names"] = list(learned) or self._class_names
+        learned = list(saved.get("class_names") or ())
+        numbers = list(map(str, range(len(learned))))
+        if not learned or learned == numbers or (self._class_names or numbers) != numbers:
+            differences += report.renamed
+        else:
+            self.metadata["class_names"] = learned
+            differences.append("the data has no names of classes, so those of the state are kept, unchecked")
         if self.ema:
             if "model_ema" not in saved:
                 differences.append("the state has no EMA weights, the average starts from the present weights")

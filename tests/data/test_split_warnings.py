@@ -44,5 +44,6 @@ def test_equal_images_of_one_split_and_their_classes_are_named(tmp_path):
 
 def test_splits_that_are_normalized_differently_are_named():
     assert normalization_warning(([0.5, 0.5, 0.5], 0.25), (0.5, [0.25, 0.25, 0.25])) == []
+    assert normalization_warning(([0.5, 0.5], 0.25), ([0.5, 0.5, 0.5], 0.25))  # one of them is an error of its own
     (line,) = normalization_warning(([0.1], [0.5]), ([0.5], [0.25]))
     assert "mean [0.1] and std [0.5], validation images with mean [0.5] and std [0.25]" in line

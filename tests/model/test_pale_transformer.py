@@ -75,6 +75,7 @@ def test_statistics_and_frozen_parameters_do_not_count_as_parameters():
     assert params(layers) == 5 + 5 + 3 * 4 + 4
     layers[1].weight.stop_gradient = True
     assert params(layers) == 5 + 5 + 4
+    assert params(layers, frozen=True) == 5 + 5 + 3 * 4 + 4
 
 
 def test_nano_has_at_most_a_million_parameters():

@@ -156,16 +156,17 @@ def test_an_empty_path_is_not_the_current_folder():
         parser.parse_args(["-out", ""])
 
 
-def test_a_rank_that_is_done_is_ended_neither_by_sigterm_nor_by_a_crash_of_paddle():
-    """SIGTERM comes from the scheduler; a rank in some hundred has crashed in C++ destructors after its work."""
-    program = """
-import atexit, os, signal
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_rank_that_is_done_is_ended_neither_by_a_signal_nor_by_a_crash_of_paddle(number):
+    """All ranks get the signals of a terminal; a rank in some hundred has crashed in C++ destructors after its work."""
+    program = f"""
+import atexit, os
 from common.runtime import failure_watch
 from common.runtime.command_line import run
 
 class Watch:
     def close(self):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), {int(number)})
         print("all ranks are done")
 
 failure_watch.FailureWatch, failure_watch.init_process_group = Watch, lambda: None

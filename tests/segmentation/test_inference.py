@@ -50,7 +50,7 @@ def as_tensor(image):
 def test_settings_come_from_paddlesegs_test_config():
     settings = InferenceSettings.from_test_config({**WINDOWS, "aug_eval": True, **FLIPS})
     assert settings == InferenceSettings(True, [48, 40], [31, 17], True, [0.75, 1.5], True, True)
-    assert InferenceSettings.from_test_config({"scales": 1.25}).scales == (1.25,)
+    assert InferenceSettings.from_test_config({"aug_eval": True, "scales": 1.25}).scales == (1.25,)
     assert InferenceSettings.from_test_config({}) == InferenceSettings()
 
 
@@ -63,6 +63,8 @@ def test_settings_come_from_paddlesegs_test_config():
         ({**WINDOWS, "crop_size": [0, 512]}, r"crop_size is \[0, 512\]"),
         ({**WINDOWS, "stride": [48, 41]}, r"stride is \[48, 41\]; it must be at most crop_size \[48, 40\]"),
         ({"scales": []}, r"scales is \[\]"),
+        ({"scales": [0.5]}, "scales has no effect without aug_eval: true"),
+        ({"crop_size": [32, 32]}, "crop_size has no effect without is_slide: true"),
         ({"scales": [1.0, 0.0]}, r"scales is \[1.0, 0.0\]"),
     ],
 )

@@ -151,6 +151,7 @@ def test_a_key_that_a_file_sets_in_two_ways_is_an_error(tmp_path, text, named):
 def test_the_configuration_of_a_copied_run_does_not_replace_the_original(tmp_path):
     (tmp_path / "copy").mkdir()
     original = str(tmp_path / "run")
+    (tmp_path / "run").mkdir()
     file = write(tmp_path / "copy" / "config.yaml", f"OUTPUT: {original}")
     flags = ("-cfg", str(file), "-overwrite")
     config = load(*flags)  # the file of a user
