@@ -15,6 +15,7 @@ import paddle
 from paddle import nn
 
 from .pale_attention import ScaledDotProductAttention
+from .runtime.signals import signals_wait
 
 __all__ = ["count_flops", "count_layer_flops", "flops_by_layer", "params"]
 
@@ -95,7 +96,8 @@ def flops_by_layer(model: nn.Layer, shape: Sequence[int], norms: bool = False) -
     training = model.training
     model.eval()
     try:
-        _ = paddle.jit.to_static(traced, spec, full_graph=True).forward.concrete_program
+        with signals_wait():
+            _ = paddle.jit.to_static(traced, spec, full_graph=True).forward.concrete_program
     finally:
         if training:
             model.train()

@@ -112,7 +112,7 @@ class ArchiveTree:
         if not first or first in folders:  # else all images are in this folder, and in folders in it
             return False
         classes_differ = "/".join([first, *below]) not in folders
-        return classes_differ or any(folder.lower() in self._split_names for folder in [first, *below[:1]])
+        return classes_differ or any(folder.lower() in self._split_names for folder in [first, *below])
 
     def _name_in_folder(self, archive: Path, name: str) -> str:
         if "/" in name:

@@ -157,7 +157,8 @@ class Classification(Task):
 
     def preflight(self, training: Training) -> None:
         """Read the first batch, before a run that this one replaces is deleted."""
-        training.loader.read(next(iter(training.sampler)))
+        if self.config.OVERWRITE:
+            training.loader.read(next(iter(training.sampler)))
 
     def _build_dataset(self, split: str, num_classes: int | None, class_names: Sequence[str] | None = None) -> Dataset:
         data = self.config.DATA
@@ -258,9 +259,11 @@ class ClassificationEvaluator(Evaluator):
         pictures: list[tuple[np.ndarray, str]] = []
 
         def look_at(place: int, batch: Mapping[str, Any], logits: paddle.Tensor) -> None:
-            readable = np.flatnonzero(batch["labels"].numpy() != IGNORED_LABEL)
-            if place == 0 and self.example and len(readable):
-                self.example = str(self._dataset.source(int(batch["indices"][int(readable[0])])))
+            if place == 0 and self.example:
+                readable = np.flatnonzero(batch["labels"].numpy() != IGNORED_LABEL)
+                self.example = str(
+                    self._dataset.source(int(batch["indices"][int(readable[0] if len(readable) else 0)]))
+                )
             if draws:
                 pictures.extend(self._titled_images(batch, logits))
             if confusion and config.REPORT:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ class NucleiDataSet(COCODataSet):
 
 
 _DATASETS = {"COCODataSet": COCODataSet, "NucleiDataSet": NucleiDataSet}
+_AUGMENTATION = re.compile("Rand|Flip|Crop|Mixup|Cutmix|Mosaic|Aug|GridMask|Lighting")  # names of transforms
+_OF_COLORS = re.compile("Distort|Expand|Color|Aug|Lighting")  # of pixels from 0 to 255
 _READER_KEYS = ("sample_transforms", "batch_transforms", "batch_size")
 _UNUSED_READER_KEYS = ("shuffle", "drop_last", "collate_batch", "use_shared_memory")  # fixed here
 
@@ -191,16 +194,31 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
                 f"{name}.{key}: {one_line(error)}; give a list of PaddleDetection's transforms, each NAME: "
                 "{argument: value}"
             ) from error
-    names = [next(iter(step), "") for key in _READER_KEYS[:2] for step in section.get(key, [])]
-    if names.count("NormalizeImage") > 1:
-        raise UserError(f"{name} has NormalizeImage twice; remove one")
-    if (mean := find_normalization(config, name)[0]).max() > 1:
-        raise UserError(
-            f"{name}: the mean {mean.tolist()} of NormalizeImage is not of pixels from 0 to 1; divide mean and std by "
-            "255, or set is_scale: false"
-        )
+    _check_order([step for key in _READER_KEYS[:2] for step in section.get(key, [])], name)
     pipelines[1].collate_batch = name != "TrainReader"  # training images differ in their numbers of objects
     return pipelines[0], pipelines[1]
+
+
+def _check_order(steps: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Refuse transforms that would compute garbage, or other boxes, without an error."""
+    names = [next(iter(step)) for step in steps]
+    if names.count("NormalizeImage") > 1:
+        raise UserError(f"{name} has NormalizeImage twice; remove one")
+    for late, kinds in (("NormalizeImage", _OF_COLORS), ("Permute", _AUGMENTATION)):
+        after = names[names.index(late) + 1 :] if late in names else []
+        if found := [step for step in after if kinds.search(step)]:
+            raise UserError(f"{name}: {found[0]} stands behind {late}, whose images it cannot take; put it before")
+    if name != "TrainReader" and (found := [step for step in names if _AUGMENTATION.search(step)]):
+        raise UserError(f"{name}: {found[0]} changes images at random, or where objects are; it is for TrainReader")
+    arguments = next((step["NormalizeImage"] or {} for step in steps if "NormalizeImage" in step), {})
+    mean, is_scale = arguments.get("mean", 0.5), arguments.get("is_scale", True)
+    if np.max(mean) > 1 and is_scale:
+        raise UserError(
+            f"{name}: the mean {mean} of NormalizeImage is not of pixels from 0 to 1; divide mean and std by 255, or "
+            "set is_scale: false"
+        )
+    if 0 < np.max(mean) <= 1 and not is_scale and arguments.get("norm_type") != "none":
+        raise UserError(f"{name}: the mean {mean} of NormalizeImage is not of pixels from 0 to 255; set is_scale: true")
 
 
 def find_normalization(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -123,7 +123,7 @@ class Detector(PicturePredictor):
         ]
         if not lines:
             best = result["best_score"]
-            lines = ["     0  objects" + (f" (the best score, {best:.2f}, is below -threshold)" if best else "")]
+            lines = ["     0  objects" + (f" (the best score, {best:.4f}, is below -threshold)" if best else "")]
         return "\n".join([f"{result['image']} -> {result['picture']}", *lines])
 
     def inputs_of(self, file: str, image: np.ndarray) -> dict[str, paddle.Tensor]:

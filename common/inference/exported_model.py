@@ -28,7 +28,7 @@ from ..checkpoints.released import list_tags
 from ..data.class_names import MAX_CLASSES, printable_names
 from ..errors import UserError, one_line
 from ..runtime.folders import locked
-from ..runtime.regular_file import read_lines
+from ..runtime.regular_file import is_regular, read_lines
 from ..schema import Range, check_value, read_json
 from .export_formats import FORMATS, open_openvino
 
@@ -242,6 +242,8 @@ class ExportedModel:
             path = self.file.parent / name
             if not path.is_file():
                 raise UserError(f"no such file: {path} of {self.file.name}; export the model again")
+            if not is_regular(path):  # a runtime would wait for it
+                raise UserError(f"{path} is not a regular file; export the model again")
             described = self.card.files[name].sha256 if name in self.card.files else None
             if described and described != sha256_of(path):
                 raise UserError(f"{path} is not the file that {CARD} describes; export the model again")

@@ -293,12 +293,12 @@ class TaskConfig:
             config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
         config = self._finish(config)
         is_given = not output or getattr(arguments, "output", None) or "OUTPUT" in arguments.opts
-        if config.OVERWRITE and not is_given and Path(config.OUTPUT).exists():
+        if (config.OVERWRITE or config.RESUME == "auto") and not is_given and Path(config.OUTPUT).exists():
             run = expand_home(Path(arguments.cfg)).parent
             if (run / "log.jsonl").exists() and os.path.realpath(run) != os.path.realpath(config.OUTPUT):
                 raise UserError(
-                    f"-overwrite would replace {config.OUTPUT}, which {arguments.cfg} names, and not the run beside "
-                    "this file, which was copied or moved; give -output"
+                    f"{'-overwrite' if config.OVERWRITE else '-resume auto'} would take {config.OUTPUT}, which "
+                    f"{arguments.cfg} names, and not the run beside this file, which was copied or moved; give -output"
                 )
         return config
 
@@ -503,8 +503,8 @@ def _refuse_twice(values: Mapping[str, Any], source: str) -> None:
                 continue
             key = _RENAMED.get(written, written)
             if key in seen:
-                names = " or ".join(dict.fromkeys((seen[key], written)))
-                raise UserError(f"{source} sets {names} twice; remove one")
+                what = f"{key} twice" if seen[key] == written else f"both {seen[key]} and {written}, which are one"
+                raise UserError(f"{source} sets {what}; remove one")
             seen[key] = written
 
     visit(values, "")

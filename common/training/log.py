@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -112,7 +113,8 @@ class TrainingLog:
         self._file = path.open("a", encoding="utf-8")
         curves = folder / "visualdl"
         for older in () if curves.is_symlink() else curves.glob("vdlrecords.*.log"):  # a link may lead to other runs
-            older.unlink()
+            if re.fullmatch(r"vdlrecords\.[0-9]+\.log", older.name):  # VisualDL's, not a user's
+                older.unlink()
         self._visualdl = LogWriter(logdir=str(curves), display_name=printable(folder.name))
         for record in kept:
             metrics = {name: value for name, value in record.items() if name not in ("kind", "step")}

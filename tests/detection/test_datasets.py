@@ -35,11 +35,11 @@ from tests.helpers.programs import ROOT
 
 NORMALIZE = "{NormalizeImage: {is_scale: true, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}, {Permute: {}}"
 # Whatever draws random numbers in a recipe of detection, on samples and on batches.
-HEAVY = f"""[{{Decode: {{}}}}, {{RandomDistort: {{}}}}, {{RandomExpand: {{fill_value: [9, 9, 9]}}}},
-    {{RandomCrop: {{}}}}, {{RandomFlip: {{}}}},
-    {{RandomResize: {{target_size: [[40, 60], [56, 80]], interp: 1, keep_ratio: true}}}}, {NORMALIZE}]"""
+HEAVY = """[{Decode: {}}, {RandomDistort: {}}, {RandomExpand: {fill_value: [9, 9, 9]}},
+    {RandomCrop: {}}, {RandomFlip: {}},
+    {RandomResize: {target_size: [[40, 60], [56, 80]], interp: 1, keep_ratio: true}}]"""
 RESIZE = "{BatchRandomResize: {target_size: [64, 96, 128], random_size: true, random_interp: true, keep_ratio: false}}"
-BATCHES = f"[{RESIZE}, {{PadBatch: {{pad_to_stride: 32}}}}]"
+BATCHES = f"[{RESIZE}, {NORMALIZE}, {{PadBatch: {{pad_to_stride: 32}}}}]"
 PLAIN = f"[{{Decode: {{}}}}, {NORMALIZE}]"
 HEAVY_OPTIONS = ("TrainReader.sample_transforms", HEAVY, "TrainReader.batch_transforms", BATCHES)
 
@@ -305,10 +305,35 @@ def test_an_image_that_cannot_be_read_is_named_in_place_of_its_batch(boxes, boxe
     assert_told(lambda: next(batches), str(path), expected)
 
 
-def test_a_mean_of_pixels_of_another_range_is_refused(boxes_config):
-    steps = [{"Decode": {}}, {"NormalizeImage": {"is_scale": True, "mean": [123.7, 116.3, 103.5]}}]
-    config = options(boxes_config, "TrainReader.sample_transforms", json.dumps(steps))
-    assert_told(lambda: build_transforms(config, "TrainReader", 2), "the mean [123.7, 116.3, 103.5]", "is_scale: false")
+PLAINLY_NORMALIZED = {"NormalizeImage": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "parts"),
+    [
+        (
+            "TrainReader",
+            [{"NormalizeImage": {"mean": [123.7, 116.3, 103.5]}}],
+            ["[123.7, 116.3, 103.5]", "is_scale: f"],
+        ),
+        ("TrainReader", [{"NormalizeImage": {"mean": [0.5] * 3, "is_scale": False}}], ["0 to 255", "is_scale: true"]),
+        ("TrainReader", [PLAINLY_NORMALIZED, PLAINLY_NORMALIZED], ["NormalizeImage twice"]),
+        ("TrainReader", [PLAINLY_NORMALIZED, {"RandomDistort": {}}], ["RandomDistort stands behind NormalizeImage"]),
+        (
+            "TrainReader",
+            [PLAINLY_NORMALIZED, {"Permute": {}}, {"RandomFlip": {}}],
+            ["RandomFlip stands behind Permute"],
+        ),
+        (
+            "EvalReader",
+            [{"RandomFlip": {}}, PLAINLY_NORMALIZED],
+            ["RandomFlip changes images", "it is for TrainReader"],
+        ),
+    ],
+)
+def test_transforms_that_would_compute_garbage_are_refused(boxes_config, name, steps, parts):
+    config = options(boxes_config, f"{name}.sample_transforms", json.dumps([{"Decode": {}}, *steps]))
+    assert_told(lambda: build_transforms(config, name, 2), name, *parts)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,9 @@ def test_objects_below_the_threshold_are_left_out(tmp_path, build):
         "     1  cat  (score 0.60 to 0.60)",
     ]
     (result,) = predict(detector, tmp_path / "a.png", out=tmp_path / "out", threshold=0.95)
-    assert detector.describe(result).splitlines()[1:] == ["     0  objects (the best score, 0.90, is below -threshold)"]
+    assert detector.describe(result).splitlines()[1:] == [
+        "     0  objects (the best score, 0.9000, is below -threshold)"
+    ]
 
 
 def test_models_without_masks_give_boxes_only(tmp_path, build):

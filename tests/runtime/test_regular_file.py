@@ -78,6 +78,17 @@ def test_an_export_with_a_pipe_is_refused(tmp_path, name):
         exported._read_lines(name)
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".json"])
+def test_an_export_whose_model_is_a_link_to_proc_is_refused(tmp_path, suffix):
+    for name in (f"model{suffix}", "model.bin", "model.pdiparams", CONFIG, LABELS):
+        (tmp_path / name).symlink_to("/proc/self/status")
+    exported = ExportedModel.__new__(ExportedModel)
+    exported.file = tmp_path / f"model{suffix}"
+    exported.card = Namespace(files={})  # a stranger's card need not have hashes
+    with pytest.raises(UserError, match="is not a regular file; export the model again"):
+        exported._check_files()
+
+
 @pytest.mark.parametrize("name", ["val_list.txt", "train.txt", "log.jsonl"])
 def test_a_line_without_end_is_refused(tmp_path, name):
     with (tmp_path / name).open("wb") as file:

@@ -140,7 +140,7 @@ def test_a_tilde_is_the_home_folder_in_files_flags_and_opts(tmp_path, monkeypatc
     ("text", "named"),
     [
         ("TRAIN.EPOCHS: 1\nTRAIN: {EPOCHS: 2}", "sets TRAIN.EPOCHS twice"),
-        ("VALIDATE_EPOCHS: 1\nVALIDATE_EVERY: 2", "sets VALIDATE_EPOCHS or VALIDATE_EVERY twice"),
+        ("VALIDATE_EPOCHS: 1\nVALIDATE_EVERY: 2", "sets both VALIDATE_EPOCHS and VALIDATE_EVERY"),
     ],
 )
 def test_a_key_that_a_file_sets_in_two_ways_is_an_error(tmp_path, text, named):
@@ -148,18 +148,19 @@ def test_a_key_that_a_file_sets_in_two_ways_is_an_error(tmp_path, text, named):
         load("-cfg", str(write(tmp_path / "a.yaml", text)))
 
 
-def test_the_configuration_of_a_copied_run_does_not_replace_the_original(tmp_path):
+@pytest.mark.parametrize("flag", [("-overwrite",), ("-resume", "auto")])
+def test_the_configuration_of_a_copied_run_does_not_change_the_original(tmp_path, flag):
     (tmp_path / "copy").mkdir()
     original = str(tmp_path / "run")
     (tmp_path / "run").mkdir()
     file = write(tmp_path / "copy" / "config.yaml", f"OUTPUT: {original}")
-    flags = ("-cfg", str(file), "-overwrite")
+    flags = ("-cfg", str(file), *flag)
     config = load(*flags)  # the file of a user
     assert config.OUTPUT.endswith("run")
     write(tmp_path / "copy" / "log.jsonl", "")
     with pytest.raises(UserError, match="copied or moved; give -output"):
         load(*flags)
-    assert load(*flags, "-output", original).OVERWRITE
+    assert load(*flags, "-output", original).OUTPUT.endswith("run")
 
 
 def test_opts_may_be_said_twice_to_the_tools():

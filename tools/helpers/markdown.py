@@ -49,7 +49,7 @@ def replace_section(document: Path, name: str, content: str) -> None:
         UserError: as :func:`read_section`, or the document cannot be written.
     """
     head, _, tail = _split(document, name)
-    end = "\r\n" if head.count("\r\n") else "\n"
+    end = "\r\n" if "\r\n" in head + tail else "\n"
     text = end.join([head, *content.strip().splitlines(), tail])
     try:
         write_text(Path(os.path.realpath(document)), text)  # of a link, the document itself
