@@ -194,7 +194,7 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
                 f"{name}.{key}: {one_line(error)}; give a list of PaddleDetection's transforms, each NAME: "
                 "{argument: value}"
             ) from error
-    _check_order([step for key in _READER_KEYS[:2] for step in section.get(key, [])], name)
+    _check_order([step for key in _READER_KEYS[:2] for step in section.get(key) or ()], name)
     pipelines[1].collate_batch = name != "TrainReader"  # training images differ in their numbers of objects
     return pipelines[0], pipelines[1]
 
@@ -229,7 +229,7 @@ def find_normalization(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarr
         0 to 255 are not changed.
     """
     reader = plain(config[name])
-    steps = [*reader.get("sample_transforms", []), *reader.get("batch_transforms", [])]
+    steps = [step for key in _READER_KEYS[:2] for step in reader.get(key) or ()]
     arguments = next((step["NormalizeImage"] for step in steps if "NormalizeImage" in step), None)
     normalize = transform.NormalizeImage(**(arguments or {}))
     scale = 1.0 if normalize.is_scale and arguments is not None else 1 / 255

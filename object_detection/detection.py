@@ -6,6 +6,7 @@ at one step, or evaluate on all of them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterator, Mapping
@@ -353,8 +354,10 @@ def _split_warnings(config: CfgNode, *splits: tuple[CocoData, Mapping[str, Any]]
     images = (
         [str(data.images / image["file_name"]) for image in annotations["images"]] for data, annotations in splits
     )
-    normalizations = (find_normalization(config, name) for name in ("TrainReader", "EvalReader"))
-    return split_warnings(None, *images) + normalization_warning(*normalizations)
+    lines = split_warnings(None, *images)
+    with contextlib.suppress(Exception):  # build_transforms says what is wrong with them
+        lines += normalization_warning(*(find_normalization(config, name) for name in ("TrainReader", "EvalReader")))
+    return lines
 
 
 def _class_names(annotations: Mapping[str, Any], num_classes: int) -> list[str]:

@@ -86,7 +86,11 @@ def download(url: str, folder: Path | None = None, size: int | None = None) -> P
         if target.is_file():
             return target
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_name(target.name + ".lock"), target):
+        lock = target.with_name(target.name + ".lock")
+        for path in (lock, partial):
+            if path.is_symlink() or (path.exists() and not path.is_file()):  # a pipe would be waited for
+                raise UserError(f"{path} is not a regular file; delete it, or set $PALE_HOME to another folder")
+        with _locked(lock, target):
             if target.is_file():
                 return target
             _fetch(address, partial, size or _MAX_SIZE)

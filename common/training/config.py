@@ -293,7 +293,8 @@ class TaskConfig:
             config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
         config = self._finish(config)
         is_given = not output or getattr(arguments, "output", None) or "OUTPUT" in arguments.opts
-        if (config.OVERWRITE or config.RESUME == "auto") and not is_given and Path(config.OUTPUT).exists():
+        would_replace = config.OVERWRITE and Path(config.OUTPUT).exists()
+        if (would_replace or config.RESUME == "auto") and not is_given:
             run = expand_home(Path(arguments.cfg)).parent
             if (run / "log.jsonl").exists() and os.path.realpath(run) != os.path.realpath(config.OUTPUT):
                 raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -323,6 +323,7 @@ def load_optimizer_state(
             else:
                 continue
             raise UserError(f"{source}: {kind} of {name} in the optimizer's state is {found}; use an older state")
+    state = {**state, **_first_accumulators(optimizer, parameters, state, accumulators)}
     present = _accumulator_keys(optimizer.state_dict(), model)
     own = {}
     for name, array in state.items():
@@ -332,6 +333,27 @@ def load_optimizer_state(
         key = present.get(name, f"{prefix}_{unique_name.generator.ids[prefix]}")
         own[key] = paddle.to_tensor(array.astype(np.float32, copy=False))
     optimizer.set_state_dict(own)
+
+
+def _first_accumulators(
+    optimizer: paddle.optimizer.Optimizer,
+    parameters: Mapping[str, paddle.Tensor],
+    state: Mapping[str, np.ndarray],
+    kinds: Iterable[str],
+) -> dict[str, np.ndarray]:
+    """The accumulators before the first step of parameters that a state has none of, but of others.
+
+    They were frozen, or had no gradient yet. Paddle refuses to make their accumulators then.
+    """
+    known = {key.rpartition("/")[0] for key in state}
+    first = {}
+    for name in parameters.keys() - known if known else ():
+        for kind in kinds:
+            if kind.endswith("_pow_acc"):
+                first[f"{name}/{kind}"] = np.full([1], getattr(optimizer, f"_{kind.removesuffix('_pow_acc')}"), "f4")
+            else:
+                first[f"{name}/{kind}"] = np.zeros(parameters[name].shape, "f4")
+    return first
 
 
 def _accumulator_keys(state: Mapping[str, Any], model: nn.Layer) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pwd
 import threading
 import urllib.request
@@ -72,6 +73,17 @@ def test_a_file_is_fetched_verified_and_then_cached(server, tmp_path):
     assert first.suffix == ".pdparams"
     assert download(server.url, tmp_path) == first
     assert server.requests == [None]
+
+
+@pytest.mark.parametrize("suffix", [".lock", ".part"])
+def test_a_pipe_or_a_link_in_the_folder_of_downloads_is_refused(server, tmp_path, suffix):
+    target = download(server.url, tmp_path)
+    target.unlink()
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/null")):
+        make(path := target.with_name(target.name + suffix))
+        with pytest.raises(UserError, match="is not a regular file; delete it"):
+            download(server.url, tmp_path)
+        path.unlink()
 
 
 @pytest.mark.parametrize("ranges", [True, False])

@@ -94,6 +94,27 @@ def test_parameter_whose_name_begins_like_another():
         np.testing.assert_allclose(state[f"{number}.weight/moment1"], 0.1 * (number + 1), rtol=1e-5)
 
 
+def test_a_parameter_that_was_frozen_when_the_state_was_saved_trains_on_as_in_one_run():
+    whole, parts = make_model(), make_model()
+    optimizer = make_optimizer(whole)  # of all parameters
+    for model in (whole, parts):
+        model.head.weight.stop_gradient = True
+    before = make_optimizer(parts)
+    train(whole, optimizer, [1, 2])
+    train(parts, before, [1, 2])
+    state = optimizer_state(before, parts)
+    again = make_model()
+    again.set_state_dict(parts.state_dict())
+    after = make_optimizer(again)
+    load_optimizer_state(after, again, state)
+    for model, own in ((whole, optimizer), (again, after)):
+        model.head.weight.stop_gradient = False
+        train(model, own, [3, 4])
+    assert not np.array_equal(whole.head.weight.numpy(), parts.head.weight.numpy())
+    for name, value in numpy_state(whole).items():
+        np.testing.assert_array_equal(value, numpy_state(again)[name], err_msg=name)
+
+
 def test_state_from_before_the_first_step():
     model = make_model()
     assert optimizer_state(make_optimizer(model), model) == {}
