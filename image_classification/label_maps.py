@@ -36,6 +36,7 @@ __all__ = ["LabelMapInfo", "LabelMaps", "create_label_maps"]
 
 FORMAT = 1
 _ARRAYS = {"classes": np.uint16, "scores": np.float16}
+_Count = Annotated[int, Range(1, 2**24)]  # looking names up takes 26 bytes of memory for each
 _Size = Annotated[int, Range(1, 2**53)]
 _Side = Annotated[int, Range(1, MAX_SIDE // TOKEN_STRIDE)]  # of a map
 _LONGEST_NAME = 4096  # bytes; each image of the data set takes as many while its map is looked for
@@ -56,7 +57,7 @@ class LabelMapInfo:
         format: version of this format.
     """
 
-    images: _Size
+    images: _Count
     height: _Side
     width: _Side
     top: _Size

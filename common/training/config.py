@@ -349,7 +349,7 @@ class TaskConfig:
             self._check_allowed(config, source)
             self._override(config, arguments)
             config = self._finish(config)
-        for line in self.input_warnings(text, source, config) if arguments.cfg else ():  # otherwise flags say so
+        for line in self.input_warnings(text, source, config):
             print(printable(f"warning: {line}"), file=sys.stderr)
         return config
 
