@@ -175,6 +175,8 @@ class Classification(Task):
 
     def _learning_rate(self, steps_per_epoch: int) -> Callable[[int], float]:
         train = self.config.TRAIN
+        if train.END_LR > train.BASE_LR:
+            raise UserError(f"TRAIN.END_LR is {train.END_LR:g}, above TRAIN.BASE_LR (-lr), {train.BASE_LR:g}; lower it")
         global_batch = self.config.DATA.BATCH_SIZE * world_size() * train.ACCUM_ITER
         scale = global_batch / train.LINEAR_SCALED_LR if train.LINEAR_SCALED_LR else 1.0
         return functools.partial(

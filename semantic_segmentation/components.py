@@ -203,6 +203,9 @@ def build_schedule(config: CfgNode) -> Callable[[int], float]:
     if not warmup:  # PaddleSeg does not accept a warm-up of 0 steps
         section.pop("warmup_iters", None)
         section.pop("warmup_start_lr", None)
+    highest, last = section.get("learning_rate"), section.get("end_lr", 0)
+    if all(isinstance(rate, int | float) for rate in (highest, last)) and last > highest:
+        raise UserError(f"lr_scheduler.end_lr is {last:g}, above learning_rate (-lr), {highest:g}; lower it")
     settings = SimpleNamespace(lr_scheduler_cfg=section, iters=config.iters)
     try:
         scheduler = SegBuilder(settings).lr_scheduler

@@ -358,6 +358,23 @@ def test_a_run_that_goes_on_elsewhere_or_without_its_best_weights_has_some_in_th
     assert (out / "best.pdparams").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "fixture", "options", "told"),
+    [
+        ("image_classification", "shapes_config", ("TRAIN.END_LR", "1.0"), "END_LR is 1, above TRAIN.BASE_LR (-lr), "),
+        (
+            "semantic_segmentation",
+            "squares_config",
+            ("lr_scheduler.end_lr", "1.0"),
+            "end_lr is 1, above learning_rate ",
+        ),
+    ],
+)
+def test_a_rate_that_would_rise_to_the_end_is_refused(request, name, fixture, options, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        tiny_runs.run(TASKS[name].task(), request.getfixturevalue(fixture), "-opts", *options)
+
+
 def test_a_cooldown_at_the_highest_rate_is_refused_and_not_advised(tmp_path, shapes_config, capsys):
     with pytest.raises(UserError, match=r"TRAIN.COOLDOWN would continue at the highest rate, .* raise TRAIN.EPOCHS"):
         tiny_runs.run(Classification, shapes_config, "-opts", "TRAIN.COOLDOWN", 1, "TRAIN.WARMUP_EPOCHS", 2)
