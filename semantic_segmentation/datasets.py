@@ -180,7 +180,7 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         for number, item in enumerate(arguments["transforms"])
     ]
     dataset = build_component({"type": kind, **arguments}, name, manager.DATASETS)
-    _check_order([type(transform).__name__ for transform in dataset.transforms.transforms], name)
+    _check_order(dataset.transforms.transforms, name)
     dataset.img_channels, dataset.transforms = channels, ReadAndCompose(dataset.transforms.transforms, channels)
     if kind in _PAIRED_BY_ORDER:
         dataset.file_list = _pair_by_name(Path(dataset.dataset_root), kind, mode)
@@ -198,13 +198,15 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
     return dataset
 
 
-def _check_order(transforms: Sequence[str], name: str) -> None:
+def _check_order(transforms: Sequence[Any], name: str) -> None:
     """Refuse transforms that would compute garbage without an error."""
-    if transforms.count("Normalize") > 1:
+    names = [type(transform).__name__ for transform in transforms]
+    if names.count("Normalize") > 1:
         raise UserError(f"{name}.transforms has Normalize twice; remove one")
-    for late in transforms[transforms.index("Normalize") :] if "Normalize" in transforms else ():
-        if late in NOT_FOR_FLOATS:
-            raise UserError(f"{name}.transforms: {late} cannot take the numbers of Normalize; put it before Normalize")
+    for late in transforms[names.index("Normalize") :] if "Normalize" in names else ():
+        if type(late).__name__ in NOT_FOR_FLOATS or np.max(getattr(late, "im_padding_value", 0)) > 10:
+            kind = type(late).__name__
+            raise UserError(f"{name}.transforms: {kind} works on pixels from 0 to 255; put it before Normalize")
 
 
 def _find_files(kind: str, arguments: dict[str, Any], mode: str, name: str) -> None:

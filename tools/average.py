@@ -11,7 +11,7 @@ statistics are averaged like weights, which only approximates those of the avera
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,13 +121,28 @@ def _last_states(folders: Sequence[str], count: int) -> list[Path]:
 
     if len(folders) != 1 or not Path(folders[0]).is_dir():
         raise UserError(f"-last takes the folder of one run, not {' '.join(folders)}")
-    states = list(numbered_states(Path(folders[0])).values())
+    states = _states_before_latest(Path(folders[0]), numbered_states(Path(folders[0])))
     if not 2 <= count <= len(states):
         raise UserError(
             f"-last is {count}; {folders[0]} has {len(states)} numbered states, of which at least 2 can be averaged "
             "(KEEP_CHECKPOINTS sets how many a run keeps)"
         )
     return states[-count:]
+
+
+def _states_before_latest(folder: Path, states: Mapping[int, Path]) -> list[Path]:
+    """Without those that a run has left behind, which was continued from an older state."""
+    from common.checkpoints.loading import read_state
+
+    latest = folder / "latest.pdparams"
+    if not states or not latest.is_file():
+        return list(states.values())
+    saved = read_state(latest)
+    step, steps_per_epoch = saved.get("step"), saved.get("steps_per_epoch")
+    if not isinstance(step, int) or not isinstance(steps_per_epoch, int):  # no training state
+        return list(states.values())
+    steps = steps_per_epoch if next(iter(states.values())).name.startswith("epoch") else 1
+    return [state for number, state in states.items() if number * steps <= step]
 
 
 def _parser() -> ArgumentParser:

@@ -366,6 +366,8 @@ def load_pretrained(
     Raises:
         UserError: the weights cannot be read, are unsafe or damaged, or do not fit. The model is then unchanged.
     """
+    if not isinstance(source, str | Path | Checkpoint):
+        raise UserError(f"source is a {type(source).__name__}, not a file; give a state_dict to model.set_state_dict")
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source, ema=ema)
     report = load_weights(model, checkpoint, replace_head, strict)
     if is_main_process():

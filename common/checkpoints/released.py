@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,4 +171,6 @@ def _read_registry(file: str) -> list[ReleasedWeights]:
         if isinstance(row, dict) and "top1" in row:  # of version 0.1.0
             row |= {"metric": "top1", "value": row.pop("top1")}
     rows = check_value(content, list[ReleasedWeights], source)
+    if paths := [row.tag for row in rows if re.search(r"[/\\]|\.(pdparams|safetensors)$", row.tag)]:
+        raise UserError(f"{source}: the tag {paths[0]!r} would stand for a file of this name; give another")
     return [row if "://" in row.location else replace(row, location=str(path.parent / row.location)) for row in rows]

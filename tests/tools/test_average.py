@@ -16,7 +16,7 @@ from image_classification.classification import Classification
 from image_classification.config import CONFIG
 from tests.helpers.small_models import small_model
 from tests.helpers.tiny_runs import load, run
-from tools.average import average, main
+from tools.average import _last_states, average, main
 
 
 def make_state(seed: int = 0, **changes) -> dict:
@@ -144,3 +144,7 @@ def test_the_last_states_of_a_run_become_weights_that_can_be_evaluated(tmp_path,
     ):
         with pytest.raises(UserError, match=named):
             main(arguments)
+
+    step_back = ("-resume", folder / "epoch_0001.pdparams")
+    run(Classification, shapes_config, *step_back, "-opts", *keep[2:], "TRAIN.EPOCHS", 2)
+    assert [path.name for path in _last_states([str(folder)], 2)] == ["epoch_0001.pdparams", "epoch_0002.pdparams"]
