@@ -135,7 +135,7 @@ def test_command_line(pip, tmp_path, monkeypatch, capsys):
     pip()
     main(["toy"])
     assert capsys.readouterr().out == f"toy: {tmp_path / 'toy'}\n"
-    with pytest.raises(UserError, match="unknown demo data 'nothing': choose from .*toy"):
+    with pytest.raises(UserError, match=r"unknown demo data 'nothing': choose from .*toy"):
         main(["nothing"])
 
 
