@@ -147,17 +147,17 @@ class RunFolder:
     # ---- during the run
 
     def require_intact(self) -> None:
-        """Raise ``UserError`` if somebody has deleted or replaced the folder since :meth:`claim`."""
+        """Raise ``UserError`` if somebody has deleted or replaced the folder, or a file in it, since :meth:`claim`."""
         if self._lock_file is None:  # another rank than 0
             return
         try:
             intact = os.path.samestat(os.fstat(self._lock_file.fileno()), self._lock_path.stat())
         except FileNotFoundError:
             intact = False
-        if not intact or not self.config_file.exists():
+        if not intact or not self.config_file.exists() or not (self.folder / "log.jsonl").exists():
             raise UserError(
-                f"the output folder {self.folder} was deleted or replaced while training, and what it contained is "
-                "lost; start the run again with another -output"
+                f"the output folder {self.folder}, or its config.yaml or log.jsonl, was deleted or replaced while "
+                "training; start the run again with another -output"
             )
 
     def save_latest(self, state: Mapping[str, Any]) -> None:

@@ -282,14 +282,19 @@ def empty(folder: Path) -> None:
         (folder / name).unlink()
 
 
-@pytest.mark.parametrize("change", [delete, replace, empty])
+def lose_the_log(folder: Path) -> None:
+    (folder / "log.jsonl").unlink()
+    (folder / "latest.pdparams").unlink()
+
+
+@pytest.mark.parametrize("change", [delete, replace, empty, lose_the_log])
 def test_a_folder_that_was_deleted_replaced_or_emptied_gets_no_state(tmp_path, change):
     folder = claim(tmp_path / "out")
     folder.begin("config")
     folder.save_latest(state(1))
     change(folder.folder)
     for save in (folder.save_latest, folder.save_best):
-        with pytest.raises(UserError, match="deleted or replaced while training"):
+        with pytest.raises(UserError, match="was deleted or replaced while training"):
             save(state(2))
     assert not folder.latest.exists()
 
@@ -297,7 +302,7 @@ def test_a_folder_that_was_deleted_replaced_or_emptied_gets_no_state(tmp_path, c
 def test_a_run_whose_folder_is_deleted_after_the_last_save_does_not_succeed(tmp_path, shapes_config, monkeypatch):
     train = Trainer.run
     monkeypatch.setattr(Trainer, "run", lambda trainer: (train(trainer), delete(trainer.folder.folder))[0])
-    with pytest.raises(UserError, match="deleted or replaced while training"):
+    with pytest.raises(UserError, match="was deleted or replaced while training"):
         run(Classification, shapes_config, "-opts", "TRAIN.EPOCHS", "1")
 
 
