@@ -144,7 +144,8 @@ def test_the_average_is_evaluated_predicted_with_and_fine_tuned_unless_the_weigh
         arguments = predict._parser().parse_args(["x.png", "-pretrained", str(both), *flags])
         classifier = predict.open_weights(arguments)[1]
         run(Classification, shapes_config, "-pretrained", both, *flags, "-overwrite",
-            "-opts", "TRAIN.EPOCHS", "1", "TRAIN.BASE_LR", "1e-9", "TRAIN.WARMUP_LR", "1e-9")  # fmt: skip
+            "-opts", "TRAIN.EPOCHS", "1", "TRAIN.BASE_LR", "1e-9", "TRAIN.WARMUP_LR", "1e-9",
+            "TRAIN.END_LR", "0")  # fmt: skip
         tuned = load_file(tmp_path / "out" / "last.pdparams")["model"]["head.weight"]
         for weight in (classifier.model.head.weight.numpy(), tuned):
             assert (abs(weight).max() < 1e-3) == (not flags)
