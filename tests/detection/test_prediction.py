@@ -242,4 +242,5 @@ def test_the_program_prints_json_and_nothing_else(tmp_path, config):
         "error: 1 of 2 images could not be predicted: cannot read image flat.png: it has 900x1 pixels" in result.stderr
     )
     _, entry = json.loads(result.stdout)
+    assert 0 < entry.pop("best_score") < 0.5
     assert entry == {"image": "a.png", "picture": "predictions/a_detections.png", "detections": []}
