@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _LAYOUTS = (
     "about 20 % become the validation split"
 )
 HELD_OUT_FRACTION, MOST_HELD_OUT = 0.2, 0.3
+_NAME_OF_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|tests?)([-_ .].*|\d*)", re.IGNORECASE)
 
 
 class FolderTree:
@@ -100,7 +102,7 @@ def build_folder(
             f"{len(beside)} images beside the class folders of {tree.path} are left out, such as {min(beside)}; move "
             "them into the folder of their class"
         )
-    if not trees and (splits := {name for name in class_names if name.lower() in ("test", "train", "val")}):
+    if not trees and (splits := {name for name in class_names if _NAME_OF_SPLIT.fullmatch(name)}):
         dataset.notes.append(f"{', '.join(sorted(splits))}, a name of a split, is a class here; move it if it is none")
     if split == "val" and not trees:
         dataset.notes = [

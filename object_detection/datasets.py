@@ -41,6 +41,7 @@ from common.errors import UserError, missing_hint, one_line
 from common.pale_transformer import STRIDE
 from common.runtime.folders import expand_home
 from common.training.config import check_keys, plain
+from common.training.config_values import largest
 from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
 
@@ -201,7 +202,7 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
 
 def _check_order(steps: Sequence[Mapping[str, Any]], name: str) -> None:
     """Refuse transforms that would compute garbage, or other boxes, without an error."""
-    names = [next(iter(step)) for step in steps]
+    names = [next(iter(step), "") for step in steps]
     if names.count("NormalizeImage") > 1:
         raise UserError(f"{name} has NormalizeImage twice; remove one")
     for late, kinds in (("NormalizeImage", _OF_COLORS), ("Permute", _AUGMENTATION)):
@@ -212,12 +213,12 @@ def _check_order(steps: Sequence[Mapping[str, Any]], name: str) -> None:
         raise UserError(f"{name}: {found[0]} changes images at random, or where objects are; it is for TrainReader")
     arguments = next((step["NormalizeImage"] or {} for step in steps if "NormalizeImage" in step), {})
     mean, is_scale = arguments.get("mean", 0.5), arguments.get("is_scale", True)
-    if np.max(mean) > 1 and is_scale:
+    if largest(mean) > 1 and is_scale:
         raise UserError(
             f"{name}: the mean {mean} of NormalizeImage is not of pixels from 0 to 1; divide mean and std by 255, or "
             "set is_scale: false"
         )
-    if 0 < np.max(mean) <= 1 and not is_scale and arguments.get("norm_type") != "none":
+    if 0 < largest(mean) <= 1 and not is_scale and arguments.get("norm_type") != "none":
         raise UserError(f"{name}: the mean {mean} of NormalizeImage is not of pixels from 0 to 255; set is_scale: true")
 
 

@@ -33,6 +33,7 @@ from common.demo_data import folders as demo_folders
 from common.errors import UserError, missing_hint, one_line
 from common.runtime.folders import expand_home
 from common.runtime.regular_file import read_lines
+from common.training.config_values import largest
 from common.training.loader import seed_generators
 from common.training.sampler import SampleKey
 from semantic_segmentation.components import build_component, check_arguments, find_component
@@ -189,7 +190,7 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         dataset.file_list = sorted(pair for pair in dataset.file_list if not is_ignored(Path(pair[0]).name))
     if not dataset.file_list:
         raise UserError(f"{where} finds no images in {arguments.get(f'{mode}_path') or dataset.dataset_root}; check it")
-    mean = max(np.max(getattr(item, "mean", 0)) for item in dataset.transforms.transforms)
+    mean = max(largest(getattr(item, "mean", 0)) for item in dataset.transforms.transforms)
     if mean > 1 and not dataset.file_list[0][0].lower().endswith((ARRAY_SUFFIX, ".tif", ".tiff")):  # may be any numbers
         raise UserError(
             f"{name}.transforms: the mean {mean:g} of Normalize is not of pixels from 0 to 1; divide it and std by 255"
@@ -204,7 +205,7 @@ def _check_order(transforms: Sequence[Any], name: str) -> None:
     if names.count("Normalize") > 1:
         raise UserError(f"{name}.transforms has Normalize twice; remove one")
     for late in transforms[names.index("Normalize") :] if "Normalize" in names else ():
-        if type(late).__name__ in NOT_FOR_FLOATS or np.max(getattr(late, "im_padding_value", 0)) > 10:
+        if type(late).__name__ in NOT_FOR_FLOATS or largest(getattr(late, "im_padding_value", 0)) > 10:
             kind = type(late).__name__
             raise UserError(f"{name}.transforms: {kind} works on pixels from 0 to 255; put it before Normalize")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from yacs.config import CfgNode
 
 from ..errors import UserError
@@ -20,6 +21,7 @@ __all__ = [
     "coerce",
     "find",
     "keys_of",
+    "largest",
     "merge_open",
     "plain",
     "read_yaml_with_bases",
@@ -80,6 +82,14 @@ def keys_of(node: CfgNode, prefix: str = "") -> list[str]:
         for name, value in node.items()
         for full in (keys_of(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [f"{prefix}{name}"])
     ]
+
+
+def largest(value: Any) -> float:
+    """The largest of one or more numbers; 0 if it is something else, which somebody else complains of."""
+    try:
+        return float(np.max(np.asarray(value, np.float64)))
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def similar(config: CfgNode, key: str) -> str:

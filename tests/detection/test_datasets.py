@@ -336,6 +336,12 @@ def test_transforms_that_would_compute_garbage_are_refused(boxes_config, name, s
     assert_told(lambda: build_transforms(config, name, 2), name, *parts)
 
 
+def test_a_mean_that_is_no_number_is_left_to_the_transform(boxes_config):
+    for mean in ([], ["a", "b", "c"]):
+        steps = [{"Decode": {}}, {"NormalizeImage": {"mean": mean}}]
+        build_transforms(options(boxes_config, "TrainReader.sample_transforms", json.dumps(steps)), "TrainReader", 2)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
