@@ -44,7 +44,10 @@ __all__ = [
 _AFTER_THE_STAGES = ("head.", "norm.", "out_norms.")
 
 # What other training programs call the weights and their average in a training state.
-_OTHER_NAMES = {"state_dict": "model", "model_state_dict": "model", "state_dict_ema": "model_ema"}
+_OTHER_NAMES = {
+    **dict.fromkeys(("state_dict", "model_state_dict"), "model"),
+    **dict.fromkeys(("state_dict_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema"), "model_ema"),
+}
 
 
 # ---- from a model

@@ -173,4 +173,7 @@ def _read_registry(file: str) -> list[ReleasedWeights]:
     rows = check_value(content, list[ReleasedWeights], source)
     if paths := [row.tag for row in rows if re.search(r"[/\\]|\.(pdparams|safetensors)$", row.tag)]:
         raise UserError(f"{source}: the tag {paths[0]!r} would stand for a file of this name; give another")
-    return [row if "://" in row.location else replace(row, location=str(path.parent / row.location)) for row in rows]
+    return [
+        row if "://" in row.location else replace(row, location=str(path.parent / expand_home(row.location)))
+        for row in rows
+    ]

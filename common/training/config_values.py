@@ -13,6 +13,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from ..errors import UserError
+from ..runtime.folders import expand_home
 from ..runtime.regular_file import open_regular
 from ..runtime.yaml_text import read_yaml
 from ..schema import check_value
@@ -54,7 +55,7 @@ def read_yaml_with_bases(path: Path, including: tuple[Path, ...] = ()) -> Iterat
     bases = [values.pop(key, None) for key in ("BASE", "_base_", "_BASE_")]
     bases = next(filter(None, bases), [])
     for base in [bases] if isinstance(bases, str) else bases:
-        yield from read_yaml_with_bases(path.parent / str(base), (*including, path))
+        yield from read_yaml_with_bases(path.parent / expand_home(str(base)), (*including, path))
     yield values, str(path)
 
 

@@ -109,11 +109,12 @@ def test_the_names_of_other_training_programs_are_known(tmp_path):
     save_file(state, tmp_path / "a.pdparams")
     load_pretrained(model, tmp_path / "a")
     assert_equal(model, numpy_state(plain))
-    save_file({**state, "model": "pale", "state_dict_ema": numpy_state(average)}, tmp_path / "b.pdparams")
-    load_pretrained(model, tmp_path / "b")
-    assert_equal(model, numpy_state(average))
-    load_pretrained(model, tmp_path / "b", ema=False)
-    assert_equal(model, numpy_state(plain))
+    for name in ("state_dict_ema", "ema"):
+        save_file({**state, "model": "pale", name: numpy_state(average)}, tmp_path / "b.pdparams")
+        load_pretrained(model, tmp_path / "b")
+        assert_equal(model, numpy_state(average))
+        load_pretrained(model, tmp_path / "b", ema=False)
+        assert_equal(model, numpy_state(plain))
 
 
 def test_a_checkpoint_describes_its_weights(tmp_path):

@@ -274,8 +274,13 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(tmp_path, squares, 
 def test_an_evaluation_warns_of_its_data_as_a_check_does(squares, squares_config, capsys):
     for mask in (squares / "masks").glob("val*"):
         Image.new("L", Image.open(mask).size).save(mask)
-    Segmentation(load("-cfg", squares_config)).build_evaluation(Checkpoint("none", {}))
+    task = Segmentation(load("-cfg", squares_config))
+    task.build_evaluation(Checkpoint("none", {}))
     assert "warning: no pixel of the val data is of class 1 red, 2 green" in capsys.readouterr().out
+    (squares / "labels.txt").unlink()
+    _, evaluator = task.build_evaluation(Checkpoint("none", {}, class_names=["sky", "red", "green"]))
+    assert evaluator.class_names == ["sky", "red", "green"]
+    assert "warning: the data names no classes" in capsys.readouterr().out
 
 
 def test_pictures_are_named_after_the_image_whatever_the_rank_and_not_made_without_a_log(

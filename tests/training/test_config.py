@@ -130,10 +130,12 @@ def test_opts_may_stand_anywhere_and_numbers_that_yaml_reads_as_strings_are_numb
 
 def test_a_tilde_is_the_home_folder_in_files_flags_and_opts(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "run.yaml").write_text("OUTPUT: ~/runs")
+    (tmp_path / "base.yaml").write_text("SEED: 7")
+    (tmp_path / "run.yaml").write_text("BASE: ~/base.yaml\nOUTPUT: ~/runs")
     config = load("-cfg", "~/run.yaml", "-pretrained", "~/a.pdparams", "-opts", "DATA.DATA_PATH", "~/photos")
     paths = (config.OUTPUT, config.MODEL.PRETRAINED, config.DATA.DATA_PATH)
     assert paths == tuple(str(tmp_path / name) for name in ("runs", "a.pdparams", "photos"))
+    assert config.SEED == 7
 
 
 @pytest.mark.parametrize(
