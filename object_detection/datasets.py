@@ -202,7 +202,7 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
 
 def _check_order(steps: Sequence[Mapping[str, Any]], name: str) -> None:
     """Refuse transforms that would compute garbage, or other boxes, without an error."""
-    names = [next(iter(step), "") for step in steps]
+    names = [name for step in steps for name in step]
     if names.count("NormalizeImage") > 1:
         raise UserError(f"{name} has NormalizeImage twice; remove one")
     for late, kinds in (("NormalizeImage", _OF_COLORS), ("Permute", _AUGMENTATION)):
@@ -218,7 +218,8 @@ def _check_order(steps: Sequence[Mapping[str, Any]], name: str) -> None:
             f"{name}: the mean {mean} of NormalizeImage is not of pixels from 0 to 1; divide mean and std by 255, or "
             "set is_scale: false"
         )
-    if 0 < largest(mean) <= 1 and not is_scale and arguments.get("norm_type") != "none":
+    divides = arguments.get("norm_type") == "none" or "FlipWarpAffine" in names  # which divides by 255 itself
+    if 0 < largest(mean) <= 1 and not is_scale and not divides:
         raise UserError(f"{name}: the mean {mean} of NormalizeImage is not of pixels from 0 to 255; set is_scale: true")
 
 

@@ -283,7 +283,7 @@ class TaskConfig:
             UserError: a file is missing or is not yaml, a key is unknown, or a value is of a wrong type or impossible.
         """
         config = self._read(arguments.cfg)
-        output, data = config.OUTPUT, self._data(config)
+        data = self._data(config)
         self._override(config, arguments)
         if not config.OUTPUT:
             path = expand_home(Path(arguments.cfg)).resolve().with_suffix("")
@@ -292,14 +292,16 @@ class TaskConfig:
             other = [name for name in self._data(config) if name not in data]
             config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
         config = self._finish(config)
-        is_given = not output or getattr(arguments, "output", None) or "OUTPUT" in arguments.opts
+        is_given = getattr(arguments, "output", None) or "OUTPUT" in arguments.opts
         would_replace = config.OVERWRITE and Path(config.OUTPUT).exists()
-        if (would_replace or config.RESUME == "auto") and not is_given:
-            run = expand_home(Path(arguments.cfg)).parent
+        files = read_yaml_with_bases(Path(arguments.cfg))
+        named = [Path(source) for values, source in files if values.get("OUTPUT")]  # the last one counts
+        if (would_replace or config.RESUME == "auto") and named and not is_given:
+            run = named[-1].parent
             if (run / "log.jsonl").exists() and os.path.realpath(run) != os.path.realpath(config.OUTPUT):
                 raise UserError(
                     f"{'-overwrite' if config.OVERWRITE else '-resume auto'} would take {config.OUTPUT}, which "
-                    f"{arguments.cfg} names, and not the run beside this file, which was copied or moved; give -output"
+                    f"{named[-1]} names, and not the run beside this file, which was copied or moved; give -output"
                 )
         return config
 

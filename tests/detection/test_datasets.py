@@ -318,6 +318,7 @@ PLAINLY_NORMALIZED = {"NormalizeImage": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 
         ),
         ("TrainReader", [{"NormalizeImage": {"mean": [0.5] * 3, "is_scale": False}}], ["0 to 255", "is_scale: true"]),
         ("TrainReader", [PLAINLY_NORMALIZED, PLAINLY_NORMALIZED], ["NormalizeImage twice"]),
+        ("TrainReader", [{"RandomFlip": {}, **PLAINLY_NORMALIZED}, PLAINLY_NORMALIZED], ["twice"]),
         ("TrainReader", [PLAINLY_NORMALIZED, {"RandomDistort": {}}], ["RandomDistort stands behind NormalizeImage"]),
         (
             "TrainReader",

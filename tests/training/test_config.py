@@ -163,6 +163,9 @@ def test_the_configuration_of_a_copied_run_does_not_change_the_original(tmp_path
     with pytest.raises(UserError, match="copied or moved; give -output"):
         load(*flags)
     assert load(*flags, "-output", original).OUTPUT.endswith("run")
+    based = write(tmp_path / "based.yaml", "BASE: copy/config.yaml")
+    with pytest.raises(UserError, match="copied or moved; give -output"):
+        load("-cfg", str(based), *flag)
 
 
 def test_opts_may_be_said_twice_to_the_tools():
