@@ -7,6 +7,7 @@ ONNX, and from there to the format of OpenVINO.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import re
 import subprocess
@@ -334,7 +335,13 @@ def _transpose_three_axes(model: Any) -> Any:
     return model
 
 
+@functools.cache
 def _openvino_core() -> Any:
+    """OpenVINO, which stays loaded.
+
+    Its plug-in for CPUs replaces the stack on which the main thread handles signals. If it is unloaded in another
+    thread, where Python may collect garbage, the stack is gone, and a signal such as Ctrl-C is a segmentation fault.
+    """
     try:
         import openvino
     except ImportError as error:

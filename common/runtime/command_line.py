@@ -8,12 +8,14 @@ import copy
 import io
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import textwrap
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -83,15 +85,33 @@ class ArgumentParser(argparse.ArgumentParser):
         more = "print the whole configuration, all metrics, and what the toolkits log"
         self.add_flag("verbose", either, action="store_true", help=more)
 
-    def parse_args(self, *arguments: Any, **options: Any) -> argparse.Namespace:  # type: ignore[override]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Parse as argparse does, and expand ``~`` at the beginning of values, as in ``-data_path=~/photos``."""
-        parsed = super().parse_args(*arguments, **options)
+        arguments = list(sys.argv[1:] if args is None else args)
+        if any(not action.option_strings for action in self._actions):
+            arguments = _files_first(arguments)
+        parsed = super().parse_args(arguments, namespace)
         choose_verbosity(getattr(parsed, "quiet", False), getattr(parsed, "verbose", False))
         expand_home(vars(parsed))
         return parsed
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; -h lists the flags")
+
+
+def _files_first(arguments: list[str]) -> list[str]:
+    """Move the files of ``-opts KEY VALUE FILE`` to the front: argparse takes all that follows ``-opts`` as options."""
+    files, others, after_opts = [], [], False
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith("-"):
+            after_opts = argument.lstrip("-") == "opts"
+            others.append(argument)
+        elif after_opts and (Path(argument).exists() or not re.fullmatch(r"[A-Z_]+(\.\w+)*", argument)):
+            files.append(argument)
+        else:
+            others += [argument, *islice(rest, after_opts)]
+    return [*files, *others]
 
 
 def _path(text: str) -> Path:

@@ -23,7 +23,9 @@ from ..runtime.regular_file import open_regular
 from ..runtime.verbosity import is_quiet
 from .loader import Loader
 
-__all__ = ["Position", "TrainingLog"]
+__all__ = ["CURVES_FILE", "Position", "TrainingLog"]
+
+CURVES_FILE = r"vdlrecords\.[0-9]{10}\.log"  # what VisualDL calls its files
 
 _INTERVALS = {"delay": 10.0, "mininterval": 10.0}  # seconds until the first line of progress, and between two
 _PROGRESS = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
@@ -113,7 +115,7 @@ class TrainingLog:
         self._file = path.open("a", encoding="utf-8")
         curves = folder / "visualdl"
         for older in () if curves.is_symlink() else curves.glob("vdlrecords.*.log"):  # a link may lead to other runs
-            if re.fullmatch(r"vdlrecords\.[0-9]+\.log", older.name):  # VisualDL's, not a user's
+            if re.fullmatch(CURVES_FILE, older.name):
                 older.unlink()
         self._visualdl = LogWriter(logdir=str(curves), display_name=printable(folder.name))
         for record in kept:

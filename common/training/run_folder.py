@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..runtime.atomic_file import copy_file, write_text
 from ..runtime.distributed import is_main_process, wait_for_all_ranks
 from ..runtime.folders import refuse_other_files
+from .log import CURVES_FILE
 
 __all__ = ["RunFolder", "numbered_states"]
 
@@ -25,8 +26,8 @@ _NUMBER = "(?!0[0-9]{4})[0-9]{4,}"  # as f"{number:04d}" writes it, and nothing 
 # weights without the log, by which the rest is recognized as a run.
 _FILES = (
     rf"(best|last|latest|(epoch|step)_{_NUMBER})\.pdparams",
-    r"config\.yaml|(val|val_ema)_(bbox|segm)\.json|visualdl/vdlrecords\.\d+\.log",
-    r"pictures/(train_samples|(val|val_ema)_(images|image_\d+))\.png",
+    rf"config\.yaml|(val|val_ema)_(bbox|segm)\.json|visualdl/{CURVES_FILE}",
+    r"pictures/(train_samples|(val|val_ema)_(images|image_[0-9]+))\.png",
     r"log\.jsonl",
 )
 _SUBFOLDERS = "visualdl", "pictures"
@@ -35,10 +36,10 @@ _HOLDER = "host "  # how the content of a lock begins
 _SIGNS_OF_A_RUN = re.compile(rf"(latest|(epoch|step)_{_NUMBER})\.pdparams|log\.jsonl")
 # What may be in the folder of a new run: results of data checks and evaluations, logs of Paddle's launcher.
 _HARMLESS = re.compile(
-    r"\..*|data_check\.json|(val|val_ema|eval)_\w+\.json|(workerlog|envlog)\.\d+|backup_env\.\d+\.json|default\..*\.log"
-    r"|vdlrecords\.\d+\.log"  # which VisualDL's thread writes again after the folder of a run was deleted
+    r"\..*|data_check\.json|eval_\w+\.json|(workerlog|envlog)\.\d+|backup_env\.\d+\.json|default\..*\.log"
+    rf"|{CURVES_FILE}"  # which VisualDL's thread writes again after the folder of a run was deleted
 )
-_TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # what atomic_file.py calls the temporary file of a name
+_TEMPORARY = re.compile(r"\.([^/]+)\.[0-9]+\.tmp$")  # what atomic_file.py calls the temporary file of a name
 
 
 class RunFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from collections import Counter
 
@@ -16,6 +17,7 @@ from common.errors import UserError
 from common.inference import export_formats
 from common.inference.export_formats import convert_to_onnx, export_onnx, load_program, open_openvino, save_program
 from common.pale_transformer import create_model
+from tests.helpers.programs import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +175,7 @@ def test_openvino_computes_the_same_with_three_axes_for_each_size(tmp_path):
     maps = ops.transpose(ops.convolution(images, kernels, [1, 1], [1, 1], [1, 1], [1, 1]), [0, 2, 3, 1])
     plain = openvino.Model([maps], [images])
     openvino.save_model(plain, tmp_path / "model.xml", compress_to_fp16=False)
-    expected = openvino.Core().compile_model(plain, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    expected = export_formats._openvino_core().compile_model(plain, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     run = open_openvino(tmp_path / "model.xml", "f32")
     for height, width in ((5, 7), (5, 7), (8, 3)):  # the first, of which the sizes are fixed, again, and another
         image = rng.standard_normal((1, 6, height, width), np.float32)
@@ -189,6 +191,29 @@ def test_openvino_computes_the_same_with_three_axes_for_each_size(tmp_path):
     assert axes == [[0, 2, 1]]
 
 
+def test_signals_are_handled_after_another_thread_has_freed_a_model_of_openvino(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    ops = openvino.opset13
+    images = ops.parameter([1, 3, 8, 8], np.float32, name="images")
+    openvino.save_model(openvino.Model([ops.relu(images)], [images]), tmp_path / "model.xml")
+    code = (
+        "import gc, signal, threading\n"
+        "import numpy as np\n"
+        "from common.inference.export_formats import open_openvino\n"
+        f"models = [open_openvino({str(tmp_path / 'model.xml')!r})]\n"
+        "models[0]({'images': np.zeros((1, 3, 8, 8), np.float32)})\n"
+        "thread = threading.Thread(target=lambda: (models.clear(), gc.collect()))\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('handled')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stdout) == (0, "handled\n")
+
+
 def test_what_openvino_cannot_do_is_told_with_the_remedy(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     (tmp_path / "model.xml").write_text("<net/>")
@@ -198,5 +223,6 @@ def test_what_openvino_cannot_do_is_told_with_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"-precision bf16: .*give f32"):
         open_openvino(tmp_path / "model.xml", "bf16")
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(export_formats, "_openvino_core", export_formats._openvino_core.__wrapped__)  # not kept
     with pytest.raises(UserError, match=r"pip install -r requirements-export\.txt"):
         open_openvino(tmp_path / "model.xml")

@@ -100,10 +100,10 @@ def test_a_file_system_without_locks_is_named_once(tmp_path, monkeypatch):
 # ---- whose files
 
 RUN = ("latest.pdparams", "best.pdparams", "epoch_0003.pdparams", "step_12345.pdparams", "config.yaml", "log.jsonl",
-       "val_bbox.json", "val_ema_segm.json", "visualdl/vdlrecords.17.log", "pictures/train_samples.png",
+       "val_bbox.json", "val_ema_segm.json", "visualdl/vdlrecords.1700000000.log", "pictures/train_samples.png",
        "pictures/val_ema_images.png", "pictures/val_image_12.png")  # fmt: skip
-HARMLESS = ("data_check.json", "visualdl/vdlrecords.17.log", "val_bbox.json", "log/workerlog.0", "log/envlog.0",
-            "log/backup_env.0.json", "log/default.abcdef.log", ".DS_Store")  # fmt: skip
+HARMLESS = ("data_check.json", "visualdl/vdlrecords.1700000000.log", "eval_bbox.json", "log/workerlog.0",
+            "log/envlog.0", "log/backup_env.0.json", "log/default.abcdef.log", ".DS_Store")  # fmt: skip
 
 
 @pytest.mark.parametrize("present", [(), HARMLESS])
@@ -139,7 +139,7 @@ def test_a_run_that_ended_before_its_first_line_may_be_started_again(tmp_path):
         claim(tmp_path)
 
 
-@pytest.mark.parametrize("other", ["config.yaml", "best.pdparams", "photo.png", "log/notes.txt", "pictures/cat.png"])
+@pytest.mark.parametrize("other", ["config.yaml", "best.pdparams", "val_bbox.json", "photo.png", "log/notes.txt"])
 @pytest.mark.parametrize("flags", [("", False), ("auto", False), ("", True)])
 def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path, other, flags):
     write(tmp_path, other, *HARMLESS)
@@ -151,8 +151,8 @@ def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path, other
 def test_overwriting_deletes_all_files_of_the_old_run_and_no_others(tmp_path):
     others = ("notes.txt", "best_of_may.pdparams", "epoch_final.pdparams", "visualdl/readme", "data_check.json",
               ".notes.txt.5.tmp", ".hidden.tmp", "export/config.yaml", "val_notes.json", ".val_list.json.7.tmp",
-              "visualdl/vdlrecords.mine", "pictures/train_mine.png", "epoch_00003.pdparams",
-              "epoch_\u0660\u0660\u0660\u0667.pdparams", "pictures/val_image_\u0667.png")  # fmt: skip
+              "visualdl/vdlrecords.mine", "visualdl/vdlrecords.0123.log", "pictures/train_mine.png",
+              "epoch_00003.pdparams", "epoch_\u0660\u0660\u0660\u0667.pdparams", "pictures/val_image_\u0667.png")  # fmt: skip
     temporary = (".latest.pdparams.17.tmp", "pictures/.val_images.png.9.tmp", ".data_check.json.5.tmp")
     write(tmp_path, *RUN, *others, *temporary)
     folder = claim(tmp_path, overwrite=True)
@@ -163,7 +163,7 @@ def test_overwriting_deletes_all_files_of_the_old_run_and_no_others(tmp_path):
 
 
 def test_what_a_linked_subfolder_contains_is_of_others(tmp_path):
-    for name, content in (("visualdl", "vdlrecords.1.log"), ("pictures", "val_images.png")):
+    for name, content in (("visualdl", "vdlrecords.1700000000.log"), ("pictures", "val_images.png")):
         write(tmp_path / "other", content)
         write(tmp_path / "run", "latest.pdparams")
         (tmp_path / "run" / name).symlink_to(tmp_path / "other")
@@ -171,7 +171,7 @@ def test_what_a_linked_subfolder_contains_is_of_others(tmp_path):
     log = TrainingLog()
     log.open(tmp_path / "run")
     log.close()
-    assert {"vdlrecords.1.log", "val_images.png"} <= files(tmp_path / "other")
+    assert {"vdlrecords.1700000000.log", "val_images.png"} <= files(tmp_path / "other")
     assert "latest.pdparams" not in files(tmp_path / "run")
 
 
