@@ -151,8 +151,9 @@ def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path, other
 def test_overwriting_deletes_all_files_of_the_old_run_and_no_others(tmp_path):
     others = ("notes.txt", "best_of_may.pdparams", "epoch_final.pdparams", "visualdl/readme", "data_check.json",
               ".notes.txt.5.tmp", ".hidden.tmp", "export/config.yaml", "val_notes.json", ".val_list.json.7.tmp",
-              "visualdl/vdlrecords.mine", "visualdl/vdlrecords.0123.log", "pictures/train_mine.png",
-              "epoch_00003.pdparams", "epoch_\u0660\u0660\u0660\u0667.pdparams", "pictures/val_image_\u0667.png")  # fmt: skip
+              "visualdl/vdlrecords.mine", "visualdl/vdlrecords.0123.log", "epoch_00003.pdparams",
+              "pictures/train_mine.png", "pictures/val_image_\u0667.png",
+              "epoch_\u0660\u0660\u0660\u0667.pdparams")  # fmt: skip
     temporary = (".latest.pdparams.17.tmp", "pictures/.val_images.png.9.tmp", ".data_check.json.5.tmp")
     write(tmp_path, *RUN, *others, *temporary)
     folder = claim(tmp_path, overwrite=True)
