@@ -133,6 +133,8 @@ def _check(config: CfgNode) -> None:
         "AUG.MIXUP AUG.CUTMIX TOKEN_LABEL.WEIGHT TOKEN_LABEL.MIX_TOKEN"
     )
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
+    require(config, "TRAIN.EPOCHS TRAIN.WARMUP_EPOCHS", lambda value: value <= 1e6, "must be at most 1,000,000")
+    require(config, "DATA.CROP_PCT", lambda value: 0.1 <= value <= 1, "must be between 0.1 and 1")
     fractions = "AUG.MIX_PROB AUG.MIX_SWITCH_PROB AUG.LABEL_SMOOTHING"
     require(config, fractions, lambda value: 0 <= value <= 1, "must be between 0 and 1")
     require(config, "TRAIN.BETAS", lambda value: all(0 <= beta < 1 for beta in value), "must be two numbers in [0, 1)")

@@ -66,6 +66,11 @@ class FolderTree:
 def build_folder(
     path: Path, split: str, num_classes: int | None, known_classes: Sequence[str] | None = None
 ) -> Dataset:
+    """Find the images of a split.
+
+    Classes are numbered in the order of their sorted names, as in torchvision. Names 0, 1, ..., n - 1 are the numbers
+    themselves, as in list and IDX files; sorted as texts, 10 would be class 2.
+    """
     trees = _find_splits(path)
     if trees and split not in trees:
         raise UserError(
@@ -157,7 +162,7 @@ def _find_splits(path: Path) -> dict[str, FolderTree | ArchiveTree]:
 
 
 def _class_folders(tree: FolderTree | ArchiveTree) -> dict[str, Path]:
-    """The class folders by their composed names, sorted by these."""
+    """The class folders by their composed names, in the order of these; see :func:`build_folder`."""
     folders: dict[str, Path] = {}
     for folder in tree.class_names():
         name = composed(folder)
@@ -177,7 +182,8 @@ def _class_folders(tree: FolderTree | ArchiveTree) -> dict[str, Path]:
     if len(folders) > 1 and all(any(name.lower() in names for names in SPLIT_FOLDERS.values()) for name in folders):
         raise UserError(f"{tree.path} has {' and '.join(folders)}, which are splits: give each an archive or folder")
     check_class_names(list(folders), tree.path)
-    return dict(sorted(folders.items()))
+    numbers = [str(number) for number in range(len(folders))]
+    return {name: folders[name] for name in (numbers if folders.keys() == set(numbers) else sorted(folders))}
 
 
 def _number_classes(

@@ -12,6 +12,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from common.data.preprocessing import FILTERS, Normalize
+from common.finite_outputs import require_finite
 from common.pale_transformer import PaleTransformer
 from common.training.loader import Loader
 from common.training.log import TrainingLog
@@ -76,7 +77,7 @@ def annotate(
         Top-1 accuracy of the annotator on these images, in percent.
 
     Raises:
-        UserError: an image could not be read, or as :func:`create_label_maps`.
+        UserError: an image could not be read, the logits are not finite, or as :func:`create_label_maps`.
     """
     source = TransformedDataset(dataset, WholeImage(config), config, config.DATA.SKIP_BROKEN)
     sampler = ShardedEvalSampler(len(dataset), config.DATA.BATCH_SIZE_EVAL)
@@ -86,6 +87,7 @@ def annotate(
             with paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16"):
                 logits = token_logits(model, batch["images"])
             logits = logits.astype("float32")
+            require_finite(logits)
             scores, classes = F.softmax(logits).topk(info.top)
             scores = scores * (batch["labels"] != IGNORED_LABEL).astype("float32").reshape([-1, 1, 1, 1])
             maps["classes"][done : done + len(classes)] = classes.numpy()

@@ -5,7 +5,8 @@ r"""Train or evaluate a Pale Transformer on labeled images, on one rank or many.
     python image_classification/main_multi_gpu.py -eval -pretrained mnist5k
     python image_classification/main_multi_gpu.py \
         -cfg image_classification/configs/finetune_folder.yaml -data_path my_photos
-    python -m paddle.distributed.launch --nproc_per_node 2 image_classification/main_multi_gpu.py -opts TRAIN.EPOCHS 32
+    python -m paddle.distributed.launch --log_dir output/log --nproc_per_node 2 \
+        image_classification/main_multi_gpu.py -opts TRAIN.EPOCHS 32
 
 Without flags it trains pale_nano on 4,000 handwritten digits (configs/pale_nano_mnist5k.yaml).
 """

@@ -14,8 +14,9 @@ from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
 from common.errors import UserError
+from common.finite_outputs import NOT_FINITE
 from common.inference.exported_model import ExportedModel
-from common.inference.predictor import NOT_FINITE, PredictOptions, Predictor
+from common.inference.predictor import PredictOptions, Predictor
 from common.pictures.drawing import denormalize
 from image_classification.dataset_types import FileDataset
 from image_classification.loaders import IGNORED_LABEL, build_eval_loader

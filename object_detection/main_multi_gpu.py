@@ -6,7 +6,8 @@ r"""Train or evaluate a Pale Transformer that finds objects and their masks, on 
         -cfg object_detection/configs/mask_rcnn_own_data.yml -data_path my_data -check_data
     python object_detection/main_multi_gpu.py \
         -eval -pretrained output/mask_rcnn_pale_nano_nuclei/best.pdparams
-    python -m paddle.distributed.launch --nproc_per_node 2 object_detection/main_multi_gpu.py
+    python -m paddle.distributed.launch --log_dir output/log --nproc_per_node 2 \
+        object_detection/main_multi_gpu.py
 
 Without flags it trains Mask R-CNN on pale_nano to find cell nuclei (configs/mask_rcnn_pale_nano_nuclei.yml).
 """

@@ -13,8 +13,9 @@ from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
 from common.errors import UserError, one_line
+from common.finite_outputs import NOT_FINITE, require_finite_outputs
 from common.inference.exported_model import ExportedModel
-from common.inference.predictor import NOT_FINITE, PicturePredictor, PredictOptions
+from common.inference.predictor import PicturePredictor, PredictOptions
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain
 from object_detection.components import build_model, silence_loggers
@@ -96,14 +97,8 @@ class Detector(PicturePredictor):
         return {"picture": path, "detections": list(self._rows(*objects)), "best_score": best}
 
     def _detect(self, batch: dict[str, paddle.Tensor]) -> Detections:
-        # NMS drops what is not finite, and would leave an image without objects.
-        backbone = getattr(self.model, "backbone", None)
-        hook = backbone.register_forward_post_hook(_require_finite) if backbone is not None else None
-        try:
+        with require_finite_outputs(self.model):
             found = detect(self.model, batch)
-        finally:
-            if hook is not None:
-                hook.remove()
         if not np.isfinite(found.boxes).all() or not np.isfinite(found.scores).all():
             raise UserError(NOT_FINITE)
         return found
@@ -158,8 +153,3 @@ class Detector(PicturePredictor):
             if masks is not None:
                 row["segmentation"] = {"size": list(masks[number]["size"]), "counts": masks[number]["counts"].decode()}
             yield row
-
-
-def _require_finite(layer: nn.Layer, inputs: Any, features: Sequence[paddle.Tensor]) -> None:
-    if not all(bool(feature.isfinite().all()) for feature in features):
-        raise UserError(NOT_FINITE)

@@ -6,7 +6,8 @@ r"""Train or evaluate a Pale Transformer that labels every pixel, on one rank or
         -cfg semantic_segmentation/configs/upernet_own_data.yml -data_path my_data -num_classes 3 -check_data
     python semantic_segmentation/main_multi_gpu.py \
         -eval -pretrained output/upernet_pale_nano_nuclei/best.pdparams
-    python -m paddle.distributed.launch --nproc_per_node 2 semantic_segmentation/main_multi_gpu.py
+    python -m paddle.distributed.launch --log_dir output/log --nproc_per_node 2 \
+        semantic_segmentation/main_multi_gpu.py
 
 Without flags it trains UPerNet on pale_nano to find cell nuclei (configs/upernet_pale_nano_nuclei.yml).
 """

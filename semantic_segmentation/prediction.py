@@ -17,8 +17,9 @@ from yacs.config import CfgNode
 from common.checkpoints.loading import Checkpoint
 from common.data.channel_image import read_channels
 from common.errors import UserError, one_line
+from common.finite_outputs import NOT_FINITE
 from common.inference.exported_model import ExportedModel
-from common.inference.predictor import NOT_FINITE, PicturePredictor, PredictOptions
+from common.inference.predictor import PicturePredictor, PredictOptions
 from common.pictures.drawing import color_map, index_png, overlay, palette, present_classes, with_legend
 from common.pictures.picture_folder import PictureFolder
 from common.training.config import plain

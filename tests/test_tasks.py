@@ -1,9 +1,25 @@
 """The table of the tasks names parts that exist."""
 
+from argparse import Namespace
+
+import numpy as np
+import pytest
+
+from common.checkpoints.file_format import save_file
+from common.checkpoints.loading import numpy_state
+from common.errors import UserError
 from common.inference.predictor import Predictor
 from common.tasks import TASKS
 from common.training.config import TaskConfig
 from common.training.task import Task
+from tests.helpers.tiny_runs import run
+from tools import visualize
+
+FIXTURES = {
+    "image_classification": "shapes_config",
+    "semantic_segmentation": "squares_config",
+    "object_detection": "boxes_config",
+}
 
 
 def test_every_part_of_every_task_exists():
@@ -13,3 +29,18 @@ def test_every_part_of_every_task_exists():
         assert issubclass(task.predictor(), Predictor)
         assert callable(task.exportable())
         assert callable(task.build_model())
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_outputs_that_are_not_finite_are_neither_evaluated_nor_shown(tmp_path, request, name):
+    task, config_file = TASKS[name], request.getfixturevalue(FIXTURES[name])
+    config = task.config().load(Namespace(cfg=config_file, opts=[]))
+    weights = numpy_state(task.build_model()(config, 3))
+    huge = {key: np.full_like(array, 3e38) if array.ndim == 1 else array for key, array in weights.items()}
+    file = tmp_path / "huge.pdparams"
+    save_file({"model": huge, "task": name, "config": task.config().dump(config), "class_names": list("abc")}, file)
+    with pytest.raises(UserError, match="the outputs of the model are not finite"):
+        run(task.task(), config_file, "-eval", "-pretrained", file)
+    image = next(path for path in tmp_path.rglob("*.png") if "mask" not in str(path))
+    with pytest.raises(UserError, match="the outputs of the model are not finite"):
+        visualize.main([str(image), "-pretrained", str(file), "-out", str(tmp_path / "out"), "-show", "attention"])

@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"-stages {' '.join(map(str, arguments.stages))}: stages are numbered from 1 to 4")
 
     # These import Paddle, for which neither -h nor a mistake should wait.
+    from common.finite_outputs import require_finite_outputs
     from common.inference.predictor import find_images
     from common.pictures.picture_folder import PictureFolder
     from tools.helpers.visualize_figures import DRAW, draw_receptive_fields
@@ -62,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
         pictures = {}
         for kind in kinds:
             if kind != "receptive_field":
-                pictures |= DRAW[kind](subjects[-1])
+                with require_finite_outputs(subjects[-1].model):
+                    pictures |= DRAW[kind](subjects[-1])
         for path in folder.save(file, pictures).values():
             tqdm.write(printable(f"{file} -> {path}"), file=sys.stdout)
     if "receptive_field" in kinds:

@@ -25,9 +25,7 @@ from ..pictures.picture_folder import CannotWrite, PictureFolder
 if TYPE_CHECKING:
     from .exported_model import ExportedModel
 
-__all__ = ["NOT_FINITE", "PicturePredictor", "PredictOptions", "Predictor", "find_images"]
-
-NOT_FINITE = "the outputs of the model are not finite; check the image and the weights"
+__all__ = ["PicturePredictor", "PredictOptions", "Predictor", "find_images"]
 
 _PADDING = 127  # gray, in pictures of the model's input
 

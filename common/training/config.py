@@ -595,6 +595,7 @@ def _check_shared(config: CfgNode) -> None:
         "TRAIN.COOLDOWN SEED PICTURES"
     )
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
+    require(config, "DATA.NUM_WORKERS", lambda value: value <= 1024, "must be at most 1024")
     require(config, "TRAIN.EMA_DECAY", lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
     require(config, "TRAIN.AMP", lambda value: value in ("", "float16", "bfloat16"), "must be float16, bfloat16 or ''")
     require(config, "MODEL.WEIGHTS", lambda value: value in WEIGHTS, "must be model, model_ema or ''")

@@ -82,5 +82,6 @@ def _command() -> str:
     """The command line of this process, with the program relative to the project's folder."""
     program = Path(sys.argv[0]).resolve()
     name = program.relative_to(_ROOT) if program.is_relative_to(_ROOT) else program.name
-    launcher = ["-m", "paddle.distributed.launch"] if "PADDLE_TRAINER_ID" in os.environ else []
-    return shlex.join(["python", *launcher, str(name), *sys.argv[1:]])
+    launcher = ["-m", "paddle.distributed.launch", "--log_dir", "output/log"]
+    is_launched = "PADDLE_TRAINER_ID" in os.environ
+    return shlex.join(["python", *launcher * is_launched, str(name), *sys.argv[1:]])

@@ -15,6 +15,7 @@ from ..checkpoints.file_format import load_file
 from ..checkpoints.loading import Checkpoint, load_weights, read_checkpoint, read_state
 from ..checkpoints.released import local_path, resolve_weights
 from ..errors import StoppedBySignal, UserError
+from ..finite_outputs import require_finite_outputs
 from ..flops import params
 from ..runtime.atomic_file import copy_file
 from ..runtime.csv_table import append_rows
@@ -152,7 +153,8 @@ def _evaluate(task: Task, settings: str = "") -> dict[str, Any]:
         log.line(f"warning: {warning}")
     if report.left_out or report.renamed:
         log.line(str(report))
-    metrics, details, files = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run
+    with require_finite_outputs(model):
+        metrics, details, files = evaluator.evaluate(model, "eval")  # not val, whose files may be those of a run
     log.result(f"{name}: " + "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
     if details:
         log.result(details)

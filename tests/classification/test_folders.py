@@ -105,6 +105,15 @@ def test_folders_may_have_the_numbers_of_the_classes_as_names(tmp_path):
     fails(["names 5 classes", "the model has 12"], "folder", tmp_path, "val", 12, known)
 
 
+def test_folders_that_are_numbers_are_numbered_as_lists_number_them(tmp_path):
+    names = [str(number) for number in range(11)]
+    for name in names:
+        save_image(tmp_path / "train" / name / "1.png")
+    assert build_dataset("folder", tmp_path, "train").class_names == names
+    (tmp_path / "train" / "0").rename(tmp_path / "train" / "11")  # names, of which none is 0
+    assert build_dataset("folder", tmp_path, "train").class_names == sorted([*names[1:], "11"])
+
+
 def test_folder_without_splits_holds_out_a_fixed_fifth_of_each_class(tmp_path):
     for name, count in (("g", 10), ("many", 100), ("two", 2), ("one", 1)):  # of g's names, 6 have a low hash
         for number in range(count):

@@ -330,6 +330,12 @@ PLAINLY_NORMALIZED = {"NormalizeImage": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 
             [{"RandomFlip": {}}, PLAINLY_NORMALIZED],
             ["RandomFlip changes images", "it is for TrainReader"],
         ),
+        (
+            "EvalReader",
+            [{"LetterBoxResize": {"target_size": [64, 64]}}, PLAINLY_NORMALIZED],
+            ["pads images"],
+        ),
+        ("EvalReader", [{"Pad": {"size": [96, 96], "pad_mode": 1}}, PLAINLY_NORMALIZED], ["pad_mode: 0"]),
     ],
 )
 def test_transforms_that_would_compute_garbage_are_refused(boxes_config, name, steps, parts):

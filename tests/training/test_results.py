@@ -197,5 +197,5 @@ def test_two_ranks_write_each_metric_once_with_the_command(tmp_path, shapes_conf
     assert result.returncode == 0, result.stdout
     top1, ece = read_table(tmp_path / "results" / "image_classification.csv", Result)
     assert (top1.metric, ece.metric) == ("top1", "ece")
-    command = "python -m paddle.distributed.launch image_classification/main_multi_gpu.py"
+    command = "python -m paddle.distributed.launch --log_dir output/log image_classification/main_multi_gpu.py"
     assert top1.command == f"{command} -cfg {shapes_config} -eval -pretrained {weights} -record"

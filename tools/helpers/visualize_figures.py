@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.finite_outputs import require_finite
 from common.pictures.fonts import choose_font, printable
 from tools.helpers.visualize_attention import (
     attention_rollout,
@@ -123,7 +124,7 @@ def draw_pale(subject: Subject) -> Pictures:
 def draw_attention(subject: Subject) -> Pictures:
     """The attention weights of one token: a picture for each chosen stage."""
     with paddle.no_grad(), observed_attention(subject.model) as blocks:
-        subject.backbone.forward_features(subject.images)
+        require_finite(subject.backbone.forward_features(subject.images))
     pictures = {}
     for stage in subject.stages:
         of_stage = [block for block in blocks if block.stage == stage - 1]
