@@ -80,6 +80,9 @@ class NucleiDataSet(COCODataSet):
 _DATASETS = {"COCODataSet": COCODataSet, "NucleiDataSet": NucleiDataSet}
 _AUGMENTATION = re.compile("Rand|Flip|Crop|Mixup|Cutmix|Mosaic|Aug|GridMask|Lighting")  # names of transforms
 _OF_COLORS = re.compile("Distort|Expand|Color|Aug|Lighting")  # of pixels from 0 to 255
+# They move images and boxes, but not masks; those that crop do if they are told to.
+_NOT_FOR_MASKS = {"AutoAugment", "CropWithSampling", "FlipWarpAffine", "LetterBoxResize", "MOTRandomAffine"}
+_CROPS_OF_MASKS = {"RandomCrop", "RandomResizeCrop"}
 _READER_KEYS = ("sample_transforms", "batch_transforms", "batch_size")
 _UNUSED_READER_KEYS = ("shuffle", "drop_last", "collate_batch", "use_shared_memory")  # fixed here
 
@@ -178,11 +181,14 @@ def read_records(data: CocoData, coco: COCO, seed: int, masks: bool = True) -> l
 # ---- from records to batches
 
 
-def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Compose, BatchCompose]:
+def build_transforms(config: CfgNode, name: str, num_classes: int, masks: bool = False) -> tuple[Compose, BatchCompose]:
     """Build the transforms of ``TrainReader`` or ``EvalReader``: of a sample, and of a batch.
 
+    Args:
+        masks: whether masks are trained.
+
     Raises:
-        UserError: a transform does not exist, or its arguments are wrong.
+        UserError: a transform does not exist, or its arguments are wrong, or it would compute garbage.
     """
     section = plain(config[name])
     check_keys(section, (*_READER_KEYS, *_UNUSED_READER_KEYS), name)
@@ -195,7 +201,10 @@ def build_transforms(config: CfgNode, name: str, num_classes: int) -> tuple[Comp
                 f"{name}.{key}: {one_line(error)}; give a list of PaddleDetection's transforms, each NAME: "
                 "{argument: value}"
             ) from error
-    _check_order([step for key in _READER_KEYS[:2] for step in section.get(key) or ()], name)
+    steps = [step for key in _READER_KEYS[:2] for step in section.get(key) or ()]
+    _check_order(steps, name)
+    if masks:
+        _check_masks(steps, name)
     pipelines[1].collate_batch = name != "TrainReader"  # training images differ in their numbers of objects
     return pipelines[0], pipelines[1]
 
@@ -227,6 +236,19 @@ def _check_order(steps: Sequence[Mapping[str, Any]], name: str) -> None:
     divides = arguments.get("norm_type") == "none" or "FlipWarpAffine" in names  # which divides by 255 itself
     if 0 < largest(mean) <= 1 and not is_scale and not divides:
         raise UserError(f"{name}: the mean {mean} of NormalizeImage is not of pixels from 0 to 255; set is_scale: true")
+
+
+def _check_masks(steps: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Refuse transforms after which masks would be those of other places or objects."""
+    for step, arguments in ((step, arguments or {}) for row in steps for step, arguments in row.items()):
+        if step in _NOT_FOR_MASKS:
+            raise UserError(f"{name}: {step} moves images and boxes, but not masks; remove it")
+        if step in _CROPS_OF_MASKS and not arguments.get("is_mask_crop"):
+            raise UserError(
+                f"{name}: {step} does not crop masks; add is_mask_crop: true, which needs pip install shapely"
+            )
+        for inner in ("transforms1", "transforms2"):  # of RandomSelect
+            _check_masks(arguments.get(inner) or [], name)
 
 
 def find_normalization(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarray]:

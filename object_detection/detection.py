@@ -108,7 +108,7 @@ class Detection(Task):
         model = build_model(config, num_classes, load_pretrained=not resumed)
         self.freeze(model)
         optimizer = build_optimizer(optimizer_section(config), model, config.TRAIN.LAYER_DECAY, OPTIMIZER_SECTION)
-        transforms, batch_transforms = build_transforms(config, "TrainReader", num_classes)
+        transforms, batch_transforms = build_transforms(config, "TrainReader", num_classes, _has_masks(model))
         evaluator = self._build_evaluator(val_data, val_annotations, model)
         usable = index_annotations(self._check(data, annotations, _has_masks(model)))
         records = read_records(data, usable, config.SEED, _has_masks(model))

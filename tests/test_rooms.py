@@ -28,6 +28,7 @@ MODEL = {
 # What each room of common may import besides itself.
 ALLOWED = {
     "errors": set(),
+    "finite_outputs": {"errors"},
     "schema": FOUNDATION,
     "layers": set(),
     "runtime": {"errors", "version"},
@@ -39,8 +40,28 @@ ALLOWED = {
     "toolkits": {*FOUNDATION, "checkpoints"},
     "paddleseg": {*MODEL, "toolkits"},
     "paddledet": {*MODEL, "checkpoints", "toolkits"},
-    "training": {*FOUNDATION, *MODEL, "schema", "checkpoints", "data", "pictures", "tasks", "version"},
-    "inference": {*FOUNDATION, *MODEL, "schema", "checkpoints", "data", "pictures", "training", "version"},
+    "training": {
+        *FOUNDATION,
+        *MODEL,
+        "schema",
+        "checkpoints",
+        "data",
+        "pictures",
+        "tasks",
+        "version",
+        "finite_outputs",
+    },
+    "inference": {
+        *FOUNDATION,
+        *MODEL,
+        "schema",
+        "checkpoints",
+        "data",
+        "pictures",
+        "training",
+        "version",
+        "finite_outputs",
+    },
     **{module: {*FOUNDATION, *MODEL, "data", "checkpoints"} for module in MODEL - {"layers"}},
 }
 

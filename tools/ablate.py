@@ -105,7 +105,7 @@ class Job:
         return self.folder.with_suffix(".log")
 
     def require_same_settings(self, results: Path) -> None:
-        """Refuse a finished run of other settings, if its folder is still there.
+        """Refuse a finished or interrupted run of other settings, if its folder is still there.
 
         Raises:
             UserError: a setting that influences the result differs.
@@ -121,8 +121,8 @@ class Job:
         ]
         if differences:
             raise UserError(
-                f"{self} is finished with other settings: {differences[0]}; give another -output, or delete "
-                f"{self.folder} and its line in {results} to repeat it"
+                f"{self.folder} has a run of other settings: {differences[0]}; give another -output, or delete this "
+                f"folder, and the line of {self} in {results} if there is one, to repeat it"
             )
 
     def start(self, options: Sequence[str]) -> None:
@@ -234,8 +234,7 @@ def train_all(arguments: Namespace, file: Path) -> None:
     ]
     waiting = [job for job in jobs if (job.row, job.seed) not in finished]
     for job in jobs:
-        if job not in waiting:
-            job.require_same_settings(file)
+        job.require_same_settings(file)
     total = len(arguments.seeds) * len(configs)
     print(f"{total} runs: {total - len(waiting)} are finished, {len(waiting)} are left", flush=True)
     if not waiting:

@@ -228,8 +228,8 @@ class RunFolder:
 
         Reader processes do not inherit it. Opening and closing the file again in this process would release it.
         """
-        if self._lock_path.is_symlink():  # to another file, which would be emptied
-            self._lock_path.unlink()
+        if self._lock_path.is_symlink():  # to another file, which would be emptied; or the lock of an editor
+            raise UserError(f"{self._lock_path} is a link; remove it, or give another -output")
         self._lock_file = self._lock_path.open("a+", encoding="utf-8", errors="replace")
         self._lock_file.seek(0)
         content = self._lock_file.read(500)

@@ -343,6 +343,22 @@ def test_transforms_that_would_compute_garbage_are_refused(boxes_config, name, s
     assert_told(lambda: build_transforms(config, name, 2), name, *parts)
 
 
+@pytest.mark.parametrize(
+    ("step", "part"),
+    [
+        ({"RandomCrop": {}}, "RandomCrop does not crop masks; add is_mask_crop: true"),
+        ({"RandomSelect": {"transforms1": [{"AutoAugment": {}}], "transforms2": []}}, "AutoAugment moves"),
+    ],
+)
+def test_transforms_that_would_leave_masks_behind_are_refused_where_masks_are_trained(boxes_config, step, part):
+    steps = [{"Decode": {}}, step, PLAINLY_NORMALIZED]
+    config = options(boxes_config, "TrainReader.sample_transforms", json.dumps(steps))
+    build_transforms(config, "TrainReader", 2)
+    assert_told(lambda: build_transforms(config, "TrainReader", 2, masks=True), "TrainReader", part)
+    cropped = json.dumps([{"Decode": {}}, {"RandomCrop": {"is_mask_crop": True}}, PLAINLY_NORMALIZED])
+    build_transforms(options(boxes_config, "TrainReader.sample_transforms", cropped), "TrainReader", 2, masks=True)
+
+
 def test_a_mean_that_is_no_number_is_left_to_the_transform(boxes_config):
     for mean in ([], ["a", "b", "c"]):
         steps = [{"Decode": {}}, {"NormalizeImage": {"mean": mean}}]

@@ -339,12 +339,14 @@ def test_of_equal_validations_the_lower_loss_then_the_later_one_is_the_best(tmp_
     assert best == last == {"top1": 50.0, "loss": 0.4, "at": "epoch 2/2", "weights": "model_ema"}
 
 
-def test_a_link_in_place_of_the_lock_does_not_empty_another_file(tmp_path):
+def test_a_link_in_place_of_the_lock_is_refused(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
-    RunFolder(tmp_path / "run", 1).claim(resume="", overwrite=False, warn=print)
+    with pytest.raises(UserError, match=r"\.lock is a link; remove it"):
+        claim(tmp_path / "run")
     assert (tmp_path / "mine").read_text() == "mine"
+    assert (tmp_path / "run" / ".lock").is_symlink()
 
 
 def test_a_lock_of_another_program_is_refused_and_stays_as_it_is(tmp_path):
