@@ -62,9 +62,9 @@ def _read_names(path: Path) -> list[str]:
             text = file.read(MAX_CLASSES * _MAX_LENGTH)
     except UnicodeDecodeError as error:
         raise UserError(f"the class names in {path} are not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    names = [composed(line.strip()) for line in text.splitlines() if line.strip()]
+    names = _in_order([composed(line.strip()) for line in text.splitlines() if line.strip()])
     check_class_names(names, path)
-    return _in_order(names)
+    return names
 
 
 def _in_order(lines: list[str]) -> list[str]:

@@ -67,12 +67,21 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs G
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # an error from twice as many; below, Pillow only warns, and check_size refuses
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)  # it prints a line for each file it cannot read
+_OF_SYSTEMS = (
+    "__MACOSX",
+    "@eaDir",
+    "Thumbs.db",
+    "desktop.ini",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+)
 _LOOKED_AT = 100  # images whose headers are read for deep_image_warning
 
 
 def is_ignored(name: str) -> bool:
     """Whether a file or folder is never data: hidden ones (``._photo.jpg``), and what operating systems add."""
-    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "lost+found")
+    return name.startswith(".") or name in _OF_SYSTEMS
 
 
 def list_images(

@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -49,6 +49,10 @@ def split_warnings(
     groups = _equal_files(train | val, root) if few else []
     lines += _repeated("training", of_train, labels[0], groups, class_names)
     lines += _repeated("validation", of_val, labels[1], groups, class_names)
+    of_folders = (
+        dict(zip(paths, of_split, strict=False)) for paths, of_split in zip((of_train, of_val), labels, strict=True)
+    )
+    lines += _folders_of_other_classes(class_names, *of_folders)
     advice = "a validation on trained images says little about new ones"
     if shared := train & val:
         lines.append(
@@ -62,6 +66,37 @@ def split_warnings(
             f"{len(originals):,} images of the validation data are copies of training images, such as {copy} of "
             f"{original}; {advice}"
         )
+    return lines
+
+
+def _folders_of_other_classes(
+    names: Sequence[str] | None, training: Mapping[str, int], validation: Mapping[str, int]
+) -> list[str]:
+    """Name a folder whose images have other labels in the other split, or a class of another name.
+
+    Args:
+        names: of the classes.
+        training, validation: labels by the paths of images. They count if each label has a folder of its own.
+    """
+    by_folder = []
+    for labels in (training, validation):
+        pairs = {(PurePath(path).parent.name, label) for path, label in labels.items()}
+        folders = dict(pairs)
+        by_folder.append(folders if len(pairs) == len(folders) == len(set(folders.values())) > 1 else {})
+    of_train, of_val = by_folder
+    lines = []
+    if other := [folder for folder in sorted(of_train.keys() & of_val.keys()) if of_train[folder] != of_val[folder]]:
+        lines.append(
+            f"images in folders called {printable(other[0])} have the label {of_train[other[0]]} in the training data "
+            f"and {of_val[other[0]]} in the validation data; number the classes alike"
+        )
+    for folder, label in sorted({**of_val, **of_train}.items()):
+        if names and folder in names and names.index(folder) != label < len(names):
+            lines.append(
+                f"images in folders called {printable(folder)} have the label {label}, which is called "
+                f"{printable(names[label])}; check the order of the class names"
+            )
+            break
     return lines
 
 

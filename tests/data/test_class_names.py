@@ -15,6 +15,11 @@ def test_names_are_lines_of_one_file(tmp_path):
     assert read_class_names(tmp_path, ["a.txt", "b.txt"]) == (["red", "weiß\u00a0天\u3000空"], tmp_path / "b.txt")
 
 
+def test_lines_may_begin_with_numbers(tmp_path):
+    (tmp_path / "names.txt").write_text("1\tdog\n0\tred cat\n")
+    assert read_class_names(tmp_path, ["names.txt"])[0] == ["red cat", "dog"]
+
+
 def test_two_files_must_have_the_same_names(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("red\nblue\n")

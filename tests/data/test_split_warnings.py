@@ -42,6 +42,16 @@ def test_equal_images_of_one_split_and_their_classes_are_named(tmp_path):
             assert (lines[-1] == several) == bool(named)
 
 
+def test_folders_whose_images_have_labels_of_other_classes_are_named():
+    train, val = ["a/cat/1", "a/dog/1", "a/dog/2"], ["b/dog/3", "b/cat/4"]
+    assert split_warnings(["cat", "dog"], train, val, labels=([0, 1, 1], [1, 0])) == []
+    (line,) = split_warnings(None, train, val, labels=([0, 1, 1], [0, 1]))
+    assert line.startswith("images in folders called cat have the label 0 in the training data and 1 in the validation")
+    (line,) = split_warnings(["dog", "cat"], train, val, labels=([0, 1, 1], [1, 0]))
+    assert line.startswith("images in folders called cat have the label 0, which is called dog; ")
+    assert split_warnings(["dog", "cat"], ["cat/1", "dog/1", "dog/2"], ["all/3"], labels=([0, 1, 0], [1])) == []
+
+
 def test_splits_that_are_normalized_differently_are_named():
     assert normalization_warning(([0.5, 0.5, 0.5], 0.25), (0.5, [0.25, 0.25, 0.25])) == []
     assert normalization_warning(([0.5, 0.5], 0.25), ([0.5, 0.5, 0.5], 0.25))  # one of them is an error of its own

@@ -224,6 +224,11 @@ def test_other_tasks_are_shown_by_their_backbone(tmp_path, task, request):
     kinds = ["attention", "grad_cam" if task == "semantic_segmentation" else "pale"]
     visualize.main([*flags, "-stages", "3", "-show", *kinds])
     check_pictures(out, {"i_attention_stage3.png", f"i_{kinds[1]}.png"})
+    if task == "semantic_segmentation":  # the others resize
+        small = write_image(tmp_path / "small.png")
+        Image.open(small).crop((0, 0, 40, 20)).save(small)
+        with pytest.raises(UserError, match=r"small\.png has 40x20 pixels; the model needs at least 32x32"):
+            visualize.main([str(small), *flags[1:]])
     with pytest.raises(UserError, match=f"-show rollout is not available for {task}; choose from pale"):
         visualize.main([*flags, "-show", "rollout"])
 

@@ -79,6 +79,8 @@ def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subjec
     def read(file: str) -> Subject:
         images, picture = preprocess(file)
         height, width = picture.shape[:2]
+        if min(height, width) < STRIDE:
+            raise UserError(f"{file} has {width}x{height} pixels; the model needs at least {STRIDE}x{STRIDE}")
         x, y = arguments.at or (width / 2, height / 2)
         if not (0 <= x < width and 0 <= y < height):
             raise UserError(f"-at {x} {y} is outside of the model's input for {file}, {width}x{height} pixels")
@@ -90,8 +92,6 @@ def open_model(arguments: Namespace) -> tuple[str | None, Callable[[str], Subjec
 def _normalize(file: str) -> tuple[Tensor, np.ndarray]:
     """The input of a variant with random weights, as :meth:`common.inference.predictor.Predictor.preprocess`."""
     picture = read_image(file)
-    if min(picture.shape[:2]) < STRIDE:
-        raise UserError(f"{file} is not an image of at least {STRIDE}x{STRIDE} pixels")
     pixels = picture.astype(np.float32) / 127.5 - 1
     return paddle.to_tensor(pixels.transpose(2, 0, 1)[None]), picture
 
