@@ -24,7 +24,7 @@ from paddleseg.utils import logger
 from yacs.config import CfgNode
 
 from common.checkpoints.loading import Checkpoint
-from common.data.class_names import distinct_names, list_names, renamed_classes
+from common.data.class_names import distinct_names, has_names, list_names, renamed_classes
 from common.data.image_file import open_image
 from common.data.split_warnings import normalization_warning, split_warnings
 from common.errors import UserError, printable
@@ -136,8 +136,7 @@ class Segmentation(Task):
             report = check_dataset(val_set, "val", lambda done, total: bar.update(1))
         for line in report.warnings():
             self.log.line(f"warning: {line}")
-        numbers = [str(number) for number in range(val_set.num_classes)]
-        if val_set.class_names == numbers and len(checkpoint.class_names or ()) == len(numbers):
+        if not has_names(val_set.class_names) and len(checkpoint.class_names or ()) == val_set.num_classes:
             for line in renamed_classes(None, checkpoint.class_names):  # the data names no classes
                 self.log.line(f"warning: {line}")
             val_set.class_names = checkpoint.class_names

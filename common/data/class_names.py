@@ -17,6 +17,7 @@ __all__ = [
     "check_class_order",
     "composed",
     "distinct_names",
+    "has_names",
     "list_names",
     "printable_names",
     "read_class_names",
@@ -96,6 +97,11 @@ def distinct_names(names: Sequence[str] | None, num_classes: int) -> list[str]:
     return [f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(printed)]
 
 
+def has_names(names: Sequence[str] | None) -> bool:
+    """Whether classes have names; their mere numbers 0, 1, ... are none."""
+    return bool(names) and list(names or ()) != [str(number) for number in range(len(names or ()))]
+
+
 def check_class_names(names: Sequence[str], source: str | Path) -> None:
     """Check that class names can be shown in tables and pictures.
 
@@ -142,10 +148,10 @@ def renamed_classes(
     Returns:
         A line for each of the first ten and, if there are more, their number; or one line if only one has names.
     """
-    if learned and names is None and list(learned) != list(map(str, range(len(learned)))):
+    if names is None and learned and has_names(learned):
         shown = ", ".join(learned[:3])
         return [f"the data names no classes, so their order cannot be compared with that of {source}: {shown}, ..."]
-    if names and not learned and list(names) != list(map(str, range(len(names)))):
+    if names and has_names(names) and not learned:
         shown = ", ".join(names[:3])
         return [f"{source} have no class names, so their order cannot be compared with that of the data: {shown}, ..."]
     lines = [

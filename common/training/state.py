@@ -14,6 +14,7 @@ from paddle.base import unique_name
 
 from .. import __version__
 from ..checkpoints.loading import Checkpoint, attention_of, load_weights, numpy_state
+from ..data.class_names import has_names
 from ..errors import UserError
 from ..runtime.distributed import rank, world_size
 from ..schema import Count, Range, Text, check_value
@@ -228,9 +229,8 @@ class TrainingState:
                 f"{source} was trained with token labels ({', '.join(report.left_out)}); resume with the same "
                 "-label_maps"
             )
-        learned = list(saved.get("class_names") or ())
-        numbers = list(map(str, range(len(learned))))
-        if not learned or learned == numbers or (self._class_names or numbers) != numbers:
+        learned = saved.get("class_names")
+        if not has_names(learned) or has_names(self._class_names):
             differences += report.renamed
         else:
             self.metadata["class_names"] = learned
