@@ -29,7 +29,7 @@ def require_finite(outputs: Any) -> None:
 
 @contextlib.contextmanager
 def require_finite_outputs(model: Any) -> Iterator[None]:
-    """Check all outputs of a model and of its ``backbone``: argmax and NMS would make a result of NaN.
+    """Check the outputs of a model and of the ``backbone`` in it: argmax and NMS would make a result of NaN.
 
     Args:
         model: a layer; anything else, such as an exported model, is not checked.
@@ -37,8 +37,12 @@ def require_finite_outputs(model: Any) -> Iterator[None]:
     Raises:
         UserError: an output is not finite.
     """
-    layers = [layer for layer in (model, getattr(model, "backbone", None)) if isinstance(layer, nn.Layer)]
-    hooks = [layer.register_forward_post_hook(lambda _, inputs, outputs: require_finite(outputs)) for layer in layers]
+    layers = model.named_sublayers(include_self=True) if isinstance(model, nn.Layer) else ()
+    hooks = [
+        layer.register_forward_post_hook(lambda _, inputs, outputs: require_finite(outputs))
+        for name, layer in layers
+        if name.rpartition(".")[2] in ("", "backbone")
+    ]
     try:
         yield
     finally:

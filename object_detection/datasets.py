@@ -80,6 +80,11 @@ class NucleiDataSet(COCODataSet):
 _DATASETS = {"COCODataSet": COCODataSet, "NucleiDataSet": NucleiDataSet}
 _AUGMENTATION = re.compile("Rand|Flip|Crop|Mixup|Cutmix|Mosaic|Aug|GridMask|Lighting")  # names of transforms
 _OF_COLORS = re.compile("Distort|Expand|Color|Aug|Lighting")  # of pixels from 0 to 255
+# What no reader can use, and why.
+_UNUSABLE = {
+    "Mosaic|Mixup|Cutmix": "mixes several images, but gets one, which it does not change",
+    "NormalizeBox|BboxXYXY2XYWH|PadBox": "gives boxes a form that detectors here do not take",
+}
 # They move images and boxes, but not masks; those that crop do if they are told to.
 _NOT_FOR_MASKS = {"AutoAugment", "CropWithSampling", "FlipWarpAffine", "LetterBoxResize", "MOTRandomAffine"}
 _CROPS_OF_MASKS = {"RandomCrop", "RandomResizeCrop"}
@@ -210,8 +215,11 @@ def build_transforms(config: CfgNode, name: str, num_classes: int, masks: bool =
 
 
 def _check_order(steps: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Refuse transforms that would compute garbage, or other boxes, without an error."""
+    """Refuse transforms that would compute garbage or other boxes, or would do nothing, without an error."""
     names = [name for step in steps for name in step]
+    for kinds, reason in _UNUSABLE.items():
+        if found := [step for step in names if re.match(kinds, step)]:
+            raise UserError(f"{name}: {found[0]} {reason}; remove it")
     if names.count("NormalizeImage") > 1:
         raise UserError(f"{name} has NormalizeImage twice; remove one")
     for late, kinds in (("NormalizeImage", _OF_COLORS), ("Permute", _AUGMENTATION)):

@@ -13,7 +13,7 @@ from common.tasks import TASKS
 from common.training.config import TaskConfig
 from common.training.task import Task
 from tests.helpers.tiny_runs import run
-from tools import visualize
+from tools import export, visualize
 
 FIXTURES = {
     "image_classification": "shapes_config",
@@ -44,3 +44,5 @@ def test_outputs_that_are_not_finite_are_neither_evaluated_nor_shown(tmp_path, r
     image = next(path for path in tmp_path.rglob("*.png") if "mask" not in str(path))
     with pytest.raises(UserError, match="the outputs of the model are not finite"):
         visualize.main([str(image), "-pretrained", str(file), "-out", str(tmp_path / "out"), "-show", "attention"])
+    with pytest.raises(UserError, match="the outputs of the model are not finite"):
+        export.main(["-pretrained", str(file), "-out", str(tmp_path / "export"), "-formats", "paddle"])

@@ -282,7 +282,8 @@ class TaskConfig:
         Raises:
             UserError: a file is missing or is not yaml, a key is unknown, or a value is of a wrong type or impossible.
         """
-        config = self._read(arguments.cfg)
+        files = list(read_yaml_with_bases(Path(arguments.cfg)))
+        config = self._merged(files)
         data = self._data(config)
         self._override(config, arguments)
         if not config.OUTPUT:
@@ -292,22 +293,13 @@ class TaskConfig:
             other = [name for name in self._data(config) if name not in data]
             config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
         config = self._finish(config)
-        is_given = getattr(arguments, "output", None) or "OUTPUT" in arguments.opts
-        would_replace = config.OVERWRITE and Path(config.OUTPUT).exists()
-        files = read_yaml_with_bases(Path(arguments.cfg))
-        named = [Path(source) for values, source in files if values.get("OUTPUT")]  # the last one counts
-        if (would_replace or config.RESUME == "auto") and named and not is_given:
-            run = named[-1].parent
-            if (run / "log.jsonl").exists() and os.path.realpath(run) != os.path.realpath(config.OUTPUT):
-                raise UserError(
-                    f"{'-overwrite' if config.OVERWRITE else '-resume auto'} would take {config.OUTPUT}, which "
-                    f"{named[-1]} names, and not the run beside this file, which was copied or moved; give -output"
-                )
+        if not (getattr(arguments, "output", None) or "OUTPUT" in arguments.opts):
+            _refuse_copied_run(config, files)
         return config
 
     def changes(self, config: CfgNode, file: str) -> list[str]:
         """``KEY VALUE (was VALUE)`` for each value of a configuration that is not that of its file."""
-        own = expand_home(self._read(file))
+        own = expand_home(self._merged(read_yaml_with_bases(Path(file))))
         values = {key: (find(own, key), find(config, key)) for key in sorted({*keys_of(own), *keys_of(config)})}
         return [
             f"{key} {_shown(new)} (was {_shown(old)})"
@@ -315,10 +307,10 @@ class TaskConfig:
             if old != new and key not in _INVOCATION_KEYS | {"OUTPUT"}
         ]
 
-    def _read(self, file: str) -> CfgNode:
+    def _merged(self, files: Iterable[tuple[dict[str, Any], str]]) -> CfgNode:
         """The defaults, and over them the values of a file and its bases."""
         config = self.defaults()
-        for values, source in read_yaml_with_bases(Path(file)):
+        for values, source in files:
             self._merge(config, values, source)
         return config
 
@@ -511,6 +503,19 @@ def _refuse_twice(values: Mapping[str, Any], source: str) -> None:
             seen[key] = written
 
     visit(values, "")
+
+
+def _refuse_copied_run(config: CfgNode, files: Iterable[tuple[dict[str, Any], str]]) -> None:
+    """Refuse to replace or to continue the run that the configuration of its copy names."""
+    named = [Path(source) for values, source in files if values.get("OUTPUT")]  # the last one counts
+    would_replace = config.OVERWRITE and not config.EVAL and Path(config.OUTPUT).exists()
+    if named and (would_replace or config.RESUME == "auto"):
+        run = named[-1].parent
+        if (run / "log.jsonl").exists() and os.path.realpath(run) != os.path.realpath(config.OUTPUT):
+            raise UserError(
+                f"{'-overwrite' if config.OVERWRITE else '-resume auto'} would take {config.OUTPUT}, which "
+                f"{named[-1]} names, and not the run beside this file, which was copied or moved; give -output"
+            )
 
 
 def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse._ArgumentGroup:

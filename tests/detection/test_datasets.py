@@ -335,6 +335,8 @@ PLAINLY_NORMALIZED = {"NormalizeImage": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 
             [{"LetterBoxResize": {"target_size": [64, 64]}}, PLAINLY_NORMALIZED],
             ["pads images"],
         ),
+        ("TrainReader", [{"Mixup": {}}], ["Mixup mixes several images", "remove it"]),
+        ("TrainReader", [PLAINLY_NORMALIZED, {"NormalizeBox": {}}], ["NormalizeBox gives boxes a form"]),
         ("EvalReader", [{"Pad": {"size": [96, 96], "pad_mode": 1}}, PLAINLY_NORMALIZED], ["pad_mode: 0"]),
     ],
 )

@@ -11,6 +11,7 @@ import paddle
 from tqdm import tqdm
 
 from common.errors import UserError, one_line
+from common.finite_outputs import require_finite_outputs
 from common.inference.export_formats import Run
 from common.inference.exportable import Exportable
 from common.pale_transformer import STRIDE
@@ -96,7 +97,8 @@ def _fit(inputs: Mapping[str, np.ndarray], images: str, size: Sequence[int]) -> 
 
 @paddle.no_grad()
 def _run_eagerly(exportable: Exportable, inputs: Mapping[str, paddle.Tensor]) -> list[np.ndarray]:
-    outputs = exportable.layer(*(inputs[name] for name in exportable.inputs))
+    with require_finite_outputs(exportable.layer):
+        outputs = exportable.layer(*(inputs[name] for name in exportable.inputs))
     return [output.numpy() for output in (outputs if isinstance(outputs, list) else [outputs])]
 
 
