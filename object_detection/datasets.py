@@ -228,12 +228,14 @@ def _check_order(steps: Sequence[Mapping[str, Any]], name: str) -> None:
             raise UserError(f"{name}: {found[0]} stands behind {late}, whose images it cannot take; put it before")
     if name != "TrainReader" and (found := [step for step in names if _AUGMENTATION.search(step)]):
         raise UserError(f"{name}: {found[0]} changes images at random, or where objects are; it is for TrainReader")
-    pads = [step.get("Pad") or {} for step in steps]
-    if name != "TrainReader" and ("LetterBoxResize" in names or any(pad.get("pad_mode") for pad in pads)):
+    pad = next((step["Pad"] or {} for step in steps if "Pad" in step), {})
+    if name != "TrainReader" and ({"LetterBoxResize", "WarpAffine"} & {*names} or pad.get("pad_mode")):
         raise UserError(
-            f"{name} pads images on the left, so detected boxes would be shifted; use Resize with keep_ratio, and Pad "
-            "with pad_mode: 0"
+            f"{name} moves images by LetterBoxResize, WarpAffine or pad_mode, and nothing moves the detected boxes "
+            "back; use Resize, and Pad with pad_mode: 0"
         )
+    if "Pad" in names and "NormalizeImage" in names[: names.index("Pad")] and "fill_value" not in pad:
+        raise UserError(f"{name}: Pad stands behind NormalizeImage, but pads with 127.5; put it before")
     arguments = next((step["NormalizeImage"] or {} for step in steps if "NormalizeImage" in step), {})
     mean, is_scale = arguments.get("mean", 0.5), arguments.get("is_scale", True)
     if largest(mean) > 1 and is_scale:

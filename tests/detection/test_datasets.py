@@ -333,10 +333,11 @@ PLAINLY_NORMALIZED = {"NormalizeImage": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 
         (
             "EvalReader",
             [{"LetterBoxResize": {"target_size": [64, 64]}}, PLAINLY_NORMALIZED],
-            ["pads images"],
+            ["moves images by LetterBoxResize"],
         ),
         ("TrainReader", [{"Mixup": {}}], ["Mixup mixes several images", "remove it"]),
         ("TrainReader", [PLAINLY_NORMALIZED, {"NormalizeBox": {}}], ["NormalizeBox gives boxes a form"]),
+        ("TrainReader", [PLAINLY_NORMALIZED, {"Pad": {"size": [96, 96]}}], ["Pad stands behind", "with 127.5"]),
         ("EvalReader", [{"Pad": {"size": [96, 96], "pad_mode": 1}}, PLAINLY_NORMALIZED], ["pad_mode: 0"]),
     ],
 )
