@@ -14,6 +14,7 @@ section of the configuration in PaddleDetection's format describes it:
 from __future__ import annotations
 
 import copy
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -254,9 +255,9 @@ def _check_masks(steps: Sequence[Mapping[str, Any]], name: str) -> None:
         if step in _NOT_FOR_MASKS:
             raise UserError(f"{name}: {step} moves images and boxes, but not masks; remove it")
         if step in _CROPS_OF_MASKS and not arguments.get("is_mask_crop"):
-            raise UserError(
-                f"{name}: {step} does not crop masks; add is_mask_crop: true, which needs pip install shapely"
-            )
+            raise UserError(f"{name}: {step} does not crop masks; add is_mask_crop: true")
+        if step in {*_CROPS_OF_MASKS, "RandomSizeCrop"} and importlib.util.find_spec("shapely") is None:
+            raise UserError(f"{name}: {step} needs another package to crop masks: pip install shapely")
         for inner in ("transforms1", "transforms2"):  # of RandomSelect
             _check_masks(arguments.get(inner) or [], name)
 

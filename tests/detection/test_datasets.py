@@ -353,13 +353,21 @@ def test_transforms_that_would_compute_garbage_are_refused(boxes_config, name, s
         ({"RandomSelect": {"transforms1": [{"AutoAugment": {}}], "transforms2": []}}, "AutoAugment moves"),
     ],
 )
-def test_transforms_that_would_leave_masks_behind_are_refused_where_masks_are_trained(boxes_config, step, part):
+def test_transforms_that_would_leave_masks_behind_are_refused_where_masks_are_trained(
+    boxes_config, monkeypatch, step, part
+):
     steps = [{"Decode": {}}, step, PLAINLY_NORMALIZED]
     config = options(boxes_config, "TrainReader.sample_transforms", json.dumps(steps))
     build_transforms(config, "TrainReader", 2)
     assert_told(lambda: build_transforms(config, "TrainReader", 2, masks=True), "TrainReader", part)
     cropped = json.dumps([{"Decode": {}}, {"RandomCrop": {"is_mask_crop": True}}, PLAINLY_NORMALIZED])
-    build_transforms(options(boxes_config, "TrainReader.sample_transforms", cropped), "TrainReader", 2, masks=True)
+    config = options(boxes_config, "TrainReader.sample_transforms", cropped)
+    for found in (True, None):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=found: found)
+        if found:
+            build_transforms(config, "TrainReader", 2, masks=True)
+        else:
+            assert_told(lambda: build_transforms(config, "TrainReader", 2, masks=True), "pip install shapely")
 
 
 def test_a_mean_that_is_no_number_is_left_to_the_transform(boxes_config):
