@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -49,10 +49,8 @@ def split_warnings(
     groups = _equal_files(train | val, root) if few else []
     lines += _repeated("training", of_train, labels[0], groups, class_names)
     lines += _repeated("validation", of_val, labels[1], groups, class_names)
-    of_folders = (
-        dict(zip(paths, of_split, strict=False)) for paths, of_split in zip((of_train, of_val), labels, strict=True)
-    )
-    lines += _folders_of_other_classes(class_names, *of_folders)
+    splits = [zip(paths, numbers, strict=False) for paths, numbers in zip((of_train, of_val), labels, strict=True)]
+    lines += _folders_of_other_classes(class_names, *splits)
     advice = "a validation on trained images says little about new ones"
     if shared := train & val:
         lines.append(
@@ -70,17 +68,18 @@ def split_warnings(
 
 
 def _folders_of_other_classes(
-    names: Sequence[str] | None, training: Mapping[str, int], validation: Mapping[str, int]
+    names: Sequence[str] | None, training: Iterable[tuple[str, int]], validation: Iterable[tuple[str, int]]
 ) -> list[str]:
     """Name a folder whose images have other labels in the other split, or a class of another name.
 
     Args:
         names: of the classes.
-        training, validation: labels by the paths of images. They count if each label has a folder of its own.
+        training, validation: paths of images and their labels. They count if each label has a folder of its own.
     """
     by_folder = []
-    for labels in (training, validation):
-        pairs = {(PurePath(path).parent.name, label) for path, label in labels.items()}
+    for split in (training, validation):
+        paths = {(path.rpartition(os.sep)[0], label) for path, label in split}
+        pairs = {(path.rpartition(os.sep)[2], label) for path, label in paths}
         folders = dict(pairs)
         by_folder.append(folders if len(pairs) == len(folders) == len(set(folders.values())) > 1 else {})
     of_train, of_val = by_folder
@@ -90,8 +89,9 @@ def _folders_of_other_classes(
             f"images in folders called {printable(other[0])} have the label {of_train[other[0]]} in the training data "
             f"and {of_val[other[0]]} in the validation data; number the classes alike"
         )
+    numbers = {name: number for number, name in enumerate(names or ())}
     for folder, label in sorted({**of_val, **of_train}.items()):
-        if names and folder in names and names.index(folder) != label < len(names):
+        if names and numbers.get(folder, label) != label < len(names):
             lines.append(
                 f"images in folders called {printable(folder)} have the label {label}, which is called "
                 f"{printable(names[label])}; check the order of the class names"

@@ -107,7 +107,7 @@ def _files_first(arguments: list[str]) -> list[str]:
         if argument.startswith("-"):
             after_opts = argument.lstrip("-") == "opts"
             others.append(argument)
-        elif after_opts and (Path(argument).exists() or not re.fullmatch(r"[A-Z_]+(\.\w+)*", argument)):
+        elif after_opts and (Path(argument).exists() or not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", argument)):
             files.append(argument)
         else:
             others += [argument, *islice(rest, after_opts)]

@@ -176,15 +176,16 @@ def test_opts_may_be_said_twice_to_the_tools():
         assert parser.parse_args(flags).opts == ["TRAIN.EPOCHS", "3", "DATA.SKIP_BROKEN", "True"], times
 
 
-@pytest.mark.parametrize("name", ["cat.jpg", "IMG_0001.JPG", "PHOTOS"])
+@pytest.mark.parametrize("name", ["cat.jpg", "PHOTOS", "no/such.jpg"])
 def test_files_may_follow_the_options_of_a_tool(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "PHOTOS").mkdir()
+    (tmp_path / "cat.jpg").touch()
     parser = ArgumentParser()
     parser.add_argument("images", nargs="+")
     add_weights_flags(parser)
-    arguments = parser.parse_args(["-opts", "DATA.A", "-1", "SEED", "cat.jpg", name, "-pretrained", "mnist5k"])
-    assert (arguments.images, arguments.opts) == ([name], ["DATA.A", "-1", "SEED", "cat.jpg"])
+    arguments = parser.parse_args(["-opts", "EvalReader.x", "-1", "SEED", "cat.jpg", name, "-pretrained", "mnist5k"])
+    assert (arguments.images, arguments.opts) == ([name], ["EvalReader.x", "-1", "SEED", "cat.jpg"])
 
 
 @pytest.mark.parametrize(
