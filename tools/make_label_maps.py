@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # where common/ and the 
 from common.errors import UserError  # noqa: E402
 from common.runtime.command_line import ArgumentParser, run  # noqa: E402
 from common.runtime.device import select_device  # noqa: E402
-from common.training.config import WEIGHTS, add_weights_flags  # noqa: E402
+from common.training.config import add_weights_flags  # noqa: E402
 from image_classification.config import CONFIG  # noqa: E402
 from image_classification.label_map_alignment import TOKEN_STRIDE  # noqa: E402
 
@@ -27,7 +27,6 @@ def main(argv: Sequence[str]) -> None:
     if arguments.top < 1:
         raise UserError(f"-top is {arguments.top}; it must be at least 1")
 
-    from common.checkpoints.loading import read_checkpoint
     from common.data.class_names import check_class_order, renamed_classes
     from common.runtime.distributed import world_size
     from common.training.log import TrainingLog
@@ -35,11 +34,12 @@ def main(argv: Sequence[str]) -> None:
     from image_classification.label_map_annotator import annotate
     from image_classification.label_maps import LabelMapInfo
     from image_classification.prediction import Classifier
+    from tools.predict import read_weights
 
     if world_size() > 1:
         raise UserError("label maps are computed by one process; start this without the launcher")
     source = arguments.pretrained
-    checkpoint = read_checkpoint(source, ema=WEIGHTS[arguments.weights])
+    checkpoint = read_weights(arguments)
     config = CONFIG.of_weights(checkpoint.config, source, arguments)
     if config.DATA.IMAGE_SIZE % TOKEN_STRIDE:
         raise UserError(f"-image_size is {config.DATA.IMAGE_SIZE}; it must be a multiple of {TOKEN_STRIDE}")

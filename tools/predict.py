@@ -13,6 +13,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,9 +93,7 @@ def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predict
     Raises:
         UserError: the weights cannot be read, or do not fit the configuration.
     """
-    from common.checkpoints.loading import read_checkpoint
-
-    checkpoint = read_checkpoint(arguments.pretrained, ema=WEIGHTS[arguments.weights])
+    checkpoint = read_weights(arguments)
     task = checkpoint.task or _task_of_config(arguments.cfg)
     _check_task(task, checkpoint.source)
     config = TASKS[task].config().of_weights(checkpoint.config, checkpoint.source, arguments)
@@ -102,11 +101,32 @@ def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predict
         print("\n".join(map(printable, config.dump().split("\n"))), file=sys.stderr)
     if not checkpoint.class_names:  # as in weights of PaddleSeg and PaddleDetection
         print(
-            printable(f"warning: {checkpoint.source} names no classes: their numbers are shown instead"),
+            printable(f"warning: {checkpoint.source} names no classes, but numbers; give -class_names FILE"),
             file=sys.stderr,
         )
     select_device(config.DEVICE)
     return task, TASKS[task].predictor().from_checkpoint(checkpoint, config, fused), checkpoint
+
+
+def read_weights(arguments: Namespace) -> Checkpoint:
+    """Read ``-pretrained`` with the names of its classes, which may be in ``-class_names``.
+
+    Raises:
+        UserError: one of them cannot be read, or the weights have other names.
+    """
+    from common.checkpoints.loading import read_checkpoint
+    from common.data.class_names import has_names, read_class_names
+
+    checkpoint = read_checkpoint(arguments.pretrained, ema=WEIGHTS[arguments.weights])
+    file: Path | None = arguments.class_names
+    if file is None:
+        return checkpoint
+    if has_names(checkpoint.class_names):
+        raise UserError(f"-class_names {file}: {checkpoint.source} names its classes; leave it out")
+    found = read_class_names(file.parent, [file.name])
+    if not found:
+        raise UserError(f"-class_names {file}: no such file")
+    return replace(checkpoint, class_names=found[0])
 
 
 def _open_exported(file: Path, arguments: Namespace) -> Predictor:
@@ -115,8 +135,9 @@ def _open_exported(file: Path, arguments: Namespace) -> Predictor:
 
     from common.inference.exported_model import ExportedModel
 
-    if arguments.weights:
-        raise UserError(f"-weights {arguments.weights}: {file} is an exported model; give it to tools/export.py")
+    for flag in ("weights", "class_names"):
+        if value := getattr(arguments, flag):
+            raise UserError(f"-{flag} {value}: {file} is an exported model; give it to tools/export.py")
     select_device(arguments.device or "")
     exported = ExportedModel(file, paddle.device.get_device(), arguments.precision)
     task = exported.card.task

@@ -519,8 +519,8 @@ def _refuse_copied_run(config: CfgNode, files: Iterable[tuple[dict[str, Any], st
 
 
 def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse._ArgumentGroup:
-    """Add the flags of a program that uses trained weights: ``-pretrained``, ``-weights``, ``-cfg``, ``-device``
-    and ``-opts``.
+    """Add the flags of a program that uses trained weights: ``-pretrained``, ``-weights``, ``-class_names``, ``-cfg``,
+    ``-device`` and ``-opts``.
 
     :meth:`TaskConfig.of_weights` turns them into a configuration.
 
@@ -533,6 +533,8 @@ def add_weights_flags(parser: ArgumentParser, required: bool = True) -> argparse
     parser.add_flag("pretrained", group, required=required, metavar="WEIGHTS", help=sources)
     weights = _SHARED_FLAGS["weights"]
     parser.add_flag("weights", group, default="", help=weights.help, **weights.options)
+    names = "names of the classes, one per line, for weights that have none, such as those of the toolkits"
+    parser.add_flag("class_names", group, type=Path, metavar="FILE", help=names)
     parser.add_flag("cfg", group, metavar="YAML", help="configuration of the weights (default: the one saved in them)")
     parser.add_flag("device", group, help=_SHARED_FLAGS["device"].help)
     parser.add_opts(group)

@@ -45,6 +45,22 @@ def test_weights_of_an_exported_model_and_the_precision_of_weights_cannot_be_cho
         predict.main([str(tmp_path / "a.png"), "-pretrained", "mnist5k", "-precision", "bf16"])
 
 
+def test_a_file_names_the_classes_of_weights_without_names(tmp_path, capsys):
+    file = tmp_path / "names.txt"
+    file.write_text("zero one two three four five six seven eight nine".replace(" ", "\n"))
+    flags = [str(ROOT / "docs/digit.png"), "-class_names", str(file), "-pretrained"]
+    predict.main([*flags, "mnist5k"])
+    assert " %  seven\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"names\.txt: fashion_mnist names its classes; leave it out"):
+        predict.main([*flags, "fashion_mnist"])
+    file.write_text("cat\ndog")
+    with pytest.raises(UserError, match="mnist5k names 2 classes and has 10"):
+        predict.main([*flags, "mnist5k"])
+    file.unlink()
+    with pytest.raises(UserError, match=r"names\.txt: no such file"):
+        predict.main([*flags, "mnist5k"])
+
+
 def test_names_with_control_characters_are_printed_as_escapes(tmp_path, capsys, monkeypatch):
     file = tmp_path / "a\x1b[2J  b\x9b.png"
     Image.new("RGB", (32, 32)).save(file)
