@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 
 import numpy as np
@@ -206,6 +207,15 @@ def test_a_classifier_is_shown_in_all_ways(tmp_path, capsys):
     paths = [tmp_path / f"digit_{kind}.png" for kind in kinds]
     check_pictures(tmp_path, {path.name for path in paths})
     assert capsys.readouterr().out.splitlines() == [f"{digit} -> {path}" for path in paths]
+
+
+def test_a_map_that_is_0_everywhere_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tools.helpers.visualize_figures.grad_cam", lambda *_: np.zeros((4, 4), np.float32))
+    flags = ["-pretrained", "mnist5k", "-show", "grad_cam", "-out", str(tmp_path / "out")]
+    visualize.main([str(write_image(tmp_path / "i.png")), *flags])
+    assert re.search(
+        r"^warning: .*%: Grad-CAM of stage \d is 0 everywhere; choose other -stages$", capsys.readouterr().err
+    )
 
 
 def test_dollars_in_a_class_name_are_no_formula():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import textwrap
 from collections.abc import Sequence
 
@@ -185,6 +186,10 @@ def draw_grad_cam(subject: Subject) -> Pictures:
     # A map of one token, such as the fourth of a 32x32 digit, does not locate anything.
     stage = next((n for n in reversed(subject.stages) if side > strides[n - 1]), subject.stages[-1])
     heat = grad_cam(subject.model, lambda: score(subject.images), stage - 1)
+    if not heat.any():
+        advice = f"Grad-CAM of stage {stage} is 0 everywhere; choose other -stages"
+        tqdm.write(printable(f"warning: {text}: {advice}"), file=sys.stderr)
+        text += f". {advice}"
     return {"grad_cam": _draw_heat(subject.picture, heat, f"Grad-CAM, stage {stage}", text)}
 
 
