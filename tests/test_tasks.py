@@ -12,7 +12,8 @@ from common.inference.predictor import Predictor
 from common.tasks import TASKS
 from common.training.config import TaskConfig
 from common.training.task import Task
-from tests.helpers.tiny_runs import run
+from tests.helpers.programs import ROOT
+from tests.helpers.tiny_runs import load, run
 from tools import export, visualize
 
 FIXTURES = {
@@ -29,6 +30,23 @@ def test_every_part_of_every_task_exists():
         assert issubclass(task.predictor(), Predictor)
         assert callable(task.exportable())
         assert callable(task.build_model())
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("image_classification", "finetune_folder_cpu.yaml"),
+        ("semantic_segmentation", "upernet_pale_nano_own_data.yml"),
+        ("object_detection", "mask_rcnn_pale_nano_own_data.yml"),
+    ],
+)
+def test_own_data_without_its_configuration_is_refused_with_the_name_of_one(tmp_path, name, own):
+    with pytest.raises(
+        UserError, match=rf"is demo data, which takes no -data_path; .*-cfg ({name}/configs/{own})"
+    ) as told:
+        load(TASKS[name].config(), "-data_path", tmp_path / "photos")
+    assert (ROOT / re.search(r"-cfg (\S+)", str(told.value))[1]).is_file()
+    assert not (tmp_path / "photos").exists()
 
 
 @pytest.mark.parametrize("name", FIXTURES)

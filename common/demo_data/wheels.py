@@ -151,7 +151,9 @@ def make_folder(target: Path, fill: Callable[[Path], None], files: Iterable[str]
         raise UserError(f"cannot write the demo data to {target} ({error}): set PALE_DATA to another folder") from error
     missing = [relative for relative in files if not (target / relative).is_file()]
     if missing:
-        raise UserError(f"demo data {target} has no {missing[0]}: delete the folder; it is then created again")
+        raise UserError(
+            f"demo data {target} has no {missing[0]}, so a part is missing; rename the folder to have it made again"
+        )
     return target
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "check_sizes",
     "plain",
     "read_yaml_with_bases",
+    "refuse_data_path",
     "require",
     "shared_config",
 ]
@@ -565,6 +566,22 @@ def require(config: CfgNode, keys: str, holds: Callable[[Any], bool], rule: str)
         value = find(config, key)
         if not holds(value):
             raise UserError(f"{key} is {value!r}; it {rule}")
+
+
+def refuse_data_path(kind: str, folder: str | None, own: str) -> None:
+    """Refuse a folder for a demo data set: it is that of the user's own data, whose configuration was forgotten.
+
+    Args:
+        kind: of the demo data.
+        own: the configuration for own data.
+
+    Raises:
+        UserError: a folder is given.
+    """
+    if folder:
+        raise UserError(
+            f"the data set {kind} is demo data and takes no -data_path; for your own data in {folder} give -cfg {own}"
+        )
 
 
 def check_sizes(section: Any, name: str) -> None:

@@ -123,7 +123,7 @@ def test_several_processes_may_fetch_at_once(pip, tmp_path):
 def test_an_incomplete_folder_and_one_that_cannot_be_written_are_refused(pip, tmp_path):
     pip()
     (demo_data.fetch("toy", tmp_path) / "a.txt").unlink()
-    with pytest.raises(UserError, match=r"toy has no a\.txt: delete the folder"):
+    with pytest.raises(UserError, match=r"toy has no a\.txt, so a part is missing; rename"):
         demo_data.fetch("toy", tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="set PALE_DATA"):
