@@ -42,7 +42,7 @@ def test_unknown_tags_and_imagenet_weights_are_refused():
 def test_a_tag_alone_gives_the_model_that_has_the_figure_of_the_table(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the evaluation of detection writes files
     row = list_weights()[list_tags().index(name)]
-    flags = Namespace(pretrained=name, weights="", cfg=None, device="cpu", opts=[])
+    flags = Namespace(pretrained=name, weights="", class_names=None, cfg=None, device="cpu", opts=[])
     task, predictor, checkpoint = open_weights(flags)  # as tools/predict.py does
     assert task == row.task
     assert checkpoint.path.stat().st_size < 6e6

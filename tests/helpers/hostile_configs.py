@@ -116,7 +116,9 @@ def main(name: str, folder: Path) -> None:
 
     def open_written() -> None:
         """What tools/predict.py does, up to the input of the model."""
-        options = Namespace(pretrained=str(folder / "weights.pdparams"), weights="", cfg=None, opts=[], device="cpu")
+        options = Namespace(
+            pretrained=str(folder / "weights.pdparams"), weights="", class_names=None, cfg=None, opts=[], device="cpu"
+        )
         open_weights(options)[1].preprocess(str(image))
 
     text = spec.dump(config)

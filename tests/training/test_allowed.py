@@ -116,7 +116,9 @@ def test_a_dotted_key_is_no_way_around_the_list():
 
 def test_what_the_user_gives_is_not_restricted():
     spec = TASKS["image_classification"].config()
-    text = spec.dump(load(spec, "-opts", "DATA.DATA_PATH", "somewhere", "OUTPUT", "elsewhere"))
+    text = spec.dump(
+        load(spec, "-opts", "DATA.DATASET", "folder", "DATA.DATA_PATH", "somewhere", "OUTPUT", "elsewhere")
+    )
     config = of_weights("image_classification", text, "DATA.IMAGE_SIZE", "2048")
     assert (config.DATA.IMAGE_SIZE, config.DATA.DATA_PATH, config.OUTPUT) == (2048, "", spec.defaults().OUTPUT)
 

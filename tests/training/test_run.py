@@ -49,7 +49,7 @@ def test_settings_that_steer_collective_operations_must_be_equal(monkeypatch, fl
 
 def test_paths_and_readers_may_differ(monkeypatch):
     monkeypatch.setattr(run, "gather_objects", lambda own: [values(), own])
-    run._require_equal_ranks(values("-data_path", "/elsewhere", "-opts", "DATA.NUM_WORKERS", "1"))
+    run._require_equal_ranks(values("-output", "/elsewhere", "-opts", "DATA.NUM_WORKERS", "1"))
 
 
 def test_the_hash_of_data_sees_names_labels_and_their_order():
