@@ -208,19 +208,30 @@ def build_transforms(config: CfgNode, name: str, num_classes: int, masks: bool =
                 "{argument: value}"
             ) from error
     steps = [step for key in _READER_KEYS[:2] for step in section.get(key) or ()]
+    _check_each(steps, name, masks)
     _check_order(steps, name)
-    if masks:
-        _check_masks(steps, name)
     pipelines[1].collate_batch = name != "TrainReader"  # training images differ in their numbers of objects
     return pipelines[0], pipelines[1]
 
 
+def _check_each(steps: Sequence[Mapping[str, Any]], name: str, masks: bool) -> None:
+    """Refuse transforms that would do nothing, or make other boxes or, if they are trained, masks of other places."""
+    for step, arguments in ((step, arguments or {}) for row in steps for step, arguments in row.items()):
+        if reason := next((reason for kinds, reason in _UNUSABLE.items() if re.match(kinds, step)), None):
+            raise UserError(f"{name}: {step} {reason}; remove it")
+        if masks and step in _NOT_FOR_MASKS:
+            raise UserError(f"{name}: {step} moves images and boxes, but not masks; remove it")
+        if masks and step in _CROPS_OF_MASKS and not arguments.get("is_mask_crop"):
+            raise UserError(f"{name}: {step} does not crop masks; add is_mask_crop: true")
+        if masks and step in {*_CROPS_OF_MASKS, "RandomSizeCrop"} and importlib.util.find_spec("shapely") is None:
+            raise UserError(f"{name}: {step} needs another package to crop masks: pip install shapely")
+        for inner in ("transforms1", "transforms2"):  # of RandomSelect
+            _check_each(arguments.get(inner) or [], name, masks)
+
+
 def _check_order(steps: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Refuse transforms that would compute garbage or other boxes, or would do nothing, without an error."""
+    """Refuse transforms that would compute garbage or other boxes where they stand, without an error."""
     names = [name for step in steps for name in step]
-    for kinds, reason in _UNUSABLE.items():
-        if found := [step for step in names if re.match(kinds, step)]:
-            raise UserError(f"{name}: {found[0]} {reason}; remove it")
     if names.count("NormalizeImage") > 1:
         raise UserError(f"{name} has NormalizeImage twice; remove one")
     for late, kinds in (("NormalizeImage", _OF_COLORS), ("Permute", _AUGMENTATION)):
@@ -247,19 +258,6 @@ def _check_order(steps: Sequence[Mapping[str, Any]], name: str) -> None:
     divides = arguments.get("norm_type") == "none" or "FlipWarpAffine" in names  # which divides by 255 itself
     if 0 < largest(mean) <= 1 and not is_scale and not divides:
         raise UserError(f"{name}: the mean {mean} of NormalizeImage is not of pixels from 0 to 255; set is_scale: true")
-
-
-def _check_masks(steps: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Refuse transforms after which masks would be those of other places or objects."""
-    for step, arguments in ((step, arguments or {}) for row in steps for step, arguments in row.items()):
-        if step in _NOT_FOR_MASKS:
-            raise UserError(f"{name}: {step} moves images and boxes, but not masks; remove it")
-        if step in _CROPS_OF_MASKS and not arguments.get("is_mask_crop"):
-            raise UserError(f"{name}: {step} does not crop masks; add is_mask_crop: true")
-        if step in {*_CROPS_OF_MASKS, "RandomSizeCrop"} and importlib.util.find_spec("shapely") is None:
-            raise UserError(f"{name}: {step} needs another package to crop masks: pip install shapely")
-        for inner in ("transforms1", "transforms2"):  # of RandomSelect
-            _check_masks(arguments.get(inner) or [], name)
 
 
 def find_normalization(config: CfgNode, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,6 @@ import textwrap
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -100,17 +99,30 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def _files_first(arguments: list[str]) -> list[str]:
-    """Move the files of ``-opts KEY VALUE FILE`` to the front: argparse takes all that follows ``-opts`` as options."""
-    files, others, after_opts = [], [], False
-    rest = iter(arguments)
-    for argument in rest:
-        if argument.startswith("-"):
+    """Move the files of ``-opts KEY VALUE FILE`` to the front: argparse takes all that follows ``-opts`` as options.
+
+    A file is what exists or is no name of a key; a folder only where no value follows, since keys are called alike.
+    """
+    files: list[str] = []
+    others: list[str] = []
+    rest, after_opts = list(arguments), False
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            files, rest = [*files, *rest], []
+        elif argument.startswith("-"):
             after_opts = argument.lstrip("-") == "opts"
             others.append(argument)
-        elif after_opts and (Path(argument).exists() or not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", argument)):
-            files.append(argument)
+        elif not after_opts:
+            others.append(argument)
         else:
-            others += [argument, *islice(rest, after_opts)]
+            value = [] if not rest or re.match("--?[a-z]", rest[0]) else rest[:1]
+            is_file = Path(argument).is_file() or (not value and Path(argument).exists())
+            if is_file or not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", argument):
+                files.append(argument)
+            else:
+                others += [argument, *value]
+                rest = rest[len(value) :]
     return [*files, *others]
 
 

@@ -176,16 +176,26 @@ def test_opts_may_be_said_twice_to_the_tools():
         assert parser.parse_args(flags).opts == ["TRAIN.EPOCHS", "3", "DATA.SKIP_BROKEN", "True"], times
 
 
-@pytest.mark.parametrize("name", ["cat.jpg", "PHOTOS", "no/such.jpg"])
-def test_files_may_follow_the_options_of_a_tool(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("words", "images", "options"),
+    [
+        ("-opts EvalReader.x -1 SEED cat.jpg cat.jpg -device cpu", ["cat.jpg"], "EvalReader.x -1 SEED cat.jpg"),
+        ("-opts num_classes 3 no/such.jpg photos/1 -device cpu", ["no/such.jpg", "photos/1"], "num_classes 3"),
+        ("-opts model {type:X} photos -device cpu", ["photos"], "model {type:X}"),  # which is the name of a folder, too
+        ("photos -opts SEED 3 model {type:X}", ["photos"], "SEED 3 model {type:X}"),
+        ("-device cpu -opts SEED 3 -- SEED", ["SEED"], "SEED 3"),
+    ],
+)
+def test_files_may_follow_the_options_of_a_tool(tmp_path, monkeypatch, words, images, options):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "PHOTOS").mkdir()
     (tmp_path / "cat.jpg").touch()
+    for name in ("photos", "model"):
+        (tmp_path / name).mkdir()
     parser = ArgumentParser()
     parser.add_argument("images", nargs="+")
-    add_weights_flags(parser)
-    arguments = parser.parse_args(["-opts", "EvalReader.x", "-1", "SEED", "cat.jpg", name, "-pretrained", "mnist5k"])
-    assert (arguments.images, arguments.opts) == ([name], ["EvalReader.x", "-1", "SEED", "cat.jpg"])
+    add_weights_flags(parser, required=False)
+    arguments = parser.parse_args(words.split())
+    assert (arguments.images, arguments.opts) == (images, options.split())
 
 
 @pytest.mark.parametrize(
