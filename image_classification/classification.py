@@ -324,7 +324,7 @@ def _describe_data(splits: Mapping[str, Dataset], num_classes: int) -> tuple[str
     for split, dataset in splits.items():
         images = np.bincount(dataset.labels, minlength=num_classes)
         if empty := [names[number] for number in np.flatnonzero(images == 0)]:
-            warnings.append(f"no {split} images of {len(empty)} classes: {list_names(empty)}")
+            warnings.append(f"no {split} images of {counted(len(empty), 'class', 'classes')}: {list_names(empty)}")
     return f"{counts} images of {counted(num_classes, 'class', 'classes')}: {list_names(names)}", warnings
 
 

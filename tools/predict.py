@@ -123,10 +123,10 @@ def read_weights(arguments: Namespace) -> Checkpoint:
         return checkpoint
     if has_names(checkpoint.class_names):
         raise UserError(f"-class_names {file}: {checkpoint.source} names its classes; leave it out")
-    found = read_class_names(file.parent, [file.name])
-    if not found:
-        raise UserError(f"-class_names {file}: no such file")
-    return replace(checkpoint, class_names=found[0])
+    names, _ = read_class_names(file.parent, [file.name]) or ([], file)
+    if not names:
+        raise UserError(f"-class_names {file}: no such file, or no names in it")
+    return replace(checkpoint, class_names=names)
 
 
 def _open_exported(file: Path, arguments: Namespace) -> Predictor:

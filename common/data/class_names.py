@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -70,7 +71,7 @@ def _read_names(path: Path) -> list[str]:
 
 def _in_order(lines: list[str]) -> list[str]:
     pairs = [line.split(maxsplit=1) for line in lines]
-    numbers = [int(pair[0]) if len(pair) == 2 and pair[0].isdecimal() else -1 for pair in pairs]
+    numbers = [int(pair[0]) if len(pair) == 2 and re.fullmatch("[0-9]{1,5}", pair[0]) else -1 for pair in pairs]
     if sorted(numbers) != list(range(len(lines))):
         return lines
     return [pairs[index][1] for index in sorted(range(len(lines)), key=numbers.__getitem__)]

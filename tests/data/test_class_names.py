@@ -18,6 +18,9 @@ def test_names_are_lines_of_one_file(tmp_path):
 def test_lines_may_begin_with_numbers(tmp_path):
     (tmp_path / "names.txt").write_text("1\tdog\n0\tred cat\n")
     assert read_class_names(tmp_path, ["names.txt"])[0] == ["red cat", "dog"]
+    (tmp_path / "names.txt").write_text("9" * 5000 + " cat")
+    with pytest.raises(UserError, match="has 5,004 characters"):
+        read_class_names(tmp_path, ["names.txt"])
 
 
 def test_two_files_must_have_the_same_names(tmp_path):
