@@ -56,7 +56,7 @@ def build_dataset(
 
     Kinds:
         imagenet2012, list: ``train_list.txt`` and ``val_list.txt`` in the folder, with lines
-            ``relative/path.jpg LABEL``; empty lines and lines that begin with ``#`` are skipped. ``class_names.txt``,
+            ``relative/path.jpg LABEL``; empty lines and comments (``# ...``) are skipped. ``class_names.txt``,
             ``label_list.txt`` or ``labels.txt``, one name per line, is optional.
         folder: ``train/CLASS/*`` and ``val/CLASS/*``, with subfolders; see ``SPLIT_FOLDERS`` for other names.
             The classes are the folders of ``train`` (or of ``val``, without ``train``), sorted by name. Without one of

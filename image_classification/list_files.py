@@ -34,7 +34,7 @@ def _read_list(list_file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         # A byte order mark is skipped; file names need not be UTF-8.
         for number, line in enumerate(read_lines(list_file, "utf-8-sig", "surrogateescape"), 1):
             line = line.strip()
-            if not line or line.startswith("#"):
+            if not line or line.startswith("# "):  # a comment; files may be called #1.jpg
                 continue
             name, *label = line.rsplit(maxsplit=1)
             if not label:

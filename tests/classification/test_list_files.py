@@ -68,6 +68,12 @@ def test_list_missing_or_empty(tmp_path):
     fails(["val_list.txt", "no images"], "list", tmp_path, "val")
 
 
+def test_only_a_sign_with_a_blank_begins_a_comment(listed):
+    save_image(listed / "#1" / "b.png")
+    (listed / "train_list.txt").write_text("# images\n#1/b.png 0\nval/a.png 1\n")
+    assert len(build_dataset("list", listed, "train", num_classes=2)) == 2
+
+
 def test_missing_and_unreadable_images(listed):
     dataset = build_dataset("list", listed, "val")
     (listed / "val" / "a.png").write_bytes(b"not an image\n")
