@@ -140,6 +140,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     code is then 128 plus the signal's number.
     """
     stop_with_launcher()
+    _ignore_matplotlibrc()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = bool({"-debug", "--debug"} & set(argv))
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -193,6 +194,19 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         _leave(exit_code)  # with Paddle's threads between ranks, the end of the interpreter can crash
     if exit_code:
         _leave(exit_code)
+
+
+def _ignore_matplotlibrc() -> None:
+    """Import matplotlib elsewhere if the current folder has a ``matplotlibrc``, which it would read.
+
+    It may be in data of somebody else. matplotlib before 3.10.9 runs code in it, and others start LaTeX at its demand.
+    """
+    here = Path.cwd() if os.path.lexists("matplotlibrc") else None
+    if here:
+        os.chdir("/")
+        with contextlib.suppress(ImportError):
+            import matplotlib  # noqa: F401
+        os.chdir(here)
 
 
 def _fail(watch: FailureWatch | None, message: str, exit_code: int) -> NoReturn:

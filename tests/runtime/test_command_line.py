@@ -156,6 +156,18 @@ def test_an_empty_path_is_not_the_current_folder():
         parser.parse_args(["-out", ""])
 
 
+def test_the_settings_of_matplotlib_in_the_current_folder_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "matplotlibrc")  # whoever reads it waits
+    program = (
+        f"sys.path[0] = {str(ROOT)!r}; from common.runtime.command_line import run; import os; "
+        "run(lambda argv: (__import__('matplotlib.pyplot'), print(os.getcwd())))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; {program}"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (0, f"{tmp_path}\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_rank_that_is_done_is_ended_neither_by_a_signal_nor_by_a_crash_of_paddle(number):
     """All ranks get the signals of a terminal; a rank in some hundred has crashed in C++ destructors after its work."""
