@@ -472,8 +472,8 @@ def create_model(
         model = build_variant(PaleTransformer, name, num_classes=num_classes, **overrides)
     if checkpoint:
         load_pretrained(model, checkpoint)
-        found, chosen = checkpoint.preprocessing or model.preprocessing, overrides.get("image_size")
-        model.preprocessing = replace(found, image_size=chosen) if isinstance(chosen, int) else found
+        if isinstance(chosen := overrides.get("image_size"), int):
+            model.preprocessing = replace(model.preprocessing, image_size=chosen)
     return model
 
 

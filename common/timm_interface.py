@@ -73,12 +73,13 @@ class TimmInterface(nn.Layer):
             self.global_pool = before
             raise
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map the last map of ``forward_features``, ``[B, C, h, w]``, to what ``forward`` returns.
+    def forward_head(self, x: Tensor | Sequence[Tensor], pre_logits: bool = False) -> Tensor:
+        """Map the last map of ``forward_features``, ``[B, C, h, w]``, or the list of all, to what ``forward`` returns.
 
         With ``pre_logits``, it is mapped to what the classifier is given, the pooled features ``[B, num_features]``.
         """
-        return self.head_outputs(x.transpose([0, 2, 3, 1]), pre_logits)
+        last = x[-1] if isinstance(x, Sequence) else x
+        return self.head_outputs(last.transpose([0, 2, 3, 1]), pre_logits)
 
     def forward_intermediates(
         self, images: Tensor, indices: Sequence[int] | None = None

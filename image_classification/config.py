@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 from common.data.preprocessing import Preprocessing
 from common.errors import UserError
 from common.training.allowed import Kind, integer, list_of, number
-from common.training.config import MAX_SIDE, Flag, TaskConfig, refuse_data_path, require, shared_config
+from common.training.config import MAX_SIDE, Flag, TaskConfig, require, shared_config
 from image_classification.label_map_alignment import TOKEN_STRIDE
 
 __all__ = ["ALLOWED", "CONFIG", "check_token_labels", "default_config", "model_title"]
@@ -135,8 +135,6 @@ def _check(config: CfgNode) -> None:
     require(config, not_negative, lambda value: value >= 0, "must not be negative")
     require(config, "TRAIN.EPOCHS TRAIN.WARMUP_EPOCHS", lambda value: value <= 1e6, "must be at most 1,000,000")
     require(config, "DATA.CROP_PCT", lambda value: 0.1 <= value <= 1, "must be between 0.1 and 1")
-    if config.DATA.DATASET == "mnist5k":
-        refuse_data_path("mnist5k", config.DATA.DATA_PATH, "image_classification/configs/finetune_folder_cpu.yaml")
     fractions = "AUG.MIX_PROB AUG.MIX_SWITCH_PROB AUG.LABEL_SMOOTHING"
     require(config, fractions, lambda value: 0 <= value <= 1, "must be between 0 and 1")
     require(config, "TRAIN.BETAS", lambda value: all(0 <= beta < 1 for beta in value), "must be two numbers in [0, 1)")
@@ -184,6 +182,8 @@ CONFIG = TaskConfig(
     allowed=ALLOWED,
     machine_keys=frozenset({"DATA.DATA_PATH", "DATA.LABELS_JSON", "TOKEN_LABEL.MAPS"}),
     input_keys=tuple(_INPUT_KEYS.split()),
+    kind_keys=("DATA.DATASET",),
+    own_data="finetune_folder_cpu.yaml",
 )
 
 

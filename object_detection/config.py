@@ -12,7 +12,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from common.errors import UserError
-from common.training.config import Flag, TaskConfig, check_sizes, refuse_data_path, require, shared_config
+from common.training.config import Flag, TaskConfig, check_sizes, require, shared_config
 from object_detection.allowed import ALLOWED
 
 __all__ = ["CONFIG", "default_config"]
@@ -83,10 +83,6 @@ def _check(config: CfgNode) -> None:
             raise UserError(
                 f"{section or 'architecture'} is missing; give a -cfg in PaddleDetection's format that has it"
             )
-    for section in ("TrainDataset", "EvalDataset"):
-        if config[section].get("name") == "NucleiDataSet":
-            own = "object_detection/configs/mask_rcnn_pale_nano_own_data.yml"
-            refuse_data_path("NucleiDataSet", config[section].get("dataset_dir"), own)
     for section in ("TrainReader", "EvalReader"):
         check_sizes(config[section], section)
     batch_size = config.TrainReader.get("batch_size", 1)
@@ -105,4 +101,6 @@ CONFIG = TaskConfig(
     allowed=ALLOWED,
     ignored_keys=frozenset(_IGNORED_KEYS.split()),
     input_keys=("EvalReader.sample_transforms",),
+    kind_keys=("TrainDataset.name", "EvalDataset.name"),
+    own_data="mask_rcnn_pale_nano_own_data.yml",
 )

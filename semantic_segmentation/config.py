@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from common.data.channel_image import MAX_CHANNELS
 from common.errors import UserError
-from common.training.config import Flag, TaskConfig, check_sizes, refuse_data_path, require, shared_config
+from common.training.config import Flag, TaskConfig, check_sizes, require, shared_config
 from semantic_segmentation.allowed import ALLOWED
 
 __all__ = ["ABSENT_CLASSES", "CONFIG", "default_config", "image_channels", "require_transforms"]
@@ -141,9 +141,6 @@ def _check(config: CfgNode) -> None:
         if not isinstance(config[section].get("type"), str):
             raise UserError(f"{section} has no type; give a -cfg that says which {section} to use")
     for section in ("train_dataset", "val_dataset"):
-        if config[section].type in ("Nuclei", "HENuclei"):
-            own = "semantic_segmentation/configs/upernet_pale_nano_own_data.yml"
-            refuse_data_path(config[section].type, config[section].get("dataset_root"), own)
         require_transforms(config[section], section)
         check_sizes(config[section].transforms, f"{section}.transforms")
     _set_channels(config)
@@ -159,4 +156,6 @@ CONFIG = TaskConfig(
     open_sections=frozenset(_SECTIONS),
     allowed=ALLOWED,
     input_keys=("model.align_corners", "val_dataset.transforms"),
+    kind_keys=("train_dataset.type", "val_dataset.type"),
+    own_data="upernet_pale_nano_own_data.yml",
 )

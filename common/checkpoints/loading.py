@@ -361,6 +361,8 @@ def load_pretrained(
 ) -> LoadReport:
     """Load weights into a model (:func:`load_weights`), and print the report on rank 0.
 
+    A model of this project takes over the preprocessing of a classifier's weights, for ``transforms_for``.
+
     Args:
         source: as for :func:`read_checkpoint`, or its result.
         replace_head: ``fine_tune`` of :func:`load_weights`.
@@ -372,7 +374,10 @@ def load_pretrained(
     if not isinstance(source, str | Path | Checkpoint):
         raise UserError(f"source is a {type(source).__name__}, not a file; give a state_dict to model.set_state_dict")
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source, ema=ema)
+    preprocessing = checkpoint.preprocessing
     report = load_weights(model, checkpoint, replace_head, strict)
+    if preprocessing and hasattr(model, "preprocessing"):
+        model.preprocessing = preprocessing
     if is_main_process():
         print("\n".join(map(printable, str(report).split("\n"))), flush=True)
     return report

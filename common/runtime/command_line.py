@@ -140,7 +140,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     code is then 128 plus the signal's number.
     """
     stop_with_launcher()
-    _ignore_matplotlibrc()
+    _ignore_current_folder()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = bool({"-debug", "--debug"} & set(argv))
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -196,11 +196,15 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         _leave(exit_code)
 
 
-def _ignore_matplotlibrc() -> None:
-    """Import matplotlib elsewhere if the current folder has a ``matplotlibrc``, which it would read.
+def _ignore_current_folder() -> None:
+    """Let libraries read nothing from the current folder, which may be data of somebody else.
 
-    It may be in data of somebody else. matplotlib before 3.10.9 runs code in it, and others start LaTeX at its demand.
+    OpenCV writes its folder and a colon before ``LD_LIBRARY_PATH``. If that is empty, what stands behind the colon is
+    the current folder, for all programs that Paddle's import starts. matplotlib reads ``matplotlibrc`` there: before
+    3.10.9 it runs code in it, and others start LaTeX at its demand.
     """
+    libraries = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
+    os.environ["LD_LIBRARY_PATH"] = ":".join(libraries or [str(Path(__file__).parent)])  # which has none
     here = Path.cwd() if os.path.lexists("matplotlibrc") else None
     if here:
         os.chdir("/")

@@ -47,11 +47,11 @@ __all__ = [
     "check_sizes",
     "plain",
     "read_yaml_with_bases",
-    "refuse_data_path",
     "require",
     "shared_config",
 ]
 
+_DEMO_DATA = ("mnist5k", "Nuclei", "HENuclei", "NucleiDataSet")  # data sets with a folder of their own
 MAX_SIDE = 8192  # pixels of an image that a model takes
 WEIGHTS = {"": None, "model": False, "model_ema": True}  # choices of MODEL.WEIGHTS, as ``ema`` of read_checkpoint
 
@@ -223,6 +223,8 @@ class TaskConfig:
         machine_keys: keys that name files; inside weights they are ignored.
         ignored_keys: keys of a toolkit's program, or of earlier versions, that have no effect, which a warning says.
         input_keys: keys that change what trained weights compute from an image, but do not show in their shapes.
+        kind_keys: keys of the kinds of data.
+        own_data: name of the configuration for own data, beside the default file.
     """
 
     default_file: Path
@@ -236,6 +238,8 @@ class TaskConfig:
     machine_keys: frozenset[str] = frozenset()
     ignored_keys: frozenset[str] = frozenset()
     input_keys: tuple[str, ...] = ()
+    kind_keys: tuple[str, ...] = ()
+    own_data: str = ""
 
     # ---- flags
 
@@ -294,6 +298,12 @@ class TaskConfig:
             other = [name for name in self._data(config) if name not in data]
             config.OUTPUT = "-".join([f"output/{path.as_posix()}", *other])
         config = self._finish(config)
+        kind = next((kind for key in self.kind_keys if (kind := find(config, key)) in _DEMO_DATA), None)
+        if kind and getattr(arguments, "data_path", None):  # own data, the configuration of which was forgotten
+            raise UserError(
+                f"the data set {kind} is demo data and takes no -data_path; for your own data in {arguments.data_path} "
+                f"give -cfg {'/'.join(self.default_file.with_name(self.own_data).parts[-3:])}"
+            )
         if not (getattr(arguments, "output", None) or "OUTPUT" in arguments.opts):
             _refuse_copied_run(config, files)
         return config
@@ -566,22 +576,6 @@ def require(config: CfgNode, keys: str, holds: Callable[[Any], bool], rule: str)
         value = find(config, key)
         if not holds(value):
             raise UserError(f"{key} is {value!r}; it {rule}")
-
-
-def refuse_data_path(kind: str, folder: str | None, own: str) -> None:
-    """Refuse a folder for a demo data set: it is that of the user's own data, whose configuration was forgotten.
-
-    Args:
-        kind: of the demo data.
-        own: the configuration for own data.
-
-    Raises:
-        UserError: a folder is given.
-    """
-    if folder:
-        raise UserError(
-            f"the data set {kind} is demo data and takes no -data_path; for your own data in {folder} give -cfg {own}"
-        )
 
 
 def check_sizes(section: Any, name: str) -> None:

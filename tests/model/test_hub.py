@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
+from common.checkpoints.loading import load_pretrained
 from common.errors import UserError
 from common.pale_transformer import create_model, list_models
 from tests.helpers.programs import ROOT
@@ -23,6 +24,9 @@ def test_hub_lists_and_explains_the_models():
 def test_hub_builds_what_create_model_builds():
     model = paddle.hub.load(str(ROOT), "pale_nano", source="local", pretrained="mnist5k")
     same = create_model("pale_nano", pretrained="mnist5k")
+    loaded = create_model("pale_nano", num_classes=10)
+    load_pretrained(loaded, "mnist5k")
+    assert loaded.default_cfg == same.default_cfg  # the preprocessing is that of the weights
     model.eval()
     same.eval()
     images = paddle.to_tensor(np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype("float32"))

@@ -52,6 +52,7 @@ def test_forward_is_the_features_and_the_head():
     images = random_images(2, 40, 64)
     last = model.forward_features(images)[-1]
     np.testing.assert_array_equal(model.forward_head(last).numpy(), model(images).numpy())
+    np.testing.assert_array_equal(model.forward_head([last * 0, last]).numpy(), model(images).numpy())
     features = model.forward_head(last, pre_logits=True)
     assert features.shape == [2, model.num_features]
     np.testing.assert_array_equal(model.head(features).numpy(), model(images).numpy())

@@ -156,6 +156,19 @@ def test_an_empty_path_is_not_the_current_folder():
         parser.parse_args(["-out", ""])
 
 
+@pytest.mark.parametrize("first", ["", "import cv2\n"])
+def test_programs_look_for_no_library_in_the_current_folder(first):
+    code = (
+        f"{first}import os\n"
+        "from common.runtime.command_line import run\n"
+        "run(lambda argv: (__import__('cv2'), print(os.environ['LD_LIBRARY_PATH'].split(':'))))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert result.returncode == 0
+    assert "''" not in result.stdout
+
+
 def test_the_settings_of_matplotlib_in_the_current_folder_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "matplotlibrc")  # whoever reads it waits
     program = (
