@@ -198,6 +198,10 @@ def build_transforms(config: CfgNode, name: str, num_classes: int, masks: bool =
     """
     section = plain(config[name])
     check_keys(section, (*_READER_KEYS, *_UNUSED_READER_KEYS), name)
+    for key in ("shuffle", "drop_last"):
+        if section.get(key, is_train := name == "TrainReader") != is_train:
+            done = "always" if is_train else "never"
+            raise UserError(f"{name}.{key} is {section[key]}; this is {done} done here, so remove the key")
     pipelines = []
     for key, kind in (("sample_transforms", Compose), ("batch_transforms", BatchCompose)):
         try:

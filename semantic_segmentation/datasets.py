@@ -190,7 +190,7 @@ def build_dataset(section: Mapping[str, Any], name: str) -> paddleseg_datasets.D
         dataset.file_list = sorted(pair for pair in dataset.file_list if not is_ignored(Path(pair[0]).name))
     if not dataset.file_list:
         raise UserError(f"{where} finds no images in {arguments.get(f'{mode}_path') or dataset.dataset_root}; check it")
-    mean = max(largest(getattr(item, "mean", 0)) for item in dataset.transforms.transforms)
+    mean = max((largest(getattr(item, "mean", 0)) for item in dataset.transforms.transforms), default=0)
     if mean > 1 and not dataset.file_list[0][0].lower().endswith((ARRAY_SUFFIX, ".tif", ".tiff")):  # may be any numbers
         raise UserError(
             f"{name}.transforms: the mean {mean:g} of Normalize is not of pixels from 0 to 1; divide it and std by 255"

@@ -40,9 +40,7 @@ def main(argv: Sequence[str]) -> None:
         files = _last_states(files, arguments.last)
     if len(files) < 2:
         raise UserError("give at least two checkpoints, or -last N and the folder of a run")
-    averaged = average(files, WEIGHTS[arguments.weights])
-    refuse_existing(out, "-out")
-    save_file(averaged, out)
+    save_file(average(files, WEIGHTS[arguments.weights]), out, new=True)
     print(printable(f"{out}: the average of {len(files)} checkpoints, {', '.join(map(str, files))}"))
 
 

@@ -90,9 +90,8 @@ def main(argv: Sequence[str]) -> None:
     figure.legend(*lines, title="best", loc="outside lower center", frameon=False)  # where it hides no curve
     for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.3)
-    refuse_existing(arguments.out, "-out")
     try:
-        with replace_file(arguments.out) as file:
+        with replace_file(arguments.out, new=True) as file:
             figure.savefig(file, dpi=180, format=arguments.out.suffix[1:] or "png")
     except Exception as error:  # matplotlib raises any type, of formats and of values too large for an axis
         raise UserError(f"cannot write {arguments.out}: {one_line(error)}") from error

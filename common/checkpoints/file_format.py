@@ -75,11 +75,14 @@ def load_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def save_file(state: Mapping[str, Any], path: str | Path) -> None:
+def save_file(state: Mapping[str, Any], path: str | Path, new: bool = False) -> None:
     """Write a nested dict of NumPy arrays and plain values as ``.pdparams``, or a flat one as ``.safetensors``.
 
     The bytes are written to a temporary file beside the target, flushed to the disk, read back and compared with their
     checksum; then the file is renamed atomically. ``paddle.load`` can read it, too.
+
+    Args:
+        new: keep a file of this name, which another program may have written meanwhile.
 
     Raises:
         UserError: the file cannot be written; an older file of that name is unchanged.
@@ -92,13 +95,15 @@ def save_file(state: Mapping[str, Any], path: str | Path) -> None:
                 raise OSError("the data read back differs from the data written; the disk may be defective")
 
     try:
-        with replace_file(path, verify) as file:
+        with replace_file(path, verify, new) as file:
             writer = _ChecksumWriter(file)
             if path.suffix == ".safetensors":
                 writer.write(_safetensors_bytes(state))
             else:
                 pickle.dump(dict(state), writer, protocol=4)
                 writer.write(_TRAILER.pack(_MAGIC, writer.checksum))
+    except FileExistsError as error:
+        raise UserError(f"{path} exists already; choose another name") from error
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         space = "it needs space in addition to the old file: free disk space, or " if is_full else ""

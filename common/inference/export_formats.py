@@ -342,6 +342,8 @@ def _openvino_core() -> Any:
     Its plug-in for CPUs replaces the stack on which the main thread handles signals. If it is unloaded in another
     thread, where Python may collect garbage, the stack is gone, and a signal such as Ctrl-C is a segmentation fault.
     """
+    # Without this package, openvino sends no events to Google Analytics.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError as error:

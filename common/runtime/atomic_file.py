@@ -14,15 +14,19 @@ __all__ = ["copy_file", "replace_file", "write_text"]
 
 
 @contextlib.contextmanager
-def replace_file(path: Path, verify: Callable[[Path], None] = lambda temporary: None) -> Iterator[BinaryIO]:
+def replace_file(
+    path: Path, verify: Callable[[Path], None] = lambda temporary: None, new: bool = False
+) -> Iterator[BinaryIO]:
     """Yield a temporary file beside ``path``; at the end of the block, flush it to the disk, and rename it.
 
     The folder is created if need be. After an error the temporary file is removed, and an existing file is unchanged.
 
     Args:
         verify: called with the temporary file before the renaming; may raise.
+        new: keep a file of this name, which another program may have written meanwhile.
 
     Raises:
+        FileExistsError: there is a file that is to be kept.
         OSError: the file cannot be written, or ``path`` is a device or a pipe, such as ``/dev/null``, which the
             renaming would replace.
     """
@@ -36,7 +40,10 @@ def replace_file(path: Path, verify: Callable[[Path], None] = lambda temporary: 
             file.flush()
             os.fsync(file.fileno())
         verify(temporary)
-        temporary.replace(path)
+        if new:
+            _rename_to_new(temporary, path)
+        else:
+            temporary.replace(path)
         with contextlib.suppress(OSError):  # Windows cannot open folders
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -65,6 +72,17 @@ def copy_file(source: Path, target: Path) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # unlike a renaming, it fails if the file exists
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "File exists", str(path)) from None
+        temporary.replace(path)
 
 
 def _temporary(path: Path) -> Path:

@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def refuse_existing(file: Path, flag: str) -> None:
-    """Refuse to replace a file; to be called first, and again before the file is written if that is much later.
+    """Refuse to replace a file, before the work for it is done.
 
     Args:
         flag: chooses the file, for the message.

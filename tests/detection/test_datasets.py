@@ -346,6 +346,13 @@ def test_transforms_that_would_compute_garbage_are_refused(boxes_config, name, s
     assert_told(lambda: build_transforms(config, name, 2), name, *parts)
 
 
+def test_what_readers_do_anyway_cannot_be_chosen(boxes_config):
+    build_transforms(options(boxes_config, "TrainReader.shuffle", True, "EvalReader.shuffle", False), "TrainReader", 2)
+    for name, key, value in (("TrainReader", "shuffle", False), ("EvalReader", "drop_last", True)):
+        config = options(boxes_config, f"{name}.{key}", value)
+        assert_told(lambda config=config, name=name: build_transforms(config, name, 2), f"{name}.{key} is {value}")
+
+
 @pytest.mark.parametrize(
     ("step", "part"),
     [

@@ -13,6 +13,7 @@ from PIL import Image
 
 from common.pictures.picture_folder import PictureFolder
 from common.runtime import atomic_file
+from common.runtime.atomic_file import replace_file
 from common.training.log import TrainingLog
 from common.training.run_folder import RunFolder
 from object_detection.config import CONFIG
@@ -94,3 +95,16 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
     with pytest.raises(OSError, match="Not a regular file"):
         atomic_file.write_text(tmp_path / "null", "text")
     assert [path.name for path in tmp_path.iterdir() if path.is_fifo()] == ["null"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_another_program_has_written_meanwhile_is_kept_on_demand(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "not permitted")))
+    path = tmp_path / "out"
+    with replace_file(path, new=True) as file:
+        file.write(b"first")
+    with pytest.raises(FileExistsError), replace_file(path, new=True) as file:
+        file.write(b"second")
+    assert path.read_bytes() == b"first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

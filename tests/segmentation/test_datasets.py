@@ -67,6 +67,10 @@ def build(section, name=None):
     return build_dataset(section, name or f"{section['mode']}_dataset")
 
 
+def test_a_data_set_may_have_no_transforms(folder):
+    assert len(build(train_section(folder, transforms=[])).file_list) > 0
+
+
 def make_ade20k(root, names=("b", "c", "a")):
     for split in ("training", "validation"):
         for name in names:
