@@ -173,9 +173,9 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, "numpy"):  # reads the header only
             pass
         tensors = deserialize(path.read_bytes())
-    except (SafetensorError, ValueError) as error:
+        return {name: _safetensors_array(name, **tensor) for name, tensor in tensors}
+    except (SafetensorError, ValueError) as error:  # the second of NumPy, for a shape that it cannot have
         raise UnsafePickleError(f"it is damaged or not a safetensors file ({one_line(error)})") from error
-    return {name: _safetensors_array(name, **tensor) for name, tensor in tensors}
 
 
 def _safetensors_array(name: str, dtype: str, shape: list[int], data: bytes) -> np.ndarray:

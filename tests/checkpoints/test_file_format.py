@@ -114,8 +114,10 @@ def safetensors_of(data=b"", **tensor):
         struct.pack("<Q", 2**60) + b"{}",
         safetensors_of(bytes(4)),
         safetensors_of(bytes(8), shape=[2**40]),
+        safetensors_of(bytes(4), shape=[1] * 100, data_offsets=[0, 4]),
+        safetensors_of(shape=[0, 2**62, 8], data_offsets=[0, 0]),
     ],
-    ids=["header of 2^60 bytes", "data missing", "large shape"],
+    ids=["header of 2^60 bytes", "data missing", "large shape", "many dimensions", "large side of nothing"],
 )
 def test_damaged_safetensors_are_refused(tmp_path, content):
     (tmp_path / "w.safetensors").write_bytes(content)
