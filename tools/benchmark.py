@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tools.helpers.benchmark_runtimes import Case, Step
 
 # Those of tools/helpers/benchmark_runtimes.py.
+_MOST_THREADS = 1024
 RUNTIMES = ("eager", "static", "inference", "onnxruntime", "openvino_f32", "openvino_bf16")
 MODES = ("infer", "train")
 SECTION = "benchmark"  # of the document that -into names
@@ -81,6 +82,8 @@ def _check(arguments: Namespace) -> None:
         for value in values if isinstance(values, list) else [values]:
             if value < least:
                 raise UserError(f"-{name} is {value}; it must be at least {least}")
+    if arguments.threads > _MOST_THREADS:  # OpenMP would end the process
+        raise UserError(f"-threads is {arguments.threads}; it must be at most {_MOST_THREADS}")
     for name in ("models", "runtime", "mode", "batch", "size"):
         values = getattr(arguments, name)
         if len(set(values)) < len(values):

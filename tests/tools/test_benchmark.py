@@ -128,6 +128,7 @@ def test_the_names_of_the_runtimes_are_those_that_there_are():
         (["torchvision:resnet"], "unknown model torchvision:resnet"),
         (["paddleclas:resnet"], "unknown model paddleclas:resnet; choose swin_tiny"),
         (["pale_nano", "-rounds", "0"], "-rounds is 0; it must be at least 1"),
+        (["pale_nano", "-threads", "100000"], "-threads is 100000; it must be at most 1024"),
         (["pale_nano", "pale_nano"], "duplicates are not allowed"),
         (["pale_nano", "-mode", "train", "-runtime", "onnxruntime"], "train and -amp need eager"),
         (["pale_nano", "-csv", __file__], "exists already; give another -csv"),
