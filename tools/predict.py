@@ -105,7 +105,13 @@ def open_weights(arguments: Namespace, fused: bool = True) -> tuple[str, Predict
             file=sys.stderr,
         )
     select_device(config.DEVICE)
-    return task, TASKS[task].predictor().from_checkpoint(checkpoint, config, fused), checkpoint
+    try:
+        return task, TASKS[task].predictor().from_checkpoint(checkpoint, config, fused), checkpoint
+    except UserError as error:
+        if not arguments.class_names:
+            raise
+        names = len(checkpoint.class_names or ())
+        raise UserError(f"with the {names} names of -class_names {arguments.class_names}: {error}") from error
 
 
 def read_weights(arguments: Namespace) -> Checkpoint:
