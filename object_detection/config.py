@@ -60,7 +60,7 @@ _FLAGS = {
 }
 
 _FREE_KEYS = """
-    epoch EvalDataset EvalReader TestDataset TestReader TrainDataset.dataset_dir TrainReader.batch_size
+    epoch EvalDataset TestDataset TestReader TrainDataset.dataset_dir TrainReader.batch_size
     PICTURE_THRESHOLD STRICT_DATA
 """
 

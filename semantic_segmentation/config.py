@@ -73,8 +73,7 @@ _FLAGS = {
 }
 
 _FREE_KEYS = """
-    iters batch_size val_dataset test_config train_dataset.dataset_root
-    ABSENT_CLASSES
+    iters batch_size train_dataset.dataset_root val_dataset.dataset_root val_dataset.val_path
 """
 
 

@@ -62,3 +62,17 @@ def test_outputs_that_are_not_finite_are_neither_evaluated_nor_shown(tmp_path, r
         visualize.main([str(image), "-pretrained", str(file), "-out", str(tmp_path / "out"), "-show", "attention"])
     with pytest.raises(UserError, match="the outputs of the model are not finite"):
         export.main(["-pretrained", str(file), "-out", str(tmp_path / "export"), "-formats", "paddle"])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("semantic_segmentation", "ABSENT_CLASSES", "zero"),
+        ("semantic_segmentation", "test_config", "{is_slide: true, crop_size: [64, 64], stride: [32, 32]}"),
+        ("object_detection", "EvalReader.sample_transforms", "[{Decode: {}}, {Permute: {}}]"),
+    ],
+)
+def test_another_measure_of_a_continued_run_is_a_difference(name, key, value):
+    spec = TASKS[name].config()
+    differences = spec.differences(load(spec), load(spec, "-opts", key, value))
+    assert any(line.startswith(key) for line in differences), differences

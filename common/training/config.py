@@ -191,7 +191,7 @@ _MACHINE_KEYS = {"MODEL.PRETRAINED", "MODEL.WEIGHTS", "OUTPUT", "RESUME", "RECOR
 # Keys that say what one command does; they are not part of a run.
 _INVOCATION_KEYS = {"RESUME", "OVERWRITE", "EVAL", "RECORD", "REPORT"}
 
-# Keys that a resumed run may change and still reach identical weights; the trainer compares those of the last line.
+# Keys that a resumed run may change and still reach identical weights and scores; the trainer compares the last line's.
 _FREE_KEYS = {
     *("BASE", "OUTPUT", "DEVICE", "LOG_INTERVAL", "PICTURES", "HISTOGRAMS", "DATA.NUM_WORKERS"),
     *("MODEL.PRETRAINED", "MODEL.WEIGHTS"),
@@ -488,7 +488,7 @@ class TaskConfig:
         return {key: repr(find(config, key)) for key in keys_of(config) if key.rpartition(".")[2] not in _LOCAL_NAMES}
 
     def differences(self, then: CfgNode, now: CfgNode) -> list[str]:
-        """``KEY was VALUE, is VALUE`` for each differing key that influences the weights."""
+        """``KEY was VALUE, is VALUE`` for each differing key that influences the weights, or how they are evaluated."""
         free = _FREE_KEYS | self.free_keys | _INVOCATION_KEYS | self.invocation_keys
         return [
             f"{key} was {find(then, key)}, is {find(now, key)}"
