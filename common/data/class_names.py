@@ -100,7 +100,8 @@ def distinct_names(names: Sequence[str] | None, num_classes: int) -> list[str]:
 
 def has_names(names: Sequence[str] | None) -> bool:
     """Whether classes have names; their mere numbers 0, 1, ... are none."""
-    return bool(names) and list(names or ()) != [str(number) for number in range(len(names or ()))]
+    given = list(names or ())
+    return given != [str(number) for number in range(len(given))]
 
 
 def check_class_names(names: Sequence[str], source: str | Path) -> None:
